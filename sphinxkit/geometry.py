@@ -1,0 +1,109 @@
+"""Where things are: original pixels and the padded square that SPHINX's coordinates live in, both ways.
+
+SPHINX pads an image to a square (the image centred, the odd pixel at the bottom or right) and writes coordinates as
+fractions of that square's side, whatever the resolution.
+Source: LLaMA2-Accessory, accessory/data/transform.py (padded_resize); SPHINX, arXiv:2311.07575, section 3.3.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from sphinxkit.errors import DataError
+
+
+class Frame(enum.Enum):
+    """The frame that coordinates are given in."""
+
+    PIXELS = "pixels"  # of the original image, x right, y down, (0, 0) its top left corner
+    SQUARE = "square"  # fractions of the padded square's side, [0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point (x, y)."""
+
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An axis-parallel box by its top left (x1, y1) and bottom right (x2, y2) corners."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    @property
+    def area(self) -> float:
+        """Width times height; 0 for a box whose corners are swapped."""
+        return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
+
+    def iou(self, other: Box) -> float:
+        """Intersection over union, in [0, 1]; 0 when both are empty."""
+        width = min(self.x2, other.x2) - max(self.x1, other.x1)
+        height = min(self.y2, other.y2) - max(self.y1, other.y1)
+        intersection = max(0.0, width) * max(0.0, height)
+        union = self.area + other.area - intersection
+        return intersection / union if union > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGeometry:
+    """One image's size, and the maps between its pixels and the padded square.
+
+    Args:
+        width: Of the original image, in pixels.
+        height: Likewise.
+    Raises:
+        DataError: A side is not positive.
+    """
+
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        if self.width <= 0 or self.height <= 0:
+            raise DataError(f"image geometry: sides must be positive, got {self.width}x{self.height}")
+
+    @property
+    def side(self) -> int:
+        """Side of the padded square, in pixels: the longer side."""
+        return max(self.width, self.height)
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """(x, y) of the image's top left corner in the square, in pixels: half the difference, rounded down."""
+        return (self.side - self.width) // 2, (self.side - self.height) // 2
+
+    def point_to_square(self, point: Point) -> Point:
+        """Original pixels -> fractions of the square."""
+        x, y = self.offset
+        return Point((point.x + x) / self.side, (point.y + y) / self.side)
+
+    def point_to_pixels(self, point: Point) -> Point:
+        """Fractions of the square -> original pixels (negative or too large in the padding)."""
+        x, y = self.offset
+        return Point(point.x * self.side - x, point.y * self.side - y)
+
+    def box_to_square(self, box: Box) -> Box:
+        """Original pixels -> fractions of the square."""
+        start, end = self.point_to_square(Point(box.x1, box.y1)), self.point_to_square(Point(box.x2, box.y2))
+        return Box(start.x, start.y, end.x, end.y)
+
+    def box_to_pixels(self, box: Box) -> Box:
+        """Fractions of the square -> original pixels (may reach into the padding; see ``clip_box``)."""
+        start, end = self.point_to_pixels(Point(box.x1, box.y1)), self.point_to_pixels(Point(box.x2, box.y2))
+        return Box(start.x, start.y, end.x, end.y)
+
+    def clip_point(self, point: Point) -> Point:
+        """The nearest point of the image, in original pixels."""
+        return Point(min(max(point.x, 0.0), float(self.width)), min(max(point.y, 0.0), float(self.height)))
+
+    def clip_box(self, box: Box) -> Box:
+        """The box's part inside the image, in original pixels; empty if there is none."""
+        start, end = self.clip_point(Point(box.x1, box.y1)), self.clip_point(Point(box.x2, box.y2))
+        return Box(start.x, start.y, end.x, end.y)

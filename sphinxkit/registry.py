@@ -1,0 +1,152 @@
+"""Names to builders, one registry per component family.
+
+Only the standard library is imported here; pydantic comes in with ``options_model``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import typing
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from sphinxkit.errors import RegistryError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+T = TypeVar("T")
+B = TypeVar("B", bound=Callable[..., Any])
+
+ENTRY_POINT_GROUP = "sphinxkit.plugins"
+_plugins_loaded: dict[str, str] = {}  # entry point -> "" or why it failed; loading them twice would register twice
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _load_plugins() -> None:
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name in _plugins_loaded:
+            continue
+        _plugins_loaded[point.name] = ""
+        try:
+            point.load()
+        except Exception as error:  # somebody else's module: whatever it raises must not stop ours
+            _plugins_loaded[point.name] = f"{type(error).__name__}: {error}"
+            warnings.warn(f"sphinxkit plug-in {point.name!r} failed to load: {error}", RuntimeWarning, stacklevel=3)
+
+
+class Registry(Generic[T]):
+    """The builders of one component family, by name.
+
+    A builder is any callable with keyword arguments: a class or a function. Besides registered names,
+    ``package.module:builder`` names any importable builder, and plug-ins (entry-point group ``sphinxkit.plugins``:
+    modules that register on import) are loaded when a name is first missed or the names are listed.
+
+    Args:
+        family: What the components are, for messages: "encoder".
+        builders: Builders known from the start.
+    """
+
+    def __init__(self, family: str, builders: Mapping[str, Callable[..., T]] | None = None) -> None:
+        self.family = family
+        self._builders: dict[str, Callable[..., T]] = dict(builders or {})
+
+    def register(self, name: str) -> Callable[[B], B]:
+        """Decorator that registers a builder under ``name``.
+
+        Raises:
+            RegistryError: The name is taken.
+        """
+
+        def decorator(builder: B) -> B:
+            if name in self._builders:
+                raise RegistryError(f"{self.family} {name!r} is already registered by {self._builders[name]!r}")
+            self._builders[name] = builder
+            return builder
+
+        return decorator
+
+    def names(self) -> list[str]:
+        """Every registered name, plug-ins included, sorted."""
+        _load_plugins()
+        return sorted(self._builders)
+
+    def get(self, name: str) -> Callable[..., T]:
+        """The builder called ``name``, or the one at ``package.module:builder``.
+
+        Raises:
+            RegistryError: There is none; the message lists the known names.
+        """
+        if name in self._builders:
+            return self._builders[name]
+        if ":" in name:
+            return self._import(name)
+        known = self.names()
+        if name in self._builders:
+            return self._builders[name]
+        failed = [f"{plugin} ({why})" for plugin, why in _plugins_loaded.items() if why]
+        raise RegistryError(
+            f"unknown {self.family} {name!r}{suggest(name, known)} Known: {', '.join(known)}"
+            + (f". Plug-ins that failed to load: {', '.join(failed)}" if failed else "")
+        )
+
+    def _import(self, path: str) -> Callable[..., T]:
+        module_name, _, attribute = path.partition(":")
+        try:
+            builder = getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise RegistryError(f"{self.family} {path!r} cannot be imported: {error}") from error
+        if not callable(builder):
+            raise RegistryError(f"{self.family} {path!r} is {type(builder).__name__}, not a callable")
+        return typing.cast("Callable[..., T]", builder)
+
+    def build(self, name: str, **options: Any) -> T:
+        """Build the component ``name`` with keyword options.
+
+        Raises:
+            RegistryError: Unknown name, unknown option or a required option that is missing.
+        """
+        builder = self.get(name)
+        signature = inspect.signature(builder)
+        try:
+            signature.bind(**options)
+        except TypeError as error:
+            unknown = [option for option in options if option not in signature.parameters]
+            hint = suggest(unknown[0], signature.parameters) if unknown else ""
+            raise RegistryError(f"{self.family} {name!r}: {error}{hint} Signature: {signature}") from error
+        return builder(**options)
+
+    def options_model(self, name: str, wired: Collection[str] = ()) -> type[BaseModel]:
+        """A pydantic model of the builder's keyword options, generated from its signature.
+
+        Args:
+            name: Registered name or ``package.module:builder``.
+            wired: Parameters that assembly fills in; they are left out, so writing them is an error.
+        Raises:
+            RegistryError: Unknown name.
+        """
+        from pydantic import ConfigDict, create_model
+
+        builder = self.get(name)
+        target = builder.__init__ if inspect.isclass(builder) else builder
+        hints = typing.get_type_hints(target)
+        fields: dict[str, Any] = {}
+        extra: typing.Literal["allow", "forbid"] = "forbid"
+        for parameter in inspect.signature(builder).parameters.values():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                extra = "allow"
+            elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL and parameter.name not in wired:
+                default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+                fields[parameter.name] = (hints.get(parameter.name, Any), default)
+        config = ConfigDict(extra=extra, arbitrary_types_allowed=True, protected_namespaces=())
+        return create_model(f"{name}_options", __config__=config, **fields)
