@@ -76,7 +76,7 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         _fsync(temporary)
-        os.replace(temporary, target)
+        temporary.replace(target)
         _fsync(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -103,15 +103,15 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
             _fsync(path)
         if target.exists():
             previous = target.with_name(f".{target.name}.old.{os.getpid()}{TEMP_SUFFIX}")
-            os.rename(target, previous)
+            target.rename(previous)
             try:
-                os.rename(temporary, target)
+                temporary.rename(target)
             except BaseException:
-                os.rename(previous, target)
+                previous.rename(target)
                 raise
             _remove(previous)
         else:
-            os.rename(temporary, target)
+            temporary.rename(target)
         _fsync(target.parent)
     except BaseException:
         if temporary.exists():

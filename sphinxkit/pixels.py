@@ -1,7 +1,7 @@
 """Pixel statistics and the one way in which SPHINX resizes pixel tensors.
 
-Every pixel tensor that travels through sphinxkit is (B, 3, H, W), CLIP-normalised; an encoder made with other statistics
-renormalises for itself.
+Every pixel tensor that travels through sphinxkit is (B, 3, H, W), CLIP-normalised; an encoder made with other
+statistics renormalises for itself.
 """
 
 from __future__ import annotations

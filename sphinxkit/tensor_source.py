@@ -1,4 +1,4 @@
-"""The protocol between whoever reads tensors by name (checkpoints) and whoever works on them (interpolation, loading)."""
+"""The protocol between whoever reads tensors by name (checkpoints) and whoever works on them (loading, mixing)."""
 
 from __future__ import annotations
 
