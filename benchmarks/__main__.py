@@ -1,0 +1,143 @@
+"""Command line: ``python -m benchmarks list | run | table | gpu`` (see README.md)."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import harness, report
+
+# In order of worth, for a lease that ends: what decides something first.
+GPU_ORDER = ["attention", "decode", "prefill", "end_to_end", "encoders", "projectors", "mixers", "tilers", "loading"]
+GPU_SECONDS = 9 * 60
+GPU_TEST_SECONDS = 4 * 60
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is 1 if a case failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the benchmarks and what each measures")
+
+    run = commands.add_parser("run", help="measure")
+    run.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    run.add_argument("--device", choices=["cpu", "cuda"], default=harness.default_device())
+    run.add_argument("--json", type=Path, required=True, metavar="OUT", help="document, rewritten after every case")
+    run.add_argument("--micro", action="store_true", help="tiny sizes: proves every timed path, measures nothing")
+    run.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
+    run.add_argument("--repeats", type=int, default=7, help="rounds per case (default 7)")
+    run.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    run.add_argument("--seconds", type=float, help="skip cases once this much time has passed")
+    run.add_argument("--scratch", type=Path, help="folder for large files (default: the system's temporary folder)")
+    run.add_argument("--note", default="", help="goes into the document and the table")
+
+    table = commands.add_parser("table", help="render documents to RESULTS.md and plots")
+    table.add_argument("documents", nargs="*", type=Path, help="default: benchmarks/results/*.json")
+    table.add_argument("--out", type=Path, default=harness.FOLDER / "RESULTS.md")
+
+    gpu = commands.add_parser("gpu", help="GPU tests, then everything worth running on one large GPU, in nine minutes")
+    gpu.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets gpu_tests.log and gpu.json")
+    gpu.add_argument("--seconds", type=float, default=GPU_SECONDS, help=f"for all of it (default {GPU_SECONDS})")
+    gpu.add_argument("--no-tests", action="store_true", help="benchmarks only")
+    gpu.add_argument("--micro", action="store_true", help="tiny sizes, on the CPU if there is no GPU: a dry run")
+    options = parser.parse_args(arguments)
+    commands_by_name = {"list": _list, "run": _run, "table": _table, "gpu": _gpu}
+    return commands_by_name[options.command](options)
+
+
+def _list(options: argparse.Namespace) -> int:
+    for name in harness.names():
+        summary = (harness.module(name).__doc__ or "").strip().splitlines()[0]
+        print(f"{name:15} {summary}")
+    return 0
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch sees no CUDA device")
+
+
+def _measure(options: argparse.Namespace, names: list[str], device: str, out: Path, deadline: float | None) -> int:
+    parent = getattr(options, "scratch", None)
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="sphinxkit-bench-", dir=parent) as scratch:
+        context = harness.Context(
+            device=torch.device(device),
+            scratch=Path(scratch),
+            micro=options.micro,
+            repeats=getattr(options, "repeats", 7),
+            deadline=deadline,
+        )
+        document = harness.run(
+            names,
+            context,
+            out,
+            only=getattr(options, "only", ""),
+            note=getattr(options, "note", ""),
+            log=harness.log_to_stderr,
+        )
+    failed = [record for record in document.results if record.status == "failed"]
+    print(f"{out}: {len(document.results)} cases, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    _check_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        names = options.names or harness.names()
+        for name in names:
+            harness.module(name)
+    except LookupError as error:
+        sys.exit(str(error))
+    deadline = time.monotonic() + options.seconds if options.seconds else None
+    return _measure(options, names, options.device, options.json, deadline)
+
+
+def _table(options: argparse.Namespace) -> int:
+    documents = options.documents or sorted((harness.FOLDER / "results").glob("*.json"))
+    written = report.write(documents, options.out)
+    print("\n".join(str(path) for path in written))
+    return 0
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    deadline = time.monotonic() + options.seconds
+    device = "cpu" if options.micro and not torch.cuda.is_available() else "cuda"
+    _check_device(device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    tests = 0
+    if not options.no_tests:
+        log = options.out / "gpu_tests.log"
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--color=no", "tests"]
+        with log.open("w") as file:
+            try:
+                limit = min(GPU_TEST_SECONDS, options.seconds / 2)
+                done = subprocess.run(
+                    command,
+                    cwd=harness.FOLDER.parent,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    timeout=limit,
+                    check=False,
+                )
+                tests = done.returncode
+            except subprocess.TimeoutExpired:
+                tests = 124
+        last = log.read_text().strip().splitlines()[-1:]
+        print(f"pytest -m gpu: exit code {tests}: {' '.join(last)}", flush=True)
+    names = [name for name in GPU_ORDER if name in harness.names()]
+    measured = _measure(options, names, device, options.out / "gpu.json", deadline)
+    return 1 if tests or measured else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

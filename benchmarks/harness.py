@@ -1,0 +1,502 @@
+"""The harness: cases with their counted work and their candidates in, interleaved timings out.
+
+A benchmark is a module ``bench_<name>.py`` with a docstring and ``cases(context)``, a generator of ``Case``.
+README.md beside this file says how to write one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from benchmarks import ceilings
+from benchmarks.results import CaseRecord, Document, Measurement, WorkRecord
+
+T = TypeVar("T")
+OURS = "sphinxkit"
+FOLDER = Path(__file__).resolve().parent
+# Our choice: shorter calls are repeated inside one timing until it lasts this long, so that the clock's own cost
+# (a microsecond; a few for a pair of CUDA events) stays below a thousandth.
+MIN_TIMED_SECONDS = 2e-3
+MAX_CALLS = 200
+PACKAGES = ["torch", "torchvision", "timm", "open_clip_torch", "transformers", "xformers", "safetensors", "pillow"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least work one call needs: FLOPs (a multiply-add is two), and bytes (inputs read once, outputs written once).
+
+    Args:
+        flops: Floating-point operations of the matrix unit.
+        read_bytes: Bytes that must be read from memory.
+        write_bytes: Bytes that must be written.
+        disk_read_bytes: Bytes that must come from the disk.
+        disk_write_bytes: Bytes that must go to the disk.
+        dtype: The dtype whose matmul rate is the ceiling for ``flops``.
+    """
+
+    flops: float = 0
+    read_bytes: float = 0
+    write_bytes: float = 0
+    disk_read_bytes: float = 0
+    disk_write_bytes: float = 0
+    dtype: torch.dtype = torch.float32
+
+    def record(self) -> WorkRecord:
+        """The same as it goes into the document."""
+        values = {name: getattr(self, name) for name in WorkRecord.model_fields if name != "dtype"}
+        return WorkRecord(dtype=str(self.dtype).removeprefix("torch."), **values)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a candidate that times itself returns instead of its output.
+
+    Args:
+        seconds: Its time.
+        peak_bytes: Peak extra memory, if known.
+        output: What to compare with the other candidates' outputs.
+        extra: Facts for the document (JSON-serialisable); of several rounds, the last is kept.
+    """
+
+    seconds: float
+    peak_bytes: float | None = None
+    output: object = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure, done by several candidates on the same inputs.
+
+    Args:
+        name: Unique within the benchmark: sizes, dtype.
+        candidates: name -> callable taking the tensors of one input set; ours is called "sphinxkit". It may return its
+            output (a tensor, or a list or tuple of them) or a Sample.
+        work: Counted, not measured.
+        inputs: Input sets, taken in turn by every round; several of them keep caches from helping.
+        amount: How many ``unit`` one call does, for a rate; 0: no rate.
+        unit: Of the rate: "tokens", "images", "bytes".
+        tolerance: Largest relative L2 distance of an output to the first candidate's, else the case fails;
+            0: bitwise; None: outputs are not compared.
+        repeats: Rounds; None: the context's.
+        max_seconds: After this long no further round is started (the first is always finished).
+        skip: A reason not to run it: recorded, nothing is called.
+    """
+
+    name: str
+    candidates: Mapping[str, Callable[..., object]] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
+    inputs: Sequence[tuple[Any, ...]] = ((),)
+    amount: float = 0
+    unit: str = ""
+    tolerance: float | None = None
+    repeats: int | None = None
+    max_seconds: float = 60.0
+    skip: str = ""
+
+
+class Timer:
+    """``with context.timer() as timer: ...`` then ``timer.seconds``: CUDA events on a GPU, the clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self.seconds = 0.0
+
+    def __enter__(self) -> Timer:
+        if self._cuda:
+            self._start = torch.cuda.Event(enable_timing=True)
+            self._end = torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            self._start.record()
+        self._begin = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._cuda:
+            self._end.record()
+            self._end.synchronize()
+            self.seconds = self._start.elapsed_time(self._end) / 1e3
+        else:
+            self.seconds = time.perf_counter() - self._begin
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a benchmark is run with.
+
+    Args:
+        device: Where to run.
+        scratch: An existing folder for files, removed after the run.
+        micro: Sizes so small that everything runs in a second: proves the code, measures nothing.
+        repeats: Rounds per case.
+        deadline: ``time.monotonic()`` after which cases are skipped; None: no limit.
+    """
+
+    device: torch.device
+    scratch: Path
+    micro: bool = False
+    repeats: int = 7
+    deadline: float | None = None
+
+    def pick(self, full: T, micro: T) -> T:
+        """``full``, or ``micro`` in a micro run."""
+        return micro if self.micro else full
+
+    def on(self, cuda: T, cpu: T, micro: T) -> T:
+        """A size by device, or the micro one."""
+        return micro if self.micro else (cuda if self.device.type == "cuda" else cpu)
+
+    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Fresh random data on the device (never zeros: they time differently)."""
+        return torch.randn(shape, device=self.device, dtype=dtype)
+
+    def rotations(self, size: float) -> int:
+        """How many input sets of ``size`` bytes overflow the caches: 2 to 8."""
+        return 2 if self.micro else max(2, min(8, math.ceil(256e6 / max(size, 1))))
+
+    def timer(self) -> Timer:
+        """A timer for candidates that time themselves."""
+        return Timer(self.device)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline; infinite without one."""
+        return math.inf if self.deadline is None else self.deadline - time.monotonic()
+
+
+def nbytes(*values: object) -> int:
+    """Bytes of tensors, nested in lists, tuples and modules (their parameters and buffers)."""
+    total = 0
+    for value in values:
+        if isinstance(value, Tensor):
+            total += value.numel() * value.element_size()
+        elif isinstance(value, torch.nn.Module):
+            total += nbytes(*value.parameters(), *value.buffers())
+        elif isinstance(value, list | tuple):
+            total += nbytes(*value)
+    return total
+
+
+def count_flops(build: Callable[[], Callable[..., object]], *shapes: tuple[int, ...]) -> int:
+    """FLOPs of a model's forward, counted operator by operator on the meta device: nothing is computed or allocated.
+
+    Args:
+        build: Builds the callable; runs under ``torch.device("meta")``.
+        shapes: Shapes of its (float32) inputs.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = build()
+        inputs = [torch.empty(shape) for shape in shapes]
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(*inputs)
+    return counter.get_total_flops()
+
+
+def difference(output: object, reference: object) -> float:
+    """Relative L2 distance in float64; infinite for other shapes, other lengths or NaN."""
+    if isinstance(output, Tensor) and isinstance(reference, Tensor):
+        if output.shape != reference.shape:
+            return math.inf
+        a, b = output.detach().double().cpu(), reference.detach().double().cpu()
+        if torch.equal(a, b):
+            return 0.0
+        distance = ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
+        return distance if math.isfinite(distance) else math.inf
+    if isinstance(output, list | tuple) and isinstance(reference, list | tuple) and len(output) == len(reference):
+        return max((difference(a, b) for a, b in zip(output, reference, strict=True)), default=0.0)
+    return 0.0 if output == reference else math.inf
+
+
+def _call(function: Callable[..., object], inputs: tuple[Any, ...], calls: int, device: torch.device) -> Sample:
+    samples: list[Sample] = []
+    output: object = None
+
+    def block() -> None:
+        nonlocal output
+        for _ in range(calls):
+            output = function(*inputs)
+            if isinstance(output, Sample):
+                samples.append(output)
+
+    seconds = ceilings.seconds_of(block, device)
+    if samples:
+        return Sample(statistics.fmean(s.seconds for s in samples), samples[-1].peak_bytes, None, samples[-1].extra)
+    return Sample(seconds / calls, output=output)
+
+
+def _first_call(function: Callable[..., object], inputs: tuple[Any, ...], device: torch.device) -> Sample:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    output = function(*inputs)
+    if isinstance(output, Sample):
+        return output
+    peak = float(torch.cuda.max_memory_allocated() - before) if device.type == "cuda" else None
+    return Sample(0.0, peak_bytes=peak, output=output)
+
+
+def measure(benchmark: str, case: Case, context: Context) -> CaseRecord:
+    """Measure one case: check the outputs, warm up, then rounds in which every candidate runs once, order rotating."""
+    record = CaseRecord(
+        benchmark=benchmark,
+        case=case.name,
+        status="skipped",
+        reason=case.skip or "out of time",
+        work=case.work.record(),
+        unit=case.unit,
+        amount=case.amount or None,
+    )
+    if case.skip or context.seconds_left <= 0:
+        return record
+    device, names = context.device, list(case.candidates)
+    with torch.no_grad():
+        first = {name: _first_call(case.candidates[name], case.inputs[0], device) for name in names}
+        distances = {
+            name: difference(first[name].output, first[names[0]].output) if case.tolerance is not None else None
+            for name in names
+        }
+        wrong = [
+            f"{name} differs from {names[0]} by {distance:.2e}, allowed {case.tolerance:.0e}"
+            for name, distance in distances.items()
+            if distance is not None and case.tolerance is not None and distance > case.tolerance
+        ]
+        if wrong:
+            return record.model_copy(update={"status": "failed", "reason": "; ".join(wrong)})
+        peaks = {name: first[name].peak_bytes for name in names}
+        del first
+        calls = {}
+        for name in names:
+            once = _call(case.candidates[name], case.inputs[-1], 1, device)
+            timed_itself = once.seconds > MIN_TIMED_SECONDS or context.micro
+            calls[name] = 1 if timed_itself else min(MAX_CALLS, math.ceil(MIN_TIMED_SECONDS / max(once.seconds, 1e-7)))
+        samples: dict[str, list[Sample]] = {name: [] for name in names}
+        begin = time.monotonic()
+        for round_index in range(context.pick(case.repeats or context.repeats, 2)):
+            spent = time.monotonic() - begin
+            if round_index and (spent > min(case.max_seconds, context.seconds_left + spent)):
+                break
+            inputs = case.inputs[round_index % len(case.inputs)]
+            shift = round_index % len(names)
+            for name in names[shift:] + names[:shift]:
+                sample = _call(case.candidates[name], inputs, calls[name], device)
+                samples[name].append(Sample(sample.seconds, sample.peak_bytes, None, sample.extra))
+    measured = {name: _summarise(samples[name], calls[name], distances[name], peaks[name]) for name in names}
+    speedup = {
+        name: statistics.median(
+            other.seconds / ours.seconds for ours, other in zip(samples[OURS], samples[name], strict=True)
+        )
+        for name in names
+        if OURS in samples and name != OURS
+    }
+    return record.model_copy(update={"status": "ok", "reason": "", "candidates": measured, "speedup": speedup})
+
+
+def _summarise(samples: list[Sample], calls: int, distance: float | None, peak: float | None) -> Measurement:
+    seconds = sorted(max(sample.seconds, 1e-9) for sample in samples)
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    peaks = [sample.peak_bytes for sample in samples if sample.peak_bytes is not None]
+    return Measurement(
+        median=statistics.median(seconds),
+        low=min(low, statistics.median(seconds)),
+        high=max(high, statistics.median(seconds)),
+        best=seconds[0],
+        repeats=len(seconds),
+        calls_per_repeat=calls,
+        difference=distance,
+        peak_bytes=max(peaks, default=peak),
+        extra=samples[-1].extra,
+    )
+
+
+def names() -> list[str]:
+    """Every benchmark beside this file."""
+    return sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+
+
+def module(name: str) -> ModuleType:
+    """The module of one benchmark.
+
+    Raises:
+        LookupError: There is none; the message lists those that exist.
+    """
+    if name not in names():
+        raise LookupError(f"unknown benchmark {name!r}; there are: {', '.join(names())}")
+    return importlib.import_module(f"benchmarks.bench_{name}")
+
+
+def _git_commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=FOLDER, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        cpu = found.group(1) if found else cpu
+        memory = int(re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text()).group(1)) * 1024  # type: ignore[union-attr]
+    except OSError:
+        memory = 0
+    facts: dict[str, Any] = {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": memory,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
+    return facts
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    import sphinxkit
+
+    found = {"python": platform.python_version(), "sphinxkit": sphinxkit.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _load() -> float:
+    return round(os.getloadavg()[0], 2)
+
+
+def run(
+    benchmarks: Sequence[str],
+    context: Context,
+    out: Path,
+    *,
+    only: str = "",
+    note: str = "",
+    log: Callable[[str], None] = print,
+) -> Document:
+    """Run benchmarks one after the other, writing the document after every case.
+
+    Args:
+        benchmarks: Names, in order.
+        context: Device, sizes, limits.
+        out: JSON file; replaced whole after every case.
+        only: Regular expression that a case's name must contain a match of; others are left out.
+        note: Goes into the document: what a reader of the numbers must know.
+        log: Gets one line per case.
+    """
+    modules = [(name, module(name)) for name in benchmarks]
+    disk = any(getattr(m, "USES_DISK", False) for _, m in modules)
+    document = Document(
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        device=context.device.type,  # type: ignore[arg-type]
+        micro=context.micro,
+        note=note,
+        commit=_git_commit(),
+        machine=_machine(context.device),
+        versions=_versions(),
+        load_average=[_load()],
+        ceilings=ceilings.measure(context.device, context.scratch, context.micro, disk),
+    )
+    document.write(out)
+    for name, benchmark in modules:
+        for record in _records(name, benchmark, context, only):
+            document.results.append(record)
+            document.write(out)
+            log(line(record))
+        document.load_average.append(_load())
+        if context.seconds_left > 5 and not context.micro:  # what the machine gives may drift: take the best
+            document.ceilings = document.ceilings.best(ceilings.measure(context.device, context.scratch, False, disk))
+    document.finished = True
+    document.write(out)
+    return document
+
+
+def _records(name: str, benchmark: ModuleType, context: Context, only: str) -> Iterator[CaseRecord]:
+    devices = getattr(benchmark, "DEVICES", ("cpu", "cuda"))
+    if context.device.type not in devices:
+        yield CaseRecord(benchmark=name, case="all", status="skipped", reason=f"runs on {', '.join(devices)} only")
+        return
+    case = None
+    try:
+        for case in benchmark.cases(context):
+            if only and not re.search(only, case.name):
+                continue
+            try:
+                yield measure(name, case, context)
+            except Exception as error:  # one broken case must not cost the others
+                yield _failure(name, case.name, error)
+            if context.device.type == "cuda":
+                torch.cuda.empty_cache()
+    except Exception as error:
+        yield _failure(name, f"after {case.name}" if case else "set-up", error)
+
+
+def _failure(benchmark: str, case: str, error: Exception) -> CaseRecord:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+    return CaseRecord(benchmark=benchmark, case=case, status="failed", reason=reason[-1500:])
+
+
+def line(record: CaseRecord) -> str:
+    """One line about one case, for the terminal."""
+    head = f"{record.benchmark}: {record.case}"
+    if record.status != "ok":
+        return f"{head}: {record.status}: {record.reason}"
+    parts = []
+    for name, measured in record.candidates.items():
+        text = f"{name} {format_seconds(measured.median)}"
+        if record.amount:
+            text += f" ({record.amount / measured.median:.4g} {record.unit}/s)"
+        if name in record.speedup:
+            text += f" [x{record.speedup[name]:.2f}]"
+        parts.append(text)
+    return f"{head}: " + ", ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """1.234 s, 5.67 ms, 8.9 us."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def default_device() -> str:
+    """The GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def log_to_stderr(text: str) -> None:
+    """Progress goes to standard error, so that standard output stays for results."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
