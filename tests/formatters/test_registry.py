@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+
+from sphinxkit import formatters
+from sphinxkit.errors import RegistryError
+
+
+def test_names() -> None:
+    assert formatters.names() == ["sphinx_v1"]
+    with pytest.raises(RegistryError, match="unknown conversation 'sphinx_v2'; did you mean 'sphinx_v1'"):
+        formatters.create("sphinx_v2")
