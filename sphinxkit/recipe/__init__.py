@@ -1,0 +1,7 @@
+"""Recipe files: what they may say, how they are assembled, how models are loaded and saved."""
+
+from sphinxkit.recipe.build import build
+from sphinxkit.recipe.io import load
+from sphinxkit.recipe.recipe import Recipe, shipped_recipes
+
+__all__ = ["Recipe", "build", "load", "shipped_recipes"]

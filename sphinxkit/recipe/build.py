@@ -1,0 +1,157 @@
+"""Assembly: a model recipe becomes a SphinxModel. The only place that wires widths and knows names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sphinxkit import encoders, formatters, llama, mixers, projectors, tilers
+from sphinxkit.errors import RecipeError
+from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.recipe.schema import ComponentSpec, ModelSpec, VisionSpec
+from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.tokenizer import Tokenizer
+from sphinxkit.vision_tower import VisionBranch, VisionTower
+
+Place = Callable[[Callable[[], Any]], Any]
+
+
+def build(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Tokenizer | None = None,
+) -> SphinxModel:
+    """Build a model from a recipe, with random weights.
+
+    Args:
+        recipe: A shipped name ("sphinx_1k_13b"), a path, a dict or a Recipe, of kind ``model``.
+        device: "meta" builds the structure without memory.
+        dtype: Of every parameter.
+        tokenizer: Overrides the recipe's own.
+
+    Raises:
+        RecipeError: The recipe is not valid, or not of kind ``model``.
+        ShapeError: Its parts do not fit each other.
+    """
+    found = _model_recipe(recipe)
+    device = torch.device(device)
+
+    def place(builder: Callable[[], Any]) -> Any:
+        """Construct on the device itself, component by component: only one is ever in the constructor's float32."""
+        with torch.device(device):
+            return builder().to(dtype)
+
+    def place_llm(builder: Callable[[], Any]) -> Any:
+        """The largest part goes from meta straight to its dtype."""
+        with torch.device("meta"):
+            llm = builder().to(dtype)
+        if device.type != "meta":
+            llm = llm.to_empty(device=device)
+            llm.init_weights()
+        return llm
+
+    model = assemble(found, place, place_llm, tokenizer)
+    if model.vision is not None and device.type != "meta":
+        model.vision.init_weights()
+    return model.eval()
+
+
+def build_on_meta(recipe: Recipe, dtype: torch.dtype, tokenizer: Tokenizer | None = None) -> SphinxModel:
+    """The model's structure without memory, to be filled by ``checkpoint.load_into``."""
+
+    def place(builder: Callable[[], Any]) -> Any:
+        with torch.device("meta"):
+            return builder().to(dtype)
+
+    return assemble(_model_recipe(recipe), place, place, tokenizer).eval()
+
+
+def _model_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+    found = Recipe.find(recipe)
+    if found.kind != "model":
+        raise RecipeError(f"recipe {found.source or found.name}: expected kind model, got kind {found.kind}")
+    return found
+
+
+def _without(spec: ComponentSpec, *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in spec.options.items() if key not in keys}
+
+
+def assemble(recipe: Recipe, place: Place, place_llm: Place, tokenizer: Tokenizer | None = None) -> SphinxModel:
+    """Put a model together from its parts.
+
+    Args:
+        recipe: Of kind ``model``.
+        place: Calls a module's builder on the wanted device and dtype.
+        place_llm: The same for the language model.
+        tokenizer: Overrides the recipe's own.
+    """
+    spec = ModelSpec.model_validate(recipe.document)
+    llm = place_llm(lambda: llama.create(spec.llm.type, **spec.llm.options))
+    vision = None if spec.vision is None else _vision_tower(spec.vision, llm.embed_dim, place)
+    if tokenizer is None and spec.tokenizer is not None:
+        folder = recipe.source.parent if recipe.source else Path()
+        tokenizer = Tokenizer(folder / spec.tokenizer)
+    if tokenizer is not None and tokenizer.vocab_size != llm.vocab_size:
+        raise RecipeError(
+            f"recipe {recipe.source or recipe.name}: the tokenizer has {tokenizer.vocab_size} pieces, but llm.vocab_size "
+            f"is {llm.vocab_size}"
+        )
+    return SphinxModel(
+        llm,
+        vision,
+        tokenizer=tokenizer,
+        conversation=formatters.create(spec.conversation.type, **spec.conversation.options),
+        recipe_yaml=Recipe(recipe.resolved() | {"tokenizer": None}).to_yaml(),
+    )
+
+
+def _vision_tower(spec: VisionSpec, embed_dim: int, place: Place) -> VisionTower:
+    if spec.tiler is None:
+        tiler = tilers.create("grid", rows=1, cols=1, tile_size=spec.image_size, thumbnail=False)
+    else:
+        tiler = tilers.create(spec.tiler.type, **spec.tiler.options)
+    expected = (spec.image_size, spec.image_size)
+    if getattr(tiler, "image_size", expected) != expected:
+        raise RecipeError(
+            f"vision.tiler: its tiles make an image of {tiler.image_size[0]}x{tiler.image_size[1]}, but vision.image_size "
+            f"is {spec.image_size}"
+        )
+    branches = []
+    for branch in spec.branches:
+        parts = [
+            place(lambda encoder=encoder: encoders.create(encoder.type, **_without(encoder, "tile_size")))
+            for encoder in branch.encoders
+        ]
+        widths = [part.embed_dim for part in parts]
+        mixer: nn.Module | None = None
+        if branch.mixer is not None:
+            chosen = branch.mixer
+            mixer = place(lambda: mixers.create(chosen.type, embed_dims=widths, **chosen.options))
+        elif len(parts) > 1:
+            raise RecipeError(f"vision.branches: {len(parts)} encoders ({', '.join(map(str, widths))} wide) need a mixer")
+        chosen_projector = branch.projector
+        projector = place(
+            lambda: projectors.create(
+                chosen_projector.type,
+                in_dim=widths[0] if mixer is None else mixer.embed_dim,
+                out_dim=embed_dim,
+                **chosen_projector.options,
+            )
+        )
+        sizes = [encoder.options.get("tile_size") for encoder in branch.encoders]
+        branches.append(VisionBranch(parts, projector, mixer, sizes))
+    return place(
+        lambda: VisionTower(
+            branches,
+            mixers.create(spec.mixer.type, **spec.mixer.options),
+            embed_dim=embed_dim,
+            image_size=spec.image_size,
+            tiler=tiler,
+        )
+    )

@@ -1,0 +1,51 @@
+"""Loading a model from a directory or the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sphinxkit import checkpoint
+from sphinxkit.errors import CheckpointError
+from sphinxkit.recipe.build import build_on_meta
+from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.tokenizer import Tokenizer
+
+
+def load(
+    path_or_hub_id: str | Path,
+    recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> SphinxModel:
+    """Load a model: a sphinxkit directory, or a released SPHINX, Meta or HF Llama one.
+
+    Tensors stream one by one from the mapped files to their device and dtype; nothing is built to be thrown away.
+
+    Args:
+        path_or_hub_id: A directory, or ``hf://org/repo``.
+        recipe: Overrides what the directory says about the model's structure.
+        device: Where the weights go.
+        dtype: Of every parameter.
+
+    Raises:
+        CheckpointError: Files, keys, shapes or the tokenizer do not fit; one error lists every fault.
+        RecipeError: The recipe is not valid.
+    """
+    with checkpoint.open(checkpoint.resolve(path_or_hub_id)) as source:
+        found = Recipe(source.recipe) if recipe is None else Recipe.find(recipe)
+        tokenizer = Tokenizer(source.tokenizer_path) if source.tokenizer_path is not None else None
+        if tokenizer is not None and "llm.embed_tokens.weight" in source:
+            rows = source.shape("llm.embed_tokens.weight")[0]
+            if tokenizer.vocab_size != rows:
+                raise CheckpointError(
+                    f"{source.tokenizer_path} has {tokenizer.vocab_size} pieces, but llm.embed_tokens.weight in "
+                    f"{path_or_hub_id} has {rows} rows: use the tokenizer.model that the checkpoint was trained with"
+                )
+        model = build_on_meta(found, dtype, tokenizer)
+        checkpoint.load_into(model, source, device=device, dtype=dtype)
+    return model.eval()

@@ -1,0 +1,139 @@
+"""A recipe: a validated document, where it came from, and its YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.errors import RecipeError
+from sphinxkit.recipe.schema import component_defaults, find_faults, model_slots
+from sphinxkit.registry import suggest
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with sphinxkit, by name (the file's stem)."""
+    packaged = Path(str(resources.files("sphinxkit.recipe"))) / "shipped"
+    folder = packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A valid recipe.
+
+    Args:
+        document: What the file says, unchanged.
+        source: The file it came from, for messages and for paths beside it; None for a dict.
+    Raises:
+        RecipeError: The document is not valid; the message lists every fault with its path.
+    """
+
+    document: Mapping[str, Any]
+    source: Path | None = None
+
+    def __post_init__(self) -> None:
+        faults = find_faults(self.document)
+        if faults:
+            count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+            lines = "".join(f"\n  {fault}" for fault in faults)
+            raise RecipeError(f"recipe {self.source or '(given as a dict)'} has {count}:{lines}")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Recipe:
+        """Read and validate a recipe file.
+
+        Raises:
+            RecipeError: No such file, not YAML, or not a valid recipe.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {path} cannot be read: {error}") from error
+        return cls(_parse_yaml(text, str(path)), path)
+
+    @classmethod
+    def find(cls, recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+        """A recipe from whatever names one: a shipped name, a path, a dict or a recipe.
+
+        Raises:
+            RecipeError: It is none of these, or not valid.
+        """
+        if isinstance(recipe, Recipe):
+            return recipe
+        if isinstance(recipe, Mapping):
+            return cls(recipe)
+        shipped = shipped_recipes()
+        if str(recipe) in shipped:
+            return cls.from_yaml(shipped[str(recipe)])
+        if Path(recipe).suffix in (".yaml", ".yml") or Path(recipe).exists():
+            return cls.from_yaml(recipe)
+        raise RecipeError(
+            f"no recipe {str(recipe)!r}: neither a file nor a shipped name"
+            f"{suggest(str(recipe), shipped)} Shipped: {', '.join(shipped)}"
+        )
+
+    @property
+    def kind(self) -> str:
+        """``model``, ``mixture`` or ``mix``."""
+        return str(self.document["kind"])
+
+    @property
+    def name(self) -> str:
+        """The file's stem, or ``recipe``."""
+        return self.source.stem if self.source else "recipe"
+
+    def resolved(self) -> dict[str, Any]:
+        """The document with every component's defaults written out, as it is saved beside a checkpoint."""
+        document = _copy(self.document)
+        if self.kind != "model":
+            return document
+        for slot in model_slots(document):
+            if slot.value is not None:
+                holder: Any = document
+                for key in slot.path[:-1]:
+                    holder = holder[key]
+                holder[slot.path[-1]] = component_defaults(slot)
+        return document
+
+    def to_yaml(self) -> str:
+        """The document as YAML, keys in the file's order."""
+        import yaml
+
+        return yaml.safe_dump(_copy(self.document), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(nested) for key, nested in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(nested) for nested in value]
+    return value
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    import yaml
+
+    class UniqueKeyLoader(yaml.SafeLoader):
+        """A safe loader that refuses a key written twice, which YAML forbids and PyYAML lets the last one win."""
+
+    def mapping(loader: UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise RecipeError(f"recipe {where}, line {key_node.start_mark.line + 1}: key {key!r} is written twice")
+            seen.add(key)
+        return loader.construct_mapping(node, deep=True)
+
+    UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        documents = list(yaml.load_all(text, UniqueKeyLoader))  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe {where} is not YAML: {error}") from error
+    if len(documents) != 1:
+        raise RecipeError(f"recipe {where}: expected one document, got {len(documents)}")
+    return documents[0]
