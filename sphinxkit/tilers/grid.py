@@ -1,0 +1,113 @@
+"""One high-resolution image as a downsampled view plus its sub-images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from sphinxkit.errors import ShapeError
+from sphinxkit.pixels import check_pixels, resize_pixels
+
+
+@dataclass(frozen=True)
+class GridTiler:
+    """Cut an image into rows x cols crops, with a downsampled view of the whole in front.
+
+    SPHINX is ``GridTiler(1, 1, 224, thumbnail=False)``, SPHINX-1k ``GridTiler(2, 2, 224)``, SPHINX-2k
+    ``GridTiler(3, 3, 224)``. An encoder that sees another size beside a bigger one (DINOv2's 224 beside ConvNeXt's 512)
+    asks the same tiler for its own ``tile_size``.
+
+    Args:
+        rows: Crops down.
+        cols: Crops across.
+        tile_size: Side of a crop in pixels; the image is ``rows * tile_size`` high and ``cols * tile_size`` wide.
+        thumbnail: View 0 is the whole image, resized to a crop's size.
+    Raises:
+        ShapeError: ``rows``, ``cols`` or ``tile_size`` is not positive.
+    Source: SPHINX, arXiv:2311.07575, section 3.4; LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py and (second
+        size) llama_ens5_light.py, encode_image.
+    """
+
+    rows: int = 2
+    cols: int = 2
+    tile_size: int = 224
+    thumbnail: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols", "tile_size"):
+            if getattr(self, name) < 1:
+                raise ShapeError(f"grid tiler: {name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the image that ``tile`` takes."""
+        return self.rows * self.tile_size, self.cols * self.tile_size
+
+    @property
+    def num_views(self) -> int:
+        """Views of one image, V."""
+        return self.rows * self.cols + int(self.thumbnail)
+
+    @property
+    def is_tile(self) -> tuple[bool, ...]:
+        """For each view whether it is a sub-image crop; a view of the whole image is none."""
+        crops = (self.rows * self.cols > 1,) * (self.rows * self.cols)
+        return (False, *crops) if self.thumbnail else crops
+
+    def tile(self, pixels: Tensor, tile_size: int | None = None) -> Tensor:
+        """Make the views of a batch of images.
+
+        The thumbnail always goes through ``resize_pixels`` (bicubic, float16), even at equal size. So does the image
+        before it is cut when ``tile_size`` differs from the tiler's own; otherwise crops are copies of the pixels.
+        With a single view of the whole image (1 x 1, no thumbnail) ``tile_size=None`` leaves the pixels alone and
+        any explicit ``tile_size`` resizes, as the public implementation rounds even a 512 -> 512 "resize".
+
+        Args:
+            pixels: CLIP-normalised.
+            tile_size: Side of a view in pixels; None: the tiler's own.
+        Shape:
+            pixels: (B, 3, rows*tile_size, cols*tile_size)
+            return: (B, V, 3, T, T); the thumbnail first, then crops row by row
+        Raises:
+            ShapeError: The pixels are not of ``image_size``, or ``tile_size`` is not positive.
+        """
+        check_pixels(pixels, "grid tiler")
+        if tuple(pixels.shape[2:]) != self.image_size:
+            raise ShapeError(
+                f"grid tiler: expected an image of {self.image_size[0]}x{self.image_size[1]} pixels "
+                f"({self.rows}x{self.cols} tiles of {self.tile_size}), got {pixels.shape[2]}x{pixels.shape[3]}"
+            )
+        side = self.tile_size if tile_size is None else tile_size
+        if side < 1:
+            raise ShapeError(f"grid tiler: tile_size must be at least 1, got {side}")
+        is_single = self.num_views == 1
+        whole = pixels
+        if side != self.tile_size or (is_single and tile_size is not None):
+            whole = resize_pixels(pixels, (self.rows * side, self.cols * side), "bicubic")
+        if is_single:
+            return whole.unsqueeze(1)
+        views = rearrange(whole, "b c (r h) (s w) -> b (r s) c h w", r=self.rows, s=self.cols)
+        if not self.thumbnail:
+            return views
+        return torch.cat([resize_pixels(pixels, (side, side), "bicubic").unsqueeze(1), views], dim=1)
+
+    __call__ = tile
+
+    def untile(self, views: Tensor) -> Tensor:
+        """Put crops back together; the thumbnail is ignored.
+
+        Args:
+            views: What ``tile`` gave, or anything else per view in that layout.
+        Shape:
+            views: (B, V, C, h, w)
+            return: (B, C, rows*h, cols*w)
+        Raises:
+            ShapeError: Another number of views.
+        """
+        if views.ndim != 5 or views.shape[1] != self.num_views:
+            raise ShapeError(f"grid tiler: expected views (B, {self.num_views}, C, h, w), got {tuple(views.shape)}")
+        crops = views[:, 1:] if self.thumbnail else views
+        return rearrange(crops, "b (r s) c h w -> b c (r h) (s w)", r=self.rows, s=self.cols)

@@ -1,0 +1,156 @@
+"""Opening image files: upright, 8-bit RGB, or an error that names the file."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from sphinxkit.errors import DataError
+
+# Pillow's own default (PIL.Image.MAX_IMAGE_PIXELS): a quarter of a gibibyte at three bytes a pixel. Where Pillow warns
+# above it, load_image refuses.
+MAX_PIXELS = 1024**3 // 4 // 3
+# Formats whose further frames are no animation: a phone's MPO holds its photo first, a PSD its flattened picture.
+STILL_FIRST = ("MPO", "PSD")
+# Modes of more than 8 bits a channel, which Pillow would clip to white, by how their bytes are read.
+DEEP_DTYPES = {
+    "I;16": torch.uint16,
+    "I;16L": torch.uint16,
+    "I;16N": torch.uint16,
+    "I": torch.int32,
+    "F": torch.float32,
+}
+
+
+def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image as an upright 8-bit RGB image.
+
+    The EXIF orientation is applied, alpha dropped (as PIL's ``convert("RGB")`` does), grey, palette and CMYK images
+    become RGB and deeper ones 8-bit (see ``to_rgb``).
+
+    Args:
+        source: A path, the file's bytes, or a binary file object (read to its end).
+        max_pixels: Decompression-bomb limit: width times height of the largest image taken.
+    Raises:
+        DataError: The file is missing, a directory, unreadable, empty, not an image that Pillow knows, truncated or
+            damaged, animated, or larger than ``max_pixels``; the message names the file.
+    """
+    name, data = _read(source)
+    if not data:
+        raise DataError(f"image {name}: the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        start = data[:16]
+        raise DataError(
+            f"image {name}: not an image in a format that Pillow reads (it starts with {start!r})"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(
+            f"image {name}: {error}; scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS and max_pixels if you trust it"
+        ) from error
+    except Exception as error:
+        raise DataError(f"image {name}: cannot be opened, {type(error).__name__}: {error}") from error
+    with image:
+        if image.width * image.height > max_pixels:
+            raise DataError(
+                f"image {name}: {image.width}x{image.height} pixels are more than the limit of {max_pixels}; scale it "
+                "down, or raise max_pixels if you trust the file"
+            )
+        try:
+            frames = getattr(image, "n_frames", 1)
+        except Exception as error:
+            raise _damaged(name, error) from error
+        if frames > 1 and image.format not in STILL_FIRST:
+            raise DataError(
+                f"image {name}: an animated or multi-page {image.format} of {frames} frames; save the frame you mean "
+                "as an image of its own"
+            )
+        try:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
+            raise _damaged(name, error) from error
+        try:
+            return to_rgb(image)
+        except DataError as error:
+            raise DataError(f"image {name}: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image as 8-bit RGB.
+
+    Like PIL's ``convert("RGB")`` (alpha is dropped), except that values deeper than 8 bits are scaled, not clipped:
+    unsigned 16-bit from [0, 65535]; 32-bit integers from [0, 65535] if they lie there and from their own range
+    otherwise; floats from [0, 1], [0, 255] or [0, 65535], the first of them that they lie in, and from their own range
+    otherwise. Those ranges are our choice.
+
+    Raises:
+        DataError: A mode without an RGB form, or floats that are not finite.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode in DEEP_DTYPES or image.mode == "I;16B":
+        return _shallow(image).convert("RGB")
+    try:
+        if image.mode == "P":  # straight to RGB, Pillow warns about transparency given as bytes
+            image = image.convert("RGBA")
+        return image.convert("RGB")
+    except ValueError as error:
+        raise DataError(f"an image of mode {image.mode} has no RGB form ({error}); convert it first") from error
+
+
+def _read(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[str, bytes]:
+    if isinstance(source, bytes):
+        return "<bytes>", source
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        try:
+            return str(path), path.read_bytes()
+        except FileNotFoundError as error:
+            raise DataError(f"image {path}: there is no such file") from error
+        except IsADirectoryError as error:
+            raise DataError(f"image {path}: this is a directory, not an image file") from error
+        except (OSError, ValueError) as error:
+            raise DataError(f"image {path}: cannot be read, {error}") from error
+    if hasattr(source, "read"):
+        name = str(getattr(source, "name", "<file object>"))
+        data = source.read()
+        if not isinstance(data, bytes):
+            raise DataError(f"image {name}: the file object gives {type(data).__name__}; open it in binary mode")
+        return name, data
+    raise DataError(f"load_image: expected a path, bytes or a binary file, got {type(source).__name__}")
+
+
+def _damaged(name: str, error: Exception) -> DataError:
+    return DataError(f"image {name}: the file is truncated or damaged ({type(error).__name__}: {error})")
+
+
+def _shallow(image: Image.Image) -> Image.Image:
+    if image.mode == "I;16B":
+        image = image.convert("I")
+    dtype = DEEP_DTYPES[image.mode]
+    values = torch.frombuffer(bytearray(image.tobytes()), dtype=dtype).to(torch.float32)
+    low, high = _range(values, dtype)
+    scaled = values.sub_(low).mul_(255.0 / (high - low)).round_().to(torch.uint8)
+    return Image.frombytes("L", image.size, scaled.numpy().tobytes())
+
+
+def _range(values: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    if dtype == torch.uint16:
+        return 0.0, 65535.0
+    if not bool(values.isfinite().all()):
+        raise DataError("an image of mode F holds values that are not finite")
+    low, high = float(values.min()), float(values.max())
+    for limit in (1.0, 255.0, 65535.0) if dtype.is_floating_point else (65535.0,):
+        if low >= 0 and high <= limit:
+            return 0.0, limit
+    return low, (high if high > low else low + 1.0)

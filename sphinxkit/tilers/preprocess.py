@@ -1,0 +1,116 @@
+"""PIL images to CLIP-normalised pixels: padded to a square, resized, normalised, exact to the public pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from sphinxkit.errors import DataError, ShapeError
+from sphinxkit.geometry import ImageGeometry
+from sphinxkit.pixels import CLIP_MEAN, CLIP_STD
+from sphinxkit.tilers.images import to_rgb
+from sphinxkit.tilers.resize import resize_axis
+
+# Source: LLaMA2-Accessory, accessory/data/transform.py: int(255 * x) of CLIP_MEAN, truncated.
+PAD_COLOR = (122, 116, 104)
+# Longest side and smallest target taken. Our choice: JPEG's own limit; and between the two no filter of Pillow's is so
+# wide that its fixed-point weights could change the padding's flat colour (see resize.py).
+MAX_SIDE = 65_535
+MIN_IMAGE_SIZE = 8
+
+
+def pad_and_resize(image: Image.Image, image_size: int) -> Image.Image:
+    """Pad an image to a square and resize it, bit for bit as Pillow would resize the padded square.
+
+    The image is centred (the odd pixel at the bottom or right) on the CLIP mean colour. Padding is never resized: rows
+    and columns that hold nothing else are known to come out in the same colour, which makes this faster than resizing
+    the square and keeps memory small at extreme aspect ratios.
+
+    Args:
+        image: Any mode; made RGB first, alpha dropped.
+        image_size: Side of the result in pixels, at least 8.
+    Returns:
+        An RGB image of image_size x image_size.
+    Raises:
+        DataError: Not a PIL image, a mode without an RGB form, an empty image or a side of more than 65535 pixels.
+        ShapeError: ``image_size`` is below 8.
+    Source: LLaMA2-Accessory, accessory/data/transform.py, padded_resize.
+    """
+    if not isinstance(image, Image.Image):
+        raise DataError(
+            f"preprocess: expected PIL images, got {type(image).__name__}; open files with "
+            "sphinxkit.tilers.load_image and turn arrays into images with PIL.Image.fromarray"
+        )
+    if image_size < MIN_IMAGE_SIZE:
+        raise ShapeError(f"preprocess: image_size must be at least {MIN_IMAGE_SIZE} pixels, got {image_size}")
+    if min(image.size) < 1:
+        raise DataError(f"preprocess: the image is empty, {image.width}x{image.height} pixels")
+    geometry = ImageGeometry(image.width, image.height)
+    if geometry.side > MAX_SIDE:
+        raise DataError(
+            f"preprocess: the image is {image.width}x{image.height} pixels, longer than {MAX_SIDE} on a side; "
+            "crop it or scale it down first"
+        )
+    rgb = to_rgb(image)
+    x, y = geometry.offset
+    columns, left = resize_axis(rgb, 0, geometry.side, x, image_size, PAD_COLOR)
+    both, top = resize_axis(columns, 1, geometry.side, y, image_size, PAD_COLOR)
+    if both.size == (image_size, image_size):
+        return both
+    square = Image.new("RGB", (image_size, image_size), PAD_COLOR)
+    square.paste(both, (left, top))
+    return square
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """``preprocess`` with its size fixed: a callable from PIL images to pixels.
+
+    Args:
+        image_size: Side of the pixel tensor.
+    """
+
+    image_size: int
+
+    def __call__(self, images: Image.Image | list[Image.Image] | tuple[Image.Image, ...]) -> Tensor:
+        """See ``preprocess``."""
+        return preprocess(images, self.image_size)
+
+
+def preprocess(images: Image.Image | list[Image.Image] | tuple[Image.Image, ...], image_size: int) -> Tensor:
+    """PIL images to the pixels that SphinxModel, tilers and encoders take.
+
+    Args:
+        images: One image or several, of any size and mode.
+        image_size: Side of the square they are padded and resized to, in pixels.
+    Shape:
+        return: (B, 3, image_size, image_size) float32, CLIP-normalised
+    Raises:
+        DataError: No image, something that is not a PIL image, or an image that cannot be used.
+        ShapeError: ``image_size`` is below 8.
+    Source: LLaMA2-Accessory, accessory/data/transform.py, padded_resize.
+    """
+    batch = list(images) if isinstance(images, (list, tuple)) else [images]
+    if not batch:
+        raise DataError("preprocess: no images were given")
+    pixels = torch.empty(len(batch), 3, image_size, image_size)
+    for row, image in zip(pixels, batch, strict=True):
+        square = pad_and_resize(image, image_size)
+        flat = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
+        _normalise(rearrange(flat, "(h w c) -> c h w", c=3, h=image_size), row)
+    return pixels
+
+
+def _normalise(values: Tensor, out: Tensor) -> None:
+    mean, std = _statistics()
+    out.copy_(values).div_(255).sub_(mean).div_(std)  # this order of float32 operations is the public one
+
+
+@lru_cache(maxsize=1)
+def _statistics() -> tuple[Tensor, Tensor]:
+    return torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
