@@ -1,0 +1,168 @@
+"""What every vision encoder is: input facts as data, frozen unless asked otherwise, pixels in, features out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sphinxkit.errors import ShapeError
+from sphinxkit.features import VisionFeatures
+from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, check_pixels, renormalize, resize_pixels
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInfo:
+    """Facts about an encoder's input and origin, as data.
+
+    Args:
+        mean: Per-channel pixel mean the network was trained with, on the [0, 1] scale.
+        std: Per-channel pixel standard deviation it was trained with.
+        input_size: Side in pixels of the square that the network sees.
+        resize_mode: How pixels of another size are brought to ``input_size``.
+        activation: Activation inside the feed-forward layers.
+        source: Paper and code the architecture comes from.
+        license: Licence of the published weights ("" if unknown).
+        hub_id: Where the published weights are ("" if nowhere).
+    """
+
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    input_size: int = 224
+    resize_mode: Literal["bicubic", "nearest"] = "bicubic"
+    activation: str = "gelu"
+    source: str = ""
+    license: str = ""
+    hub_id: str = ""
+
+
+class Encoder(nn.Module):
+    """A vision backbone behind one interface: CLIP-normalised pixels in, ``VisionFeatures`` out.
+
+    A subclass builds its network, hands it to this constructor and implements ``encode``; resizing, renormalising,
+    casting and freezing happen here. A frozen encoder (the default) has parameters that want no gradient, stays in
+    eval mode whatever ``train()`` is called on the model around it, and builds no graph.
+
+    Args:
+        trunk: The network; its parameters are named ``trunk.*``.
+        name: Name for messages, usually the registered one.
+        embed_dim: Width D of the features.
+        num_prefix_tokens: Tokens P without a place in the image, first in the sequence.
+        grid_size: (H, W) of the patches; (0, 0) without patches.
+        info: Input facts.
+        trainable: Make it a normal module, with gradients and ``train()``.
+    Attributes:
+        input_size: Side in pixels of the square that the network sees.
+        dtype: Dtype of the parameters, and so of the features.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        *,
+        name: str,
+        embed_dim: int,
+        num_prefix_tokens: int,
+        grid_size: tuple[int, int],
+        info: EncoderInfo,
+        trainable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.name = name
+        self.embed_dim = embed_dim
+        self.num_prefix_tokens = num_prefix_tokens
+        self.grid_size = grid_size
+        self.info = info
+        self.trainable = trainable
+        if not trainable:
+            self.requires_grad_(False)
+        self.train(trainable)
+
+    @property
+    def input_size(self) -> int:
+        """Side in pixels of the square that the network sees."""
+        return self.info.input_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Set training mode; a frozen encoder stays in eval mode."""
+        super().train(mode and self.trainable)
+        return self
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Bring pixels to the size, statistics and dtype that the network wants.
+
+        Pixels of another size are resized through float16 (see ``sphinxkit.pixels.resize_pixels``); pixels of the
+        right size are left exactly as they are. Statistics change in float32 or wider.
+
+        Args:
+            pixels: CLIP-normalised, floating, any S.
+        Shape:
+            pixels: (B, 3, S, S)
+            return: (B, 3, input_size, input_size), in ``dtype``
+        Raises:
+            ShapeError: Not floating (B, 3, S, S) pixels.
+        """
+        check_pixels(pixels, f"encoder {self.name}")
+        height, width = pixels.shape[2:]
+        if height != width:
+            raise ShapeError(
+                f"encoder {self.name}: expected square pixels (B, 3, S, S), got {tuple(pixels.shape)}: pad or tile them"
+            )
+        if height != self.input_size:
+            pixels = resize_pixels(pixels, (self.input_size, self.input_size), self.info.resize_mode)
+        if (self.info.mean, self.info.std) != (CLIP_MEAN, CLIP_STD):
+            wide = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+            pixels = renormalize(wide, self.info.mean, self.info.std)
+        return pixels.to(self.dtype)
+
+    def encode(self, pixels: Tensor) -> VisionFeatures:
+        """The network itself, on pixels that ``prepare`` made; a subclass implements it.
+
+        Shape:
+            pixels: (B, 3, input_size, input_size)
+            return: prefix (B, P, D), patches (B, H*W, D)
+        Raises:
+            NotImplementedError: The subclass has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement encode(pixels) -> VisionFeatures")
+
+    def forward(self, pixels: Tensor) -> VisionFeatures:
+        """Encode a batch of square views.
+
+        Args:
+            pixels: CLIP-normalised, floating, any S.
+        Shape:
+            pixels: (B, 3, S, S)
+            return: prefix (B, P, D), patches (B, H*W, D), in the parameters' dtype
+        Raises:
+            ShapeError: Not floating (B, 3, S, S) pixels.
+        """
+        if self.trainable:
+            return self.encode(self.prepare(pixels))
+        with torch.no_grad():
+            return self.encode(self.prepare(pixels))
+
+    def extra_repr(self) -> str:
+        """The facts that ``print(encoder)`` shows."""
+        return (
+            f"{self.name}, embed_dim={self.embed_dim}, num_prefix_tokens={self.num_prefix_tokens}, "
+            f"grid_size={self.grid_size}, input_size={self.input_size}, trainable={self.trainable}"
+        )
+
+
+def check_divisible(where: str, what: str, value: int, by_what: str, by: int) -> None:
+    """Raise unless ``by`` is positive and divides ``value``, which must be positive.
+
+    Raises:
+        ShapeError: It does not; the message names both.
+    """
+    if by < 1 or value < 1 or value % by:
+        raise ShapeError(f"{where}: {what} {value} is not a positive multiple of {by_what} {by}")

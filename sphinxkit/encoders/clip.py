@@ -1,0 +1,109 @@
+"""CLIP's vision transformer, on open_clip's module."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible
+from sphinxkit.encoders.layers import activation_layer, attend
+from sphinxkit.features import VisionFeatures
+
+
+class ClipEncoder(Encoder):
+    """Class token and patches of a CLIP vision transformer, every token through the last norm, none projected.
+
+    open_clip's VisionTransformer holds the parameters; the order of its layers is driven from here, because its own
+    forward pools, and because the axis order of its stack changed between releases.
+
+    Shape:
+        pixels: (B, 3, S, S)
+        return: prefix (B, 1, D), patches (B, H*W, D)
+    Source: CLIP, arXiv:2103.00020; SPHINX uses ln_post on all tokens: LLaMA2-Accessory,
+        accessory/model/LLM/llama_ens5.py, clip_encode_image.
+    """
+
+    def encode(self, pixels: Tensor) -> VisionFeatures:
+        """Run the network on prepared pixels (B, 3, input_size, input_size)."""
+        trunk: Any = self.trunk
+        patches = rearrange(trunk.conv1(pixels), "b d h w -> b (h w) d")
+        class_token = trunk.class_embedding.expand(patches.shape[0], 1, -1)
+        hidden = trunk.ln_pre(torch.cat([class_token, patches], dim=1) + trunk.positional_embedding)
+        for block in trunk.transformer.resblocks:
+            attention = block.attn
+            packed = F.linear(block.ln_1(hidden), attention.in_proj_weight, attention.in_proj_bias)
+            query, key, value = packed.chunk(3, dim=-1)
+            hidden = hidden + attention.out_proj(attend(query, key, value, attention.num_heads))
+            hidden = hidden + block.mlp(block.ln_2(hidden))
+        hidden = trunk.ln_post(hidden)
+        return VisionFeatures(prefix=hidden[:, :1], patches=hidden[:, 1:], grid=self.grid_size)
+
+
+def clip_vit_large_patch14(
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu",
+    image_size: int = 224,
+    patch_size: int = 14,
+    embed_dim: int = 1024,
+    num_layers: int = 24,
+    num_heads: int = 16,
+    mlp_ratio: float = 4.0,
+    norm_eps: float = 1e-5,
+    trainable: bool = False,
+) -> ClipEncoder:
+    """CLIP ViT-L/14, random weights, every width free.
+
+    Args:
+        activation: "quick_gelu", what OpenAI's weights were trained with, or "gelu" (exact erf), what a build without
+            the ``openai`` tag computes.
+        image_size: Side of the input in pixels; the position table is made for it.
+        patch_size: Side of a patch in pixels.
+        embed_dim: Width.
+        num_layers: Blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the feed-forward layers over ``embed_dim``.
+        norm_eps: Epsilon of every LayerNorm.
+        trainable: Normal module instead of frozen.
+    Raises:
+        ShapeError: ``image_size`` is no multiple of ``patch_size``, or ``embed_dim`` of ``num_heads``.
+        RegistryError: Unknown activation.
+    Source: CLIP, arXiv:2103.00020, table 20; open_clip, model_configs/ViT-L-14.json.
+    """
+    from open_clip.transformer import VisionTransformer
+
+    name = "clip_vit_large_patch14"
+    check_divisible(name, "image_size", image_size, "patch_size", patch_size)
+    check_divisible(name, "embed_dim", embed_dim, "num_heads", num_heads)
+    trunk = VisionTransformer(
+        image_size=image_size,
+        patch_size=patch_size,
+        width=embed_dim,
+        layers=num_layers,
+        heads=num_heads,
+        mlp_ratio=mlp_ratio,
+        output_dim=1,
+        act_layer=activation_layer(activation, name),
+        norm_layer=partial(nn.LayerNorm, eps=norm_eps),
+    )
+    trunk.proj = None  # the joint text-image space is not used, so its matrix is not kept
+    side = image_size // patch_size
+    return ClipEncoder(
+        trunk,
+        name=name,
+        embed_dim=embed_dim,
+        num_prefix_tokens=1,
+        grid_size=(side, side),
+        info=EncoderInfo(
+            input_size=image_size,
+            resize_mode="bicubic",
+            activation=activation,
+            source="CLIP, arXiv:2103.00020; github.com/openai/CLIP, github.com/mlfoundations/open_clip",
+            license="MIT",
+            hub_id="openai/clip-vit-large-patch14",
+        ),
+        trainable=trainable,
+    )

@@ -1,0 +1,62 @@
+"""Attention over heads and the activations by name, shared by the encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from sphinxkit.errors import RegistryError
+from sphinxkit.registry import suggest
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's CLIP weights were trained with.
+
+    Source: openai/CLIP, clip/model.py, QuickGELU.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Apply it element-wise; any shape."""
+        return hidden * torch.sigmoid(1.702 * hidden)
+
+
+# "gelu" is the exact form x * Phi(x) by erf; "gelu_tanh" its tanh approximation (arXiv:1606.08415, section 2).
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "silu": nn.SiLU,
+}
+
+
+def activation_layer(name: str, where: str) -> Callable[[], nn.Module]:
+    """The constructor of the activation called ``name``.
+
+    Raises:
+        RegistryError: There is none; the message lists the known names.
+    """
+    if name not in _ACTIVATIONS:
+        known = ", ".join(sorted(_ACTIVATIONS))
+        raise RegistryError(f"{where}: unknown activation {name!r} (known: {known}){suggest(name, _ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """Scaled dot-product attention of every token to every token, by torch's fused operator.
+
+    Args:
+        query: Projected queries.
+        key: Projected keys.
+        value: Projected values.
+        num_heads: Heads h that the width is split into, consecutive channels to a head.
+    Shape:
+        query, return: (B, N, D)
+        key, value: (B, M, D)
+    """
+    query, key, value = (rearrange(tokens, "b n (h d) -> b h n d", h=num_heads) for tokens in (query, key, value))
+    return rearrange(F.scaled_dot_product_attention(query, key, value), "b h n d -> b n (h d)")

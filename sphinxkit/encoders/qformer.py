@@ -1,0 +1,343 @@
+"""BLIP-2's EVA ViT-g tower and Q-Former: a fixed number of query tokens read out of an image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible
+from sphinxkit.encoders.layers import attend
+from sphinxkit.errors import ShapeError
+from sphinxkit.features import VisionFeatures
+
+# Standard deviation of random weights. Source: BERT, arXiv:1810.04805 (initializer_range).
+_INIT_STD = 0.02
+
+
+class _VisionEmbeddings(nn.Module):
+    """Patch convolution with bias, class token and positions: (B, 3, S, S) -> (B, 1 + H*W, D)."""
+
+    def __init__(self, dim: int, patch_size: int, num_patches: int) -> None:
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.randn(1, 1, dim) * _INIT_STD)
+        self.position_embedding = nn.Parameter(torch.randn(1, num_patches + 1, dim) * _INIT_STD)
+        self.patch_embedding = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = rearrange(self.patch_embedding(pixels), "b d h w -> b (h w) d")
+        class_token = self.class_embedding.expand(patches.shape[0], -1, -1)
+        return torch.cat([class_token, patches], dim=1) + self.position_embedding
+
+
+class _VisionAttention(nn.Module):
+    """Self-attention of the tower, queries, keys and values packed in one projection with one bias."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.projection = nn.Linear(dim, dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        query, key, value = self.qkv(hidden).chunk(3, dim=-1)
+        out: Tensor = self.projection(attend(query, key, value, self.num_heads))
+        return out
+
+
+class _VisionMlp(nn.Module):
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(hidden)))
+        return out
+
+
+class _VisionBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, num_heads: int, hidden_dim: int, norm_eps: float) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.self_attn = _VisionAttention(dim, num_heads)
+        self.layer_norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = _VisionMlp(dim, hidden_dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
+        out: Tensor = hidden + self.mlp(self.layer_norm2(hidden))
+        return out
+
+
+class _Layers(nn.Module):
+    """A stack under a given attribute name, as the checkpoints have it (``layers`` and ``layer``)."""
+
+    def __init__(self, attribute: str, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.attribute = attribute
+        self.add_module(attribute, nn.ModuleList(blocks))
+
+    def forward(self, hidden: Tensor, *context: Tensor) -> Tensor:
+        for block in self.get_submodule(self.attribute).children():
+            hidden = block(hidden, *context)
+        return hidden
+
+
+class EvaVisionTower(nn.Module):
+    """EVA's ViT as BLIP-2 uses it: pre-norm blocks, no norm before them, the last norm on every token.
+
+    Args:
+        image_size: Side of the input in pixels.
+        patch_size: Side of a patch in pixels.
+        embed_dim: Width D.
+        num_layers: Blocks.
+        num_heads: Attention heads.
+        hidden_dim: Width of the feed-forward layers.
+        norm_eps: Epsilon of every LayerNorm.
+    Shape:
+        pixels: (B, 3, image_size, image_size)
+        return: (B, 1 + H*W, D), class token first
+    Source: EVA, arXiv:2211.07636; BLIP-2, arXiv:2301.12597, section 3.1.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.embeddings = _VisionEmbeddings(embed_dim, patch_size, (image_size // patch_size) ** 2)
+        self.encoder = _Layers(
+            "layers", [_VisionBlock(embed_dim, num_heads, hidden_dim, norm_eps) for _ in range(num_layers)]
+        )
+        self.post_layernorm = nn.LayerNorm(embed_dim, eps=norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Tokens of a batch of views."""
+        out: Tensor = self.post_layernorm(self.encoder(self.embeddings(pixels)))
+        return out
+
+
+class _QueryAttention(nn.Module):
+    """Attention with separate projections; keys and values may be of another width (cross-attention)."""
+
+    def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(context_dim, dim)
+        self.value = nn.Linear(context_dim, dim)
+
+    def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
+        return attend(self.query(hidden), self.key(context), self.value(context), self.num_heads)
+
+
+class _ResidualOutput(nn.Module):
+    """Projection, residual, then norm: the tail of every post-norm sub-layer."""
+
+    def __init__(self, in_dim: int, dim: int, norm_eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_dim, dim)
+        self.LayerNorm = nn.LayerNorm(dim, eps=norm_eps)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = self.LayerNorm(self.dense(hidden) + residual)
+        return out
+
+
+class _QueryAttentionBlock(nn.Module):
+    def __init__(self, dim: int, context_dim: int, num_heads: int, norm_eps: float) -> None:
+        super().__init__()
+        self.attention = _QueryAttention(dim, context_dim, num_heads)
+        self.output = _ResidualOutput(dim, dim, norm_eps)
+
+    def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
+        out: Tensor = self.output(self.attention(hidden, context), hidden)
+        return out
+
+
+class _Intermediate(nn.Module):
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, hidden_dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.gelu(self.dense(hidden))
+
+
+class _QueryLayer(nn.Module):
+    """Post-norm BERT layer on the queries, with cross-attention to the image if ``context_dim`` is given."""
+
+    def __init__(self, dim: int, context_dim: int | None, num_heads: int, hidden_dim: int, norm_eps: float) -> None:
+        super().__init__()
+        self.attention = _QueryAttentionBlock(dim, dim, num_heads, norm_eps)
+        if context_dim is not None:
+            self.crossattention = _QueryAttentionBlock(dim, context_dim, num_heads, norm_eps)
+        self.has_cross_attention = context_dim is not None
+        self.intermediate_query = _Intermediate(dim, hidden_dim)
+        self.output_query = _ResidualOutput(hidden_dim, dim, norm_eps)
+
+    def forward(self, hidden: Tensor, image_tokens: Tensor) -> Tensor:
+        hidden = self.attention(hidden, hidden)
+        if self.has_cross_attention:
+            hidden = self.crossattention(hidden, image_tokens)
+        out: Tensor = self.output_query(self.intermediate_query(hidden), hidden)
+        return out
+
+
+class QFormer(nn.Module):
+    """Query tokens through post-norm BERT layers; every n-th, the first included, looks at an image's tokens.
+
+    It has no dropout: SPHINX only ever runs it frozen, and a trainable copy is deterministic.
+
+    Args:
+        embed_dim: Width D of the queries.
+        context_dim: Width of the image's tokens.
+        num_layers: Layers.
+        num_heads: Attention heads.
+        hidden_dim: Width of the feed-forward layers.
+        cross_attention_frequency: n; layers 0, n, 2n, ... have cross-attention.
+        norm_eps: Epsilon of every LayerNorm.
+    Shape:
+        queries: (B, N, D)
+        image_tokens: (B, M, context_dim)
+        return: (B, N, D)
+    Source: BLIP-2, arXiv:2301.12597, section 3.1.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        context_dim: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        cross_attention_frequency: int,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.layernorm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        contexts = [context_dim if index % cross_attention_frequency == 0 else None for index in range(num_layers)]
+        self.encoder = _Layers(
+            "layer", [_QueryLayer(embed_dim, context, num_heads, hidden_dim, norm_eps) for context in contexts]
+        )
+
+    def forward(self, queries: Tensor, image_tokens: Tensor) -> Tensor:
+        """The queries after having read the image."""
+        out: Tensor = self.encoder(self.layernorm(queries), image_tokens)
+        return out
+
+
+class Blip2Trunk(nn.Module):
+    """Learnt queries, vision tower and Q-Former: pixels (B, 3, S, S) to query tokens (B, N, D).
+
+    Args:
+        vision_model: Gives the image's tokens.
+        qformer: Reads them.
+        num_query_tokens: Learnt queries, N.
+        embed_dim: Their width, D.
+    """
+
+    def __init__(self, vision_model: EvaVisionTower, qformer: QFormer, num_query_tokens: int, embed_dim: int) -> None:
+        super().__init__()
+        self.query_tokens = nn.Parameter(torch.randn(1, num_query_tokens, embed_dim) * _INIT_STD)
+        self.vision_model = vision_model
+        self.qformer = qformer
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The queries after having read each view."""
+        image_tokens = self.vision_model(pixels)
+        out: Tensor = self.qformer(self.query_tokens.expand(image_tokens.shape[0], -1, -1), image_tokens)
+        return out
+
+
+class QFormerEncoder(Encoder):
+    """BLIP-2's query tokens as a prefix; there are no patches.
+
+    Shape:
+        pixels: (B, 3, S, S)
+        return: prefix (B, N, D), patches (B, 0, D), grid (0, 0)
+    Source: BLIP-2, arXiv:2301.12597, section 3.1.
+    """
+
+    def encode(self, pixels: Tensor) -> VisionFeatures:
+        """Run the network on prepared pixels (B, 3, input_size, input_size)."""
+        queries = self.trunk(pixels)
+        return VisionFeatures(prefix=queries, patches=queries[:, :0], grid=(0, 0))
+
+
+def blip2_qformer(
+    image_size: int = 224,
+    patch_size: int = 14,
+    vision_dim: int = 1408,
+    vision_layers: int = 39,
+    vision_heads: int = 16,
+    vision_hidden_dim: int = 6144,
+    vision_norm_eps: float = 1e-6,
+    embed_dim: int = 768,
+    num_layers: int = 12,
+    num_heads: int = 12,
+    hidden_dim: int = 3072,
+    num_query_tokens: int = 32,
+    cross_attention_frequency: int = 2,
+    norm_eps: float = 1e-12,
+    trainable: bool = False,
+) -> QFormerEncoder:
+    """BLIP-2's first stage: EVA ViT-g/14 (without its last block) and Q-Former, random weights, every width free.
+
+    Args:
+        image_size: Side of the input in pixels.
+        patch_size: Side of a patch in pixels.
+        vision_dim: Width of the tower.
+        vision_layers: Blocks of the tower.
+        vision_heads: Attention heads of the tower.
+        vision_hidden_dim: Width of the tower's feed-forward layers.
+        vision_norm_eps: Epsilon of the tower's LayerNorms.
+        embed_dim: Width of the queries.
+        num_layers: Layers of the Q-Former.
+        num_heads: Attention heads of the Q-Former.
+        hidden_dim: Width of the Q-Former's feed-forward layers.
+        num_query_tokens: Learnt queries.
+        cross_attention_frequency: Layers 0, n, 2n, ... of the Q-Former look at the image.
+        norm_eps: Epsilon of the Q-Former's LayerNorms.
+        trainable: Normal module instead of frozen.
+    Raises:
+        ShapeError: ``image_size`` is no multiple of ``patch_size``, a width of its heads, or
+            ``cross_attention_frequency`` is below 1.
+    Source: BLIP-2, arXiv:2301.12597, section 3.1; numbers: Salesforce/blip2-opt-2.7b, config.json.
+    """
+    name = "blip2_qformer"
+    check_divisible(name, "image_size", image_size, "patch_size", patch_size)
+    check_divisible(name, "vision_dim", vision_dim, "vision_heads", vision_heads)
+    check_divisible(name, "embed_dim", embed_dim, "num_heads", num_heads)
+    if cross_attention_frequency < 1:
+        raise ShapeError(f"{name}: cross_attention_frequency must be at least 1, got {cross_attention_frequency}")
+    tower = EvaVisionTower(
+        image_size, patch_size, vision_dim, vision_layers, vision_heads, vision_hidden_dim, vision_norm_eps
+    )
+    qformer = QFormer(embed_dim, vision_dim, num_layers, num_heads, hidden_dim, cross_attention_frequency, norm_eps)
+    return QFormerEncoder(
+        Blip2Trunk(tower, qformer, num_query_tokens, embed_dim),
+        name=name,
+        embed_dim=embed_dim,
+        num_prefix_tokens=num_query_tokens,
+        grid_size=(0, 0),
+        info=EncoderInfo(
+            input_size=image_size,
+            resize_mode="bicubic",
+            activation="gelu",
+            source="BLIP-2, arXiv:2301.12597; EVA, arXiv:2211.07636; github.com/salesforce/LAVIS",
+            license="MIT",
+            hub_id="Salesforce/blip2-opt-2.7b",
+        ),
+        trainable=trainable,
+    )

@@ -1,0 +1,146 @@
+"""Any timm backbone by name as an encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from sphinxkit.encoders.base import Encoder, EncoderInfo
+from sphinxkit.errors import RegistryError, ShapeError
+from sphinxkit.features import VisionFeatures
+from sphinxkit.registry import suggest
+
+# What this module decides itself, so that no option contradicts it or makes timm touch the network.
+_RESERVED = frozenset({"pretrained", "checkpoint_path", "num_classes", "global_pool", "features_only", "img_size"})
+
+
+class TimmEncoder(Encoder):
+    """Features of a timm backbone, before its pooling and classifier.
+
+    A backbone that gives a sequence (a ViT) has timm's ``num_prefix_tokens`` as its prefix: class, distillation and
+    register tokens, or none (SigLIP). A backbone that gives a map (a CNN, Swin) has the map's cells as patches and
+    their mean as a prefix of one token, as SPHINX's ConvNeXt has (our choice for all maps: it lets them be mixed
+    with ViTs). timm's own last norm is applied where it stands before the pooling, and only there.
+
+    Shape:
+        pixels: (B, 3, S, S)
+        return: prefix (B, P, D), patches (B, H*W, D)
+    Source: timm, github.com/huggingface/pytorch-image-models, forward_features.
+    """
+
+    def encode(self, pixels: Tensor) -> VisionFeatures:
+        """Run the network on prepared pixels (B, 3, input_size, input_size)."""
+        trunk: Any = self.trunk
+        hidden: Tensor = trunk.forward_features(pixels)
+        if hidden.ndim == 4:
+            patches = rearrange(hidden, "b h w d -> b (h w) d" if _is_nhwc(trunk) else "b d h w -> b (h w) d")
+            return VisionFeatures(prefix=patches.mean(dim=1, keepdim=True), patches=patches, grid=self.grid_size)
+        prefix, patches = hidden[:, : self.num_prefix_tokens], hidden[:, self.num_prefix_tokens :]
+        return VisionFeatures(prefix=prefix, patches=patches, grid=self.grid_size)
+
+
+class _ForwardFeatures(nn.Module):
+    """``forward`` is the trunk's ``forward_features``, for ``functional_call``."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, pixels: Tensor) -> Any:
+        trunk: Any = self.trunk
+        return trunk.forward_features(pixels)
+
+
+def _is_nhwc(trunk: Any) -> bool:
+    return str(getattr(trunk, "output_fmt", "NCHW")).endswith("NHWC")
+
+
+def _facts(trunk: Any, where: str, input_size: int) -> tuple[int, int, tuple[int, int]]:
+    """(embed_dim, num_prefix_tokens, grid) from a pass of the network on meta tensors: nothing is computed."""
+    probe = _ForwardFeatures(trunk).eval()
+    state = {name: tensor.to("meta") for name, tensor in [*probe.named_parameters(), *probe.named_buffers()]}
+    dtype = next(trunk.parameters()).dtype
+    pixels = torch.zeros(1, 3, input_size, input_size, dtype=dtype, device="meta")
+    try:
+        with torch.no_grad():
+            features = torch.func.functional_call(probe, state, (pixels,))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ShapeError(f"{where}: the backbone does not take input_size {input_size}: {error}") from error
+    if isinstance(features, Tensor) and features.ndim == 4:
+        _, height, width, dim = features.shape if _is_nhwc(trunk) else features.permute(0, 2, 3, 1).shape
+        return dim, 1, (height, width)
+    if not isinstance(features, Tensor) or features.ndim != 3:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ShapeError(f"{where}: expected features (B, N, D) or (B, D, H, W) from the backbone, got {shape}")
+    num_prefix_tokens = int(getattr(trunk, "num_prefix_tokens", 0))
+    num_patches = features.shape[1] - num_prefix_tokens
+    side = round(num_patches**0.5)
+    if side * side != num_patches:
+        raise ShapeError(
+            f"{where}: {features.shape[1]} tokens less {num_prefix_tokens} prefix tokens are no square grid"
+        )
+    return features.shape[2], num_prefix_tokens, (side, side)
+
+
+def timm(model: str, input_size: int | None = None, trainable: bool = False, **options: Any) -> TimmEncoder:
+    """Any timm backbone with random weights, pooling and classifier removed.
+
+    Widths, grid and prefix tokens are read off the built network; pixel statistics are those of timm's pretrained
+    configuration of that name. Built on the meta device, a backbone with non-persistent buffers (Swin, rotary
+    positions) needs them filled by timm's own means after ``to_empty``.
+
+    Args:
+        model: timm's name, with or without a weights tag; ``timm.list_models()`` lists them.
+        input_size: Side of the input in pixels; None: timm's for this name.
+        trainable: Normal module instead of frozen.
+        **options: More keyword arguments of the timm model (``embed_dim``, ``depth``, ``drop_path_rate``, ...).
+    Raises:
+        RegistryError: timm has no such model or option, or the option is decided here.
+        ShapeError: The backbone does not take ``input_size``, or gives features that are no square grid.
+    Source: timm, github.com/huggingface/pytorch-image-models.
+    """
+    from timm import create_model, is_model, list_models
+    from timm.models import get_pretrained_cfg
+
+    where = f"timm {model!r}"
+    if ":" in model or not is_model(model):
+        hint = suggest(model, list_models())
+        raise RegistryError(f"{where}: timm has no such model{hint} (hub ids are not taken: weights load separately)")
+    reserved = sorted(_RESERVED.intersection(options))
+    if reserved:
+        raise RegistryError(f"{where}: {', '.join(reserved)} cannot be set: sphinxkit decides it (see input_size)")
+    config = get_pretrained_cfg(model)
+    if input_size is not None and config is not None and config.fixed_input_size:
+        options["img_size"] = input_size
+    try:
+        trunk = create_model(model, pretrained=False, num_classes=0, **options)
+    except TypeError as error:
+        raise RegistryError(f"{where}: timm refuses the options: {error}") from error
+    trunk.reset_classifier(0, "")
+    facts = trunk.pretrained_cfg
+    if input_size is None:
+        input_size = int(facts["input_size"][-1])
+    embed_dim, num_prefix_tokens, grid_size = _facts(trunk, where, input_size)
+    red, green, blue = (float(value) for value in facts["mean"])
+    red_std, green_std, blue_std = (float(value) for value in facts["std"])
+    return TimmEncoder(
+        trunk,
+        name=f"timm/{model}",
+        embed_dim=embed_dim,
+        num_prefix_tokens=num_prefix_tokens,
+        grid_size=grid_size,
+        info=EncoderInfo(
+            mean=(red, green, blue),
+            std=(red_std, green_std, blue_std),
+            input_size=input_size,
+            resize_mode="bicubic",
+            activation="",
+            source=f"timm {model}, github.com/huggingface/pytorch-image-models",
+            license=str(facts.get("license") or ""),
+            hub_id=str(facts.get("hf_hub_id") or ""),
+        ),
+        trainable=trainable,
+    )
