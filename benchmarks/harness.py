@@ -30,6 +30,7 @@ from benchmarks import ceilings
 from benchmarks.results import CaseRecord, Document, Measurement, WorkRecord
 
 T = TypeVar("T")
+Module = TypeVar("Module", bound=torch.nn.Module)
 OURS = "sphinxkit"
 FOLDER = Path(__file__).resolve().parent
 # Our choice: shorter calls are repeated inside one timing until it lasts this long, so that the clock's own cost
@@ -195,6 +196,27 @@ def nbytes(*values: object) -> int:
         elif isinstance(value, list | tuple):
             total += nbytes(*value)
     return total
+
+
+def build_random(build: Callable[[], Module], device: torch.device, dtype: torch.dtype) -> Module:
+    """A module with random weights, built on meta so that it exists only once, in its dtype, on its device.
+
+    Our choice, so that every layer matters and activations stay finite: matrices and kernels have a standard deviation
+    of 1 / sqrt(fan in), vectors called ``weight`` or ``gamma`` (norms, layer scales) lie around 1, the rest around 0.
+
+    Raises:
+        ValueError: The module has buffers, which would be left without values.
+    """
+    with torch.device("meta"):
+        module = build()
+    if any(True for _ in module.buffers()):
+        raise ValueError(f"{type(module).__name__} has buffers: {[name for name, _ in module.named_buffers()]}")
+    module = module.to(dtype).to_empty(device=device)
+    for name, parameter in module.named_parameters():
+        centre = 1.0 if parameter.ndim == 1 and name.endswith(("weight", "gamma")) else 0.0
+        fan_in = parameter.numel() // parameter.shape[0] if parameter.ndim in (2, 4) else 2500
+        torch.nn.init.normal_(parameter, mean=centre, std=fan_in**-0.5)
+    return module.eval()
 
 
 def count_flops(build: Callable[[], Callable[..., object]], *shapes: tuple[int, ...]) -> int:
