@@ -1,0 +1,45 @@
+"""The LLaMA backbone: decoder, key-value cache, attention backends and sizes."""
+
+from __future__ import annotations
+
+from sphinxkit.llama import backends
+from sphinxkit.llama.attention import Attention, AttentionStep
+from sphinxkit.llama.backends import AttentionBackend, AttentionPattern
+from sphinxkit.llama.cache import CacheStep, KVCache
+from sphinxkit.llama.layers import RMSNorm, SwiGLU, apply_rope, rope_rotations
+from sphinxkit.llama.model import LlamaBlock, LlamaModel
+from sphinxkit.llama.sizes import ffn_hidden_dim, llama, llama2_7b, llama2_13b, tinyllama_1b
+from sphinxkit.registry import Registry
+
+registry: Registry[LlamaModel] = Registry(
+    "language model",
+    {"llama": llama, "llama2_7b": llama2_7b, "llama2_13b": llama2_13b, "tinyllama_1b": tinyllama_1b},
+)
+register = registry.register
+create = registry.build
+names = registry.names
+
+__all__ = [
+    "Attention",
+    "AttentionBackend",
+    "AttentionPattern",
+    "AttentionStep",
+    "CacheStep",
+    "KVCache",
+    "LlamaBlock",
+    "LlamaModel",
+    "RMSNorm",
+    "SwiGLU",
+    "apply_rope",
+    "backends",
+    "create",
+    "ffn_hidden_dim",
+    "llama",
+    "llama2_7b",
+    "llama2_13b",
+    "names",
+    "register",
+    "registry",
+    "rope_rotations",
+    "tinyllama_1b",
+]

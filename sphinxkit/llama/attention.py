@@ -1,0 +1,83 @@
+"""Multi-head attention with grouped keys, rotary positions and an optional cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sphinxkit.llama.backends import AttentionBackend, AttentionPattern
+from sphinxkit.llama.cache import CacheStep, KVCache
+from sphinxkit.llama.layers import apply_rope
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionStep:
+    """What the layers share during one forward pass; made by the model.
+
+    It is one opaque object on purpose: wrappers that cast the floating-point arguments of a layer to 16 bit (FSDP)
+    do not look inside, so the rotations stay complex64.
+
+    Args:
+        rotations: From ``rope_rotations``, (B or 1, S, 1, D/2).
+        pattern: Who sees whom.
+        backend: A resolved backend.
+        state: What ``backend.prepare(pattern)`` gave.
+        cache: Where keys and values go, if anywhere.
+        cache_step: Their places there.
+    """
+
+    rotations: Tensor
+    pattern: AttentionPattern
+    backend: AttentionBackend
+    state: Any
+    cache: KVCache | None = None
+    cache_step: CacheStep | None = None
+
+
+class Attention(nn.Module):
+    """Self-attention of one LLaMA layer.
+
+    The number of heads is read off the projected widths, so that projections sharded over heads work unchanged.
+
+    Args:
+        embed_dim: Width of a token, D.
+        num_heads: Query heads, H.
+        num_kv_heads: Key and value heads, Hkv; divides H.
+        head_dim: Channels of a head.
+    Shape:
+        x: (B, S, D)
+        return: (B, S, D)
+    Source: LLaMA, arXiv:2302.13971, section 2.2; grouped queries: arXiv:2305.13245.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=False)
+
+    def forward(self, x: Tensor, step: AttentionStep, layer: int) -> Tensor:
+        """Attend.
+
+        Args:
+            x: Tokens (B, S, D).
+            step: What all layers share.
+            layer: Which layer this is, for the cache.
+        """
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = apply_rope(self.q_proj(x).view(heads), step.rotations)
+        k = apply_rope(self.k_proj(x).view(heads), step.rotations)
+        v = self.v_proj(x).view(heads)
+        if step.cache is not None and step.cache_step is not None:
+            step.cache.write(layer, k, v, step.cache_step)
+        if step.cache is not None and step.pattern.step is not None:
+            keys, values = step.cache.read(layer, step.pattern.step)
+            out = step.backend.attend(q.transpose(1, 2).to(keys.dtype), keys, values, step.pattern, step.state)
+        else:
+            out = step.backend.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), step.pattern, step.state)
+        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(-2).to(x.dtype))
+        return projected

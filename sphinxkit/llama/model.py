@@ -1,0 +1,353 @@
+"""The LLaMA decoder: embeddings in, logits out, with or without a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sphinxkit.errors import ShapeError
+from sphinxkit.llama import backends
+from sphinxkit.llama.attention import Attention, AttentionStep
+from sphinxkit.llama.backends import AttentionPattern
+from sphinxkit.llama.cache import CacheStep, KVCache
+from sphinxkit.llama.layers import RMSNorm, SwiGLU, rope_rotations
+
+INIT_STD = 0.02  # our choice, as GPT-2's and Hugging Face's LLaMA
+
+
+class LlamaBlock(nn.Module):
+    """One decoder layer: attention, then feed-forward, each behind a norm and added to its input.
+
+    Args:
+        embed_dim: Width of a token, D.
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads.
+        head_dim: Channels of a head.
+        hidden_dim: Width of the feed-forward layer.
+        norm_eps: Of both norms.
+    Shape:
+        x: (B, S, D)
+        return: (B, S, D)
+    Source: LLaMA, arXiv:2302.13971, section 2.2.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int, hidden_dim: int, norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(embed_dim, norm_eps)
+        self.attention = Attention(embed_dim, num_heads, num_kv_heads, head_dim)
+        self.mlp_norm = RMSNorm(embed_dim, norm_eps)
+        self.mlp = SwiGLU(embed_dim, hidden_dim)
+
+    def forward(self, x: Tensor, step: AttentionStep, layer: int) -> Tensor:
+        """Apply to the tokens ``x`` (B, S, D); ``layer`` is the block's number, for the cache."""
+        x = x + self.attention(self.attention_norm(x), step, layer)
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+
+class LlamaModel(nn.Module):
+    """LLaMA with free sizes, fed with embeddings so that image tokens can stand among words.
+
+    May be built under ``torch.device("meta")``: there are parameters and nothing else, no buffers.
+
+    Args:
+        vocab_size: Tokens of the vocabulary, V.
+        embed_dim: Width of a token, D.
+        num_layers: Decoder layers.
+        num_heads: Query heads; divides ``embed_dim`` into even widths.
+        num_kv_heads: Key and value heads; divides ``num_heads``, None means as many.
+        hidden_dim: Width of the feed-forward layers (``sizes.ffn_hidden_dim`` has Meta's rule).
+        max_seq_len: Longest sequence (with a cache: what it held included) that is accepted.
+        norm_eps: Of every norm.
+        rope_theta: Base of the rotary wavelengths.
+        rope_scaling: Factor on the positions; None means 1.
+        attention: ``"auto"``, ``"xformers"``, ``"sdpa"``, ``"eager"`` or another name registered in
+            ``llama.backends``. ``auto`` is xformers on CUDA in 16 bit where it works, else SDPA; a backend that is
+            named and cannot run is an error at the first call.
+    Shape:
+        embeds: (B, S, D)
+        return: (B, S, V)
+    Raises:
+        ShapeError: A size is not positive or the heads do not divide the width.
+        RegistryError: The attention backend is unknown.
+    Source: LLaMA 2, arXiv:2307.09288, appendix A.2.1; LLaMA2-Accessory, accessory/model/LLM/llama.py.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        hidden_dim: int,
+        max_seq_len: int = 4096,
+        norm_eps: float = 1e-5,
+        rope_theta: float = 10000.0,
+        rope_scaling: float | None = None,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+        kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        sizes = {
+            "vocab_size": vocab_size,
+            "embed_dim": embed_dim,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "num_kv_heads": kv_heads,
+            "hidden_dim": hidden_dim,
+            "max_seq_len": max_seq_len,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ShapeError(f"LLaMA: {name} must be at least 1, got {size}")
+        if embed_dim % num_heads:
+            raise ShapeError(f"LLaMA: embed_dim {embed_dim} cannot be divided among num_heads {num_heads}")
+        if num_heads % kv_heads:
+            raise ShapeError(f"LLaMA: num_heads {num_heads} is not a multiple of num_kv_heads {kv_heads}")
+        if (embed_dim // num_heads) % 2:
+            raise ShapeError(
+                f"LLaMA: rotary positions need an even head width, got {embed_dim // num_heads} "
+                f"(embed_dim {embed_dim} / num_heads {num_heads})"
+            )
+        self.vocab_size = vocab_size
+        self.embed_dim = embed_dim
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.num_kv_heads = kv_heads
+        self.head_dim = embed_dim // num_heads
+        self.hidden_dim = hidden_dim
+        self.max_seq_len = max_seq_len
+        self.norm_eps = norm_eps
+        self.rope_theta = rope_theta
+        self.rope_scaling = rope_scaling
+        self.attention = attention
+        self._backend = backends.registry.build(attention)
+        self.embed_tokens = nn.Embedding(vocab_size, embed_dim)
+        self.layers = nn.ModuleList(
+            LlamaBlock(embed_dim, num_heads, kv_heads, self.head_dim, hidden_dim, norm_eps) for _ in range(num_layers)
+        )
+        self.norm = RMSNorm(embed_dim, norm_eps)
+        self.lm_head = nn.Linear(embed_dim, vocab_size, bias=False)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Embeddings of token ids: (B, S) int64 -> (B, S, D)."""
+        embeds: Tensor = self.embed_tokens(token_ids)
+        return embeds
+
+    def make_cache(
+        self,
+        batch_size: int,
+        max_seq_len: int | None = None,
+        *,
+        num_kv_heads: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> KVCache:
+        """An empty cache that fits this model.
+
+        Args:
+            batch_size: Rows.
+            max_seq_len: Tokens of a row; None for the model's limit.
+            num_kv_heads: Key and value heads on this device, where they are sharded; None for all.
+            device: None for the parameters'.
+            dtype: None for the parameters'.
+        Raises:
+            ShapeError: ``max_seq_len`` is beyond the model's.
+        """
+        capacity = self.max_seq_len if max_seq_len is None else max_seq_len
+        self._check_capacity(capacity)
+        weight = self.norm.weight
+        return KVCache(
+            self.num_layers,
+            batch_size,
+            capacity,
+            self.num_kv_heads if num_kv_heads is None else num_kv_heads,
+            self.head_dim,
+            device=weight.device if device is None else device,
+            dtype=weight.dtype if dtype is None else dtype,
+        )
+
+    def forward(
+        self,
+        embeds: Tensor,
+        *,
+        cache: KVCache | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
+        seq_lens: Sequence[int] | None = None,
+        output_rows: Tensor | slice | None = None,
+    ) -> Tensor:
+        """Logits of the next token at each position: ``lm_head`` of ``hidden_states``, which has the arguments.
+
+        Shape:
+            embeds: (B, S, D)
+            return: (B, S, V); with ``output_rows`` (B, length of the slice, V), (B, 1, V) or (B, R, V). The dtype is
+                that of ``lm_head``.
+        Raises:
+            ShapeError: As ``hidden_states``.
+            RegistryError: As ``hidden_states``.
+        """
+        hidden = self.hidden_states(embeds, cache=cache, lengths=lengths, seq_lens=seq_lens, output_rows=output_rows)
+        logits: Tensor = self.lm_head(hidden)
+        return logits
+
+    def hidden_states(
+        self,
+        embeds: Tensor,
+        *,
+        cache: KVCache | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
+        seq_lens: Sequence[int] | None = None,
+        output_rows: Tensor | slice | None = None,
+    ) -> Tensor:
+        """What ``lm_head`` turns into logits: the last layer's output behind the final norm.
+
+        Without ``cache`` and ``seq_lens`` every row is causal from position 0; padding on the right needs no mask.
+        With a cache nothing is recorded for a backward pass.
+
+        Args:
+            embeds: Tokens as embeddings, from ``embed`` or elsewhere.
+            cache: Tokens read before. Column j of row i is at position ``cache.lengths[i] + j``; afterwards the cache
+                holds it too.
+            lengths: With a cache: how many columns of each row are real, from the left (None: all). The others are
+                padding: their logits mean nothing and the cache does not count them.
+            seq_lens: Lengths of the samples packed in the single row: none sees another, and positions start at 0 in
+                each.
+            output_rows: Positions that are wanted; the others pass no further than the last layer. A slice of the S
+                axis, or indices (B,) or (B, R): one or R positions for each row.
+        Shape:
+            embeds: (B, S, D)
+            return: (B, S, D); with ``output_rows`` (B, length of the slice, D), (B, 1, D) or (B, R, D)
+        Raises:
+            ShapeError: Sizes disagree or a limit is passed; before any work.
+            RegistryError: The attention backend that was asked for cannot run on this device.
+        """
+        self._check_inputs(embeds, cache, lengths, seq_lens, output_rows)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            cache_step = None if cache is None else cache.plan(embeds.shape[1], lengths)
+            step = self._plan(embeds, cache, cache_step, seq_lens)
+            hidden = embeds
+            for index, layer in enumerate(self.layers):
+                hidden = layer(hidden, step, index)
+            if cache is not None and cache_step is not None:
+                cache.advance(cache_step)
+            normed: Tensor = self.norm(_select(hidden, output_rows))
+        return normed
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Random weights: matrices and embeddings normal with deviation 0.02, norms 1 (our choice).
+
+        Args:
+            generator: Source of randomness, on the parameters' device.
+        """
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=INIT_STD, generator=generator)
+            else:
+                nn.init.ones_(parameter)
+
+    def _plan(
+        self, embeds: Tensor, cache: KVCache | None, cache_step: CacheStep | None, seq_lens: Sequence[int] | None
+    ) -> AttentionStep:
+        """All that the layers share: positions, pattern, and what the backend makes of them."""
+        batch_size, width = embeds.shape[:2]
+        columns = torch.arange(width, device=embeds.device)
+        if seq_lens is not None:
+            columns = torch.cat([columns[:length] for length in seq_lens])
+        positions = columns[None] if cache_step is None else cache_step.starts[:, None] + columns
+        reads_cache = cache_step is not None and cache_step.start != 0
+        pattern = AttentionPattern(
+            batch_size,
+            width,
+            embeds.device,
+            seq_lens=None if seq_lens is None else tuple(seq_lens),
+            step=cache_step if reads_cache else None,
+        )
+        dtype = cache.dtype if cache is not None and reads_cache else _compute_dtype(embeds)
+        backend = self._backend.resolve(embeds.device, dtype, self.head_dim)
+        return AttentionStep(
+            rotations=rope_rotations(positions, self.head_dim, self.rope_theta, self.rope_scaling),
+            pattern=pattern,
+            backend=backend,
+            state=backend.prepare(pattern, dtype),
+            cache=cache,
+            cache_step=cache_step,
+        )
+
+    def _check_capacity(self, capacity: int) -> None:
+        if capacity > self.max_seq_len:
+            raise ShapeError(
+                f"LLaMA: a cache of {capacity} tokens was asked for, but the model's max_seq_len is {self.max_seq_len}"
+            )
+
+    def _check_inputs(
+        self,
+        embeds: Tensor,
+        cache: KVCache | None,
+        lengths: Sequence[int] | Tensor | None,
+        seq_lens: Sequence[int] | None,
+        output_rows: Tensor | slice | None,
+    ) -> None:
+        if embeds.ndim != 3 or embeds.shape[2] != self.embed_dim or embeds.shape[1] == 0:
+            raise ShapeError(
+                f"LLaMA: expected embeds (B, S, {self.embed_dim}) with S at least 1, got {tuple(embeds.shape)}"
+            )
+        batch_size, width = embeds.shape[:2]
+        if cache is not None:
+            self._check_cache(cache, batch_size)
+            if seq_lens is not None:
+                raise ShapeError("LLaMA: seq_lens (packed samples) and a cache cannot be used together")
+        elif lengths is not None:
+            raise ShapeError("LLaMA: lengths says what a cache is to keep, but no cache was given")
+        if seq_lens is not None:
+            if batch_size != 1:
+                raise ShapeError(f"LLaMA: packed samples (seq_lens) come as one row, got {batch_size} rows")
+            if any(length < 1 for length in seq_lens) or sum(seq_lens) != width:
+                raise ShapeError(
+                    f"LLaMA: seq_lens must be positive and sum to the {width} tokens given, got {list(seq_lens)} "
+                    f"with sum {sum(seq_lens)}"
+                )
+        longest = width if seq_lens is None else max(seq_lens)
+        if cache is None and longest > self.max_seq_len:
+            raise ShapeError(f"LLaMA: a sequence of {longest} tokens is longer than max_seq_len {self.max_seq_len}")
+        if isinstance(output_rows, Tensor) and (output_rows.ndim not in (1, 2) or output_rows.shape[0] != batch_size):
+            raise ShapeError(
+                f"LLaMA: output_rows must be ({batch_size},) or ({batch_size}, R), got {tuple(output_rows.shape)}"
+            )
+        if isinstance(output_rows, Tensor) and output_rows.device.type == "cpu":  # elsewhere it would cost a wait
+            outside = output_rows[(output_rows < -width) | (output_rows >= width)].tolist()
+            if outside:
+                raise ShapeError(f"LLaMA: output_rows {outside} lie outside of the {width} positions given")
+
+    def _check_cache(self, cache: KVCache, batch_size: int) -> None:
+        self._check_capacity(cache.max_seq_len)
+        if cache.batch_size != batch_size:
+            raise ShapeError(f"LLaMA: {batch_size} rows were given, but the cache has {cache.batch_size}")
+        got, expected = (cache.num_layers, cache.head_dim), (self.num_layers, self.head_dim)
+        if got != expected:
+            raise ShapeError(
+                f"LLaMA: the cache is for (num_layers, head_dim) {got}, but the model has {expected}; "
+                "make_cache gives one that fits"
+            )
+
+
+def _compute_dtype(embeds: Tensor) -> torch.dtype:
+    """The dtype that the projections will give."""
+    device = embeds.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeds.dtype
+
+
+def _select(hidden: Tensor, output_rows: Tensor | slice | None) -> Tensor:
+    """The positions whose logits are wanted: (B, S, D) -> (B, R, D)."""
+    if output_rows is None:
+        return hidden
+    if isinstance(output_rows, slice):
+        return hidden[:, output_rows]
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
+    columns = output_rows.to(hidden.device)
+    return hidden[rows[:, None], columns[:, None] if columns.ndim == 1 else columns]
