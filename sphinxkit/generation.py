@@ -243,7 +243,7 @@ class Decoder:
         lengths = torch.tensor([len(prompt) for prompt in self._prompts], device=self._prompts[0].device)
         embeds = pad_sequence(self._prompts, batch_first=True)
         self._prompts = []
-        self._cache = self._llm.new_cache(len(lengths), self._capacity)
+        self._cache = self._llm.make_cache(len(lengths), self._capacity)
         logits: Tensor = self._llm(embeds, cache=self._cache, lengths=lengths, output_rows=lengths - 1)
         return logits[:, -1]
 

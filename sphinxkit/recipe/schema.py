@@ -128,7 +128,8 @@ def model_slots(document: Mapping[str, Any]) -> Iterator[Slot]:
 
 def _readable(error: Any, known: list[str]) -> str:
     if error["type"] == "extra_forbidden":
-        return f"unknown key{suggest(str(error['loc'][-1]), known) or f'; known: {', '.join(sorted(known))}'}"
+        others = f"; known: {', '.join(sorted(known))}" if known else ""
+        return f"unknown key{suggest(str(error['loc'][-1]), known) or others}"
     if error["type"] == "missing":
         return "required key is missing"
     message = str(error["msg"]).removeprefix("Value error, ")

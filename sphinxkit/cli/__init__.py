@@ -1,0 +1,60 @@
+"""The command line: ``sphinxkit COMMAND``.
+
+Exit codes: 0 done, 1 a named error (its message on stderr), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sphinxkit import __version__
+from sphinxkit.cli.chat import chat
+from sphinxkit.cli.check import check
+from sphinxkit.cli.convert import convert
+from sphinxkit.cli.generate import generate
+from sphinxkit.cli.inspect import inspect
+from sphinxkit.cli.memory import memory
+from sphinxkit.cli.verify import verify
+from sphinxkit.errors import SphinxkitError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="sphinxkit",
+    help="SPHINX: load, ask, mix, convert and check multimodal LLMs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"sphinxkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """SPHINX: load, ask, mix, convert and check multimodal LLMs."""
+
+
+for _command in (generate, chat, convert, inspect, memory, check, verify):
+    app.command(_command.__name__)(_command)
+
+
+def main() -> None:
+    """Run the command line; a named error becomes one line on stderr and exit code 1."""
+    try:
+        app()
+    except SphinxkitError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,97 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sphinxkit.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sphinxkit.sphinx_model import SphinxModel
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(help="Directory of a checkpoint (sphinxkit, released SPHINX, Meta or HF Llama) or hf://org/repo."),
+]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="Recipe (name or file) that overrides what the checkpoint says.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto (bfloat16 where the hardware has it), float32, bfloat16 or float16.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+# CPU flags that mean bfloat16 arithmetic in hardware, as Linux names them in /proc/cpuinfo.
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return not BF16_FLAGS.isdisjoint(flags)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device asked for; ``auto`` is CUDA if there is one.
+
+    Raises:
+        DataError: There is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DataError(f"--device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DataError(f"--device {name}: this machine has no CUDA device that torch {torch.__version__} can use")
+    return device
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """A dtype by name.
+
+    Raises:
+        DataError: Not one of float32, bfloat16, float16.
+    """
+    import torch
+
+    if name not in DTYPES[1:]:
+        raise DataError(f"--dtype {name!r}: expected one of {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype asked for; ``auto`` is bfloat16 where the hardware has it, and says on stderr what it took."""
+    import torch
+
+    if name != "auto":
+        return parse_dtype(name)
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = device.type == "cpu" and cpu_has_bf16()
+    dtype = torch.bfloat16 if has_bf16 else torch.float32
+    reason = "has" if has_bf16 else "lacks"
+    typer.echo(f"dtype: {str(dtype).removeprefix('torch.')} (this {device.type} {reason} bfloat16 arithmetic)", err=True)
+    return dtype
+
+
+def load_model(checkpoint: str, recipe: str | None, device: str, dtype: str) -> SphinxModel:
+    """Load a checkpoint as the options say."""
+    import sphinxkit
+
+    place = pick_device(device)
+    return sphinxkit.load(checkpoint, recipe=recipe, device=place, dtype=pick_dtype(dtype, place))
