@@ -1,0 +1,110 @@
+"""Decoding: greedy tokens per second after a short prompt, against the memory's limit and transformers' caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import llama_twins
+from benchmarks.harness import Case, Context, Sample, Work
+
+# The logits of the first decoded step are compared; bf16 has 8 bits of mantissa.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+def cases(context: Context) -> Iterator[Case]:
+    runs = context.on(
+        [
+            ("llama2_13b", torch.bfloat16, [1, 8, 32], 64, 64),
+            ("llama2_13b", torch.bfloat16, [1], 1519, 64),
+            ("tinyllama_1b", torch.bfloat16, [1, 32], 64, 64),
+        ],
+        [("llama_220m", torch.bfloat16, [1, 8], 64, 64), ("llama_220m", torch.float32, [1], 64, 64)],
+        [("micro", torch.bfloat16, [1, 2], 4, 4), ("micro", torch.float32, [1], 4, 4)],
+    )
+    for size, dtype, batches, prompt, new in runs:
+        model = llama_twins.build(size, context, dtype)
+        twin = None
+        try:
+            twin = llama_twins.transformers_twin(model)
+        except ImportError:
+            yield Case(f"{size}: transformers", skip="transformers is not installed")
+        for batch in batches:
+            yield _case(context, size, model, twin, batch, prompt, new)
+        del model, twin
+
+
+def _case(context: Context, size: str, model: Any, twin: Any, batch: int, prompt: int, new: int) -> Case:
+    dtype = model.norm.weight.dtype
+    steps: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {"sphinxkit": lambda: _ours(model, batch, prompt, new)}
+    if twin is not None:
+        steps["transformers, dynamic cache"] = lambda: _transformers(twin, batch, prompt, new, static=False)
+        steps["transformers, static cache"] = lambda: _transformers(twin, batch, prompt, new, static=True)
+    kv = 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype.itemsize * batch
+    seen = sum(range(prompt + 1, prompt + new + 1))
+    flops = batch * 2 * (llama_twins.num_weights(model) + model.lm_head.weight.numel()) * new
+    flops += batch * llama_twins.attention_flops(model, 1) * seen
+    return Case(
+        f"{size}, batch {batch}, {prompt} + {new} tokens, {str(dtype).removeprefix('torch.')}",
+        {name: _timed(context, make, new) for name, make in steps.items()},
+        Work(flops, llama_twins.weight_bytes(model) * new + kv * seen, kv * new, dtype=dtype),
+        [(torch.randint(3, model.vocab_size, (batch, prompt), device=context.device),) for _ in range(3)],
+        amount=batch * new,
+        unit="tokens",
+        tolerance=TOLERANCE[dtype],
+        repeats=context.on(None, 5, None),
+    )
+
+
+def _timed(context: Context, make: Callable[[], Callable[[Tensor], Tensor]], new: int) -> Callable[[Tensor], Sample]:
+    """Prefill outside the clock, then ``new`` greedy steps inside it."""
+    step = make()
+
+    def call(prompt: Tensor) -> Sample:
+        tokens = step(prompt)[:, -1:].argmax(-1)
+        first = None
+        with context.timer() as timer:
+            for _ in range(new):
+                logits = step(tokens)
+                first = logits if first is None else first
+                tokens = logits[:, -1:].argmax(-1)
+        return Sample(timer.seconds, output=first)
+
+    return call
+
+
+def _ours(model: Any, batch: int, prompt: int, new: int) -> Callable[[Tensor], Tensor]:
+    cache = model.make_cache(batch, prompt + new)
+
+    def step(tokens: Tensor) -> Tensor:
+        if tokens.shape[1] > 1:
+            cache.reset()
+        return model(model.embed(tokens), cache=cache, output_rows=slice(-1, None))
+
+    return step
+
+
+def _transformers(twin: Any, batch: int, prompt: int, new: int, static: bool) -> Callable[[Tensor], Tensor]:
+    from transformers import DynamicCache, StaticCache
+
+    cache: Any = StaticCache(config=twin.config, max_cache_len=prompt + new) if static else None
+    position = 0
+
+    def step(tokens: Tensor) -> Tensor:
+        nonlocal cache, position
+        if tokens.shape[1] > 1:
+            position = 0
+            if static:
+                cache.reset()
+            else:
+                cache = DynamicCache(config=twin.config)
+        positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)[None]
+        position += tokens.shape[1]
+        return twin(
+            input_ids=tokens, past_key_values=cache, position_ids=positions, use_cache=True, logits_to_keep=1
+        ).logits
+
+    return step

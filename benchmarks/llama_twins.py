@@ -1,0 +1,89 @@
+"""LLaMA models of benchmark sizes, and Hugging Face transformers' model on the very same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Context, build_random, nbytes
+from sphinxkit.llama import LlamaModel
+
+# The 220 M model is the one that the project's first measurements were made with.
+SIZES: dict[str, dict[str, Any]] = {
+    "llama_220m": {"embed_dim": 1024, "num_layers": 12, "num_heads": 16, "hidden_dim": 2816},
+    "tinyllama_1b": {"embed_dim": 2048, "num_layers": 22, "num_heads": 32, "num_kv_heads": 4, "hidden_dim": 5632},
+    "llama2_13b": {"embed_dim": 5120, "num_layers": 40, "num_heads": 40, "hidden_dim": 13824},
+    "micro": {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 48},
+}
+VOCAB_SIZE = {"micro": 64}
+
+
+def build(size: str, context: Context, dtype: torch.dtype, **options: Any) -> LlamaModel:
+    """A model of one of ``SIZES`` with random weights."""
+    numbers = {"vocab_size": VOCAB_SIZE.get(size, 32000), **SIZES[size], **options}
+    return build_random(lambda: LlamaModel(**numbers), context.device, dtype)
+
+
+def weight_bytes(model: LlamaModel) -> int:
+    """Bytes of the weights that one decoding step must read: all but the embedding table."""
+    return nbytes(model) - nbytes(model.embed_tokens)
+
+
+def num_weights(model: LlamaModel) -> int:
+    """Weights that every token is multiplied with, the output matrix left out."""
+    return sum(parameter.numel() for parameter in model.layers.parameters() if parameter.ndim == 2)
+
+
+def attention_flops(model: LlamaModel, queries: int, keys_before: int = 0) -> int:
+    """FLOPs of causal attention of one row, all layers: two products over the keys that each query sees."""
+    seen = queries * keys_before + queries * (queries + 1) // 2
+    return 4 * model.num_layers * model.num_heads * model.head_dim * seen
+
+
+def _half_split(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a q or k projection from interleaved rotary pairs to Hugging Face's two halves."""
+    rows, width = weight.shape
+    return weight.view(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
+
+
+def transformers_twin(model: LlamaModel) -> Any:
+    """``LlamaForCausalLM`` that shares every weight but q and k, which are reordered copies."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = LlamaConfig(
+        vocab_size=model.vocab_size,
+        hidden_size=model.embed_dim,
+        intermediate_size=model.hidden_dim,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_kv_heads,
+        max_position_embeddings=model.max_seq_len,
+        rms_norm_eps=model.norm_eps,
+        attn_implementation="sdpa",
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        twin = LlamaForCausalLM(config)
+    ours = model.state_dict()
+    weights = {
+        "model.embed_tokens.weight": ours["embed_tokens.weight"],
+        "model.norm.weight": ours["norm.weight"],
+        "lm_head.weight": ours["lm_head.weight"],
+    }
+    for index in range(model.num_layers):
+        source, target = f"layers.{index}.", f"model.layers.{index}."
+        for name, heads in (("q", model.num_heads), ("k", model.num_kv_heads)):
+            weights[f"{target}self_attn.{name}_proj.weight"] = _half_split(
+                ours[f"{source}attention.{name}_proj.weight"], heads
+            )
+        for name in ("v", "o"):
+            weights[f"{target}self_attn.{name}_proj.weight"] = ours[f"{source}attention.{name}_proj.weight"]
+        for name in ("gate", "up", "down"):
+            weights[f"{target}mlp.{name}_proj.weight"] = ours[f"{source}mlp.{name}_proj.weight"]
+        weights[f"{target}input_layernorm.weight"] = ours[f"{source}attention_norm.weight"]
+        weights[f"{target}post_attention_layernorm.weight"] = ours[f"{source}mlp_norm.weight"]
+    twin.load_state_dict(weights, assign=True)
+    twin.model.rotary_emb = LlamaRotaryEmbedding(config).to(ours["norm.weight"].device)
+    return twin.eval()
