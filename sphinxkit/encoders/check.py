@@ -68,12 +68,13 @@ def _check_values(encoder: Encoder, features: VisionFeatures, dtype: torch.dtype
 
 def _check_freezing(encoder: Encoder, pixels: Tensor) -> list[str]:
     breaches = []
-    wrong = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad != encoder.trainable]
+    parameters = dict(encoder.named_parameters())
+    wrong = [name for name, parameter in parameters.items() if parameter.requires_grad != encoder.trainable]
     if wrong:
         fault = (
             "do not require gradients although trainable" if encoder.trainable else "require gradients although frozen"
         )
-        breaches.append(f"freezing: {len(wrong)} parameters {fault}, the first is {wrong[0]}")
+        breaches.append(f"freezing: {len(wrong)} of {len(parameters)} parameters {fault}, the first is {wrong[0]}")
     tokens = encoder(pixels.clone().requires_grad_()).tokens()
     if tokens.requires_grad != encoder.trainable:
         state = "is trainable but builds no graph" if encoder.trainable else "is frozen but builds a graph"
