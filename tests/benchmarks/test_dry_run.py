@@ -1,0 +1,76 @@
+"""Every timed path of every benchmark, at micro size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command_line
+from benchmarks import harness, results
+
+TIME_LIMIT = 30.0  # a benchmark that takes longer at micro size does too much there
+
+
+@pytest.mark.parametrize("name", harness.names())
+def test_micro_run_is_valid_and_complete(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    context = harness.Context(torch.device("cpu"), tmp_path, micro=True)
+    harness.run([name], context, out, log=lambda _: None)
+    document = results.read(out)
+    assert document.finished
+    assert document.micro
+    assert document.results
+    failures = [f"{record.case}: {record.reason}" for record in document.results if record.status == "failed"]
+    assert not failures
+    for record in document.results:
+        if record.status == "ok":
+            assert harness.OURS in record.candidates
+            assert all(measured.median < TIME_LIMIT for measured in record.candidates.values())
+
+
+@pytest.mark.parametrize("name", harness.names())
+def test_benchmark_says_what_it_is(name: str) -> None:
+    module = harness.module(name)
+    assert (module.__doc__ or "").strip()
+    assert set(getattr(module, "DEVICES", ("cpu", "cuda"))) <= {"cpu", "cuda"}
+
+
+def test_command_line_runs_and_renders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.json"
+    arguments = ["run", "projectors", "--micro", "--device", "cpu", "--json", str(out), "--only", "linear"]
+    assert command_line.main(arguments) == 0
+    assert "2 cases, 0 failed" in capsys.readouterr().out
+    assert command_line.main(["table", str(out), "--out", str(tmp_path / "RESULTS.md")]) == 0
+    assert "### projectors" in (tmp_path / "RESULTS.md").read_text()
+    assert command_line.main(["list"]) == 0
+    assert "projectors" in capsys.readouterr().out
+
+
+def test_command_line_refuses_an_unknown_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="unknown benchmark 'nothing'"):
+        command_line.main(["run", "nothing", "--device", "cpu", "--json", str(tmp_path / "a.json")])
+
+
+def test_command_line_refuses_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch sees no CUDA device"):
+        command_line.main(["run", "--device", "cuda", "--json", str(tmp_path / "a.json")])
+
+
+def test_gpu_dry_run_covers_its_benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(command_line, "GPU_ORDER", ["projectors", "mixers"])
+    assert command_line.main(["gpu", "--micro", "--no-tests", "--out", str(tmp_path)]) == 0
+    document = results.read(tmp_path / "gpu.json")
+    assert {record.benchmark for record in document.results} == {"projectors", "mixers"}
+
+
+def test_gpu_order_names_exist() -> None:
+    assert set(command_line.GPU_ORDER) <= set(harness.names())
+
+
+def test_committed_documents_are_valid() -> None:
+    for path in (harness.FOLDER / "results").glob("*.json"):
+        assert not results.read(path).micro

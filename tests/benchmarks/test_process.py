@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from benchmarks.process import PeakMemory, in_fresh_process, rss_anon
+
+MEGABYTE = 2**20
+SLACK = 16 * MEGABYTE  # the interpreter's own allocations, the allocator's rounding
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
+
+
+@linux
+def test_peak_memory_sees_what_is_freed_again() -> None:
+    with PeakMemory() as memory:
+        data = torch.ones(64 * MEGABYTE, dtype=torch.uint8)
+        del data
+    assert memory.grown is not None
+    assert 63 * MEGABYTE < memory.grown < 64 * MEGABYTE + SLACK
+
+
+@linux
+def test_rss_anon_is_plausible() -> None:
+    value = rss_anon()
+    assert value is not None
+    assert 10 * MEGABYTE < value < 64 * 2**30
+
+
+def test_in_fresh_process_returns_time_and_facts() -> None:
+    sample = in_fresh_process("json:loads", s='{"answer": 42}')
+    assert sample.extra == {"answer": 42}
+    assert 0 < sample.seconds < 1
+    if sys.platform == "linux":
+        assert sample.peak_bytes is not None
+        assert sample.peak_bytes < SLACK
+
+
+def test_in_fresh_process_reports_the_childs_error() -> None:
+    with pytest.raises(RuntimeError, match=r"json:loads exited with 1: .*JSONDecodeError"):
+        in_fresh_process("json:loads", s="{")
