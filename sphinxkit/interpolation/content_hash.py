@@ -1,0 +1,68 @@
+"""Fingerprints of the models that took part in a mix, independent of how their files are laid out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ContentHash:
+    """SHA-256 over the tensors of one model that took part in a mix.
+
+    Attributes:
+        tensors: How many.
+        sha256: Hash, in hex, of one line ``name dtype shape sha256-of-bytes`` per tensor, in the order of the names;
+            None if no tensor took part.
+    """
+
+    tensors: int
+    sha256: str | None
+
+
+class Hasher:
+    """Hashes tensors in a thread of its own while their pages are at hand.
+
+    Args:
+        num_sources: How many models there are.
+    """
+
+    def __init__(self, num_sources: int) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sphinxkit-hash")
+        self._lines: list[dict[str, str]] = [{} for _ in range(num_sources)]
+        self._done: deque[Future[None]] = deque()
+
+    def start(self, key: str, parts: Mapping[int, Tensor]) -> None:
+        """Hash one tensor of some models, unless it has been; waits only when many are queued.
+
+        Args:
+            key: Its name.
+            parts: Model index -> tensor, not to be changed until :meth:`results`.
+        """
+        for index, part in parts.items():
+            if key not in self._lines[index]:
+                self._lines[index][key] = ""
+                self._done.append(self._pool.submit(self._hash, index, key, part))
+        while len(self._done) > 2 * len(self._lines):  # so that only a tensor or two are held for hashing
+            self._done.popleft().result()
+
+    def _hash(self, index: int, key: str, part: Tensor) -> None:
+        data = hashlib.sha256(part.reshape(-1).view(torch.uint8).numpy().data)
+        shape = "x".join(map(str, part.shape))
+        self._lines[index][key] = f"{key} {str(part.dtype).removeprefix('torch.')} {shape} {data.hexdigest()}\n"
+
+    def results(self) -> list[ContentHash]:
+        """One hash per model, once everything started is done."""
+        while self._done:
+            self._done.popleft().result()
+        hashes = []
+        for lines in self._lines:
+            whole = hashlib.sha256("".join(lines[key] for key in sorted(lines)).encode()).hexdigest()
+            hashes.append(ContentHash(len(lines), whole if lines else None))
+        return hashes

@@ -1,0 +1,112 @@
+"""A mix as data: what a ``kind: mix`` recipe says, and what the command line turns into the same thing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sphinxkit.errors import RecipeError
+from sphinxkit.interpolation.methods import MixMethod
+from sphinxkit.interpolation.rules import Rule, parse_rules
+from sphinxkit.registry import Registry
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+@dataclass
+class MixPlan:
+    """Which models are mixed, and how.
+
+    Attributes:
+        models: Paths or hub ids, two or more (one is a copy).
+        method: Registered name, or ``{type: name, option: value, ...}``.
+        beta: Weight of the first of two models; the second gets ``1 - beta``.
+        weights: One per model, instead of ``beta``.
+        normalize: Divide the weights by their sum.
+        base: The common ancestor, for task_arithmetic, ties and dare.
+        rules: Pattern -> what happens to the tensors with such a name; the first that matches decides. See
+            :func:`sphinxkit.interpolation.rules.parse_rule`.
+        dtype: Of the result: float32, float16, bfloat16, float64; None keeps what the models have.
+        format: Layout of the result: sphinxkit, sphinx, meta or hf; None takes the first model's.
+        shards: Number of files of the result; None leaves it to the format.
+        tokenizer: File to put beside the result, for models whose tokenizers differ.
+        allow_nonfinite: Let NaN and Inf through.
+        extrapolate: Allow weights outside [0, 1].
+        allow_different_recipes: Mix models whose recipes differ; the first one's is kept.
+    Raises:
+        RecipeError: Values that contradict each other; every one is listed.
+    """
+
+    models: list[str]
+    method: str | dict[str, Any] = "linear"
+    beta: float | None = None
+    weights: list[float] | None = None
+    normalize: bool = False
+    base: str | None = None
+    rules: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+    format: str | None = None
+    shards: int | None = None
+    tokenizer: str | None = None
+    allow_nonfinite: bool = False
+    extrapolate: bool = False
+    allow_different_recipes: bool = False
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not self.models:
+            faults.append("models: name at least one")
+        if self.beta is not None and self.weights is not None:
+            faults.append("beta, weights: give one of them")
+        if self.beta is not None and len(self.models) != 2:
+            faults.append(f"beta: is between two models, but there are {len(self.models)}; give weights")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            faults.append(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if isinstance(self.method, Mapping) and not isinstance(self.method.get("type"), str):
+            faults.append(f"method: expected a name or {{type: name, ...}}, got {dict(self.method)!r}")
+        try:
+            parse_rules(self.rules, len(self.models))
+        except RecipeError as error:
+            faults += [f"rules: {line}" for line in str(error).splitlines()]
+        if faults:
+            raise RecipeError("\n".join(faults))
+
+    def mix_weights(self) -> Sequence[float] | None:
+        """One weight per model, or None for the method's default."""
+        return (self.beta, 1 - self.beta) if self.beta is not None else self.weights
+
+    def mix_method(self, registry: Registry[MixMethod]) -> MixMethod:
+        """The method, built.
+
+        Args:
+            registry: Where its name is known.
+        Raises:
+            RegistryError: Unknown name or option.
+        """
+        if isinstance(self.method, str):
+            return registry.build(self.method)
+        return registry.build(
+            self.method["type"], **{key: value for key, value in self.method.items() if key != "type"}
+        )
+
+    def mix_rules(self) -> list[Rule]:
+        """The rules, parsed."""
+        return parse_rules(self.rules, len(self.models))
+
+    def relative_to(self, folder: str | os.PathLike[str]) -> MixPlan:
+        """The same plan with relative paths that exist below ``folder`` taken from there."""
+        from dataclasses import replace
+        from pathlib import Path
+
+        def find(path: str) -> str:
+            below = Path(folder) / path
+            return str(below) if not Path(path).is_absolute() and below.exists() else path
+
+        return replace(
+            self,
+            models=[find(model) for model in self.models],
+            base=find(self.base) if self.base else None,
+            tokenizer=find(self.tokenizer) if self.tokenizer else None,
+        )

@@ -1,0 +1,367 @@
+"""A mix of models as a lazy source of tensors: nothing is computed before it is read, chunk by chunk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.interpolation.content_hash import ContentHash, Hasher
+from sphinxkit.interpolation.kernels import BLOCK, Combine
+from sphinxkit.interpolation.methods import MixMethod, linear
+from sphinxkit.interpolation.ops import accumulation_dtype
+from sphinxkit.interpolation.paging import will_need
+from sphinxkit.interpolation.plan import MethodFactory, Planner, TensorPlan, listed
+from sphinxkit.interpolation.rules import ORDINALS, Rule, RuleBook
+from sphinxkit.tensor_source import TensorSource
+
+CHUNK = 8 * BLOCK  # elements that one job mixes (a million) and that are handed on at a time; a multiple of BLOCK
+_AHEAD = 16 * CHUNK  # elements of each model that are asked of the disk before they are needed; our choice
+
+
+_COPY = linear()  # for the part of a tensor in which one model alone has a weight
+
+
+class MixedSource:
+    """The mix of several models, as a :class:`~sphinxkit.tensor_source.TensorSource`.
+
+    Names, shapes and dtypes are settled and checked when it is made; data is read, mixed and checked for NaN and Inf
+    when a tensor is asked for. Of one tensor at a time, only chunks of about a million elements exist in float32.
+
+    Args:
+        sources: The models, opened.
+        method: For tensors without a rule of their own.
+        weights: One per model, or None for the method's default.
+        rules: Exceptions by name; the first match decides.
+        base: The common ancestor, for the methods that need one.
+        dtype: Of every floating point tensor of the result; None: the stored dtype of the model that a tensor is a
+            copy of, else the dtype that holds those of the models that take part.
+        names: What messages call the models.
+        make_method: Builds a method that a rule names, from its name and options.
+        allow_nonfinite: Let NaN and Inf through.
+        extrapolate: Allow weights outside [0, 1].
+        hash_inputs: Hash every tensor that is read, for :meth:`input_hashes`.
+        num_threads: That mix chunks at the same time; default the number of processors, at most four.
+    Raises:
+        CheckpointError: Names or shapes differ without a rule for them; everything is listed.
+        DataError: Weights or methods that cannot be used.
+        RecipeError: A rule that matches nothing.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[TensorSource],
+        method: MixMethod,
+        weights: Sequence[float] | None = None,
+        *,
+        rules: Sequence[Rule] = (),
+        base: TensorSource | None = None,
+        dtype: torch.dtype | None = None,
+        names: Sequence[str] | None = None,
+        make_method: MethodFactory | None = None,
+        allow_nonfinite: bool = False,
+        extrapolate: bool = False,
+        hash_inputs: bool = False,
+        num_threads: int | None = None,
+    ) -> None:
+        if not sources:
+            raise DataError("there are no models to mix")
+        if method.needs_base and base is None:
+            raise DataError(f"{method.name} adds differences to a base model; give one")
+        self.weights = method.weights(weights, len(sources), extrapolate=extrapolate)
+        self.names = list(names or ORDINALS[: len(sources)] or map(str, range(len(sources))))
+        if len(self.names) < len(sources):
+            self.names = [f"model {index + 1}" for index in range(len(sources))]
+        book = RuleBook(rules)
+        book.check(key for source in sources for key in source.keys())  # noqa: SIM118
+        self._sources = [*sources, *([base] if base is not None else [])]
+        self._has_base = base is not None
+        self.plans = Planner(
+            sources, base, self.names, method, self.weights, book, dtype, make_method or _no_methods, extrapolate
+        ).plan()
+        self._allow_nonfinite = allow_nonfinite
+        self._hasher = Hasher(len(self._sources)) if hash_inputs else None
+        self._num_threads = num_threads or min(4, os.cpu_count() or 1)
+        self._pool: ThreadPoolExecutor | None = None
+        self._finite: set[str] = set()
+
+    def keys(self) -> Iterable[str]:
+        """Names of the result's tensors, in the first model's order."""
+        return self.plans.keys()
+
+    def _plan(self, key: str) -> TensorPlan:
+        if key not in self.plans:
+            raise CheckpointError(f"the mix holds no tensor {key!r}")
+        return self.plans[key]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of ``key``; CheckpointError if there is none."""
+        return self._plan(key).shape
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Dtype of ``key`` in the result; CheckpointError if there is none."""
+        return self._plan(key).dtype
+
+    def read(self, key: str) -> Tensor:
+        """The whole mixed tensor; where it is a copy of one model's, possibly that model's mapped memory.
+
+        Raises:
+            CheckpointError: NaN or Inf in a source or in the result, or an unknown key.
+        """
+        plan = self._plan(key)
+        if plan.kind in ("keep", "equal"):
+            for _ in self.chunks(key):  # checks
+                pass
+            whole = self._sources[plan.model].read(key)
+            return whole if whole.dtype == plan.dtype else whole.to(plan.dtype)
+        whole = torch.empty(plan.shape, dtype=plan.dtype)
+        self.read_into(key, whole)
+        return whole
+
+    def read_into(self, key: str, out: Tensor) -> None:
+        """Write the mixed tensor into ``out``, whatever its dtype and device, without a whole copy in between.
+
+        Args:
+            key: Name.
+            out: Of ``shape(key)``; overwritten in place.
+        Raises:
+            CheckpointError: As :meth:`read`, or ``out`` has another shape.
+        """
+        plan = self._plan(key)
+        if tuple(out.shape) != plan.shape:
+            raise CheckpointError(f"{key}: the mix is {list(plan.shape)}, asked for {list(out.shape)}")
+        if not out.is_contiguous():
+            out.copy_(self.read(key))
+            return
+        flat, position = out.detach().view(-1), 0
+        for chunk in self.chunks(key):
+            flat[position : position + chunk.numel()].copy_(chunk)
+            position += chunk.numel()
+
+    def chunks(self, key: str) -> Iterator[Tensor]:
+        """The mixed tensor in row-major order, as flat contiguous pieces of about a million elements.
+
+        Pieces must not be written to: they may be mapped memory of a source. Later pieces are read and mixed in other
+        threads while the caller works on one.
+
+        Raises:
+            CheckpointError: As :meth:`read`.
+        """
+        plan = self._plan(key)
+        parts = {index: self._sources[index].read(key) for index in self._participants(plan)}
+        if self._hasher:
+            self._hasher.start(key, parts)
+        flat = {index: part.reshape(-1) for index, part in parts.items()}
+        del parts
+        own = plan.model % len(self._sources)
+        if plan.kind == "mix":
+            yield from self._mixed(key, plan, flat)
+        elif plan.kind == "overlap":
+            yield from self._mixed(key, plan, {index: part[: plan.common] for index, part in flat.items()})
+            yield from self._kept(key, plan, flat[own][plan.common :])
+        else:
+            if plan.kind == "equal":
+                self._check_equal(key, flat)
+            yield from self._kept(key, plan, flat[own])
+        self._finite.add(key)
+
+    def input_hashes(self) -> list[ContentHash]:
+        """Content hash of every model (the base last) over the tensors read so far; empty unless ``hash_inputs``."""
+        return self._hasher.results() if self._hasher else []
+
+    def _participants(self, plan: TensorPlan) -> list[int]:
+        base = len(self._sources) - 1
+        if plan.kind == "keep":
+            return [plan.model % len(self._sources)]
+        if plan.kind == "equal":
+            return list(range(base if self._has_base else base + 1))
+        used = self._order(plan)
+        return list(dict.fromkeys([*used, *([plan.model % len(self._sources)] if plan.kind == "overlap" else [])]))
+
+    def _order(self, plan: TensorPlan) -> list[int]:
+        """The models whose data takes part in mixing, as the kernel wants them: base first, or weight 0 left out."""
+        if plan.method is not None and plan.method.needs_base:
+            return [len(self._sources) - 1, *range(len(self._sources) - 1)]
+        return [index for index, weight in enumerate(plan.weights) if weight != 0]
+
+    def _mixed(self, key: str, plan: TensorPlan, flat: Mapping[int, Tensor]) -> Iterator[Tensor]:
+        method = plan.method
+        if method is None:
+            raise DataError(f"{key}: the plan names no method")
+        order = self._order(plan)
+        weights = plan.weights if method.needs_base else [weight for weight in plan.weights if weight != 0]
+        if len(weights) < 2 and not method.needs_base:  # one model's rows, or the only model
+            method = _COPY
+        parts = [flat[index] for index in order]
+        if not parts:
+            raise DataError(f"{key}: every weight is 0")
+        work = accumulation_dtype([part.dtype for part in parts])
+        numel = parts[0].numel()
+
+        def passes() -> Iterator[tuple[int, list[Tensor]]]:
+            for start in range(0, numel, BLOCK):
+                yield start, [part[start : start + BLOCK].to(work, copy=True) for part in parts]
+
+        combine = method.prepare(passes, weights, key)
+        limit = None if self._allow_nonfinite else torch.finfo(plan.dtype).max
+        jobs = (
+            _Job(parts, start, min(start + CHUNK, numel), combine, work, plan.dtype, limit)
+            for start in range(0, numel, CHUNK)
+        )
+        for result in self._run(jobs, numel, parts):
+            if result is None:
+                self._raise_nonfinite(key)
+            else:
+                yield result
+
+    def _run(self, jobs: Iterator[_Job], numel: int, parts: Sequence[Tensor]) -> Iterator[Tensor | None]:
+        if numel <= CHUNK or self._num_threads == 1:
+            for job in jobs:
+                yield job()
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="sphinxkit-mix")
+        pending: deque[Future[Tensor | None]] = deque()
+        asked = 0
+        try:
+            for job in jobs:
+                if asked < min(job.start + _AHEAD // 2, numel):
+                    for part in parts:
+                        will_need(part[asked : job.start + _AHEAD])
+                    asked = job.start + _AHEAD
+                pending.append(self._pool.submit(job))
+                if len(pending) > self._num_threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+            for future in pending:
+                with contextlib.suppress(Exception):
+                    future.exception() if not future.cancelled() else None
+
+    def _kept(self, key: str, plan: TensorPlan, flat: Tensor) -> Iterator[Tensor]:
+        check = flat.dtype.is_floating_point and not self._allow_nonfinite
+        limit = torch.finfo(plan.dtype).max if check else 0.0
+        for start in range(0, flat.numel(), CHUNK):
+            piece = flat[start : start + CHUNK]
+            if check and not within(piece, limit):
+                self._raise_nonfinite(key)
+            yield piece if piece.dtype == plan.dtype else piece.to(plan.dtype)
+
+    def _check_equal(self, key: str, flat: Mapping[int, Tensor]) -> None:
+        first = next(iter(flat))
+        for index, part in flat.items():
+            if not torch.equal(part, flat[first]):
+                raise CheckpointError(
+                    f"{key}: stored as {part.dtype}, which is not mixed, and {self.names[first]} and "
+                    f"{self.names[index]} differ; say which to keep in a rule: '{key}: keep first'"
+                )
+
+    def _raise_nonfinite(self, first: str) -> None:
+        """Look through everything not yet found finite and raise one error that names what is not."""
+        faults = []
+        for key in [first, *(key for key in self.plans if key not in self._finite and key != first)]:
+            plan = self.plans[key]
+            bad = False
+            for index in self._participants(plan):
+                nans, infs = count_nonfinite(self._sources[index].read(key))
+                if nans or infs:
+                    bad = True
+                    faults.append(f"{key} in {self._name(index)}: {nans} NaN, {infs} Inf")
+            if key == first and not bad:
+                faults.append(f"{key}: finite in every model, but the result does not fit {plan.dtype}")
+        raise CheckpointError(
+            listed(faults, "not every number is finite") + "\nsay allow_nonfinite (--allow-nonfinite) to go on"
+        )
+
+    def _name(self, index: int) -> str:
+        return self.names[index] if index < len(self.names) and not self._is_base(index) else "base"
+
+    def _is_base(self, index: int) -> bool:
+        return self._has_base and index == len(self._sources) - 1
+
+
+class _Job:
+    """One chunk to mix: called in a thread, gives the chunk in the result's dtype, or None if it is not finite."""
+
+    def __init__(
+        self,
+        parts: Sequence[Tensor],
+        start: int,
+        stop: int,
+        combine: Combine,
+        work: torch.dtype,
+        dtype: torch.dtype,
+        limit: float | None,
+    ) -> None:
+        self.start = start
+        self._parts = [part[start:stop] for part in parts]
+        self._combine = combine
+        self._work = work
+        self._dtype = dtype
+        self._limit = limit
+
+    def __call__(self) -> Tensor | None:
+        size = self._parts[0].numel()
+        out = torch.empty(size, dtype=self._dtype)
+        for begin in range(0, size, BLOCK):
+            block = [part[begin : begin + BLOCK].to(self._work, copy=True) for part in self._parts]
+            result = self._combine(self.start + begin, block)
+            if self._limit is not None and not within(result, self._limit):
+                return None
+            out[begin : begin + BLOCK] = result
+        return out
+
+
+def within(tensor: Tensor, limit: float) -> bool:
+    """Whether every element is finite and of magnitude at most ``limit``."""
+    if not tensor.numel():
+        return True
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()
+    low, high = torch.aminmax(tensor.detach())  # both are NaN if any element is
+    return -limit <= low.item() and high.item() <= limit
+
+
+def count_nonfinite(tensor: Tensor) -> tuple[int, int]:
+    """How many NaN and how many Inf a tensor holds, looked at chunk by chunk."""
+    nans = infs = 0
+    flat = tensor.reshape(-1)
+    if not flat.dtype.is_floating_point:
+        return 0, 0
+    for start in range(0, flat.numel(), CHUNK):
+        piece = flat[start : start + CHUNK].float()
+        nans += int(piece.isnan().sum())
+        infs += int(piece.isinf().sum())
+    return nans, infs
+
+
+def _no_methods(name: str, _: Mapping[str, Any]) -> MixMethod:
+    raise DataError(f"a rule names the method {name!r}, but no make_method was given")
+
+
+def update_in_place(tensors: Mapping[str, Tensor], source: MixedSource) -> None:
+    """Overwrite a model's tensors with a mix, one after the other, without a second copy of the model.
+
+    Args:
+        tensors: By the source's names, for example a module's ``state_dict()``; any dtype and device.
+        source: The mix.
+    Raises:
+        CheckpointError: The names are not the same.
+    """
+    names = set(source.keys())
+    if names != set(tensors):
+        odd = sorted(names ^ set(tensors))
+        raise CheckpointError(listed(odd, "the mix and the model in memory do not hold the same tensors"))
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            source.read_into(key, tensor)
