@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -28,3 +28,41 @@ class TensorSource(Protocol):
     def read(self, key: str) -> Tensor:
         """One tensor on the CPU in its stored dtype; may be a view of mapped memory and must not be written to."""
         ...
+
+
+class MappingSource:
+    """Tensors that are already in memory, such as a state dict, as a :class:`TensorSource`.
+
+    Args:
+        tensors: Name to tensor, on any device; ``read`` gives them on the CPU, detached.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def keys(self) -> Iterable[str]:
+        """Names, in the mapping's order."""
+        return self._tensors.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return tuple(self._tensors[key].shape)
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Dtype of one tensor."""
+        return self._tensors[key].dtype
+
+    def read(self, key: str) -> Tensor:
+        """One tensor on the CPU; shares memory with the mapping's tensor when that is on the CPU."""
+        return self._tensors[key].detach().cpu()
+
+
+class ModuleSource(MappingSource):
+    """A module's parameters and persistent buffers as a :class:`TensorSource`, under its own names.
+
+    Args:
+        module: On any device but meta; its tensors are not copied.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module.state_dict())

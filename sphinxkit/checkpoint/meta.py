@@ -1,0 +1,91 @@
+"""Meta's layout: ``consolidated.NN.pth`` and ``params.json``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.checkpoint.entries import EntrySource, Replicas, StoredTensor, raise_faults
+from sphinxkit.checkpoint.keymap import NameRule, meta_key_map
+from sphinxkit.checkpoint.lla2acc import read_json
+from sphinxkit.checkpoint.llm_numbers import check_llm_shapes, llm_from_meta
+from sphinxkit.checkpoint.pickle_reader import read_pickle
+from sphinxkit.checkpoint.reader import EMBEDDING, Checkpoint, embedding_rows
+from sphinxkit.checkpoint.sharding import merge_shards
+from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
+from sphinxkit.errors import CheckpointError
+
+META_SHARD_NAME = "consolidated.{:02d}.pth"
+PARAMS_NAME = "params.json"
+_SHARD = re.compile(r"consolidated\.(\d+)\.pth")
+
+
+def find_meta_shards(folder: Path) -> list[Path]:
+    """The ``consolidated.NN.pth`` files of a folder, in order; empty if there are none.
+
+    Raises:
+        CheckpointError: A number before the last one is missing.
+    """
+    numbered = {int(m.group(1)): path for path in folder.iterdir() if (m := _SHARD.fullmatch(path.name))}
+    if not numbered:
+        return []
+    missing = [META_SHARD_NAME.format(rank) for rank in range(max(numbered)) if rank not in numbered]
+    raise_faults(f"{folder}: shards are missing; fetch them", missing)
+    return [numbered[rank] for rank in sorted(numbered)]
+
+
+def _split_dim(dim: int | None, rule: NameRule, stored: StoredTensor) -> int | None:
+    """Llama 3 splits the embedding along the vocabulary, Llama 1 and 2 along the width; the shape tells."""
+    if rule.ours == EMBEDDING and dim is not None and len(stored.shape) == 2 and stored.shape[1] == dim:
+        return 0
+    return rule.split_dim
+
+
+def text_recipe(llm: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe of kind model without a vision part."""
+    return {"kind": "model", "llm": dict(llm), "conversation": "sphinx_v1"}
+
+
+def open_meta(folder: Path, replicas: Replicas = "equal", verify: bool = False) -> Checkpoint:
+    """Open a folder in Meta's layout.
+
+    Args:
+        folder: With ``consolidated.NN.pth`` and, for a recipe, ``params.json``.
+        replicas: See :data:`~sphinxkit.checkpoint.entries.Replicas`.
+        verify: Whether to check every record's checksum.
+    Raises:
+        CheckpointError: Damaged or missing files, names or shapes that do not fit, a tokenizer of the wrong size.
+    """
+    files = find_meta_shards(folder)
+    if not files:
+        raise CheckpointError(f"{folder}: no consolidated.NN.pth in it")
+    path = folder / PARAMS_NAME
+    params = read_json(path) if path.is_file() else None
+    if params is not None and params.pop("use_scaled_rope", False):
+        raise CheckpointError(f"{path}: use_scaled_rope (Llama 3.1's rotary scaling) is not supported yet")
+    dim = params.get("dim") if params is not None else None
+    if dim is not None and not isinstance(dim, int):
+        raise CheckpointError(f"{path}: 'dim' is {dim!r}, expected a positive whole number")
+
+    def split_dim(rule: NameRule, stored: StoredTensor) -> int | None:
+        return _split_dim(dim, rule, stored)
+
+    shards = [read_pickle(file, verify) for file in files]
+    entries, _ = merge_shards(folder, shards, meta_key_map(), replicas, split_dim)
+    rows = embedding_rows(entries)
+    recipe: dict[str, Any] | str = f"there is no {PARAMS_NAME}, so the model's numbers are not known; give a recipe"
+    if params is not None and rows is not None:
+        llm = llm_from_meta(params, path, rows)
+        check_llm_shapes(llm, EntrySource(entries, str(folder)), path)
+        recipe = text_recipe(llm)
+    return Checkpoint(
+        folder,
+        "meta",
+        entries,
+        files,
+        recipe=recipe,
+        tokenizer_path=find_tokenizer(folder, rows),
+        metadata={"config": params, "num_shards": len(files)},
+    )

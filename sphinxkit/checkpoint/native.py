@@ -1,0 +1,114 @@
+"""sphinxkit's own layout: sharded safetensors in canonical names, an index, ``recipe.yaml``, ``tokenizer.model``.
+
+The index is the usual ``model.safetensors.index.json`` (so other tools can read the tensors); its ``metadata`` adds
+``format: sphinxkit`` and each file's size and SHA-256. The unused group of released files lies in
+``unused.safetensors`` under its original names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.checkpoint.entries import Entry, raise_faults
+from sphinxkit.checkpoint.hf import indexed_files, read_files
+from sphinxkit.checkpoint.lla2acc import read_json
+from sphinxkit.checkpoint.reader import Checkpoint, embedding_rows
+from sphinxkit.checkpoint.safetensors import read_safetensors
+from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
+from sphinxkit.errors import CheckpointError
+
+INDEX_NAME = "model.safetensors.index.json"
+UNUSED_NAME = "unused.safetensors"
+RECIPE_NAME = "recipe.yaml"
+FORMAT_NAME = "sphinxkit"
+FORMAT_VERSION = 1
+
+
+def is_native(folder: Path) -> bool:
+    """Whether the folder's index says that it is sphinxkit's own.
+
+    Raises:
+        CheckpointError: The index is damaged.
+    """
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        return False
+    metadata = read_json(index).get("metadata")
+    return isinstance(metadata, dict) and metadata.get("format") == FORMAT_NAME
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_files(folder: Path, files: dict[str, Any], verify: bool) -> None:
+    missing = [name for name in files if not (folder / name).is_file()]
+    raise_faults(f"{folder}: files that the index names are missing; fetch them", missing)
+    faults = []
+    for name, facts in files.items():
+        size = (folder / name).stat().st_size
+        if size != facts["size"]:
+            faults.append(f"{name} has {size} bytes, the index says {facts['size']}")
+        elif verify and facts.get("sha256") and file_sha256(folder / name) != facts["sha256"]:
+            faults.append(f"{name} does not match its SHA-256")
+    raise_faults(f"{folder}: files are truncated or were tampered with; fetch them again", faults)
+
+
+def open_native(folder: Path, verify: bool = False) -> Checkpoint:
+    """Open a folder in sphinxkit's own layout.
+
+    Args:
+        folder: With ``model.safetensors.index.json`` and the files that it names.
+        verify: Whether to compare every file's SHA-256 with the index; sizes are always compared.
+    Raises:
+        CheckpointError: Missing, truncated or changed files, an index that is not true, a damaged ``recipe.yaml``, a
+            tokenizer of the wrong size, or a layout of a later version.
+    """
+    index = folder / INDEX_NAME
+    metadata = read_json(index)["metadata"]
+    if metadata.get("version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{index}: layout version {metadata.get('version')!r}, this sphinxkit reads {FORMAT_VERSION}; update it"
+        )
+    try:
+        facts = {
+            str(name): {"size": int(f["size"]), "sha256": f.get("sha256")} for name, f in metadata["files"].items()
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{index}: its metadata has no usable list of files: {error!r}") from error
+    raise_faults(f"{index}: names files outside its folder", [name for name in facts if Path(name).name != name])
+    _check_files(folder, facts, verify)
+    files = [folder / name for name in sorted(indexed_files(index))]
+    entries = {name: Entry([tensor]) for name, tensor in read_files(files, index).items()}
+    unused: dict[str, Entry] = {}
+    if UNUSED_NAME in facts:
+        unused = {name: Entry([tensor]) for name, tensor in read_safetensors(folder / UNUSED_NAME)[0].items()}
+        files.append(folder / UNUSED_NAME)
+    return Checkpoint(
+        folder,
+        FORMAT_NAME,
+        entries,
+        files,
+        unused,
+        _read_recipe(folder / RECIPE_NAME),
+        find_tokenizer(folder, embedding_rows(entries)),
+        {key: value for key, value in metadata.items() if key != "files"} | {"files": facts},
+    )
+
+
+def _read_recipe(path: Path) -> dict[str, Any] | str:
+    import yaml
+
+    if not path.is_file():
+        return f"there is no {RECIPE_NAME}, so the model's structure is not known; give a recipe"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, expected a recipe")
+    return content

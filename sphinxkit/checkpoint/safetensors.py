@@ -1,0 +1,244 @@
+"""The safetensors layout, read lazily from mapped files and written tensor by tensor.
+
+Eight bytes hold the length of a JSON header, the header names each tensor's dtype, shape and byte range, raw
+little-endian data follows. Reading here checks all of that against the file's size before any tensor is touched, so a
+truncated or edited file is an error when it is opened.
+
+Source: the format's description, https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from sphinxkit.checkpoint.entries import StoredTensor
+from sphinxkit.errors import CheckpointError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The format's dtype names that torch has on every supported version."""
+
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000  # the format's own limit
+_CHUNK = 16 * 2**20  # bytes written and hashed at a time; our choice
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of a tensor that is about to be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the data in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """What a writer made: size in bytes and, if asked for, the SHA-256 in hex (else empty)."""
+
+    size: int
+    sha256: str
+
+
+class _MappedFile:
+    """One mapping of a file, made at first use and shared by the views of its tensors."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._size = size
+        self._storage: Any = None
+
+    def view(self, begin: int, end: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        if self._storage is None:
+            self._storage = torch.UntypedStorage.from_file(str(self._path), False, self._size)
+        raw = torch.empty(0, dtype=torch.uint8).set_(self._storage, begin, (end - begin,), (1,))
+        if begin % dtype.itemsize:
+            raw = raw.clone()  # legal in the format, but torch wants aligned data
+        return raw.view(dtype).view(shape)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return found
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            if not 2 <= length <= min(_MAX_HEADER, size - 8):
+                raise CheckpointError(f"{path}: not a safetensors file, or cut off inside its header ({size} bytes)")
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    try:
+        header = json.loads(raw, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the safetensors header is damaged: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the safetensors header is damaged: it is not an object")
+    return header, 8 + length, size
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors of one file, none of them read yet, and the header's text metadata.
+
+    Args:
+        path: A ``.safetensors`` file.
+    Returns:
+        Tensors by name, in the order of their data; metadata.
+    Raises:
+        CheckpointError: Not a safetensors file, a header that does not fit itself, or a file of another size than its
+            header says (truncated, tampered with).
+    """
+    header, start, size = _header(path)
+    metadata = header.pop("__metadata__", None) or {}
+    mapped = _MappedFile(path, size)
+    placed: list[tuple[int, int, StoredTensor]] = []
+    for name, info in header.items():
+        try:
+            dtype, shape = DTYPES[info["dtype"]], tuple(int(n) for n in info["shape"])
+            begin, end = (int(n) for n in info["data_offsets"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: header entry {name!r} cannot be used: {error!r}") from error
+        if min(shape, default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+            raise CheckpointError(f"{path}: {name!r} is {list(shape)} {dtype} but has {end - begin} bytes")
+        view = partial(mapped.view, start + begin, start + end, dtype, shape)
+        placed.append((begin, end, StoredTensor(path, name, shape, dtype, view)))
+    placed.sort(key=lambda item: item[:2])
+    position = 0
+    for begin, end, stored in placed:
+        if begin != position:
+            raise CheckpointError(f"{path}: the data of {stored.name!r} starts at {begin}, expected {position}")
+        position = end
+    if start + position != size:
+        raise CheckpointError(
+            f"{path}: the header describes {start + position} bytes, the file has {size}: truncated or tampered with; "
+            "fetch it again"
+        )
+    return {stored.name: stored for _, _, stored in placed}, {str(k): str(v) for k, v in metadata.items()}
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The raw bytes of a CPU tensor in row-major order; no copy if it is contiguous."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
+
+
+class HashingFile:
+    """Writes to a file and, in a second thread, hashes the same bytes.
+
+    Args:
+        file: Open for writing in binary.
+        checksum: Whether to hash at all.
+    """
+
+    def __init__(self, file: BinaryIO, checksum: bool) -> None:
+        self._file = file
+        self._hash = hashlib.sha256() if checksum else None
+        self._pool = ThreadPoolExecutor(1) if checksum else None
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append ``data``."""
+        view = memoryview(data)
+        for begin in range(0, len(view), _CHUNK):
+            chunk = view[begin : begin + _CHUNK]
+            if self._hash is None or self._pool is None:
+                self._file.write(chunk)
+            else:
+                hashing = self._pool.submit(self._hash.update, chunk)
+                try:
+                    self._file.write(chunk)
+                finally:
+                    hashing.result()
+        self.size += len(view)
+
+    def close(self) -> WrittenFile:
+        """Stop hashing; the file itself stays open."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        return WrittenFile(self.size, self._hash.hexdigest() if self._hash else "")
+
+
+def write_safetensors(
+    path: Path,
+    specs: Sequence[TensorSpec],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str] | None = None,
+    checksum: bool = True,
+) -> WrittenFile:
+    """Write one file, tensor by tensor; one tensor is in memory at a time.
+
+    Args:
+        path: File to write; use it inside :func:`sphinxkit.atomic.atomic_directory`.
+        specs: What will be written. Data is laid out widest dtype first, so that every tensor is aligned.
+        read: Gives the tensor of a name, in the spec's shape and dtype.
+        metadata: Text for the header.
+        checksum: Whether to hash the file as it is written.
+    Raises:
+        CheckpointError: A dtype that the format does not have, or ``read`` gives another shape or dtype.
+    """
+    ordered = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    position = 0
+    for spec in ordered:
+        if spec.dtype not in _DTYPE_NAMES:
+            raise CheckpointError(f"{path}: {spec.name!r} is {spec.dtype}, which safetensors does not store here")
+        end = position + spec.num_bytes
+        header[spec.name] = {
+            "dtype": _DTYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        output = HashingFile(file, checksum)
+        try:
+            output.write(struct.pack("<Q", len(encoded)) + encoded)
+            for spec in ordered:
+                tensor = read(spec.name)
+                if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
+                    raise CheckpointError(
+                        f"{path}: {spec.name!r} was announced as {list(spec.shape)} {spec.dtype} but is "
+                        f"{list(tensor.shape)} {tensor.dtype}"
+                    )
+                output.write(tensor_bytes(tensor))
+        finally:
+            written = output.close()
+    return written
