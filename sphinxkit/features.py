@@ -39,7 +39,7 @@ class VisionFeatures:
                 "vision features: expected prefix (B, P, D) and patches (B, H*W, D), "
                 f"got {tuple(self.prefix.shape)} and {tuple(self.patches.shape)}"
             )
-        if self.patches.shape[1] != height * width:
+        if min(height, width) < 0 or self.patches.shape[1] != height * width:
             raise ShapeError(f"vision features: {self.patches.shape[1]} patches do not fill the grid {height}x{width}")
         if self.prefix.shape[0] != self.patches.shape[0] or self.prefix.shape[2] != self.patches.shape[2]:
             raise ShapeError(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sphinxkit.errors import ShapeError
+from sphinxkit.errors import RegistryError, ShapeError
 
 # Source: openai/CLIP, clip/clip.py, _transform.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -18,6 +18,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Source: torchvision's ImageNet statistics, used by DINOv2 (facebookresearch/dinov2, data/transforms.py).
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+RESIZE_MODES = ("nearest", "bicubic")
 
 
 def check_pixels(pixels: Tensor, where: str) -> None:
@@ -47,10 +49,15 @@ def resize_pixels(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
         pixels: (B, 3, H, W)
         return: (B, 3, *size), dtype of ``pixels``
     Raises:
-        ShapeError: ``pixels`` is not (B, 3, H, W).
+        ShapeError: ``pixels`` is not (B, 3, H, W), or ``size`` is not positive.
+        RegistryError: Unknown mode.
     Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py, encode_image.
     """
     check_pixels(pixels, "resize_pixels")
+    if min(size) < 1:
+        raise ShapeError(f"resize_pixels: size must be positive, got {size}")
+    if mode not in RESIZE_MODES:
+        raise RegistryError(f"resize_pixels: unknown mode {mode!r}; known: {', '.join(RESIZE_MODES)}")
     half = pixels.to(torch.float16)
     if mode == "nearest":
         resized = F.interpolate(half, size=size, mode="nearest")

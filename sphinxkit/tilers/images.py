@@ -26,6 +26,9 @@ DEEP_DTYPES = {
     "I": torch.int32,
     "F": torch.float32,
 }
+# Modes that Pillow does not take straight to RGB: a palette whose transparency is given as bytes makes it warn, and
+# premultiplied alpha has no conversion.
+DETOURS = {"P": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
 
 def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -101,10 +104,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in DEEP_DTYPES or image.mode == "I;16B":
         return _shallow(image).convert("RGB")
     try:
-        if image.mode == "P":  # straight to RGB, Pillow warns about transparency given as bytes
-            image = image.convert("RGBA")
-        return image.convert("RGB")
-    except ValueError as error:
+        by_way_of = DETOURS.get(image.mode)
+        return (image.convert(by_way_of) if by_way_of else image).convert("RGB")
+    except (ValueError, ImportError) as error:  # ImportError: LAB on a Pillow that was built without LittleCMS
         raise DataError(f"an image of mode {image.mode} has no RGB form ({error}); convert it first") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -46,17 +47,16 @@ def pad_and_resize(image: Image.Image, image_size: int) -> Image.Image:
             f"preprocess: expected PIL images, got {type(image).__name__}; open files with "
             "sphinxkit.tilers.load_image and turn arrays into images with PIL.Image.fromarray"
         )
-    if image_size < MIN_IMAGE_SIZE:
-        raise ShapeError(f"preprocess: image_size must be at least {MIN_IMAGE_SIZE} pixels, got {image_size}")
+    _check_size(image_size)
     if min(image.size) < 1:
         raise DataError(f"preprocess: the image is empty, {image.width}x{image.height} pixels")
-    geometry = ImageGeometry(image.width, image.height)
-    if geometry.side > MAX_SIDE:
+    if max(image.size) > MAX_SIDE:
         raise DataError(
             f"preprocess: the image is {image.width}x{image.height} pixels, longer than {MAX_SIDE} on a side; "
             "crop it or scale it down first"
         )
     rgb = to_rgb(image)
+    geometry = ImageGeometry(rgb.width, rgb.height)
     x, y = geometry.offset
     columns, left = resize_axis(rgb, 0, geometry.side, x, image_size, PAD_COLOR)
     both, top = resize_axis(columns, 1, geometry.side, y, image_size, PAD_COLOR)
@@ -77,12 +77,12 @@ class Preprocessor:
 
     image_size: int
 
-    def __call__(self, images: Image.Image | list[Image.Image] | tuple[Image.Image, ...]) -> Tensor:
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
         """See ``preprocess``."""
         return preprocess(images, self.image_size)
 
 
-def preprocess(images: Image.Image | list[Image.Image] | tuple[Image.Image, ...], image_size: int) -> Tensor:
+def preprocess(images: Image.Image | Sequence[Image.Image], image_size: int) -> Tensor:
     """PIL images to the pixels that SphinxModel, tilers and encoders take.
 
     Args:
@@ -95,15 +95,21 @@ def preprocess(images: Image.Image | list[Image.Image] | tuple[Image.Image, ...]
         ShapeError: ``image_size`` is below 8.
     Source: LLaMA2-Accessory, accessory/data/transform.py, padded_resize.
     """
-    batch = list(images) if isinstance(images, (list, tuple)) else [images]
+    batch = list(images) if isinstance(images, Sequence) else [images]
     if not batch:
         raise DataError("preprocess: no images were given")
+    _check_size(image_size)
     pixels = torch.empty(len(batch), 3, image_size, image_size)
     for row, image in zip(pixels, batch, strict=True):
         square = pad_and_resize(image, image_size)
         flat = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
         _normalise(rearrange(flat, "(h w c) -> c h w", c=3, h=image_size), row)
     return pixels
+
+
+def _check_size(image_size: int) -> None:
+    if image_size < MIN_IMAGE_SIZE:
+        raise ShapeError(f"preprocess: image_size must be at least {MIN_IMAGE_SIZE} pixels, got {image_size}")
 
 
 def _normalise(values: Tensor, out: Tensor) -> None:

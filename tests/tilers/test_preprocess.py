@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from sphinxkit.errors import DataError, ShapeError
+from sphinxkit.pixels import CLIP_MEAN, CLIP_STD
+from sphinxkit.tilers import Preprocessor, pad_and_resize, preprocess
+from sphinxkit.tilers.preprocess import MAX_SIDE, PAD_COLOR
+
+TYPES = ("llama_ens", "llama_ens5", "llama_ens_light", "llama_ens5_light")
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.frombytes("RGB", (width, height), values.tobytes())
+
+
+def plain(image: Image.Image, size: int) -> Image.Image:
+    """The pipeline as Pillow does it in one go: pad, then resize the square."""
+    rgb = image.convert("RGB")
+    side = max(rgb.size)
+    square = Image.new("RGB", (side, side), PAD_COLOR)
+    square.paste(rgb, ((side - rgb.width) // 2, (side - rgb.height) // 2))
+    return square.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def test_pad_color_is_the_truncated_clip_mean() -> None:
+    assert tuple(int(255 * mean) for mean in CLIP_MEAN) == PAD_COLOR
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_hashes_of_the_public_implementation(golden: Path, name: str) -> None:
+    facts = json.loads((golden / name / "golden.json").read_text())
+    tensors = load_file(golden / name / "golden.safetensors")
+    stride = facts["image_size"] // tensors["transform.wide.strided"].shape[1]
+    for entry in facts["images"]:
+        with Image.open(golden / entry["source"]) as image:
+            square = pad_and_resize(image, facts["image_size"])
+            pixels = preprocess(image, facts["image_size"])
+        assert hashlib.sha256(square.tobytes()).hexdigest() == entry["sha256_resized_uint8"]
+        assert hashlib.sha256(pixels.numpy().tobytes()).hexdigest() == entry["sha256_float32"]
+        stored = tensors[f"transform.{entry['name']}.strided"]
+        assert torch.equal(pixels[0, :, stride // 2 :: stride, stride // 2 :: stride], stored)
+        if entry["resized_png"]:
+            with Image.open(golden / name / entry["resized_png"]) as expected:
+                assert square.tobytes() == expected.tobytes()
+
+
+@settings(deadline=None, max_examples=60)
+@example((1, 1), 224)
+@example((1, 700), 448)
+@example((700, 1), 448)
+@example((1920, 1080), 448)
+@example((1080, 1920), 448)
+@example((1080, 1920), 1024)
+@example((1079, 1917), 672)
+@example((224, 225), 224)
+@example((449, 448), 448)
+@example((2, 1), 512)
+@given(
+    st.tuples(st.integers(1, 900), st.integers(1, 900)),
+    st.sampled_from([224, 448, 672, 512, 1024, 336, 97, 8]),
+)
+def test_bitwise_equal_to_resizing_the_padded_square(sides: tuple[int, int], size: int) -> None:
+    image = noise(*sides, seed=size)
+    assert pad_and_resize(image, size).tobytes() == plain(image, size).tobytes()
+
+
+@pytest.mark.slow  # Pillow's way holds squares of up to 1.6 GB
+@pytest.mark.parametrize(
+    ("sides", "size"), [((20000, 50), 448), ((50, 20000), 448), ((7001, 3), 672), ((3, 7001), 224)]
+)
+def test_bitwise_equal_at_extreme_aspect_ratios(sides: tuple[int, int], size: int) -> None:
+    image = noise(*sides)
+    expected = plain(image, size)
+    assert pad_and_resize(image, size).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("sides", [(50000, 20), (20, 50000)])
+def test_sides_whose_square_would_not_fit_in_memory(sides: tuple[int, int]) -> None:
+    square = pad_and_resize(noise(*sides), 224)
+    assert square.size == (224, 224)
+    assert square.getpixel((5, 200) if sides[0] > sides[1] else (200, 5)) == PAD_COLOR
+    assert square.getpixel((111, 111)) != PAD_COLOR
+
+
+def test_floats_are_those_of_the_plain_float32_operations() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    ramp = Image.frombytes("RGB", (16, 16), values.repeat_interleave(3).numpy().tobytes())
+    pixels = preprocess(ramp, 16)[0].flatten(1)
+    for channel in range(3):
+        mean, std = torch.tensor(CLIP_MEAN[channel]), torch.tensor(CLIP_STD[channel])
+        assert torch.equal(pixels[channel], values.float().div(255).sub(mean).div(std))
+
+
+def test_a_batch_is_its_rows() -> None:
+    images = [noise(30, 20), noise(20, 30), noise(25, 25)]
+    pixels = Preprocessor(32)(images)
+    assert pixels.shape == (3, 3, 32, 32)
+    assert pixels.dtype == torch.float32
+    for row, image in zip(pixels, images, strict=True):
+        assert torch.equal(row, preprocess(image, 32)[0])
+    assert torch.equal(preprocess(tuple(images), 32), pixels)
+
+
+def test_alpha_is_dropped_not_blended() -> None:
+    opaque = noise(10, 10)
+    clear = opaque.copy()
+    clear.putalpha(0)
+    assert torch.equal(preprocess(clear, 16), preprocess(opaque, 16))
+
+
+def test_the_image_given_is_not_changed() -> None:
+    image = noise(16, 16)
+    before = image.tobytes()
+    result = pad_and_resize(image, 16)
+    result.paste((0, 0, 0), (0, 0, 16, 16))
+    assert image.tobytes() == before
+
+
+@pytest.mark.parametrize(
+    ("images", "name"),
+    [
+        (np.zeros((4, 4, 3), dtype=np.uint8), "ndarray"),
+        (torch.zeros(3, 4, 4), "Tensor"),
+        ("photo.jpg", "str"),
+        ([Path("photo.jpg")], "PosixPath"),
+        ([None], "NoneType"),
+    ],
+)
+def test_only_pil_images_are_taken(images, name: str) -> None:
+    with pytest.raises(DataError, match=f"expected PIL images, got {name}; open files with"):
+        preprocess(images, 32)
+
+
+def test_refusals() -> None:
+    with pytest.raises(DataError, match="no images were given"):
+        preprocess([], 32)
+    with pytest.raises(DataError, match="the image is empty, 0x5 pixels"):
+        preprocess(Image.new("RGB", (0, 5)), 32)
+    with pytest.raises(DataError, match=f"is {MAX_SIDE + 1}x1 pixels, longer than {MAX_SIDE} on a side"):
+        preprocess(Image.new("RGB", (MAX_SIDE + 1, 1)), 32)
+    with pytest.raises(ShapeError, match="image_size must be at least 8 pixels, got 7"):
+        preprocess(noise(4, 4), 7)
+    with pytest.raises(ShapeError, match="image_size must be at least 8 pixels, got -1"):
+        preprocess(noise(4, 4), -1)
