@@ -332,13 +332,12 @@ def xformers_fault(device: torch.device, dtype: torch.dtype, head_dim: int) -> s
     if head_dim % 8 or head_dim > 256:
         return f"its flash operator takes head widths that are multiples of 8 up to 256, got {head_dim}"
     index = device.index if device.index is not None else torch.cuda.current_device()
-    return _probe_xformers(index, dtype, head_dim)
+    return _probe_xformers(torch.device("cuda", index), dtype, head_dim)
 
 
 @functools.cache
-def _probe_xformers(index: int, dtype: torch.dtype, head_dim: int) -> str | None:
+def _probe_xformers(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Compare a small causal call, and one over padded keys, with matrix products."""
-    device = torch.device("cuda", index)
     try:
         loaded = _load_xformers()
     except (ImportError, OSError) as error:

@@ -1,0 +1,446 @@
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sphinxkit.errors import RegistryError
+from sphinxkit.llama import AttentionBackend, AttentionPattern, KVCache, backends
+
+FP32_TOLERANCE = 3e-6  # float32 sums of at most a few dozen products of numbers of order 1
+# 16-bit inputs are exact in the oracle; weights and the result are rounded to 8 bits: 2^-9 of values below 4, twice
+BF16_TOLERANCE = 2e-2
+FP16_TOLERANCE = 2.5e-3  # as above with 11 bits
+# the gradients of 16-bit kernels pass through three more roundings and sums over the sequence
+BF16_GRAD_TOLERANCE = 6e-2
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
+
+CPU_BACKENDS = ["eager", "sdpa", "stand-in"]
+
+
+class StandIn:
+    """xformers.ops.fmha with its own bias objects and attention by loops, as the CUDA kernels read their arguments."""
+
+    def __init__(self) -> None:
+        self.attn_bias = pytest.importorskip("xformers.ops.fmha.attn_bias")
+        self.flash = SimpleNamespace(FwOp="flash forward")
+        self.shapes: list[tuple[int, ...]] = []
+
+    def memory_efficient_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, attn_bias: Any = None, op: Any = None
+    ) -> Tensor:
+        masks = self.attn_bias
+        self.shapes.append(tuple(k.shape))
+        assert q.shape[2:] == k.shape[2:] == v.shape[2:]
+        assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+        if any(x.requires_grad for x in (q, k, v)):
+            assert q.ndim == 4  # grouped inputs have no backward pass
+        mask = torch.zeros(q.shape[1], k.shape[1], dtype=torch.bool)
+        if type(attn_bias) is masks.LowerTriangularMask:
+            assert q.shape[1] == k.shape[1]
+            mask = torch.ones_like(mask).tril()
+        elif type(attn_bias) is masks.BlockDiagonalCausalMask:
+            for start, end in zip(attn_bias.q_seqinfo.seqstart_py, attn_bias.q_seqinfo.seqstart_py[1:], strict=False):
+                mask[start:end, start:end] = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+            assert attn_bias.q_seqinfo is attn_bias.k_seqinfo
+        else:
+            assert type(attn_bias) is masks.BlockDiagonalCausalWithOffsetPaddedKeysMask
+            assert op == ("flash forward", None)
+            starts = attn_bias.q_seqinfo.seqstart.tolist()
+            keys, used = attn_bias.k_seqinfo.seqstart.tolist(), attn_bias.k_seqinfo.seqlen.tolist()
+            assert attn_bias.k_seqinfo.seqlen.dtype == torch.int32
+            assert starts[-1] == q.shape[1]
+            assert keys[-1] == k.shape[1]
+            assert max(used) <= attn_bias.k_seqinfo.max_seqlen <= attn_bias.k_seqinfo.padding
+            for row, length in enumerate(used):
+                count = starts[row + 1] - starts[row]
+                assert count <= attn_bias.q_seqinfo.max_seqlen
+                for index in range(count):  # aligned at the bottom right
+                    mask[starts[row] + index, keys[row] : keys[row] + length - count + index + 1] = True
+        scores = torch.einsum("bq...d,bk...d->b...qk", q, k) * q.shape[-1] ** -0.5
+        return torch.einsum("b...qk,bk...d->bq...d", scores.masked_fill(~mask, -torch.inf).softmax(-1), v)
+
+
+def make(name: str) -> AttentionBackend:
+    return backends.XFormersAttention(StandIn()) if name == "stand-in" else backends.registry.build(name)
+
+
+@dataclass
+class Case:
+    """Queries, keys and values, and for each row and query the (row, index) of the keys that it sees."""
+
+    pattern: AttentionPattern
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    real: list[tuple[int, int, Tensor, Tensor]]  # row, query, its keys (T, Hkv, D), its values
+
+    def check(self, backend: AttentionBackend, tolerance: float) -> None:
+        out = backend.attend(self.q, self.k, self.v, self.pattern, backend.prepare(self.pattern, self.q.dtype))
+        assert out.shape == self.q.shape
+        assert out.dtype == self.q.dtype
+        assert out.isfinite().all()
+        for row, query, keys, values in self.real:
+            for head in range(self.q.shape[1]):
+                shared = head * keys.shape[1] // self.q.shape[1]
+                scores = keys[:, shared].double() @ self.q[row, head, query].double() / self.q.shape[-1] ** 0.5
+                weights = torch.exp(scores - scores.max())
+                exact = (weights / weights.sum()) @ values[:, shared].double()
+                torch.testing.assert_close(out[row, head, query].double(), exact, atol=tolerance, rtol=0)
+
+
+def draw(
+    batch: int, width: int, heads: int, *, seed: int, dtype: torch.dtype, device: str, dim: int = HEAD_DIM
+) -> Tensor:
+    numbers = torch.randn(batch, width, heads, dim, generator=torch.Generator().manual_seed(seed))
+    return numbers.to(device, dtype)
+
+
+def fresh_case(
+    lens: list[int] | None,
+    *,
+    batch: int = 2,
+    width: int = 7,
+    kv_heads: int = KV_HEADS,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Case:
+    """Causal rows, or one packed row."""
+    if lens is not None:
+        batch, width = 1, sum(lens)
+    q, k, v = (
+        draw(batch, width, heads, seed=seed, dtype=dtype, device=device)
+        for seed, heads in enumerate((HEADS, kv_heads, kv_heads))
+    )
+    real = []
+    for row in range(batch):
+        begin = 0
+        for length in lens or [width]:
+            real += [(row, i, k[row, begin : i + 1], v[row, begin : i + 1]) for i in range(begin, begin + length)]
+            begin += length
+    pattern = AttentionPattern(batch, width, q.device, seq_lens=None if lens is None else tuple(lens))
+    return Case(pattern, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), real)
+
+
+def cached_case(
+    held: list[int],
+    counts: list[int],
+    *,
+    give_counts: bool = True,
+    static: bool = True,
+    kv_heads: int = KV_HEADS,
+    capacity: int = 13,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Case:
+    """Rows that hold some tokens take some more."""
+    batch, width = len(held), max(counts)
+    cache = KVCache(1, batch, capacity, kv_heads, HEAD_DIM, device=device, dtype=dtype, static_shapes=static)
+    told: list[tuple[Tensor, Tensor]] = []
+    for seed, numbers in ((10, held), (20, counts)):
+        k, v = (draw(batch, max(numbers), kv_heads, seed=seed + i, dtype=dtype, device=device) for i in range(2))
+        step = cache.plan(max(numbers), numbers if give_counts or seed == 10 else None)
+        cache.write(0, k, v, step)
+        told.append((k, v))
+        if seed == 10:
+            cache.advance(step)
+    q = draw(batch, width, HEADS, seed=0, dtype=dtype, device=device)
+    (old_k, old_v), (new_k, new_v) = told
+    real = []
+    for row in range(batch):
+        for index in range(counts[row]):
+            keys, values = (
+                torch.cat([old[row, : held[row]], new[row, : index + 1]])
+                for old, new in ((old_k, new_k), (old_v, new_v))
+            )
+            real.append((row, index, keys, values))
+    pattern = AttentionPattern(batch, width, q.device, step=step)
+    return Case(pattern, q.transpose(1, 2), *cache.read(0, step), real)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("name", CPU_BACKENDS)
+def test_causal_and_packed_equal_the_float64_oracle(name: str, kv_heads: int) -> None:
+    fresh_case(None, kv_heads=kv_heads).check(make(name), FP32_TOLERANCE)
+    fresh_case(None, batch=1, width=1, kv_heads=kv_heads).check(make(name), FP32_TOLERANCE)
+    fresh_case([3, 1, 5], kv_heads=kv_heads).check(make(name), FP32_TOLERANCE)
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("name", CPU_BACKENDS)
+def test_cached_steps_equal_the_float64_oracle(name: str, kv_heads: int, static: bool) -> None:
+    if name == "stand-in" and not static:
+        pytest.skip("xformers reads caches with static shapes only")
+    options = {"kv_heads": kv_heads, "static": static}
+    backend = make(name)
+    cached_case([4, 4], [1, 1], **options).check(backend, FP32_TOLERANCE)
+    cached_case([4, 1, 9], [1, 1, 1], **options).check(backend, FP32_TOLERANCE)
+    cached_case([4, 1, 9], [1, 1, 1], give_counts=False, **options).check(backend, FP32_TOLERANCE)
+    cached_case([4, 13, 9], [1, 0, 1], **options).check(backend, FP32_TOLERANCE)
+    cached_case([4, 4], [3, 3], **options).check(backend, FP32_TOLERANCE)
+    cached_case([4, 1], [3, 3], give_counts=False, **options).check(backend, FP32_TOLERANCE)
+    cached_case([4, 1, 2], [3, 5, 1], **options).check(backend, FP32_TOLERANCE)
+    cached_case([12, 1, 13], [1, 9, 0], **options).check(backend, FP32_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_sixteen_bit_stays_close_to_the_oracle(name: str, dtype: torch.dtype, kv_heads: int) -> None:
+    tolerance = BF16_TOLERANCE if dtype == torch.bfloat16 else FP16_TOLERANCE
+    options = {"kv_heads": kv_heads, "dtype": dtype}
+    fresh_case(None, **options).check(make(name), tolerance)
+    fresh_case([2, 6], **options).check(make(name), tolerance)
+    cached_case([4, 4], [1, 1], static=False, **options).check(make(name), tolerance)
+    cached_case([4, 1, 9], [1, 1, 1], static=False, **options).check(make(name), tolerance)
+    cached_case([4, 1, 9], [2, 3, 1], static=False, **options).check(make(name), tolerance)
+
+
+def gradients(name: str, lens: list[int] | None, kv_heads: int) -> list[Tensor]:
+    case = fresh_case(lens, kv_heads=kv_heads)
+    leaves = [x.clone().requires_grad_() for x in (case.q, case.k, case.v)]
+    backend = make(name)
+    out = backend.attend(*leaves, case.pattern, backend.prepare(case.pattern, torch.float32))
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+    return list(torch.autograd.grad((out * weight).sum(), leaves))
+
+
+@pytest.mark.parametrize("lens", [None, [3, 1, 5]])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_backward_passes_agree(lens: list[int] | None, kv_heads: int) -> None:
+    expected = gradients("eager", lens, kv_heads)
+    for name in ("sdpa", "stand-in"):
+        torch.testing.assert_close(gradients(name, lens, kv_heads), expected, atol=FP32_TOLERANCE, rtol=0)
+
+
+def test_xformers_sees_the_cache_without_a_copy() -> None:
+    case = cached_case([4, 1], [1, 1])
+    backend = make("stand-in")
+    seen: list[int] = []
+    inner = backend._fmha.memory_efficient_attention
+
+    def watch(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        seen.extend((k.data_ptr(), v.data_ptr(), k.stride(3)))
+        return inner(q, k, v, **options)
+
+    backend._fmha.memory_efficient_attention = watch
+    case.check(backend, FP32_TOLERANCE)
+    assert seen == [case.k.data_ptr(), case.v.data_ptr(), 0]
+    assert backend._fmha.shapes == [(1, 2 * 16, KV_HEADS, HEADS // KV_HEADS, HEAD_DIM)]
+
+
+def test_unknown_backend_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(RegistryError, match="unknown attention backend 'sdqa'; did you mean 'sdpa'"):
+        backends.registry.build("sdqa")
+
+
+def test_a_named_xformers_says_why_it_cannot_run() -> None:
+    backend = backends.registry.build("xformers")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    with pytest.raises(RegistryError, match=r"'xformers' cannot run on cpu in torch.bfloat16: .* CUDA only"):
+        backend.resolve(cpu, torch.bfloat16, 64)
+    with pytest.raises(RegistryError, match=r"cannot run on cuda:0 in torch.float32: it takes float16 and bfloat16"):
+        backend.resolve(cuda, torch.float32, 64)
+    with pytest.raises(RegistryError, match=r"multiples of 8 up to 256, got 36"):
+        backend.resolve(cuda, torch.bfloat16, 36)
+
+
+def test_auto_takes_xformers_where_a_probe_works_and_sdpa_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = backends.registry.build("auto")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    assert auto.resolve(cpu, torch.bfloat16, 64).name == "sdpa"
+    monkeypatch.setattr(backends, "_probe_xformers", lambda *_: None)
+    assert auto.resolve(cuda, torch.bfloat16, 64).name == "xformers"
+    assert auto.resolve(cuda, torch.float32, 64).name == "sdpa"
+    monkeypatch.setattr(backends, "_probe_xformers", lambda *_: "it is broken")
+    assert auto.resolve(cuda, torch.bfloat16, 64).name == "sdpa"
+    with pytest.raises(RegistryError, match="it is broken"):
+        backends.registry.build("xformers").resolve(cuda, torch.bfloat16, 64)
+
+
+def test_auto_attends_by_itself() -> None:
+    fresh_case(None).check(make("auto"), FP32_TOLERANCE)
+
+
+class TestProbe:
+    @pytest.fixture(autouse=True)
+    def no_memory(self) -> Iterator[None]:
+        backends._probe_xformers.cache_clear()
+        yield
+        backends._probe_xformers.cache_clear()
+
+    def probe(self, monkeypatch: pytest.MonkeyPatch, fmha: Any) -> str | None:
+        loaded = backends._XFormers(fmha, ("set the flag",))
+        monkeypatch.setattr(backends, "_load_xformers", lambda: loaded)
+        return backends._probe_xformers(torch.device("cpu"), torch.float32, 16)
+
+    def test_right_numbers_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fmha = StandIn()
+        assert self.probe(monkeypatch, fmha) is None
+        assert [len(shape) for shape in fmha.shapes] == [4, 5]  # causal, and over padded keys
+
+    def test_wrong_numbers_do_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fmha = StandIn()
+        fmha.memory_efficient_attention = lambda q, k, v, **_: torch.zeros_like(q)
+        fault = self.probe(monkeypatch, fmha)
+        assert fault is not None
+        assert "gave wrong numbers" in fault
+        assert "set the flag" in fault
+
+    def test_not_a_number_does_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fmha = StandIn()
+        fmha.memory_efficient_attention = lambda q, k, v, **_: torch.full_like(q, torch.nan)
+        assert "gave wrong numbers" in str(self.probe(monkeypatch, fmha))
+
+    def test_an_operator_that_refuses_is_quoted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: Any, **__: Any) -> Tensor:
+            raise NotImplementedError("No operator found\n")
+
+        fmha = StandIn()
+        fmha.memory_efficient_attention = refuse
+        fault = self.probe(monkeypatch, fmha)
+        assert fault == "a probing call failed (set the flag): No operator found"
+
+    def test_a_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing() -> None:
+            raise ModuleNotFoundError("No module named 'xformers'")
+
+        monkeypatch.setattr(backends, "_load_xformers", missing)
+        fault = backends._probe_xformers(torch.device("cpu"), torch.float32, 16)
+        assert fault == "importing xformers failed: No module named 'xformers'"
+
+
+class TestWorkAround:
+    """Loading xformers beside a torch of another CUDA version."""
+
+    @pytest.fixture
+    def common(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        pytest.importorskip("xformers")
+        logging.getLogger("xformers").setLevel(logging.ERROR)
+        common = pytest.importorskip("xformers.ops.fmha.common")
+        logging.getLogger("xformers").setLevel(logging.WARNING)
+        monkeypatch.setattr(torch.version, "cuda", "13.2")
+        monkeypatch.setattr(common, "_built_with_cuda", False)
+        return common
+
+    def test_the_flag_is_set_where_the_extension_did_not_load(
+        self, common: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(backends, "_cuda_runtime_12", lambda: None)
+        loaded = backends._load_xformers.__wrapped__()
+        assert common._built_with_cuda is True
+        assert loaded.fmha.common is common
+        assert loaded.tried == (
+            "no nvidia-cuda-runtime-cu12 installed to load libcudart.so.12 from",
+            "imported xformers.ops.fmha",
+            "its extension did not load, so its CUDA flag was set by hand",
+        )
+        assert logging.getLogger("xformers").level == logging.WARNING
+
+    def test_nothing_is_touched_where_it_did_load(self, common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.version, "cuda", "12.8")
+        monkeypatch.setattr(common, "_built_with_cuda", True)
+        assert backends._load_xformers.__wrapped__().tried == ("imported xformers.ops.fmha",)
+
+    def test_the_runtime_is_loaded_before_xformers_for_everyone_to_see(
+        self, common: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        calls: list[tuple[str, int]] = []
+        monkeypatch.setattr(backends, "_cuda_runtime_12", lambda: Path("/somewhere/libcudart.so.12"))
+        monkeypatch.setattr(ctypes, "CDLL", lambda path, mode: calls.append((path, mode)))
+        assert backends._load_xformers.__wrapped__().tried[0] == "loaded libcudart.so.12 before xformers"
+        assert calls == [("/somewhere/libcudart.so.12", ctypes.RTLD_GLOBAL)]
+
+    def test_a_runtime_that_does_not_load_is_reported(
+        self, common: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        broken = tmp_path / "libcudart.so.12"
+        broken.write_text("not a library")
+        monkeypatch.setattr(backends, "_cuda_runtime_12", lambda: broken)
+        assert backends._load_xformers.__wrapped__().tried[0].startswith(f"loading {broken} failed: ")
+
+    def test_the_runtime_is_looked_for_in_its_package(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        library = tmp_path / "lib" / "libcudart.so.12"
+        spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "nvidia.cuda_runtime" else None)
+        assert backends._cuda_runtime_12() is None
+        library.parent.mkdir()
+        library.write_text("")
+        assert backends._cuda_runtime_12() == library
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+        assert backends._cuda_runtime_12() is None
+
+        def no_parent(_: str) -> None:
+            raise ModuleNotFoundError("No module named 'nvidia'")
+
+        monkeypatch.setattr(importlib.util, "find_spec", no_parent)
+        assert backends._cuda_runtime_12() is None
+
+
+@pytest.mark.gpu
+class TestCUDA:
+    """The three backends in 16 bit on a GPU against the float64 oracle and one another."""
+
+    def test_xformers_works_here(self) -> None:
+        for dtype in (torch.bfloat16, torch.float16):
+            for head_dim in (16, 64, 128):
+                assert backends.xformers_fault(torch.device("cuda"), dtype, head_dim) is None
+        assert backends.registry.build("auto").resolve(torch.device("cuda"), torch.bfloat16, 64).name == "xformers"
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("kv_heads", [1, 2, 4])
+    @pytest.mark.parametrize("name", ["xformers", "sdpa", "eager"])
+    def test_forward_equals_the_oracle(self, name: str, kv_heads: int, dtype: torch.dtype) -> None:
+        tolerance = BF16_TOLERANCE if dtype == torch.bfloat16 else FP16_TOLERANCE
+        options = {"kv_heads": kv_heads, "dtype": dtype, "device": "cuda"}
+        backend = make(name).resolve(torch.device("cuda"), dtype, HEAD_DIM)
+        with torch.no_grad():
+            fresh_case(None, **options).check(backend, tolerance)
+            fresh_case([3, 1, 5], **options).check(backend, tolerance)
+            cached_case([4, 4], [1, 1], **options).check(backend, tolerance)
+            cached_case([4, 1, 9], [1, 1, 1], give_counts=False, **options).check(backend, tolerance)
+            cached_case([4, 13, 9], [1, 0, 1], **options).check(backend, tolerance)
+            cached_case([4, 1], [3, 3], give_counts=False, **options).check(backend, tolerance)
+            cached_case([4, 1, 2], [3, 5, 1], **options).check(backend, tolerance)
+            cached_case([12, 1, 13], [1, 9, 0], **options).check(backend, tolerance)
+            cached_case([300, 7], [1, 1], capacity=600, **options).check(backend, tolerance)
+
+    @pytest.mark.parametrize("lens", [None, [3, 1, 5]])
+    @pytest.mark.parametrize("kv_heads", [2, 4])
+    def test_backward_passes_agree(self, lens: list[int] | None, kv_heads: int) -> None:
+        found: dict[str, list[Tensor]] = {}
+        for name in ("eager", "sdpa", "xformers"):
+            case = fresh_case(lens, kv_heads=kv_heads, dtype=torch.bfloat16, device="cuda")
+            leaves = [x.detach().requires_grad_() for x in (case.q, case.k, case.v)]
+            backend = make(name).resolve(torch.device("cuda"), torch.bfloat16, HEAD_DIM)
+            out = backend.attend(*leaves, case.pattern, backend.prepare(case.pattern, torch.bfloat16))
+            weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out)
+            found[name] = list(torch.autograd.grad((out * weight).sum(), leaves))
+        for name in ("sdpa", "xformers"):
+            torch.testing.assert_close(found[name], found["eager"], atol=BF16_GRAD_TOLERANCE, rtol=0)
+
+    def test_a_static_decoding_step_does_not_wait_for_the_device(self) -> None:
+        backend = make("xformers").resolve(torch.device("cuda"), torch.bfloat16, HEAD_DIM)
+        cached_case([4, 1], [1, 1], dtype=torch.bfloat16, device="cuda").check(backend, BF16_TOLERANCE)  # warm
+        cache = KVCache(1, 2, 13, KV_HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
+        cache.advance(cache.plan(3))
+        q = draw(2, 1, HEADS, seed=0, dtype=torch.bfloat16, device="cuda").transpose(1, 2)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step = cache.plan(1)
+            pattern = AttentionPattern(2, 1, q.device, step=step)
+            backend.attend(q, *cache.read(0, step), pattern, backend.prepare(pattern, torch.bfloat16))
+            cache.advance(step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
