@@ -20,6 +20,10 @@ from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, resize_pixels
 
 # float32 rounding between library versions: 2e-6 was seen; every single mistake known costs 6e-5 or more.
 TOKENS_ATOL = 1e-5
+# float32 on CUDA sums in another order and has its own exp and erf.
+CUDA_ATOL = 1e-4
+# bfloat16 keeps eight bits: 0.4 % a step, a few steps through the layers.
+BFLOAT16_MEAN = 0.05
 
 IMAGE_SIZE = {"llama_ens": 224, "llama_ens5": 448, "llama_ens_light": 512, "llama_ens5_light": 1024}
 WITH_CLIP = ("llama_ens", "llama_ens5")
@@ -190,3 +194,20 @@ def test_the_tolerance_catches_one_wrong_constant(
     want = expected(folder)[tensor]
     got = features.patches.transpose(1, 2).unflatten(2, features.grid) if want.ndim == 4 else features.tokens()
     assert (got - want).abs().max() > 3 * TOKENS_ATOL
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("name", "encoder"), [*(("llama_ens5", encoder) for encoder in PREFIX), ("llama_ens5_light", "convnext_xxlarge")]
+)
+def test_cuda_agrees_with_cpu(golden: Path, name: str, encoder: str) -> None:
+    network = build(golden / name, encoder)
+    pixels = views(golden, name)[int(encoder == "convnext_xxlarge")]
+    if pixels.shape[2] != network.input_size:  # made on the CPU, so that only the network is compared
+        pixels = resize_pixels(pixels, (network.input_size, network.input_size), network.info.resize_mode)
+    on_cpu = network(pixels).tokens()
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN's convolutions default to TF32
+        on_cuda = network.cuda()(pixels.cuda()).tokens().cpu()
+    torch.testing.assert_close(on_cuda, on_cpu, rtol=0, atol=CUDA_ATOL)
+    in_half = network.bfloat16()(pixels.cuda()).tokens().float().cpu()
+    assert (in_half - on_cpu).abs().mean() < BFLOAT16_MEAN * on_cpu.abs().mean()
