@@ -125,7 +125,7 @@ def _make_activation(activation: str) -> nn.Module:
     if activation == "relu":
         return nn.ReLU()
     raise RegistryError(
-        f"mlp projector: unknown activation {activation!r}{suggest(activation, ACTIVATIONS)} "
+        f"mlp projector: unknown activation {activation!r}{suggest(activation, ACTIVATIONS) or '.'} "
         f"Known: {', '.join(ACTIVATIONS)}"
     )
 

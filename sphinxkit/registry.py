@@ -96,7 +96,7 @@ class Registry(Generic[T]):
             return self._builders[name]
         failed = [f"{plugin} ({why})" for plugin, why in _plugins_loaded.items() if why]
         raise RegistryError(
-            f"unknown {self.family} {name!r}{suggest(name, known)} Known: {', '.join(known)}"
+            f"unknown {self.family} {name!r}{suggest(name, known) or '.'} Known: {', '.join(known)}"
             + (f". Plug-ins that failed to load: {', '.join(failed)}" if failed else "")
         )
 
@@ -123,7 +123,7 @@ class Registry(Generic[T]):
         except TypeError as error:
             unknown = [option for option in options if option not in signature.parameters]
             hint = suggest(unknown[0], signature.parameters) if unknown else ""
-            raise RegistryError(f"{self.family} {name!r}: {error}{hint} Signature: {signature}") from error
+            raise RegistryError(f"{self.family} {name!r}: {error}{hint or '.'} Signature: {signature}") from error
         return builder(**options)
 
     def options_model(self, name: str, wired: Collection[str] = ()) -> type[BaseModel]:

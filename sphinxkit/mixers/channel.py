@@ -62,7 +62,7 @@ class ChannelMixer(nn.Module):
         for option, value, known in (("resample", resample, RESAMPLE_MODES), ("prefix", prefix, PREFIX_MODES)):
             if value not in known:
                 raise RegistryError(
-                    f"channel mixer: unknown {option} {value!r}{suggest(value, known)} Known: {', '.join(known)}"
+                    f"channel mixer: unknown {option} {value!r}{suggest(value, known) or '.'} Known: {', '.join(known)}"
                 )
 
     @property

@@ -32,7 +32,8 @@ def resample_patches(patches: Tensor, grid: tuple[int, int], size: tuple[int, in
     """
     if mode not in RESAMPLE_MODES:
         raise RegistryError(
-            f"resample_patches: unknown mode {mode!r}{suggest(mode, RESAMPLE_MODES)} Known: {', '.join(RESAMPLE_MODES)}"
+            f"resample_patches: unknown mode {mode!r}{suggest(mode, RESAMPLE_MODES) or '.'} "
+            f"Known: {', '.join(RESAMPLE_MODES)}"
         )
     if min(*grid, *size) < 1:
         raise ShapeError(f"resample_patches: cannot go from a {_show(grid)} grid to {_show(size)}: a grid is empty")

@@ -132,7 +132,7 @@ def test_wrong_options_are_named() -> None:
         ChannelMixer((4,), tile_pool=0)
     with pytest.raises(RegistryError, match=r"unknown resample 'bilinaer'; did you mean 'bilinear'\?"):
         ChannelMixer((4,), resample="bilinaer")  # type: ignore[arg-type]
-    with pytest.raises(RegistryError, match="unknown prefix 'pad' Known: error, first, mean, drop"):
+    with pytest.raises(RegistryError, match=r"unknown prefix 'pad'\. Known: error, first, mean, drop"):
         ChannelMixer((4,), prefix="pad")  # type: ignore[arg-type]
 
 

@@ -211,7 +211,7 @@ def test_the_default_limit(factor: float, tmp_path: Path) -> None:
 def test_bomb_warnings_as_errors_are_data_errors(tmp_path: Path) -> None:
     side = int((MAX_PIXELS * 1.5) ** 0.5)
     header = encoded(Image.new("1", (8, 8)), "bmp")
-    with pytest.raises(DataError, match="<bytes>: Image size .* scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"):
+    with pytest.raises(DataError, match=r"<bytes>: Image size .* scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"):
         load_image(header[:18] + struct.pack("<ii", side, side) + header[26:])
 
 
@@ -232,7 +232,7 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         load_image(tmp_path)
     with pytest.raises(DataError, match="cannot be read, "):
         load_image(text / "below.png")
-    with pytest.raises(DataError, match="cannot be read, .*null"):
+    with pytest.raises(DataError, match=r"cannot be read, .*null"):
         load_image("a\0b.png")
     with pytest.raises(DataError, match="the file object gives str; open it in binary mode"):
         load_image(io.StringIO("text"))  # type: ignore[arg-type]

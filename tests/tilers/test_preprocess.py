@@ -76,10 +76,7 @@ def test_bitwise_equal_to_resizing_the_padded_square(sides: tuple[int, int], siz
     assert pad_and_resize(image, size).tobytes() == plain(image, size).tobytes()
 
 
-@pytest.mark.slow  # Pillow's way holds squares of up to 1.6 GB
-@pytest.mark.parametrize(
-    ("sides", "size"), [((20000, 50), 448), ((50, 20000), 448), ((7001, 3), 672), ((3, 7001), 224)]
-)
+@pytest.mark.parametrize(("sides", "size"), [((9001, 50), 448), ((50, 9001), 448), ((5003, 3), 672), ((3, 5003), 224)])
 def test_bitwise_equal_at_extreme_aspect_ratios(sides: tuple[int, int], size: int) -> None:
     image = noise(*sides)
     expected = plain(image, size)
