@@ -420,16 +420,18 @@ class SphinxModel(nn.Module):
 
     # -- disk ---------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write a sphinxkit directory: safetensors, recipe.yaml and tokenizer.model; ``sphinxkit.load`` reads it.
 
         Args:
-            path: Of the directory; an existing one is replaced when the new one is complete.
+            path: Of the directory; it appears when it is complete.
+            overwrite: Whether an existing checkpoint there may be replaced.
 
         Raises:
-            CheckpointError: The model was assembled by hand and has no recipe.
+            CheckpointError: The model was assembled by hand and has no recipe; or ``path`` exists.
         """
         from sphinxkit import checkpoint
+        from sphinxkit.tensor_source import ModuleSource
 
         if self.recipe_yaml is None:
             raise CheckpointError(
@@ -438,9 +440,10 @@ class SphinxModel(nn.Module):
             )
         checkpoint.save(
             path,
-            checkpoint.ModuleSource(self),
+            ModuleSource(self),
             recipe_yaml=self.recipe_yaml,
             tokenizer=None if self.tokenizer is None else self.tokenizer.to_bytes(),
+            overwrite=overwrite,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +13,14 @@ from sphinxkit.cli.options import Checkpoint, parse_dtype
 
 def convert(
     source: Checkpoint,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; replaced when complete.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it appears when it is complete.")],
     to: Annotated[str, typer.Option("--to", help="sphinxkit, sphinx (as released), meta or hf.")] = "sphinxkit",
-    num_shards: Annotated[int, typer.Option("--shards", min=1, help="Tensor-parallel shards (sphinx, meta).")] = 1,
+    num_shards: Annotated[
+        int | None, typer.Option("--shards", min=1, help="Tensor-parallel shards (sphinx and meta; default 1).")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
-    part: Annotated[str, typer.Option(help="all, or llm: the language model alone (meta and hf hold no more).")] = "all",
+    llm_only: Annotated[bool, typer.Option("--llm-only", help="The language model alone; meta and hf hold no more.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
 ) -> None:
     """Convert a checkpoint, tensor by tensor.
 
@@ -26,17 +30,31 @@ def convert(
 
     `sphinxkit convert released/sphinx_1k -o sphinx_1k`
 
-    `sphinxkit convert sphinx_1k -o hf_llama --to hf --part llm --dtype bfloat16`
+    `sphinxkit convert sphinx_1k -o hf_llama --to hf --llm-only --dtype bfloat16`
     """
     from sphinxkit import checkpoint
+    from sphinxkit.cli.progress import byte_progress
+    from sphinxkit.errors import CheckpointError
+    from sphinxkit.recipe import Recipe
 
+    if to not in checkpoint.FORMATS:
+        raise CheckpointError(f"--to {to!r}: expected one of {', '.join(checkpoint.FORMATS)}")
     with checkpoint.open(checkpoint.resolve(source)) as opened:
-        checkpoint.convert(
-            opened,
-            output,
-            format=to,
-            num_shards=num_shards,
-            dtype=None if dtype is None else parse_dtype(dtype),
-            part=part,
-        )
+        recipe = Recipe(opened.recipe).resolved() if opened.has_recipe else None
+        cast = None if dtype is None else parse_dtype(dtype)
+        total = sum(math.prod(opened.shape(key)) * (cast or opened.dtype(key)).itemsize for key in opened.keys())  # noqa: SIM118
+        with byte_progress(f"converting {source}", total) as progress:
+            checkpoint.save(
+                output,
+                opened,
+                format=to,
+                part="llm" if llm_only else None,
+                num_shards=num_shards,
+                dtype=cast,
+                recipe=recipe,
+                tokenizer=opened.tokenizer_path,
+                unused=None if llm_only or to in ("meta", "hf") else opened.unused,
+                overwrite=overwrite,
+                progress=progress,
+            )
     typer.echo(f"wrote {output}", err=True)

@@ -147,8 +147,7 @@ def _compare_scores(model: SphinxModel, golden: GoldenData, atol: float | None) 
         images = None if fact["images"] is None else [golden.image(name) for name in fact["images"]]
         scores = model.score(contexts, continuations, images)
         worst = max(
-            abs(score.log_likelihood - expected)
-            for score, expected in zip(scores, fact["log_likelihood"], strict=True)
+            abs(score.log_likelihood - expected) for score, expected in zip(scores, fact["log_likelihood"], strict=True)
         )
         yield Comparison(f"log-likelihoods, {kind.removeprefix('evaluate_')}", worst, atol)
 

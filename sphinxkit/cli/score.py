@@ -1,0 +1,53 @@
+"""``sphinxkit score``: predictions against annotations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _rows(scores: dict[str, Any], lenient: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    rows: list[tuple[str, Any, Any]] = []
+    for name, value in scores.items():
+        other = lenient.get(name)
+        if isinstance(value, dict):
+            inner = other if isinstance(other, dict) else {}
+            rows += [(f"{name}.{label}", number, inner.get(label)) for label, number in value.items()]
+        else:
+            rows.append((name, value, other))
+    return rows
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def score(
+    benchmark: Annotated[str, typer.Argument(help="A benchmark (refcocog_val, MME_benchmark, ...) or a task.")],
+    annotations: Annotated[Path, typer.Option(help="JSON list of annotations, each with gt_answers.")],
+    predictions: Annotated[
+        Path,
+        typer.Option(help="JSON list of texts, object with 'predictions', or JSON lines of {question_id, answer}."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score a file of predictions by the benchmark's own rules."""
+    import json
+
+    from sphinxkit.evaluation import benchmarks
+
+    report = benchmarks.score(benchmark, annotations, predictions)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+        return
+    typer.echo(f"{report.benchmark}: {report.count} questions, metric {report.metric}")
+    rows = [(name, _number(value), _number(lenient)) for name, value, lenient in _rows(report.scores, report.lenient)]
+    width = max(len(name) for name, _, _ in rows)
+    typer.echo(f"  {'':{width}}  {'strict':>10}  {'lenient':>10}")
+    for name, value, lenient in rows:
+        typer.echo(f"  {name:{width}}  {value:>10}  {lenient:>10}".rstrip())
+    typer.echo(f"  unparsable answers: {report.unparsable}")
+    for note in report.notes:
+        typer.echo(f"  note: {note}")
