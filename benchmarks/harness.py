@@ -499,6 +499,10 @@ def line(record: CaseRecord) -> str:
         text = f"{name} {format_seconds(measured.median)}"
         if record.amount:
             text += f" ({record.amount / measured.median:.4g} {record.unit}/s)"
+        if measured.peak_bytes is not None:
+            text += f" peak {measured.peak_bytes / 1e6:.4g} MB"
+        if "peak / weights" in measured.extra:
+            text += f" = {measured.extra['peak / weights']:.3f} x weights"
         if name in record.speedup:
             text += f" [x{record.speedup[name]:.2f}]"
         parts.append(text)
