@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +182,11 @@ class EntrySource:
     def dtype(self, key: str) -> torch.dtype:
         """Stored dtype of ``key``; CheckpointError if there is none."""
         return self._entry(key).dtype
+
+    def num_bytes(self, key: str) -> int:
+        """Size of the whole tensor ``key`` in bytes; CheckpointError if there is none."""
+        entry = self._entry(key)
+        return math.prod(entry.shape) * entry.dtype.itemsize
 
     def read(self, key: str) -> Tensor:
         """The whole tensor on the CPU in its stored dtype; do not write to it.

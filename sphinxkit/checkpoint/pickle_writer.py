@@ -15,6 +15,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -133,7 +134,10 @@ class TorchFileWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
+            if kind is not None:
+                with suppress(Exception):  # what went wrong first is what counts
+                    self._zip.close()
+            else:
                 if self._written != len(self._specs):
                     raise CheckpointError(
                         f"{self._path}: {self._written} of {len(self._specs)} announced tensors were written"

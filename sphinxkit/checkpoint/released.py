@@ -5,16 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sphinxkit.checkpoint.encoders_json import encoder_options, with_encoder_options
 from sphinxkit.checkpoint.entries import EntrySource, Replicas
 from sphinxkit.checkpoint.keymap import sphinx_key_map
-from sphinxkit.checkpoint.lla2acc import (
-    encoder_options,
-    find_shards,
-    guess_vision,
-    read_json,
-    vision_of_type,
-    with_encoder_options,
-)
+from sphinxkit.checkpoint.lla2acc import find_shards, guess_vision, read_json, vision_of_type
 from sphinxkit.checkpoint.llm_numbers import check_llm_shapes, llm_from_meta
 from sphinxkit.checkpoint.meta import text_recipe
 from sphinxkit.checkpoint.pickle_reader import read_pickle
