@@ -61,9 +61,11 @@ class Planner:
         method: For tensors without a rule.
         weights: Their weights, checked.
         rules: Exceptions by name.
-        dtype: Of every floating point tensor of the result; None keeps what the models share.
+        dtype: Of every floating point tensor of the result; None keeps what the models share, "first" what the first
+            model that holds a tensor has.
         make_method: Builds a method that a rule names.
         extrapolate: Allow weights outside [0, 1] in rules.
+        missing: "error", or "keep": a tensor that not every model holds is kept from the first that does.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class Planner:
         method: MixMethod,
         weights: Sequence[float],
         rules: RuleBook,
-        dtype: torch.dtype | None,
+        dtype: torch.dtype | Literal["first"] | None,
         make_method: MethodFactory,
         extrapolate: bool = False,
+        missing: Literal["error", "keep"] = "error",
     ) -> None:
         self._sources = list(sources)
         self._base = base
@@ -87,6 +90,7 @@ class Planner:
         self._dtype = dtype
         self._make = make_method
         self._extrapolate = extrapolate
+        self._missing = missing
         self._held = [set(source.keys()) for source in sources]
         self._base_held = set(base.keys()) if base else set()
         self._methods: dict[int, tuple[MixMethod, tuple[float, ...]]] = {}
@@ -111,6 +115,9 @@ class Planner:
                     plans[key] = self._keep(key, rule.model)
                     continue
                 holders = tuple(index for index, held in enumerate(self._held) if key in held)
+                if len(holders) < len(self._sources) and self._missing == "keep":
+                    plans[key] = self._keep(key, holders[0])
+                    continue
                 if len(holders) < len(self._sources):
                     missing.setdefault(holders, []).append(key)
                     continue
@@ -143,7 +150,12 @@ class Planner:
         return TensorPlan("keep", tuple(source.shape(key)), self._out(source.dtype(key)), model=model)
 
     def _out(self, stored: torch.dtype) -> torch.dtype:
-        return self._dtype if self._dtype is not None and stored.is_floating_point else stored
+        return self._dtype if isinstance(self._dtype, torch.dtype) and stored.is_floating_point else stored
+
+    def _mixed_dtype(self, first: torch.dtype, used: Sequence[torch.dtype]) -> torch.dtype:
+        if isinstance(self._dtype, torch.dtype):
+            return self._dtype
+        return first if self._dtype == "first" else common_dtype(used)
 
     def _how(self, rule: Rule | None) -> tuple[MixMethod, tuple[float, ...]]:
         if rule is None or (rule.weights is None and rule.method is None):
@@ -181,7 +193,7 @@ class Planner:
             return TensorPlan("keep", shapes[0], self._out(self._source(copy).dtype(key)), model=copy)
         used = [dtypes[index] for index, weight in enumerate(weights) if weight != 0]
         used += dtypes[len(self._sources) :]
-        return TensorPlan("mix", shapes[0], self._dtype or common_dtype(used), weights=weights, method=method)
+        return TensorPlan("mix", shapes[0], self._mixed_dtype(dtypes[0], used), weights=weights, method=method)
 
     def _overlap(
         self, key: str, shapes: list[tuple[int, ...]], model: int, method: MixMethod, weights: tuple[float, ...]
@@ -194,7 +206,7 @@ class Planner:
         rows = min(one[0] for one in shapes)
         common = rows * (torch.Size(shape[1:]).numel() if len(shape) > 1 else 1)
         stored = [source.dtype(key) for source in [*self._sources, own]]
-        dtype = self._dtype or common_dtype(stored)
+        dtype = self._mixed_dtype(stored[0], stored)
         return TensorPlan("overlap", shape, dtype, model=model, weights=weights, method=method, common=common)
 
 

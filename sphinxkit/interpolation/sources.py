@@ -80,6 +80,10 @@ class SelectedSource:
         """The whole tensor ``key``."""
         return self.source.read(key)
 
+    def read_into(self, key: str, out: Tensor) -> None:
+        """Write the tensor ``key`` into ``out``; see :meth:`MixedSource.read_into`."""
+        self.source.read_into(key, out)
+
     def chunks(self, key: str) -> Iterator[Tensor]:
         """The tensor ``key`` in flat pieces; see :meth:`MixedSource.chunks`."""
         return self.source.chunks(key)

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -42,12 +42,13 @@ class MixedSource:
         rules: Exceptions by name; the first match decides.
         base: The common ancestor, for the methods that need one.
         dtype: Of every floating point tensor of the result; None: the stored dtype of the model that a tensor is a
-            copy of, else the dtype that holds those of the models that take part.
+            copy of, else the dtype that holds those of the models that take part; "first": the first model's.
         names: What messages call the models.
         make_method: Builds a method that a rule names, from its name and options.
         allow_nonfinite: Let NaN and Inf through.
         extrapolate: Allow weights outside [0, 1].
         hash_inputs: Hash every tensor that is read, for :meth:`input_hashes`.
+        missing: "error", or "keep": a tensor that not every model holds is kept from the first that does.
         num_threads: That mix chunks at the same time; default the number of processors, at most four.
     Raises:
         CheckpointError: Names or shapes differ without a rule for them; everything is listed.
@@ -63,13 +64,14 @@ class MixedSource:
         *,
         rules: Sequence[Rule] = (),
         base: TensorSource | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Literal["first"] | None = None,
         names: Sequence[str] | None = None,
         make_method: MethodFactory | None = None,
         allow_nonfinite: bool = False,
         extrapolate: bool = False,
         hash_inputs: bool = False,
         num_threads: int | None = None,
+        missing: Literal["error", "keep"] = "error",
     ) -> None:
         if not sources:
             raise DataError("there are no models to mix")
@@ -84,7 +86,16 @@ class MixedSource:
         self._sources = [*sources, *([base] if base is not None else [])]
         self._has_base = base is not None
         self.plans = Planner(
-            sources, base, self.names, method, self.weights, book, dtype, make_method or _no_methods, extrapolate
+            sources,
+            base,
+            self.names,
+            method,
+            self.weights,
+            book,
+            dtype,
+            make_method or _no_methods,
+            extrapolate,
+            missing,
         ).plan()
         self._allow_nonfinite = allow_nonfinite
         self._hasher = Hasher(len(self._sources)) if hash_inputs else None
@@ -349,7 +360,15 @@ def _no_methods(name: str, _: Mapping[str, Any]) -> MixMethod:
     raise DataError(f"a rule names the method {name!r}, but no make_method was given")
 
 
-def update_in_place(tensors: Mapping[str, Tensor], source: MixedSource) -> None:
+class InPlaceSource(TensorSource, Protocol):
+    """A source that can write a tensor where it is wanted; checkpoints and mixes are such."""
+
+    def read_into(self, key: str, out: Tensor) -> None:
+        """Write the tensor ``key`` into ``out``, of the same shape, whatever its dtype and device."""
+        ...
+
+
+def update_in_place(tensors: Mapping[str, Tensor], source: InPlaceSource) -> None:
     """Overwrite a model's tensors with a mix, one after the other, without a second copy of the model.
 
     Args:

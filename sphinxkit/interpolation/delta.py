@@ -1,0 +1,83 @@
+"""Differences between a base model and one tuned from it, and adding them back.
+
+A delta holds ``tuned - base`` for the tensors that both have and the tensor itself for those that only the tuned model
+has, as the public implementation's ``consolidated.NN-of-MM.model-diff.pth`` files do.
+
+Source: LLaMA2-Accessory, accessory/tools/weight_operate.py.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from sphinxkit.errors import CheckpointError
+from sphinxkit.interpolation.methods import linear
+from sphinxkit.interpolation.plan import listed
+from sphinxkit.interpolation.streaming import MixedSource
+from sphinxkit.tensor_source import TensorSource
+
+
+def extract_delta(
+    base: TensorSource,
+    tuned: TensorSource,
+    *,
+    dtype: torch.dtype | Literal["first"] = "first",
+    allow_nonfinite: bool = False,
+) -> MixedSource:
+    """The delta of ``tuned`` over ``base``, as a lazy source.
+
+    The difference is taken in float32 and rounded to ``dtype``; with 16 bits, adding it back can miss a tuned value by
+    a rounding of the difference. float32 deltas of 16-bit models are restored exactly but for rare double roundings.
+
+    Args:
+        base: The model before tuning.
+        tuned: The model after tuning.
+        dtype: Of the delta; "first" is that of the tuned model.
+        allow_nonfinite: Let NaN and Inf through.
+    Raises:
+        CheckpointError: The base holds tensors that the tuned model lacks, or shapes differ.
+    """
+    lost = sorted(set(base.keys()) - set(tuned.keys()))
+    if lost:
+        raise CheckpointError(listed(lost, "a delta cannot take away tensors that only the base holds"))
+    return MixedSource(
+        [tuned, base],
+        linear(),
+        (1, -1),
+        dtype=dtype,
+        names=("tuned", "base"),
+        allow_nonfinite=allow_nonfinite,
+        extrapolate=True,
+        missing="keep",
+    )
+
+
+def apply_delta(
+    base: TensorSource,
+    delta: TensorSource,
+    *,
+    dtype: torch.dtype | Literal["first"] = "first",
+    allow_nonfinite: bool = False,
+) -> MixedSource:
+    """``base + delta`` as a lazy source; tensors that only one of them holds are taken as they are.
+
+    Args:
+        base: The model before tuning.
+        delta: From :func:`extract_delta` or the public implementation.
+        dtype: Of the result; "first" is that of the base.
+        allow_nonfinite: Let NaN and Inf through.
+    Raises:
+        CheckpointError: Shapes differ: the delta belongs to another base.
+    """
+    return MixedSource(
+        [base, delta],
+        linear(),
+        (1, 1),
+        dtype=dtype,
+        names=("base", "delta"),
+        allow_nonfinite=allow_nonfinite,
+        extrapolate=True,
+        missing="keep",
+    )
