@@ -114,7 +114,7 @@ def test_errors_inside_a_builder_are_its_own(boxes: Registry[object]) -> None:
     def broken() -> None:
         raise TypeError("from inside")
 
-    with pytest.raises(TypeError, match="^from inside$"):
+    with pytest.raises(TypeError, match=r"^from inside$"):
         boxes.build("broken")
 
 

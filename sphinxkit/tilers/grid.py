@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -89,10 +88,13 @@ class GridTiler:
             whole = resize_pixels(pixels, (self.rows * side, self.cols * side), "bicubic")
         if is_single:
             return whole.unsqueeze(1)
-        views = rearrange(whole, "b c (r h) (s w) -> b (r s) c h w", r=self.rows, s=self.cols)
+        crops = rearrange(whole, "b c (r h) (s w) -> b r s c h w", r=self.rows, s=self.cols)
         if not self.thumbnail:
-            return views
-        return torch.cat([resize_pixels(pixels, (side, side), "bicubic").unsqueeze(1), views], dim=1)
+            return crops.flatten(1, 2)
+        views = pixels.new_empty(len(pixels), self.num_views, 3, side, side)
+        views[:, 0] = resize_pixels(pixels, (side, side), "bicubic")
+        views[:, 1:].unflatten(1, (self.rows, self.cols)).copy_(crops)  # type: ignore[no-untyped-call]
+        return views
 
     __call__ = tile
 
