@@ -1,0 +1,66 @@
+"""``sphinxkit convert-data``: annotation files to conversation JSON lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert_data(
+    source: Annotated[Path, typer.Argument(help="Annotation file or folder.")],
+    format_name: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="llava, vqav2, gqa, ocrvqa, textcaps, coco, publaynet, doclaynet, refcoco, visual_genome, flickr30k "
+            "or imagefolder.",
+        ),
+    ],
+    task: Annotated[str | None, typer.Option(help="Task to write; default: the format's first.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")] = None,
+    companion: Annotated[
+        Path | None, typer.Option(help="The format's second file: VQAv2's annotations, image_data.json, refs(...).p.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split, where records name one.")] = None,
+    image_prefix: Annotated[str, typer.Option(help="Put in front of every image path.")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="A malformed record is an error.")] = False,
+    limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many conversations.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as one JSON object; needs --output.")
+    ] = False,
+) -> None:
+    """Convert annotations to conversation JSON lines (LLaVA-style), streaming, in bounded memory."""
+    import json
+    import sys
+
+    from rich.console import Console
+
+    from sphinxkit.data import converters
+
+    if as_json and output is None:
+        raise typer.BadParameter("--json needs --output, as the conversations would go to stdout as well")
+    console = Console(stderr=True)
+    with console.status(f"converting {source}") as status:
+        report = converters.convert(
+            converters.Source(source, companion, split),
+            format_name,
+            task,
+            output,
+            stream=sys.stdout if output is None else None,
+            image_prefix=image_prefix,
+            strict=strict,
+            limit=limit,
+            progress=lambda count: status.update(f"converting {source}: {count} conversations"),
+        )
+    for problem in report.malformed:
+        typer.echo(f"malformed: {problem.file}:{problem.line}: {problem.reason}", err=True)
+    if report.num_malformed > len(report.malformed):
+        where = f", all of them in {report.malformed_file}" if report.malformed_file else ""
+        typer.echo(f"malformed: {report.num_malformed - len(report.malformed)} more{where}", err=True)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+    else:
+        summary = f"{report.num_written} conversations, {report.num_malformed} malformed records left out"
+        typer.echo(f"{report.output or 'stdout'}: {summary}", err=output is None)

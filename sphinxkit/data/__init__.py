@@ -1,0 +1,1 @@
+"""Training data: samples, conversations, mixtures, and the converters that write them."""

@@ -1,0 +1,202 @@
+"""What every converter shares: where it reads, what it yields, and how it reports what it cannot use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.data.json_stream import OnMalformed
+from sphinxkit.errors import DataError
+from sphinxkit.formatters.tasks.coordinates import check_box
+from sphinxkit.geometry import Box, ImageGeometry
+
+LISTED = 100  # malformed records that a summary keeps in memory; all of them are counted and written out
+
+
+class RecordError(Exception):
+    """One record cannot be used; the message says what it has and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a converter reads.
+
+    Args:
+        path: The annotation file or folder.
+        companion: A second file where the format has one (VQAv2's annotations, Visual Genome's image_data.json).
+        split: Only this split, where the format's records name one.
+    """
+
+    path: Path
+    companion: Path | None = None
+    split: str | None = None
+
+    def need_companion(self, what: str) -> Path:
+        """The second file.
+
+        Raises:
+            DataError: There is none.
+        """
+        if self.companion is None:
+            raise DataError(f"{self.path}: {what} is needed as well: give it as the companion")
+        return self.companion
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A record that was left out: its file, its line (0: of no line) and why."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Problems:
+    """Counts the records that cannot be used, and lists the first of them.
+
+    Args:
+        strict: The first one is an error.
+        sink: Called with each.
+    """
+
+    strict: bool = False
+    sink: Callable[[Malformed], None] | None = None
+    count: int = 0
+    listed: list[Malformed] = field(default_factory=list)
+
+    def add(self, file: str | Path, line: int, reason: str) -> None:
+        """Report one record.
+
+        Raises:
+            DataError: ``strict``.
+        """
+        if self.strict:
+            raise DataError(f"{file}:{line}: {reason}")
+        problem = Malformed(str(file), line, reason)
+        self.count += 1
+        if len(self.listed) < LISTED:
+            self.listed.append(problem)
+        if self.sink is not None:
+            self.sink(problem)
+
+    def on(self, file: str | Path) -> OnMalformed:
+        """What the JSON readers take as ``on_malformed`` for one file."""
+        return lambda line, reason: self.add(file, line, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """One sample of a task, before it is put into words.
+
+    Args:
+        id: Unique within the source.
+        image: Path of the image, relative to the image folder; "" for a text.
+        sample: The task's own sample, or a conversation's messages.
+        file: Where it came from, for reports.
+        line: Likewise; 0: of no line.
+    """
+
+    id: str
+    image: str
+    sample: Any
+    file: Path
+    line: int
+
+
+Converter = Callable[[Source, Problems], Iterator[Converted]]
+
+
+def an_object(value: Any) -> dict[str, Any]:
+    """The value as a JSON object.
+
+    Raises:
+        RecordError: It is something else.
+    """
+    if not isinstance(value, dict):
+        raise RecordError(f"expected an object, got {type(value).__name__}")
+    return value
+
+
+def a_list(record: dict[str, Any], key: str) -> list[Any]:
+    """``record[key]`` as a list.
+
+    Raises:
+        RecordError: It is missing or something else.
+    """
+    value = record.get(key)
+    if not isinstance(value, list):
+        raise RecordError(f"{key!r} must be a list, got {value!r:.60}")
+    return value
+
+
+def a_text(record: dict[str, Any], key: str) -> str:
+    """``record[key]`` as text that is not empty; numbers are written out.
+
+    Raises:
+        RecordError: It is missing, empty or something else.
+    """
+    value = record.get(key)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise RecordError(f"{key!r} must be a text that is not empty, got {value!r:.60}")
+    return value.strip()
+
+
+def a_number(record: dict[str, Any], key: str) -> float:
+    """``record[key]`` as a finite number.
+
+    Raises:
+        RecordError: It is missing or something else.
+    """
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RecordError(f"{key!r} must be a finite number, got {value!r:.60}")
+    return float(value)
+
+
+def an_id(record: dict[str, Any], key: str) -> int | str:
+    """``record[key]`` as an integer or a text.
+
+    Raises:
+        RecordError: It is missing or something else.
+    """
+    value = record.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise RecordError(f"{key!r} must be an integer or a text, got {value!r:.60}")
+    return value
+
+
+def a_size(record: dict[str, Any]) -> tuple[int, int]:
+    """(width, height) of a record in pixels, both positive.
+
+    Raises:
+        RecordError: One is missing or not positive.
+    """
+    width, height = a_number(record, "width"), a_number(record, "height")
+    if width < 1 or height < 1:
+        raise RecordError(f"width and height must be positive, got {width:g}x{height:g}")
+    return int(width), int(height)
+
+
+def box_of(values: Any, geometry: ImageGeometry) -> Box:
+    """A box from [x, y, width, height] in pixels.
+
+    Raises:
+        RecordError: It is no such list, is empty, or leaves the image by more than rounding.
+    """
+    if not isinstance(values, list) or len(values) != 4:
+        raise RecordError(f"the box must be [x, y, width, height], got {values!r:.60}")
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v) for v in values):
+        raise RecordError(f"the box must have four finite numbers, got {values!r:.80}")
+    x, y, width, height = values
+    if width <= 0 or height <= 0:
+        raise RecordError(f"the box has no area: {values!r}")
+    try:
+        return check_box("convert-data", Box(x, y, x + width, y + height), geometry)
+    except DataError as error:
+        raise RecordError(f"the box {values!r} lies outside the image of {geometry.width}x{geometry.height}") from error

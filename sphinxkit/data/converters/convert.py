@@ -1,0 +1,205 @@
+"""Annotation files in, conversation JSON lines out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from sphinxkit.atomic import atomic_file
+from sphinxkit.data.conversations import write_conversation
+from sphinxkit.data.converters import coco, image_folder, regions, vqa
+from sphinxkit.data.converters.base import Converted, Converter, Malformed, Problems, Source
+from sphinxkit.errors import DataError
+from sphinxkit.formatters import tasks
+from sphinxkit.registry import suggest
+
+ANY_TASK = "*"
+
+# Format -> task -> converter; the first task is the default. ANY_TASK: conversations that have been worded already.
+FORMATS: Mapping[str, Mapping[str, Converter]] = {
+    "llava": {ANY_TASK: vqa.llava},
+    "vqav2": {"vqa": vqa.vqav2},
+    "gqa": {"vqa": vqa.gqa},
+    "ocrvqa": {"vqa": vqa.ocrvqa},
+    "textcaps": {"caption": vqa.textcaps},
+    "coco": {"detection": coco.detection, "pose": coco.pose, "caption": coco.caption},
+    "coco_captions": {"caption": coco.caption},
+    "coco_instances": {"detection": coco.detection},
+    "coco_keypoints": {"pose": coco.pose},
+    "publaynet": {"layout": coco.layout},
+    "doclaynet": {"layout": coco.layout},
+    "refcoco": {"rec": regions.refcoco, "reg": regions.refcoco},
+    "visual_genome": {
+        "rec": regions.genome_regions,
+        "reg": regions.genome_regions,
+        "relation": regions.genome_relations,
+    },
+    "flickr30k": {"grounded_caption": regions.flickr30k},
+    "imagefolder": {"classification": image_folder.classification},
+}
+# Options of the tasks that a format implies.
+TASK_OPTIONS: Mapping[str, Mapping[str, Any]] = {"doclaynet": {"classes": "doclaynet"}}
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What a conversion did.
+
+    Args:
+        source: The annotation file or folder.
+        format: Its format.
+        task: The task written.
+        output: The file written, or None.
+        num_written: Conversations written.
+        num_malformed: Records left out.
+        malformed: The first of them.
+        malformed_file: All of them, as JSON lines; None if there are none.
+    """
+
+    source: str
+    format: str
+    task: str
+    output: str | None
+    num_written: int
+    num_malformed: int
+    malformed: list[Malformed]
+    malformed_file: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+def _choose(format_name: str, task: str | None) -> tuple[str, str, Converter]:
+    name = format_name.lower().replace("-", "_")
+    if name not in FORMATS:
+        raise DataError(f"unknown format {format_name!r}{suggest(name, FORMATS)} Known: {', '.join(sorted(FORMATS))}")
+    converters = FORMATS[name]
+    if ANY_TASK in converters:
+        return name, task or "", converters[ANY_TASK]
+    chosen = task or next(iter(converters))
+    if chosen not in converters:
+        hint = suggest(chosen, converters)
+        raise DataError(f"format {name!r} has no task {chosen!r}{hint} It has: {', '.join(converters)}")
+    return name, chosen, converters[chosen]
+
+
+def convert_records(
+    source: Source, format_name: str, task: str | None, problems: Problems, image_prefix: str = ""
+) -> Iterator[dict[str, Any]]:
+    """The conversations of an annotation file, one by one, in bounded memory.
+
+    Args:
+        source: Where to read.
+        format_name: A key of ``FORMATS``.
+        task: One of the format's tasks; None: its first. For conversations that have been worded already: their label.
+        problems: Takes the records that cannot be used.
+        image_prefix: Put in front of every image path.
+    Yields:
+        Records as ``write_conversation`` makes them.
+    Raises:
+        DataError: Unknown format or task, a file that cannot be read, or a malformed record under ``problems.strict``.
+    """
+    name, chosen, converter = _choose(format_name, task)
+    formatter = None if ANY_TASK in FORMATS[name] else tasks.create(chosen, **TASK_OPTIONS.get(name, {}))
+
+    def word(converted: Converted) -> list[dict[str, str]]:
+        if formatter is None:
+            return list(converted.sample)
+        example = formatter.format(converted.sample)
+        return [{"role": "user", "content": example.instruction}, {"role": "assistant", "content": example.answer}]
+
+    for converted in converter(source, problems):
+        try:
+            messages = word(converted)
+        except DataError as error:
+            problems.add(converted.file, converted.line, f"{converted.id}: {error}")
+            continue
+        image = f"{image_prefix}{converted.image}" if converted.image else ""
+        yield write_conversation(converted.id, messages, image=image, task=chosen)
+
+
+def convert(
+    source: Source,
+    format_name: str,
+    task: str | None = None,
+    output: str | Path | None = None,
+    *,
+    stream: IO[str] | None = None,
+    image_prefix: str = "",
+    strict: bool = False,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Convert an annotation file to conversation JSON lines.
+
+    Malformed records are left out, counted, and listed with file and line in ``<output>.malformed.jsonl``.
+
+    Args:
+        source: Where to read.
+        format_name: A key of ``FORMATS``.
+        task: One of the format's tasks; None: its first.
+        output: File to write, whole or not at all; None: write to ``stream``.
+        stream: Where lines go without ``output``.
+        image_prefix: Put in front of every image path.
+        strict: A malformed record is an error, and nothing is written.
+        limit: Stop after this many conversations.
+        progress: Called with the number written, now and then.
+    Raises:
+        DataError: As ``convert_records``; neither output nor stream.
+    """
+    if output is None and stream is None:
+        raise DataError("convert: there is neither an output file nor a stream")
+    if not source.path.exists():
+        raise DataError(f"{source.path}: there is no such file or folder")
+    name, chosen, _ = _choose(format_name, task)
+    listing = None if output is None else Path(f"{output}.malformed.jsonl")
+    with ExitStack() as stack:
+        target = stream
+        if output is not None:
+            temporary = stack.enter_context(atomic_file(output))
+            target = stack.enter_context(temporary.open("w", encoding="utf-8"))
+        sink = _Listing(stack, listing)
+        problems = Problems(strict, sink.write if listing is not None else None)
+        written = 0
+        for record in convert_records(source, name, task, problems, image_prefix):
+            if limit is not None and written >= limit:
+                break
+            if target is not None:
+                target.write(json.dumps(record, ensure_ascii=False) + "\n")
+            written += 1
+            if progress is not None and written % 1000 == 0:
+                progress(written)
+    if listing is not None and not problems.count:
+        listing.unlink(missing_ok=True)  # of an earlier run
+    return ConversionReport(
+        source=str(source.path),
+        format=name,
+        task=chosen,
+        output=None if output is None else str(output),
+        num_written=written,
+        num_malformed=problems.count,
+        malformed=problems.listed,
+        malformed_file=str(listing) if listing is not None and problems.count else None,
+    )
+
+
+class _Listing:
+    """The file of malformed records, opened with the first of them."""
+
+    def __init__(self, stack: ExitStack, path: Path | None) -> None:
+        self.stack, self.path = stack, path
+        self.file: IO[str] | None = None
+
+    def write(self, problem: Malformed) -> None:
+        if self.file is None and self.path is not None:
+            temporary = self.stack.enter_context(atomic_file(self.path))
+            self.file = self.stack.enter_context(temporary.open("w", encoding="utf-8"))
+        if self.file is not None:
+            self.file.write(json.dumps(asdict(problem), ensure_ascii=False) + "\n")

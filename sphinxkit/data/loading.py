@@ -1,0 +1,196 @@
+"""Read a mixture: batches for one rank, in any number of worker processes, from any sample on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sphinxkit.data.conversations import OverLengthError
+from sphinxkit.data.mixture import Mixture
+from sphinxkit.data.samples import Sample, SampleType
+from sphinxkit.errors import DataError
+
+BAD_RATE_AFTER = 100  # samples before which the rate of bad ones says little; our choice
+
+Transform = Callable[[Sample], Any]
+"""Makes of a sample what training takes; raises ``DataError`` for one that cannot be used (an unreadable image)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample that was left out, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureBatch:
+    """One rank's part of a batch.
+
+    Args:
+        epoch: Its epoch.
+        end: Samples of the epoch that all ranks together have had with this batch: where to resume.
+        type: Of every sample.
+        ids: Of ``samples``.
+        samples: What the transform made of them.
+        bad: Samples that could not be used; nothing takes their place.
+        skipped: Samples left out for their length under ``over_length: skip``.
+    """
+
+    epoch: int
+    end: int
+    type: SampleType
+    ids: list[str]
+    samples: list[Any]
+    bad: list[BadSample] = field(default_factory=list)
+    skipped: list[BadSample] = field(default_factory=list)
+
+
+class _EpochDataset(IterableDataset[MixtureBatch]):
+    """One rank's batches of one epoch from a sample on; worker w of W takes every W-th."""
+
+    def __init__(
+        self, mixture: Mixture, transform: Transform | None, rank: int, world_size: int, epoch: int, start: int
+    ) -> None:
+        self.mixture, self.transform = mixture, transform
+        self.rank, self.world_size, self.epoch, self.start = rank, world_size, epoch, start
+
+    def __iter__(self) -> Iterator[MixtureBatch]:
+        info = get_worker_info()
+        worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        position, number = self.start, 0
+        while position < self.mixture.num_samples:
+            size = self.mixture.batch_length(position)
+            if number % num_workers == worker:
+                yield self._read(position)
+            position += size
+            number += 1
+
+    def _read(self, position: int) -> MixtureBatch:
+        kind, refs = self.mixture.batch(position, self.epoch)
+        first, end = (len(refs) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        batch = MixtureBatch(self.epoch, position + len(refs), kind, [], [])
+        for ref in refs[first:end]:
+            name = self.mixture.sample_id(ref)
+            try:
+                sample = self.mixture.read(ref)
+                made = sample if self.transform is None else self.transform(sample)
+            except OverLengthError as error:
+                batch.skipped.append(BadSample(name, str(error)))
+            except DataError as error:
+                batch.bad.append(BadSample(name, str(error)))
+            else:
+                batch.ids.append(name)
+                batch.samples.append(made)
+        return batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class MixtureLoader:
+    """Iterate over a mixture's batches, for one rank, without end or for some epochs.
+
+    The sequence of batches depends on the mixture alone, not on the number of workers. Every rank gets as many batches;
+    with fewer samples in a batch than ranks, a rank's part may be empty.
+
+    Args:
+        mixture: What to read.
+        transform: What to make of each sample; None: the ``Sample`` itself. With workers it must be picklable or the
+            start method ``fork``.
+        rank: This process.
+        world_size: How many processes share each batch.
+        num_workers: Worker processes; 0: read here.
+        num_epochs: How many epochs; None: without end.
+        on_bad: Called with every bad sample.
+    Raises:
+        DataError: ``rank`` is not in range(world_size).
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        transform: Transform | None = None,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        num_epochs: int | None = None,
+        on_bad: Callable[[BadSample], None] | None = None,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise DataError(f"mixture loader: rank {rank} is not in range({world_size})")
+        self.mixture, self.transform, self.on_bad = mixture, transform, on_bad
+        self.rank, self.world_size, self.num_workers, self.num_epochs = rank, world_size, num_workers, num_epochs
+        self.epoch, self.position = 0, 0
+        self.num_seen, self.num_bad, self.num_skipped = 0, 0, 0
+
+    def __iter__(self) -> Iterator[MixtureBatch]:
+        """Batches from where the loader stands.
+
+        Raises:
+            DataError: The share of bad samples is above ``mixture.max_bad_rate``.
+        """
+        while self.num_epochs is None or self.epoch < self.num_epochs:
+            if self.position < self.mixture.num_samples:
+                dataset = _EpochDataset(
+                    self.mixture, self.transform, self.rank, self.world_size, self.epoch, self.position
+                )
+                batches = DataLoader(
+                    dataset,
+                    batch_size=None,
+                    num_workers=self.num_workers,
+                    collate_fn=_as_it_is,
+                    generator=torch.Generator(),  # its own, or every start would draw from the run's random state
+                )
+                for batch in batches:
+                    self.position = batch.end
+                    self._count(batch)
+                    yield batch
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def _count(self, batch: MixtureBatch) -> None:
+        self.num_seen += len(batch.samples) + len(batch.bad) + len(batch.skipped)
+        self.num_bad += len(batch.bad)
+        self.num_skipped += len(batch.skipped)
+        if self.on_bad is not None:
+            for bad in batch.bad:
+                self.on_bad(bad)
+        allowed = self.mixture.max_bad_rate * max(self.num_seen, BAD_RATE_AFTER)
+        if self.num_bad > allowed:
+            last = batch.bad[-1].reason if batch.bad else "see the reports before"
+            raise DataError(
+                f"mixture: {self.num_bad} of {self.num_seen} samples are bad, more than the allowed "
+                f"{self.mixture.max_bad_rate:.2%}; the last: {last}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader stands after the last batch it gave: good for any number of ranks and workers."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "fingerprint": self.mixture.fingerprint(),
+            "num_seen": self.num_seen,
+            "num_bad": self.num_bad,
+            "num_skipped": self.num_skipped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            DataError: It came from another mixture.
+        """
+        if state["fingerprint"] != self.mixture.fingerprint():
+            raise DataError(
+                f"mixture: the state is of mixture {state['fingerprint']}, this is {self.mixture.fingerprint()}: the "
+                "sources, their sizes, the batch size or the seed differ"
+            )
+        self.epoch, self.position = state["epoch"], state["position"]
+        self.num_seen, self.num_bad, self.num_skipped = state["num_seen"], state["num_bad"], state["num_skipped"]

@@ -1,0 +1,379 @@
+"""Several sources mixed into one epoch: what is in it, in which order, and who reads which part.
+
+An epoch is a pure function of the sources, the seed and the epoch's number. Its samples are numbered; a run that stops
+after any number of them goes on with the next. Ranks share every batch, workers take batches in turn, and together they
+read each sample of the epoch once.
+Source: batches of one type: LLaMA2-Accessory, accessory/data/conversation/dataset.py, its grouped sampler.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from sphinxkit.data.conversations import OverLength, read_sample
+from sphinxkit.data.permutation import Permutation, derive_key
+from sphinxkit.data.samples import JsonLinesFile, Sample, SampleType
+from sphinxkit.errors import DataError
+
+Remainder = Literal["keep", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureSource:
+    """One source of samples.
+
+    Args:
+        path: Conversation JSON lines, or JSON lines of {"text": ...}.
+        name: For reports; unique. None: the file's stem.
+        task: For records that name none.
+        root: Folder that the records' images are relative to. "": the file's folder.
+        type: What its samples are; batches hold one type.
+        ratio: The share of it that an epoch holds, in (0, 1].
+        repeat: How often the epoch holds that share; fractions are allowed.
+        weight: Its share of the epoch relative to the others' weights; then ``ratio`` and ``repeat`` are 1.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    path: str
+    name: str | None = None
+    task: str = ""
+    root: str = ""
+    type: SampleType = "image-text"
+    ratio: float = 1.0
+    repeat: float = 1.0
+    weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRef:
+    """Where one sample of an epoch is: the source, the record in it, and how often the epoch had it before."""
+
+    source: int
+    index: int
+    copy: int
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One source's part of an epoch.
+
+    Args:
+        name: Of the source.
+        task: Likewise.
+        type: Likewise.
+        size: Records in the file.
+        count: Samples in an epoch.
+        share: Of the epoch, in [0, 1].
+    """
+
+    name: str
+    task: str
+    type: SampleType
+    size: int
+    count: int
+    share: float
+
+
+@dataclass(slots=True)
+class _Source:
+    spec: MixtureSource
+    name: str
+    file: JsonLinesFile
+    root: Path
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The sources of one type: their samples are 0 .. size-1, the first source's first."""
+
+    type: SampleType
+    members: tuple[int, ...]
+    ends: tuple[int, ...] = field(default=())
+
+    @property
+    def size(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+
+class Mixture:
+    """The epochs that several sources make.
+
+    Args:
+        sources: ``MixtureSource`` or its fields as mappings.
+        batch_size: Samples in a batch over all ranks.
+        seed: Of the order, and of what is drawn where a source is not taken whole.
+        epoch_size: Samples in an epoch; needed with weights. None: what ratios and repeats give.
+        temperature: Draw each source by size**(1 / temperature) times its weight: 1 by size, large values evenly.
+        remainder: A type's last batch may be smaller: ``keep`` it (at the end of the epoch) or ``drop`` it.
+        over_length: What a trainer does with samples that are too long; see ``conversations.encode_sample``.
+        max_bad_rate: Largest share of bad samples before the run stops.
+        folder: What relative paths are relative to. "": the working folder.
+    Raises:
+        DataError: Every fault of the arguments; or a source cannot be read.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[MixtureSource],
+        batch_size: int = 1,
+        seed: int = 0,
+        epoch_size: int | None = None,
+        temperature: float | None = None,
+        remainder: Remainder = "keep",
+        over_length: OverLength = "error",
+        max_bad_rate: float = 0.01,
+        folder: str = "",
+    ) -> None:
+        specs = [_as_source(index, source) for index, source in enumerate(sources)]
+        faults = _faults(specs, batch_size, epoch_size, temperature, remainder, over_length, max_bad_rate)
+        if faults:
+            raise DataError("mixture: " + "; ".join(faults))
+        self.batch_size, self.seed, self.remainder = batch_size, seed, remainder
+        self.over_length, self.max_bad_rate, self.temperature = over_length, max_bad_rate, temperature
+        base = Path(folder)
+        self._sources = [_open(spec, base) for spec in specs]
+        self._set_counts(epoch_size)
+        self._groups = self._make_groups()
+
+    def _set_counts(self, epoch_size: int | None) -> None:
+        specs = [source.spec for source in self._sources]
+        if self.temperature is None and all(spec.weight is None for spec in specs):
+            for source in self._sources:
+                source.count = round(len(source.file) * source.spec.ratio * source.spec.repeat)
+            if epoch_size is not None:
+                weights = [float(source.count) for source in self._sources]
+                self._share_out(weights, epoch_size)
+            return
+        power = 0.0 if self.temperature is None else 1 / self.temperature
+        weights = [
+            len(source.file) ** power * (1.0 if source.spec.weight is None else source.spec.weight)
+            for source in self._sources
+        ]
+        self._share_out(
+            weights, sum(len(source.file) for source in self._sources) if epoch_size is None else epoch_size
+        )
+
+    def _share_out(self, weights: Sequence[float], size: int) -> None:
+        """Whole numbers in proportion that add up to ``size``: rounded down, the largest remainders rounded up."""
+        exact = [size * weight / sum(weights) for weight in weights]
+        for source, value in zip(self._sources, exact, strict=True):
+            source.count = int(value)
+        rest = size - sum(source.count for source in self._sources)
+        order = sorted(range(len(exact)), key=lambda index: (int(exact[index]) - exact[index], index))
+        for index in order[:rest]:
+            self._sources[index].count += 1
+
+    def _make_groups(self) -> list[_Group]:
+        groups = []
+        for kind in ("text", "image-text"):
+            members = tuple(i for i, source in enumerate(self._sources) if source.spec.type == kind and source.count)
+            ends = tuple(accumulate(self._sources[index].count for index in members))
+            if members:
+                groups.append(_Group(kind, members, ends))
+        return groups
+
+    @property
+    def names(self) -> list[str]:
+        """The sources' names."""
+        return [source.name for source in self._sources]
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch."""
+        full = sum(group.size // self.batch_size for group in self._groups)
+        return full + len(self._partial())
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in an epoch, without those that ``remainder: drop`` leaves out."""
+        kept = sum(group.size // self.batch_size * self.batch_size for group in self._groups)
+        return kept + sum(group.size % self.batch_size for group in self._partial())
+
+    def _partial(self) -> list[_Group]:
+        if self.remainder == "drop":
+            return []
+        return [group for group in self._groups if group.size % self.batch_size]
+
+    def fingerprint(self) -> str:
+        """Changes whenever the order of the samples could: a state is only good for the mixture it came from."""
+        parts = [(source.name, len(source.file), source.count, source.spec.type) for source in self._sources]
+        return f"{derive_key(parts, self.batch_size, self.seed, self.remainder):016x}"
+
+    def _locate(self, position: int, epoch: int) -> tuple[_Group, int, int]:
+        """(group, first, end) of the batch that holds sample ``position``: its members' places within the group."""
+        full = [group.size // self.batch_size for group in self._groups]
+        batch, within = divmod(position, self.batch_size)
+        if batch < sum(full):
+            shuffled = Permutation(sum(full), derive_key(self.seed, epoch, "batches"))(batch)
+            for group, count in zip(self._groups, full, strict=True):
+                if shuffled < count:
+                    first = shuffled * self.batch_size
+                    return group, first + within, first + self.batch_size
+                shuffled -= count
+        rest = position - sum(full) * self.batch_size
+        for group in self._partial():
+            size = group.size % self.batch_size
+            if rest < size:
+                return group, group.size - size + rest, group.size
+            rest -= size
+        raise DataError(f"mixture: sample {position} is outside an epoch of {self.num_samples}")
+
+    def batch_length(self, position: int) -> int:
+        """Samples from number ``position`` to the end of its batch."""
+        full = sum(group.size // self.batch_size for group in self._groups) * self.batch_size
+        if position < full:
+            return self.batch_size - position % self.batch_size
+        rest = position - full
+        for group in self._partial():
+            size = group.size % self.batch_size
+            if rest < size:
+                return size - rest
+            rest -= size
+        raise DataError(f"mixture: sample {position} is outside an epoch of {self.num_samples}")
+
+    def batch(self, position: int, epoch: int = 0) -> tuple[SampleType, list[SampleRef]]:
+        """The type and the samples of the batch that holds sample ``position`` of an epoch, from that sample on.
+
+        Raises:
+            DataError: The epoch has fewer samples.
+        """
+        group, first, end = self._locate(position, epoch)
+        shuffle = Permutation(group.size, derive_key(self.seed, epoch, group.type))
+        return group.type, [self._ref(group, shuffle(place), epoch) for place in range(first, end)]
+
+    def _ref(self, group: _Group, entry: int, epoch: int) -> SampleRef:
+        member = bisect_right(group.ends, entry)
+        number = entry - (group.ends[member - 1] if member else 0)
+        source = self._sources[group.members[member]]
+        copy, index = divmod(number, len(source.file))
+        if (copy + 1) * len(source.file) > source.count:  # this pass takes only some: another choice in every epoch
+            index = Permutation(len(source.file), derive_key(self.seed, epoch, source.name, copy))(index)
+        return SampleRef(group.members[member], index, copy)
+
+    def sample_id(self, ref: SampleRef) -> str:
+        """Names a sample in reports: source and record."""
+        return f"{self._sources[ref.source].name}:{ref.index}"
+
+    def read(self, ref: SampleRef) -> Sample:
+        """Read one sample.
+
+        Raises:
+            DataError: The record cannot be used, or its type is not its source's; names file and line.
+        """
+        source = self._sources[ref.source]
+        where = source.file.where(ref.index)
+        record = source.file.read(ref.index)
+        sample = read_sample(record, self.sample_id(ref), where, source.root, source.spec.task)
+        if sample.type != source.spec.type:
+            raise DataError(f"{where}: the sample is {sample.type}, its source {source.name!r} is {source.spec.type}")
+        return sample
+
+    def order(self, epoch: int = 0, start: int = 0) -> Iterator[SampleRef]:
+        """Every sample of an epoch from number ``start`` on, in order."""
+        while start < self.num_samples:
+            _, refs = self.batch(start, epoch)
+            yield from refs
+            start += len(refs)
+
+    def table(self) -> list[TableRow]:
+        """What an epoch holds, by source."""
+        total = sum(source.count for source in self._sources)
+        return [
+            TableRow(
+                name=source.name,
+                task=source.spec.task,
+                type=source.spec.type,
+                size=len(source.file),
+                count=source.count,
+                share=source.count / total,
+            )
+            for source in self._sources
+        ]
+
+    def format_table(self) -> str:
+        """``table`` as text, one line per source, with the totals."""
+        rows = self.table()
+        width = max(len("source"), *(len(row.name) for row in rows))
+        lines = [
+            f"{'source':{width}}  {'type':10}  {'records':>10}  {'in epoch':>10}  {'passes':>7}  {'share':>6}  task"
+        ]
+        lines += [
+            f"{row.name:{width}}  {row.type:10}  {row.size:>10}  {row.count:>10}  {row.count / row.size:>7.2f}  "
+            f"{row.share:>6.1%}  {row.task}".rstrip()
+            for row in rows
+        ]
+        total = sum(row.count for row in rows)
+        dropped = total - self.num_samples
+        batches = f"{self.num_batches} batches of {self.batch_size}" + (
+            f", {dropped} samples dropped" if dropped else ""
+        )
+        return "\n".join(
+            [*lines, f"{'total':{width}}  {'':10}  {sum(r.size for r in rows):>10}  {total:>10}  {batches}"]
+        )
+
+
+def _as_source(index: int, source: MixtureSource | Mapping[str, Any]) -> MixtureSource:
+    if isinstance(source, MixtureSource):
+        return source
+    try:
+        return MixtureSource(**source)
+    except TypeError as error:
+        raise DataError(f"mixture: sources[{index}]: {error}") from error
+
+
+def _open(spec: MixtureSource, base: Path) -> _Source:
+    path = base / spec.path
+    root = base / spec.root if spec.root else path.parent
+    return _Source(spec, spec.name or path.stem, JsonLinesFile(path), root)
+
+
+def _faults(
+    specs: Sequence[MixtureSource],
+    batch_size: int,
+    epoch_size: int | None,
+    temperature: float | None,
+    remainder: str,
+    over_length: str,
+    max_bad_rate: float,
+) -> list[str]:
+    checks = [
+        (bool(specs), "there are no sources"),
+        (batch_size >= 1, f"batch_size must be at least 1, got {batch_size}"),
+        (epoch_size is None or epoch_size >= 1, f"epoch_size must be at least 1, got {epoch_size}"),
+        (temperature is None or temperature > 0, f"temperature must be positive, got {temperature}"),
+        (remainder in ("keep", "drop"), f"remainder must be keep or drop, got {remainder!r}"),
+        (
+            over_length in ("error", "truncate", "skip"),
+            f"over_length must be error, truncate or skip, got {over_length!r}",
+        ),
+        (0 <= max_bad_rate <= 1, f"max_bad_rate must be in [0, 1], got {max_bad_rate}"),
+    ]
+    weighted = [spec.weight is not None for spec in specs]
+    checks += [
+        (all(weighted) or not any(weighted), "either every source has a weight or none"),
+        (not any(weighted) or epoch_size is not None, "weights need an epoch_size"),
+        (not any(weighted) or sum(spec.weight or 0 for spec in specs) > 0, "the weights add up to 0"),
+    ]
+    names = [spec.name or Path(spec.path).stem for spec in specs]
+    for index, spec in enumerate(specs):
+        where = f"sources[{index}] ({names[index]})"
+        drawn = spec.weight is not None or temperature is not None
+        checks += [
+            (names[index] not in names[:index], f"{where}: the name is taken; give it one of its own"),
+            (spec.type in ("text", "image-text"), f"{where}: type must be text or image-text, got {spec.type!r}"),
+            (0 < spec.ratio <= 1, f"{where}: ratio must be in (0, 1], got {spec.ratio}"),
+            (spec.repeat > 0, f"{where}: repeat must be positive, got {spec.repeat}"),
+            (spec.weight is None or spec.weight >= 0, f"{where}: weight must not be negative, got {spec.weight}"),
+            (
+                not drawn or (spec.ratio == 1 and spec.repeat == 1),
+                f"{where}: ratio and repeat do not go with weights or a temperature",
+            ),
+        ]
+    return [message for good, message in checks if not good]

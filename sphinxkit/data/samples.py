@@ -1,0 +1,140 @@
+"""Samples, and files of samples that can be read at any line."""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+from sphinxkit.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SampleType = Literal["text", "image-text"]
+Message = Mapping[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": text}``."""
+
+NEW_FILE_HINT = "make one with `sphinxkit convert-data FILE --format llava --output FILE.jsonl`"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One training sample: a conversation, or plain text that is learnt whole.
+
+    Args:
+        id: Names it in every report: source and line.
+        task: Name of its task, or "".
+        messages: The conversation; empty for plain text.
+        text: Plain text; "" for a conversation.
+        image: The image's path, or None.
+        where: "file:line".
+    """
+
+    id: str
+    task: str
+    messages: tuple[Message, ...]
+    text: str
+    image: Path | None
+    where: str
+
+    @property
+    def type(self) -> SampleType:
+        """``image-text`` with an image, else ``text``."""
+        return "text" if self.image is None else "image-text"
+
+    def open_image(self) -> Image:
+        """The image, upright, in RGB.
+
+        Raises:
+            DataError: There is none, or it cannot be read; names file and sample.
+        """
+        from sphinxkit.tilers.images import load_image
+
+        if self.image is None:
+            raise DataError(f"sample {self.id}: it has no image")
+        try:
+            return load_image(self.image)
+        except DataError as error:
+            raise DataError(f"sample {self.id}: {error}") from error
+
+
+@dataclass(slots=True)
+class JsonLinesFile:
+    """A JSON-lines file with the place of every line, so that any record can be read at once.
+
+    The places take 8 bytes a line. Files are opened anew in every process, so an instance may be carried into workers.
+
+    Args:
+        path: The file; lines that are empty are passed over.
+    Raises:
+        DataError: It cannot be read, holds no records, or is a JSON list.
+    """
+
+    path: Path
+    _offsets: array[int] = field(init=False, repr=False)
+    _lines: array[int] = field(init=False, repr=False)
+    _file: BinaryIO | None = field(init=False, repr=False, default=None)
+    _pid: int = field(init=False, repr=False, default=-1)
+
+    def __post_init__(self) -> None:
+        self._offsets, self._lines = array("Q"), array("Q")
+        try:
+            with self.path.open("rb") as file:
+                offset = 0
+                for number, line in enumerate(file, 1):
+                    if not self._offsets and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+                        raise DataError(f"{self.path}: a JSON list cannot be read at any record; {NEW_FILE_HINT}")
+                    if not line.isspace():
+                        self._offsets.append(offset)
+                        self._lines.append(number)
+                    offset += len(line)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
+        if not self._offsets:
+            raise DataError(f"{self.path}: no records")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getstate__(self) -> tuple[Path, array[int], array[int]]:
+        return self.path, self._offsets, self._lines
+
+    def __setstate__(self, state: tuple[Path, array[int], array[int]]) -> None:
+        self.path, self._offsets, self._lines = state
+        self._file, self._pid = None, -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; it is opened again when it is needed."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._pid = None, -1
+
+    def where(self, index: int) -> str:
+        """File and line of record ``index``, as "file:line"."""
+        return f"{self.path}:{self._lines[index]}"
+
+    def read(self, index: int) -> dict[str, Any]:
+        """Record ``index``.
+
+        Raises:
+            DataError: The line is not a JSON object.
+        """
+        if self._file is None or self._pid != os.getpid():
+            self._file, self._pid = self.path.open("rb"), os.getpid()
+        self._file.seek(self._offsets[index])
+        line = self._file.readline().removeprefix(b"\xef\xbb\xbf")
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.where(index)}: not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{self.where(index)}: a record must be an object, got {type(record).__name__}")
+        return record

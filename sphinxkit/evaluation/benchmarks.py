@@ -1,0 +1,178 @@
+"""The benchmarks by name, and their scoring: files in, one report out."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.errors import DataError
+from sphinxkit.evaluation import metrics
+from sphinxkit.evaluation.inputs import Record, read_annotations, read_predictions
+from sphinxkit.registry import suggest
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One benchmark.
+
+    Args:
+        name: As its annotation file's stem.
+        metric: Name in ``metrics.registry``.
+        task: Name of the task whose instruction asks its questions; "" where a question is the whole instruction.
+        max_new_tokens: Longest answer. Source: LLaMA2-Accessory, accessory/eval_mm/annotations; our choice for the
+            benchmarks that it does not have.
+    """
+
+    name: str
+    metric: str
+    task: str
+    max_new_tokens: int = 10
+
+
+def _table() -> dict[str, Benchmark]:
+    rows = [
+        *(("gqa_testdev_balanced", "accuracy", "vqa", 10), ("vsr_val", "accuracy", "", 10)),
+        *(("vsr_test", "accuracy", "", 10), ("ai2diagram_test", "accuracy", "vqa", 10)),
+        *(("scienceqa_test_img", "accuracy", "", 10), ("scienceqa_val_img", "accuracy", "", 10)),
+        *(("Qbench_dev", "accuracy", "", 10), ("Qbench_test", "accuracy", "", 10)),
+        *(("ocrvqa_val", "accuracy", "vqa", 20), ("ocrvqa_test", "accuracy", "vqa", 20)),
+        *(("okvqa_val", "vqa_accuracy", "vqa", 10), ("vqav2_val", "vqa_accuracy", "vqa", 10)),
+        *(("textvqa_val", "vqa_accuracy", "vqa", 10), ("vizwiz_val", "vqa_accuracy", "vizwiz", 10)),
+        *(("docvqa_val", "anls", "vqa", 32), ("infographicvqa_val", "anls", "vqa", 32)),
+        *(
+            ("chartqa_test_human", "relaxed_accuracy", "vqa", 10),
+            ("chartqa_test_augmented", "relaxed_accuracy", "vqa", 10),
+        ),
+        ("MME_benchmark", "mme", "vqa", 10),
+        *((f"pope_{subset}", "pope", "vqa", 10) for subset in ("random", "popular", "adversarial")),
+        *(
+            (f"refcoco{plus}_{split}", "precision_at_1", "rec", 30)
+            for plus in ("", "+")
+            for split in ("val", "testA", "testB")
+        ),
+        *((f"refcocog_{split}", "precision_at_1", "rec", 30) for split in ("val", "test")),
+        *(("coco_caption_val", "caption", "caption", 64), ("textcaps_val", "caption", "caption", 64)),
+        *(("coco_detection_val", "detection_f1", "detection", 1024), ("coco_pose_val", "pck", "pose", 512)),
+        *(("publaynet_val", "layout_f1", "layout", 1024), ("doclaynet_val", "layout_f1_doclaynet", "layout", 1024)),
+        ("flickr30k_entities_test", "grounded_recall", "grounded_caption", 512),
+    ]
+    return {name: Benchmark(name, metric, task, length) for name, metric, task, length in rows}
+
+
+BENCHMARKS = _table()
+# The public configuration calls the same files so.
+ALIASES = {
+    "ai2diagram": "ai2diagram_test",
+    "gqa_testdev": "gqa_testdev_balanced",
+    "mme": "MME_benchmark",
+    "scienceqa_test": "scienceqa_test_img",
+}
+# A task's answer that words its gold answer ("This is a {class}.") has to be read before it is compared.
+TASK_METRICS = {"classification": "classification_accuracy"}
+TASK_MAX_NEW_TOKENS = 1024  # for a task as a benchmark; our choice
+
+
+def names() -> list[str]:
+    """Every benchmark, and every task: a task is a benchmark whose ``gt_answers`` may be the task's own answers."""
+    from sphinxkit.formatters import tasks
+
+    return sorted({*BENCHMARKS, *ALIASES, *tasks.names()})
+
+
+def get(name: str) -> Benchmark:
+    """The benchmark, or the task as a benchmark, called ``name``.
+
+    Raises:
+        DataError: There is none; the message suggests the closest name and lists all.
+    """
+    from sphinxkit.formatters import tasks
+
+    found = BENCHMARKS.get(ALIASES.get(name, name))
+    if found is not None:
+        return found
+    if name in tasks.names():
+        metric = TASK_METRICS.get(name) or tasks.create(name).metric
+        return Benchmark(name, metric, name, TASK_MAX_NEW_TOKENS)
+    raise DataError(f"unknown benchmark {name!r}{suggest(name, names())} Known: {', '.join(names())}")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One benchmark's outcome.
+
+    Args:
+        benchmark: Name.
+        metric: Name.
+        count: Number of questions.
+        scores: By the benchmark's own rules.
+        unparsable: How many answers these rules could not read.
+        lenient: With the tolerant reading, where it is defined.
+        notes: What a reader of the numbers must know.
+        manifest: How the answers were made (as the predictions file tells), the files' hashes, the versions.
+    """
+
+    benchmark: str
+    metric: str
+    count: int
+    scores: dict[str, Any]
+    unparsable: int
+    lenient: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "benchmark": self.benchmark,
+            "metric": self.metric,
+            "count": self.count,
+            "scores": self.scores,
+            "unparsable": self.unparsable,
+            "lenient": self.lenient,
+            "notes": list(self.notes),
+            "manifest": self.manifest,
+        }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def score(benchmark: str, annotations: str | Path, predictions: str | Path) -> Report:
+    """Score a file of predictions.
+
+    Args:
+        benchmark: A name of ``BENCHMARKS`` or of a task.
+        annotations: See ``inputs.read_annotations``.
+        predictions: See ``inputs.read_predictions``.
+    Raises:
+        DataError: Unknown benchmark, or a file that cannot be scored; names file and line.
+    """
+    import sphinxkit
+
+    chosen = get(benchmark)
+    golds = read_annotations(annotations)
+    given = read_predictions(predictions, golds)
+    records = [Record(gold, answer) for gold, answer in zip(golds, given.answers, strict=True)]
+    result = metrics.score(chosen.metric, records)
+    manifest = {
+        "generation": given.manifest,
+        "annotations": {"path": str(annotations), "sha256": _sha256(Path(annotations))},
+        "predictions": {"path": str(predictions), "sha256": _sha256(Path(predictions))},
+        "task": chosen.task,
+        "versions": {"sphinxkit": sphinxkit.__version__, "python": platform.python_version()},
+    }
+    return Report(
+        chosen.name,
+        chosen.metric,
+        len(records),
+        result.scores,
+        result.unparsable,
+        result.lenient,
+        result.notes,
+        manifest,
+    )

@@ -1,0 +1,230 @@
+"""The metrics of answers in words: functions of scored records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sphinxkit.errors import DataError
+from sphinxkit.evaluation.captions import bleu, cider
+from sphinxkit.evaluation.inputs import Annotation, Record
+from sphinxkit.evaluation.result import MetricResult
+from sphinxkit.evaluation.text import (
+    OPTION_LETTERS,
+    anls,
+    choice_match,
+    exact_match,
+    read_pope,
+    read_yes_no,
+    relaxed_match,
+)
+from sphinxkit.evaluation.vqa import normalize_vqa_answer, vqa_accuracy
+from sphinxkit.formatters import tasks
+from sphinxkit.geometry import ImageGeometry
+
+# Source: Fu et al., MME, arXiv:2306.13394, table 1; the names are those of its folders.
+MME_PERCEPTION = (
+    *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork"),
+    "OCR",
+)
+MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
+NO_GEOMETRY = ImageGeometry(1, 1)  # the classification parser looks at no image
+_LETTER = re.compile(r"(?<![A-Za-z])\(?([A-E])\)?(?![A-Za-z])")
+
+
+def gold_texts(annotation: Annotation) -> list[str]:
+    """Every accepted answer: ``gt_answers`` as a string, a number, a list of either, or a list of {"answer": ...}.
+
+    Raises:
+        DataError: It is none of these, or an empty list.
+    """
+    golds = annotation.gold if isinstance(annotation.gold, list) else [annotation.gold]
+    texts = [gold.get("answer") if isinstance(gold, dict) else gold for gold in golds]
+    if not texts or any(isinstance(text, bool) or not isinstance(text, (str, int, float)) for text in texts):
+        raise DataError(f"{annotation.where}: gt_answers must be text or a list of texts, got {annotation.gold!r}")
+    return [str(text) for text in texts]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _any_match(records: Sequence[Record], match: Callable[[str, str], bool]) -> float:
+    return _mean([any(match(record.prediction, gold) for gold in gold_texts(record.annotation)) for record in records])
+
+
+def _empty(records: Sequence[Record]) -> int:
+    return sum(not record.prediction.strip() for record in records)
+
+
+def _lenient_choice(prediction: str, gold: str) -> bool:
+    """As ``choice_match``, but a letter may stand anywhere ("The answer is (B)") and other text is VQA-normalised."""
+    if gold in OPTION_LETTERS:
+        found = _LETTER.search(prediction.strip())
+        return found is not None and found.group(1) == gold
+    return normalize_vqa_answer(prediction) == normalize_vqa_answer(gold)
+
+
+def accuracy(records: Sequence[Record]) -> MetricResult:
+    """Exact match; where the gold answer is one of A to E, the letter before the first '.'.
+
+    Source: the benchmarks' definitions (GQA, arXiv:1902.09506; VSR, arXiv:2205.00363; AI2D, arXiv:1603.07396;
+    ScienceQA, arXiv:2209.09513; Q-Bench, arXiv:2309.14181; OCR-VQA, ICDAR 2019) as LLaMA2-Accessory unifies them.
+    """
+    unparsable = 0
+    for record in records:
+        letters = any(gold in OPTION_LETTERS for gold in gold_texts(record.annotation))
+        head = record.prediction.split(".", 1)[0].strip().upper()
+        unparsable += head not in OPTION_LETTERS if letters else not record.prediction.strip()
+    scores = {"accuracy": _any_match(records, choice_match)}
+    return MetricResult(scores, unparsable, {"accuracy": _any_match(records, _lenient_choice)})
+
+
+def classification(records: Sequence[Record]) -> MetricResult:
+    """Exact match of the class; the strict value wants "This is a {class}.", the lenient one any wording.
+
+    The gold answer is the class or the task's own answer.
+    """
+    task = tasks.create("classification")
+    strict = lenient = unparsable = 0
+    for record in records:
+        golds = [task.parse(gold, NO_GEOMETRY).items for gold in gold_texts(record.annotation)]
+        result = task.parse(record.prediction, NO_GEOMETRY)
+        hit = bool(result.items) and any(gold and exact_match(result.items[0], gold[0]) for gold in golds)
+        strict += hit and result.is_strict
+        lenient += hit
+        unparsable += not result.items
+    count = max(len(records), 1)
+    return MetricResult({"accuracy": strict / count}, unparsable, {"accuracy": lenient / count})
+
+
+def vqa(records: Sequence[Record]) -> MetricResult:
+    """The mean VQA accuracy; ``accuracy`` is the same number under the key that all accuracy benchmarks share."""
+    golds = [gold_texts(record.annotation) for record in records]
+    value = _mean([vqa_accuracy(record.prediction, gold) for record, gold in zip(records, golds, strict=True)])
+    single = sum(len(gold) == 1 for gold in golds)
+    note = f"{single} questions have a single gold answer: scored by normalised equality, not by agreement with people"
+    return MetricResult({"vqa_accuracy": value, "accuracy": value}, _empty(records), notes=(note,) if single else ())
+
+
+def mean_anls(records: Sequence[Record]) -> MetricResult:
+    """The mean of ``text.anls``."""
+    value = _mean([anls(record.prediction, gold_texts(record.annotation)) for record in records])
+    return MetricResult({"anls": value}, _empty(records))
+
+
+def _drop_units(text: str) -> str:
+    """A number without thousands separators, currency sign and full stop."""
+    bare = text.strip().lstrip("$€£").replace(",", "").removesuffix(".")
+    return bare if re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?%?", bare) else text.strip().removesuffix(".")
+
+
+def relaxed_accuracy(records: Sequence[Record]) -> MetricResult:
+    """ChartQA's relaxed accuracy.
+
+    ``reference_swapped_arguments`` is what the public evaluation prints, for information: it takes the
+    prediction for the gold answer and the gold answer for the prediction.
+    """
+
+    def strict(prediction: str, gold: str) -> bool:
+        return relaxed_match(prediction.strip(), gold)
+
+    def swapped(prediction: str, gold: str) -> bool:
+        return relaxed_match(gold, prediction.strip())
+
+    def lenient(prediction: str, gold: str) -> bool:
+        return relaxed_match(_drop_units(prediction), _drop_units(gold))
+
+    scores = {
+        "relaxed_accuracy": _any_match(records, strict),
+        "reference_swapped_arguments": _any_match(records, swapped),
+    }
+    return MetricResult(scores, _empty(records), {"relaxed_accuracy": _any_match(records, lenient)})
+
+
+def _yes_no_gold(annotation: Annotation) -> str:
+    gold = gold_texts(annotation)[0].strip().lower()
+    if gold not in ("yes", "no"):
+        raise DataError(f"{annotation.where}: gt_answers must be yes or no, got {annotation.gold!r}")
+    return gold
+
+
+def _mme_category(annotation: Annotation) -> str:
+    """The category that is a folder of the image's path; else the last one (in MME's order) found anywhere in it."""
+    names = (*MME_PERCEPTION, *MME_COGNITION)
+    folders = set(re.split(r"[/\\]", annotation.image_path))
+    found = [name for name in names if name in folders] or [name for name in names if name in annotation.image_path]
+    if not found:
+        raise DataError(
+            f"{annotation.where}: no MME category in image_path {annotation.image_path!r}; known: {', '.join(names)}"
+        )
+    return found[-1]
+
+
+def _id_order(record: Record) -> tuple[bool, int | str]:
+    """Numbers before texts, so that any mixture of ids can be sorted."""
+    question_id = record.annotation.question_id
+    return isinstance(question_id, str), question_id
+
+
+def _mme_score(records: Sequence[Record], read: Callable[[str], str]) -> float:
+    hits = [read(record.prediction) == _yes_no_gold(record.annotation) for record in sorted(records, key=_id_order)]
+    pairs = sum(first and second for first, second in zip(hits[::2], hits[1::2], strict=False))
+    return 100 * (sum(hits) / len(hits) + 2 * pairs / len(hits))
+
+
+def _lenient_yes_no(prediction: str) -> str:
+    words = re.findall(r"[a-z]+", prediction.lower())
+    return next((word for word in words if word in ("yes", "no")), "other")
+
+
+def mme(records: Sequence[Record]) -> MetricResult:
+    """MME: per category 100 * (accuracy + accuracy+), summed over the perception and the cognition categories.
+
+    Accuracy+ counts the images both of whose questions are right: consecutive pairs in the order of ``question_id``.
+    Source: Fu et al., MME, arXiv:2306.13394, section 2.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_mme_category(record.annotation), []).append(record)
+
+    def score(read: Callable[[str], str]) -> dict[str, Any]:
+        categories = {name: _mme_score(group, read) for name, group in groups.items()}
+        return {
+            "perception": sum(categories.get(name, 0.0) for name in MME_PERCEPTION),
+            "cognition": sum(categories.get(name, 0.0) for name in MME_COGNITION),
+            "categories": categories,
+        }
+
+    notes = [f"category {name} is absent" for name in (*MME_PERCEPTION, *MME_COGNITION) if name not in groups]
+    notes += [f"category {name} has an odd number of questions" for name, group in groups.items() if len(group) % 2]
+    unparsable = sum(read_yes_no(record.prediction) == "other" for record in records)
+    return MetricResult(score(read_yes_no), unparsable, score(_lenient_yes_no), tuple(notes))
+
+
+def pope(records: Sequence[Record]) -> MetricResult:
+    """POPE: accuracy, precision, recall and F1 of "yes", and the share of "yes".
+
+    Source: Li et al., POPE, arXiv:2305.10355, section 5.
+    """
+    outcomes = [(read_pope(record.prediction) == "yes", _yes_no_gold(record.annotation) == "yes") for record in records]
+    both = sum(said and true for said, true in outcomes)
+    said_yes, true_yes = sum(said for said, _ in outcomes), sum(true for _, true in outcomes)
+    scores = {
+        "accuracy": _mean([said == true for said, true in outcomes]),
+        "precision": both / said_yes if said_yes else 0.0,
+        "recall": both / true_yes if true_yes else 0.0,
+        "f1": 2 * both / (said_yes + true_yes) if said_yes + true_yes else 0.0,
+        "yes_ratio": said_yes / len(outcomes) if outcomes else 0.0,
+    }
+    return MetricResult(scores, _empty(records), notes=("an answer without no or not counts as yes, as POPE has it",))
+
+
+def caption(records: Sequence[Record]) -> MetricResult:
+    """Sentences: BLEU-1 to 4, CIDEr-D, and ``exact``, the share that equals a gold sentence (case and '.' aside)."""
+    predictions = [record.prediction for record in records]
+    golds = [gold_texts(record.annotation) for record in records]
+    scores = {"cider": cider(predictions, golds), **bleu(predictions, golds), "exact": _any_match(records, exact_match)}
+    return MetricResult(scores, _empty(records))
