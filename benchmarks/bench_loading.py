@@ -92,7 +92,11 @@ def _candidate(function: str, folder: Path, context: Context, cold: bool) -> Cal
             else:
                 file.read_bytes() if context.micro else _touch(file)
         sample = in_fresh_process(
-            f"benchmarks.bench_loading:{function}", path=str(folder), device=context.device.type, timeout=600
+            f"benchmarks.bench_loading:{function}",
+            timeout=600,
+            fresh=not context.micro,
+            path=str(folder),
+            device=context.device.type,
         )
         extra = dict(sample.extra)
         checksum = extra.pop("checksum")

@@ -309,12 +309,15 @@ def measure(benchmark: str, case: Case, context: Context) -> CaseRecord:
         if wrong:
             return record.model_copy(update={"status": "failed", "reason": "; ".join(wrong)})
         peaks = {name: first[name].peak_bytes for name in names}
+        timed_themselves = {name for name in names if first[name].seconds > 0}
         del first
-        calls = {}
+        calls = dict.fromkeys(names, 1)
         for name in names:
+            if name in timed_themselves:
+                continue
             once = _call(case.candidates[name], case.inputs[-1], 1, device)
-            timed_itself = once.seconds > MIN_TIMED_SECONDS or context.micro
-            calls[name] = 1 if timed_itself else min(MAX_CALLS, math.ceil(MIN_TIMED_SECONDS / max(once.seconds, 1e-7)))
+            if once.seconds < MIN_TIMED_SECONDS and not context.micro:
+                calls[name] = min(MAX_CALLS, math.ceil(MIN_TIMED_SECONDS / max(once.seconds, 1e-7)))
         samples: dict[str, list[Sample]] = {name: [] for name in names}
         begin = time.monotonic()
         for round_index in range(context.pick(case.repeats or context.repeats, 2)):

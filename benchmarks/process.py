@@ -66,7 +66,9 @@ class PeakMemory:
         return None if self.peak is None or self.before is None else self.peak - self.before
 
 
-def in_fresh_process(target: str, timeout: float = 3600, threads: int | None = None, **options: Any) -> Sample:
+def in_fresh_process(
+    target: str, timeout: float = 3600, threads: int | None = None, fresh: bool = True, **options: Any
+) -> Sample:
     """Call ``package.module:function(**options)`` in a new interpreter; its time and peak memory, imports left out.
 
     The function may return a Sample (its own time counts), a dict (goes to ``extra``), or anything else (dropped).
@@ -76,12 +78,16 @@ def in_fresh_process(target: str, timeout: float = 3600, threads: int | None = N
         target: What to call. Its module is imported before the clock starts.
         timeout: Seconds after which the child is killed.
         threads: ``torch.set_num_threads`` in the child; None: the parent's setting.
+        fresh: False calls the function in this process: for micro runs, where a child's imports would take seconds.
         options: JSON-serialisable keyword arguments.
     Raises:
         RuntimeError: The child failed; the message holds the end of what it wrote.
     """
     import torch
 
+    if not fresh:
+        answer = _measured(target, options)
+        return Sample(answer["seconds"], peak_bytes=answer["peak_bytes"], extra=answer["extra"])
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         request = {"target": target, "options": options, "result": str(result)}
@@ -101,26 +107,29 @@ def in_fresh_process(target: str, timeout: float = 3600, threads: int | None = N
     return Sample(answer["seconds"], peak_bytes=answer["peak_bytes"], extra=answer["extra"])
 
 
-def _child(request: dict[str, Any]) -> None:
-    import torch
-
-    torch.set_num_threads(request["threads"])
-    module_name, _, name = request["target"].partition(":")
+def _measured(target: str, options: dict[str, Any]) -> dict[str, Any]:
+    module_name, _, name = target.partition(":")
     module = importlib.import_module(module_name)
     setup = getattr(module, f"{name}_setup", None)
     if setup is not None:
-        setup(**request["options"])
+        setup(**options)
     with PeakMemory() as memory:
         begin = time.perf_counter()
-        value = getattr(module, name)(**request["options"])
+        value = getattr(module, name)(**options)
         seconds = time.perf_counter() - begin
     extra: dict[str, Any] = {}
     if isinstance(value, Sample):
         seconds, extra = value.seconds, value.extra
     elif isinstance(value, dict):
         extra = value
-    answer = {"seconds": seconds, "peak_bytes": memory.grown, "extra": extra}
-    Path(request["result"]).write_text(json.dumps(answer))
+    return {"seconds": seconds, "peak_bytes": memory.grown, "extra": extra}
+
+
+def _child(request: dict[str, Any]) -> None:
+    import torch
+
+    torch.set_num_threads(request["threads"])
+    Path(request["result"]).write_text(json.dumps(_measured(request["target"], request["options"])))
 
 
 if __name__ == "__main__":
