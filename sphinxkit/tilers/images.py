@@ -94,7 +94,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Like PIL's ``convert("RGB")`` (alpha is dropped), except that values deeper than 8 bits are scaled, not clipped:
     unsigned 16-bit from [0, 65535]; 32-bit integers from [0, 65535] if they lie there and from their own range
     otherwise; floats from [0, 1], [0, 255] or [0, 65535], the first of them that they lie in, and from their own range
-    otherwise. Those ranges are our choice.
+    otherwise. Those ranges are our choice. (16-bit colour Pillow itself reduces to 8 bits as it opens the file.)
 
     Raises:
         DataError: A mode without an RGB form, or floats that are not finite.

@@ -24,6 +24,7 @@ PAD_COLOR = (122, 116, 104)
 MAX_SIDE = 65_535
 MIN_IMAGE_SIZE = 8
 
+# CLIP_MEAN and CLIP_STD for (3, H, W) arrays
 MEAN = np.array(CLIP_MEAN, dtype=np.float32).reshape(3, 1, 1)
 STD = np.array(CLIP_STD, dtype=np.float32).reshape(3, 1, 1)
 
@@ -41,7 +42,7 @@ def pad_and_resize(image: Image.Image, image_size: int) -> Image.Image:
     Returns:
         An RGB image of image_size x image_size.
     Raises:
-        DataError: Not a PIL image, a mode without an RGB form, an empty image or a side of more than 65535 pixels.
+        DataError: Not a PIL image, a mode without an RGB form, an empty or damaged image, a side of more than 65535 pixels.
         ShapeError: ``image_size`` is below 8.
     Source: LLaMA2-Accessory, accessory/data/transform.py, padded_resize.
     """
@@ -58,6 +59,13 @@ def pad_and_resize(image: Image.Image, image_size: int) -> Image.Image:
             f"preprocess: the image is {image.width}x{image.height} pixels, longer than {MAX_SIDE} on a side; "
             "crop it or scale it down first"
         )
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # opened lazily by the caller; decoders raise whatever they meet
+        name = getattr(image, "filename", "") or "image"
+        raise DataError(f"preprocess: {name} is truncated or damaged ({type(error).__name__}: {error})") from error
     rgb = to_rgb(image)
     geometry = ImageGeometry(rgb.width, rgb.height)
     x, y = geometry.offset
@@ -103,8 +111,14 @@ def preprocess(images: Image.Image | Sequence[Image.Image], image_size: int) -> 
         raise DataError("preprocess: no images were given")
     _check_size(image_size)
     pixels = torch.empty(len(batch), 3, image_size, image_size)
-    for row, image in zip(pixels, batch, strict=True):
-        _normalise(np.asarray(pad_and_resize(image, image_size)), row.numpy())
+    for index, image in enumerate(batch):
+        try:
+            square = pad_and_resize(image, image_size)
+        except DataError as error:
+            if len(batch) == 1:
+                raise
+            raise DataError(f"{error} (image {index} of {len(batch)}, counted from 0)") from error
+        _normalise(np.asarray(square), pixels[index].numpy())
     return pixels
 
 

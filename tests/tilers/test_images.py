@@ -147,6 +147,15 @@ def test_exif_turns_the_image_upright_only_when_we_open_it(orientation: int, kin
     assert np.array_equal(preprocess(opened, 32).numpy(), preprocess(expected, 32).numpy())
 
 
+def test_a_deep_image_is_turned_upright_too() -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    stored = Image.frombytes("I;16", (4, 2), struct.pack("=8H", *(257 * value for value in range(8))))
+    upright = load_image(encoded(stored, "png", exif=exif))
+    assert upright.size == (2, 4)
+    assert greys(upright) == [4, 0, 5, 1, 6, 2, 7, 3]
+
+
 def test_an_mpo_is_its_first_picture() -> None:
     data = encoded(gradient(), "mpo", save_all=True, append_images=[gradient().transpose(0)])
     first = Image.open(io.BytesIO(data))

@@ -140,6 +140,26 @@ def test_only_pil_images_are_taken(images, name: str) -> None:
         preprocess(images, 32)
 
 
+def test_an_image_that_was_opened_truncated_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cut.jpg"
+    noise(64, 64).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with Image.open(path) as image, pytest.raises(DataError, match=r"cut\.jpg is truncated or damaged \(OSError: "):
+        preprocess(image, 32)
+
+    def exhausted(_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", exhausted)
+    with pytest.raises(MemoryError):
+        preprocess(noise(4, 4), 32)
+
+
+def test_the_bad_image_of_a_batch_is_named() -> None:
+    with pytest.raises(DataError, match=r"the image is empty, 0x1 pixels \(image 1 of 2, counted from 0\)"):
+        preprocess([noise(4, 4), Image.new("RGB", (0, 1))], 32)
+
+
 def test_refusals() -> None:
     with pytest.raises(DataError, match="no images were given"):
         preprocess([], 32)
