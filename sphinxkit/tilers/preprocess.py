@@ -42,7 +42,7 @@ def pad_and_resize(image: Image.Image, image_size: int) -> Image.Image:
     Returns:
         An RGB image of image_size x image_size.
     Raises:
-        DataError: Not a PIL image, a mode without an RGB form, an empty or damaged image, a side of more than 65535 pixels.
+        DataError: Not a PIL image, a mode without an RGB form, an empty or damaged image, a side above 65535 pixels.
         ShapeError: ``image_size`` is below 8.
     Source: LLaMA2-Accessory, accessory/data/transform.py, padded_resize.
     """
