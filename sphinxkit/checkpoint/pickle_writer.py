@@ -133,16 +133,15 @@ class TorchFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        is_complete = self._written == len(self._specs)
         try:
-            if kind is not None:
-                with suppress(Exception):  # what went wrong first is what counts
-                    self._zip.close()
-            else:
-                if self._written != len(self._specs):
-                    raise CheckpointError(
-                        f"{self._path}: {self._written} of {len(self._specs)} announced tensors were written"
-                    )
+            if kind is None and is_complete:
                 self._record("version", memoryview(b"3\n"))
                 self._zip.close()
+            else:
+                with suppress(Exception):  # what went wrong first is what counts
+                    self._zip.close()
         finally:
             self._file.close()
+        if kind is None and not is_complete:
+            raise CheckpointError(f"{self._path}: {self._written} of {len(self._specs)} announced tensors were written")
