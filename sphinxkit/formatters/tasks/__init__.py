@@ -1,0 +1,93 @@
+"""Vision-language tasks: how their questions and answers are worded, and how answers are read."""
+
+from typing import Any
+
+from sphinxkit.formatters.tasks.base import (
+    FAULTS,
+    Example,
+    GroundedPhrase,
+    Keypoints,
+    ParseError,
+    ParseResult,
+    Task,
+)
+from sphinxkit.formatters.tasks.caption import Caption, CaptionSample, DetailedCaption
+from sphinxkit.formatters.tasks.chart import Chart, ChartSample
+from sphinxkit.formatters.tasks.classification import Classification, ClassificationSample
+from sphinxkit.formatters.tasks.detection import Detection, DetectionSample, TextDetection, TextDetectionSample
+from sphinxkit.formatters.tasks.grounded_caption import GroundedCaption, GroundedCaptionSample
+from sphinxkit.formatters.tasks.layout import DOCLAYNET_CLASSES, PUBLAYNET_CLASSES, Layout, LayoutSample
+from sphinxkit.formatters.tasks.multiple_choice import MultipleChoice, MultipleChoiceSample
+from sphinxkit.formatters.tasks.pose import COCO_KEYPOINTS, Pose, PoseSample
+from sphinxkit.formatters.tasks.question import VQA, QuestionSample, VizWiz
+from sphinxkit.formatters.tasks.region import REC, REG, RegionSample
+from sphinxkit.formatters.tasks.relation import Relation, RelationSample
+from sphinxkit.registry import Registry
+
+registry: Registry[Task[Any, Any]] = Registry(
+    "task",
+    {
+        "vqa": VQA,
+        "vizwiz": VizWiz,
+        "multiple_choice": MultipleChoice,
+        "detailed_caption": DetailedCaption,
+        "caption": Caption,
+        "rec": REC,
+        "relation": Relation,
+        "reg": REG,
+        "grounded_caption": GroundedCaption,
+        "detection": Detection,
+        "layout": Layout,
+        "text_detection": TextDetection,
+        "pose": Pose,
+        "chart": Chart,
+        "classification": Classification,
+    },
+)
+register = registry.register
+create = registry.build
+names = registry.names
+
+__all__ = [
+    "COCO_KEYPOINTS",
+    "DOCLAYNET_CLASSES",
+    "FAULTS",
+    "PUBLAYNET_CLASSES",
+    "REC",
+    "REG",
+    "VQA",
+    "Caption",
+    "CaptionSample",
+    "Chart",
+    "ChartSample",
+    "Classification",
+    "ClassificationSample",
+    "DetailedCaption",
+    "Detection",
+    "DetectionSample",
+    "Example",
+    "GroundedCaption",
+    "GroundedCaptionSample",
+    "GroundedPhrase",
+    "Keypoints",
+    "Layout",
+    "LayoutSample",
+    "MultipleChoice",
+    "MultipleChoiceSample",
+    "ParseError",
+    "ParseResult",
+    "Pose",
+    "PoseSample",
+    "QuestionSample",
+    "RegionSample",
+    "Relation",
+    "RelationSample",
+    "Task",
+    "TextDetection",
+    "TextDetectionSample",
+    "VizWiz",
+    "create",
+    "names",
+    "register",
+    "registry",
+]
