@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TextIO
 from sphinxkit.errors import DataError
 
 CHUNK = 1 << 20  # characters per read; our choice
+HEAD = 1 << 24  # bytes of a line that are looked at to tell JSON lines from JSON; our choice
+NUMBER_TAIL = 3  # "1" may go on as "1e+5": so many characters must follow before a number is known to have ended
 _SPACE = re.compile(r"[ \t\r\n]*")
 _STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},"]', re.DOTALL)
 
@@ -116,7 +118,7 @@ class _Reader:
                 if not self.refill():
                     raise self.fail("the file ends inside this record") from error
                 continue
-            if end == len(self.text) and self.refill():  # a number may go on
+            if len(self.text) - end < NUMBER_TAIL and self.refill():
                 continue
             self.advance(end)
             return value
@@ -274,10 +276,14 @@ def is_json_lines(path: str | Path) -> bool:
     path = Path(path)
     if path.suffix in (".jsonl", ".ndjson"):
         return True
+    heads: list[bytes] = []
     try:
         with path.open("rb") as file:
-            first = (line.strip() for line in file)
-            heads = [line for line in (next(first, b"") for _ in range(2)) if line]
+            while len(heads) < 2 and (line := file.readline(HEAD)):
+                line = line.removeprefix(b"\xef\xbb\xbf").strip()
+                if line and not line.startswith(b"{"):
+                    return False
+                heads += [line] if line else []
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     try:

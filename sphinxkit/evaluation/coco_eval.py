@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sphinxkit.evaluation.regions import COCO_KEYPOINTS, LabelledBox, normalize_label
+from sphinxkit.evaluation.regions import LabelledBox, normalize_label
+from sphinxkit.formatters.tasks import COCO_KEYPOINTS
 from sphinxkit.geometry import Box, Point
 
 Person = tuple[Mapping[str, Point], Mapping[str, Point], Box, float]

@@ -7,32 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sphinxkit.formatters.tasks import COCO_KEYPOINTS
 from sphinxkit.geometry import Box, ImageGeometry, Point
 
 IOU_THRESHOLD = 0.5  # PASCAL VOC's; RefCOCO's precision@1
 PCK_FRACTION = 0.1  # of the person's longer side; Yang and Ramanan, TPAMI 2013, section 5
 
-# Of COCO's 17 key points, in COCO's order. Source: cocodataset.org, keypoints evaluation.
-COCO_KEYPOINTS = (
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-)
-# Standard deviations of people's clicks per key point, over the square root of the person's area. Source: likewise.
+# Standard deviations of people's clicks per key point, in COCO's order, over the square root of the person's area.
+# Source: cocodataset.org, keypoints evaluation.
 OKS_SIGMAS = (
     *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
     *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),

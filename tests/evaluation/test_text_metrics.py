@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sphinxkit.errors import DataError
+from sphinxkit.evaluation import metrics
+from sphinxkit.evaluation.inputs import Annotation, Record
+
+
+def _records(
+    pairs: list[tuple[str, Any]], paths: list[str] | None = None, ids: list[Any] | None = None
+) -> list[Record]:
+    return [
+        Record(
+            Annotation(
+                ids[index] if ids else index, paths[index] if paths else "", "", gold, f"a.json:{index + 1}", None, {}
+            ),
+            prediction,
+        )
+        for index, (prediction, gold) in enumerate(pairs)
+    ]
+
+
+def test_accuracy_uses_the_letter_rule_by_gold_answer() -> None:
+    result = metrics.score(
+        "accuracy", _records([("B. Low", "B"), ("Yes.", "yes"), ("The answer is C", "C"), ("", "no")])
+    )
+    assert result.scores == {"accuracy": 0.5}
+    assert result.lenient == {"accuracy": 0.75}
+    assert result.unparsable == 2
+
+
+def test_accuracy_takes_the_best_of_several_gold_answers() -> None:
+    assert metrics.score("accuracy", _records([("two", ["2", "two"]), ("3", 3)])).scores == {"accuracy": 1.0}
+
+
+def test_vqa_accuracy_and_its_note_about_single_answers() -> None:
+    ten = [{"answer": "dog"}] * 2 + [{"answer": f"x{i}"} for i in range(8)]
+    result = metrics.score("vqa_accuracy", _records([("a dog", ten), ("cat", "cat")]))
+    assert result.scores == {"vqa_accuracy": pytest.approx(0.8), "accuracy": pytest.approx(0.8)}
+    assert "1 questions have a single gold answer" in result.notes[0]
+
+
+def test_anls_and_relaxed_accuracy() -> None:
+    assert metrics.score("anls", _records([("ab", ["abcd"]), ("x", "y")])).scores == {"anls": 0.25}
+    result = metrics.score(
+        "relaxed_accuracy", _records([("95.1", "100"), ("105", "100.0"), ("95", "100"), ("$1,000", "1000")])
+    )
+    assert result.scores["relaxed_accuracy"] == 0.75
+    # with the arguments swapped 100 against 95.1 and 95 is more than 5 % off, 100 against 105 is not
+    assert result.scores["reference_swapped_arguments"] == 0.25
+    assert result.lenient == {"relaxed_accuracy": 1.0}
+
+
+def test_mme_by_hand() -> None:
+    # color: (right, right), (right, wrong): accuracy 3/4, accuracy+ 1/2; OCR: one pair wrong, "other" counts as wrong
+    answers = [("Yes", "Yes"), ("no.", "No"), ("yes", "Yes"), ("yes", "No"), ("maybe", "yes"), ("it is no", "no")]
+    paths = [
+        "mme/color/1.jpg",
+        "mme/color/1.jpg",
+        "mme/color/2.jpg",
+        "mme/color/2.jpg",
+        "mme/OCR/1.jpg",
+        "mme/OCR/1.jpg",
+    ]
+    records = _records(answers, paths, [0, 1, 2, 3, 0, 1])
+    result = metrics.score("mme", list(reversed(records)))  # the order of the file plays no part where ids differ
+    assert result.scores == {"perception": 125.0, "cognition": 0.0, "categories": {"OCR": 0.0, "color": 125.0}}
+    assert result.unparsable == 2
+    assert result.lenient["categories"] == {"OCR": 50.0, "color": 125.0}
+    assert "category scene is absent" in result.notes
+
+
+def test_mme_ids_of_both_kinds_can_be_sorted_and_an_odd_count_is_said() -> None:
+    records = _records([("yes", "yes"), ("yes", "yes"), ("yes", "yes")], ["count/x.jpg"] * 3, ["b", 1, "a"])
+    result = metrics.score("mme", records)
+    assert result.scores["categories"]["count"] == pytest.approx(100 * (1 + 2 / 3))
+    assert "category count has an odd number of questions" in result.notes
+
+
+def test_mme_category_by_folder_before_any_place_in_the_path() -> None:
+    records = _records([("yes", "yes"), ("yes", "yes")], ["x/color/scene_1.jpg", "x/my_position_set/1.jpg"])
+    assert set(metrics.score("mme", records).scores["categories"]) == {"color", "position"}
+
+
+def test_pope_by_hand() -> None:
+    records = _records([("Yes", "yes"), ("yes it is", "no"), ("No", "yes"), ("There is not", "no")])
+    scores = metrics.score("pope", records).scores
+    assert scores == {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "yes_ratio": 0.5}
+
+
+def test_caption_and_classification() -> None:
+    scores = metrics.score("caption", _records([("A dog.", ["a dog", "a cat"]), ("x", "y")])).scores
+    assert scores["exact"] == 0.5
+    assert set(scores) == {"cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "exact"}
+    result = metrics.score(
+        "classification_accuracy", _records([("This is a dog.", "dog"), ("It is a cat", "cat"), ("", "cat")])
+    )
+    assert result.scores == {"accuracy": pytest.approx(1 / 3)}
+    assert result.lenient == {"accuracy": pytest.approx(2 / 3)}
+    assert result.unparsable == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "gold", "path", "message"),
+    [
+        ("accuracy", {"a": 1}, "", r"a\.json:1: gt_answers must be text or a list of texts, got \{'a': 1\}"),
+        ("accuracy", [], "", r"a\.json:1: gt_answers must be text or a list of texts"),
+        ("mme", "maybe", "color/1.jpg", r"a\.json:1: gt_answers must be yes or no, got 'maybe'"),
+        ("mme", "yes", "1.jpg", r"a\.json:1: no MME category in image_path '1\.jpg'"),
+        ("pope", "maybe", "", r"a\.json:1: gt_answers must be yes or no"),
+    ],
+)
+def test_bad_gold_answers(metric: str, gold: Any, path: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        metrics.score(metric, _records([("yes", gold)], [path]))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "vqa_accuracy", "anls", "relaxed_accuracy", "pope", "caption"])
+def test_no_records_score_zero(metric: str) -> None:
+    scores = metrics.score(metric, []).scores
+    assert all(value == 0.0 for value in scores.values())
