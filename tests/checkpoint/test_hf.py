@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sphinxkit import checkpoint, llama
+from sphinxkit.checkpoint import MappingSource, ModuleSource
+from sphinxkit.checkpoint.hf import indexed_files, llm_from_hf
+from sphinxkit.checkpoint.sharding import rotary_to_halves
+from sphinxkit.errors import CheckpointError
+
+Model = tuple[MappingSource, dict[str, Any]]
+
+# float32 sums in another order; measured 6e-7 on logits of scale 1
+LOGITS_ATOL = 2e-5
+
+
+@pytest.fixture
+def folder(tmp_path: Path, text_model: Model) -> Path:
+    source, recipe = text_model
+    return checkpoint.save(tmp_path / "hf", source, format="hf", recipe=recipe)
+
+
+def test_files_are_those_of_hugging_face(folder: Path, text_model: Model) -> None:
+    from safetensors.torch import load_file
+
+    source, _ = text_model
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    tensors = load_file(folder / "model.safetensors")
+    key = source.read("llm.layers.1.attention.k_proj.weight")
+    assert torch.equal(tensors["model.layers.1.self_attn.k_proj.weight"], rotary_to_halves(key, 2))
+    assert torch.equal(tensors["lm_head.weight"], source.read("llm.lm_head.weight"))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_key_value_heads"] == 2
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    assert config["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize("layout", ["one", "sharded", "bin", "sharded bin"])
+def test_reads_what_it_wrote(folder: Path, text_model: Model, same: Callable[..., None], layout: str) -> None:
+    from safetensors.torch import load_file
+
+    source, recipe = text_model
+    if layout == "sharded":
+        folder = checkpoint.save(folder, source, format="hf", recipe=recipe, max_shard_bytes=20_000, overwrite=True)
+        assert len(list(folder.glob("model-*.safetensors"))) > 2
+    if "bin" in layout:
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.rotary_emb.inv_freq"] = torch.ones(4)
+        (folder / "model.safetensors").unlink()
+        if layout == "bin":
+            torch.save(tensors, folder / "pytorch_model.bin")
+        else:
+            names = sorted(tensors)
+            files = {"pytorch_model-1.bin": names[:5], "pytorch_model-2.bin": names[5:]}
+            for name, keys in files.items():
+                torch.save({key: tensors[key] for key in keys}, folder / name)
+            weight_map = {key: name for name, keys in files.items() for key in keys}
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with checkpoint.open(folder) as opened:
+        assert opened.format == "hf"
+        same(opened, source)
+        assert opened.recipe == recipe
+
+
+def test_tied_embeddings(folder: Path, write_json: Callable[..., Path]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    write_json(folder / "config.json", tie_word_embeddings=True)
+    with checkpoint.open(folder) as opened:
+        assert torch.equal(opened.read("llm.lm_head.weight"), opened.read("llm.embed_tokens.weight"))
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+@pytest.mark.parametrize(("heads", "kv_heads", "layers", "factor"), [(4, 2, 2, None), (6, 6, 1, 2.0)])
+def test_transformers_computes_the_same_both_ways(
+    tmp_path: Path, heads: int, kv_heads: int, layers: int, factor: float | None
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        hidden_size=16 * heads,
+        intermediate_size=56,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=64,
+        rms_norm_eps=1e-5,
+        rope_scaling=None if factor is None else {"rope_type": "linear", "factor": factor, "rope_theta": 3000.0},
+        attn_implementation="eager",
+    )
+    torch.manual_seed(0)
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ids = torch.randint(0, 40, (2, 9))
+    with checkpoint.open(tmp_path / "theirs") as opened:
+        recipe = opened.recipe
+        options = {key: value for key, value in recipe["llm"].items() if key not in ("type", "attention")}
+        with torch.device("meta"):
+            model = llama.create("llama", attention="eager", **options)
+        wrapped = torch.nn.ModuleDict({"llm": model})
+        checkpoint.load_into(wrapped, opened)
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        torch.testing.assert_close(model(model.embed(ids)), expected, atol=LOGITS_ATOL, rtol=0)
+    checkpoint.save(tmp_path / "ours", ModuleSource(wrapped), format="hf", recipe=recipe)
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, expected)  # the same tensors, bit for bit
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "qwen2"}, "config.json: model_type is 'qwen2'; only 'llama' can be read"),
+        ({"hidden_size": ...}, "'hidden_size' is None, expected a number"),
+        ({"attention_bias": True}, "'attention_bias' is True; the model here only has False"),
+        ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'; the model here only has 'silu'"),
+        ({"head_dim": 16}, "'head_dim' is 16; here it is hidden_size / num_attention_heads"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "rotary scaling 'llama3' is not supported yet"),
+        ({"num_hidden_layers": 1}, r"tensors of layers \[1\] exist"),
+        ({"intermediate_size": 41}, r"gate_proj.weight is \[40, 32\], the configuration asks for \[41, 32\]"),
+    ],
+)
+def test_configurations_that_do_not_fit(
+    folder: Path, write_json: Callable[..., Path], changes: dict[str, object], message: str
+) -> None:
+    write_json(folder / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.open(folder)
+
+
+def test_defaults_of_the_configuration() -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"},
+    }
+    assert llm_from_hf(config, Path("config.json"), 7) == {
+        "type": "llama",
+        "vocab_size": 7,
+        "embed_dim": 8,
+        "num_layers": 1,
+        "num_heads": 2,
+        "hidden_dim": 16,
+        "max_seq_len": 2048,
+        "norm_eps": 1e-6,
+        "rope_theta": 500.0,
+        "attention": "auto",
+    }
+
+
+def test_unknown_tensors_and_no_llama(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(2)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'model.layers.0.self_attn.q_proj.bias' is not a name this format has"):
+        checkpoint.open(folder)
+    save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds no 'model.embed_tokens.weight', so it is not a Llama"):
+        checkpoint.open(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"needs model.safetensors or pytorch_model.bin, and config.json"):
+        checkpoint.open(folder, format="hf")
+
+
+def test_index_that_is_not_true(tmp_path: Path, text_model: Model, write_json: Callable[..., Path]) -> None:
+    source, recipe = text_model
+    folder = checkpoint.save(tmp_path / "hf", source, format="hf", recipe=recipe, max_shard_bytes=20_000)
+    index = folder / "model.safetensors.index.json"
+    true = json.loads(index.read_text())["weight_map"]
+    first, last = min(true.values()), max(true.values())
+    name = next(key for key, file in true.items() if file == first)
+    write_json(index, weight_map=true | {name: last})
+    with pytest.raises(CheckpointError, match=rf"'{name}' should be in {last} but is not"):
+        checkpoint.open(folder)
+    write_json(index, weight_map=true | {name: "../other.safetensors"})
+    with pytest.raises(CheckpointError, match=r"names files outside its folder:\n  - ../other.safetensors"):
+        checkpoint.open(folder)
+    write_json(index, weight_map=["a"])
+    with pytest.raises(CheckpointError, match=r"has no weight_map of tensor names to file names"):
+        indexed_files(index)
+    write_json(index, weight_map=true)
+    (folder / last).write_bytes((folder / first).read_bytes())
+    with pytest.raises(CheckpointError, match=rf"is in {first} and in {last}"):
+        checkpoint.open(folder)
+    (folder / last).unlink()
+    with pytest.raises(CheckpointError, match=rf"files that {index.name} names are missing; fetch them:\n  - {last}"):
+        checkpoint.open(folder)
+
+
+def test_a_tokenizer_may_have_fewer_pieces_than_rows_but_not_more(
+    tmp_path: Path, text_model: Model, golden: Path
+) -> None:
+    source, recipe = text_model
+    tokenizer = golden / "llama_ens" / "tokenizer.model"
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer.model: the tokenizer has 512 pieces but the embedding has 24"
+    ):
+        checkpoint.save(tmp_path / "hf", source, format="hf", recipe=recipe, tokenizer=tokenizer)
+    assert list(tmp_path.iterdir()) == []
+    padded = {key: source.read(key) for key in source.keys()}  # noqa: SIM118
+    for key in ("llm.embed_tokens.weight", "llm.lm_head.weight"):
+        padded[key] = torch.zeros(520, 32)
+    folder = checkpoint.save(
+        tmp_path / "hf", MappingSource(padded), format="hf", recipe=recipe, tokenizer=tokenizer.read_bytes()
+    )
+    with checkpoint.open(folder) as opened:
+        assert opened.tokenizer_path == folder / "tokenizer.model"
+        assert opened.recipe["llm"]["vocab_size"] == 520
