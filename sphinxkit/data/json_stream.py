@@ -118,9 +118,10 @@ class _Reader:
                 if not self.refill():
                     raise self.fail("the file ends inside this record") from error
                 continue
+            length = end - self.pos
             if len(self.text) - end < NUMBER_TAIL and self.refill():
                 continue
-            self.advance(end)
+            self.advance(self.pos + length)
             return value
 
 
