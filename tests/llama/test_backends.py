@@ -148,6 +148,9 @@ def cached_case(
     told: list[tuple[Tensor, Tensor]] = []
     for seed, numbers in ((10, held), (20, counts)):
         k, v = (draw(batch, max(numbers), kv_heads, seed=seed + i, dtype=dtype, device=device) for i in range(2))
+        if not any(numbers):
+            told.append((k, v))
+            continue
         step = cache.plan(max(numbers), numbers if give_counts or seed == 10 else None)
         cache.write(0, k, v, step)
         told.append((k, v))
@@ -183,6 +186,7 @@ def test_cached_steps_equal_the_float64_oracle(name: str, kv_heads: int, static:
         pytest.skip("xformers reads caches with static shapes only")
     options = {"kv_heads": kv_heads, "static": static}
     backend = make(name)
+    cached_case([0, 0], [1, 1], **options).check(backend, FP32_TOLERANCE)
     cached_case([4, 4], [1, 1], **options).check(backend, FP32_TOLERANCE)
     cached_case([4, 1, 9], [1, 1, 1], **options).check(backend, FP32_TOLERANCE)
     cached_case([4, 1, 9], [1, 1, 1], give_counts=False, **options).check(backend, FP32_TOLERANCE)

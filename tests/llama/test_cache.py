@@ -64,20 +64,27 @@ def test_a_step_looks_no_further_than_the_longest_row_unless_shapes_are_static()
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_a_full_row_may_sit_beside_a_running_one(static: bool) -> None:
-    cache = filled([6, 2], static=static)
+@pytest.mark.parametrize("capacity", [6, 8])  # 8: nothing to spare but the slot that is there for this
+def test_a_full_row_may_sit_beside_a_running_one(static: bool, capacity: int) -> None:
+    cache = filled([capacity, 2], static=static, capacity=capacity)
     for expected in (3, 4):
         step = cache.plan(1, [0, 1])
         tokens = torch.full((2, 1, 2, 4), 10.0 + expected - 1)
         cache.write(0, tokens, -tokens, step)
         cache.advance(step)
-        assert cache.lengths.tolist() == [6, expected]
-    assert held(cache, 0) == [0, 1, 2, 3, 4, 5]
+        assert cache.lengths.tolist() == [capacity, expected]
+    assert held(cache, 0) == list(range(capacity))
     assert held(cache, 1) == [10, 11, 12, 13]
 
 
 @pytest.mark.parametrize("static", [False, True])
 def test_padding_may_stick_out_of_the_cache(static: bool) -> None:
+    level = filled([5, 5], static=static)
+    step = level.plan(6, [1, 0])
+    tokens = torch.arange(5.0, 11.0)[:, None, None].expand(2, -1, 2, 4)
+    level.write(0, tokens, -tokens, step)
+    level.advance(step)
+    assert [held(level, row) for row in range(2)] == [[0, 1, 2, 3, 4, 5], [10, 11, 12, 13, 14]]
     cache = filled([5, 1], static=static)
     step = cache.plan(5, [1, 5])
     tokens = torch.arange(5.0, 15.0).view(2, 5)[:, :, None, None].expand(-1, -1, 2, 4)

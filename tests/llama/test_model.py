@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sphinxkit.errors import RegistryError, ShapeError
-from sphinxkit.llama import KVCache, LlamaModel, llama
+from sphinxkit.llama import KVCache, LlamaModel, llama, rope_rotations
 
 # float32 sums in another order: 1e-7 of logits of about 3, over two layers
 LOGITS_TOLERANCE = 1e-5
@@ -96,6 +96,27 @@ class TestLaws:
         packed = model(embeds, seq_lens=seq_lens)
         pieces = embeds.split(seq_lens, dim=1)
         close(packed, torch.cat([model(piece) for piece in pieces], dim=1))
+
+
+class TestPositions:
+    """Attention only sees differences of positions, so where they start is looked up and not inferred."""
+
+    def rotations(self, model: LlamaModel, embeds: Tensor, **options: object) -> Tensor:
+        seen: list[Tensor] = []
+        hook = model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[1].rotations))
+        model(embeds, **options)
+        hook.remove()
+        return seen[0]
+
+    def test_they_restart_in_every_packed_sample(self, model: LlamaModel) -> None:
+        expected = rope_rotations(torch.tensor([[0, 1, 2, 0, 0, 1]]), model.head_dim)
+        assert torch.equal(self.rotations(model, embeds_of(1, 6, 0), seq_lens=[3, 1, 2]), expected)
+
+    def test_they_continue_from_each_rows_cached_tokens(self, model: LlamaModel) -> None:
+        cache = model.make_cache(2)
+        model(embeds_of(2, 4, 0), cache=cache, lengths=[4, 1])
+        expected = rope_rotations(torch.tensor([[4, 5], [1, 2]]), model.head_dim)
+        assert torch.equal(self.rotations(model, embeds_of(2, 2, 1), cache=cache), expected)
 
 
 class TestBackends:
