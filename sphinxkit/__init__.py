@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sphinxkit.recipe import Recipe, build, load
+    from sphinxkit.recipe.build import build
+    from sphinxkit.recipe.io import load
+    from sphinxkit.recipe.recipe import Recipe
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "__version__", "build", "load"]

@@ -26,7 +26,7 @@ class Generation:
     Args:
         text: Without the stop string.
         token_ids: The tokens of ``text``: no end-of-sentence, nothing of a stop string.
-        finish_reason: "eos", "stop" (a stop string appeared) or "length" (``max_new_tokens`` or the context is used up).
+        finish_reason: "eos", "stop" (a stop string appeared) or "length" (``max_new_tokens`` or the context used up).
     """
 
     text: str
@@ -195,9 +195,7 @@ class Decoder:
         DataError: A prompt leaves no room for an answer in the model's context.
     """
 
-    def __init__(
-        self, llm: LlamaModel, tokenizer: Tokenizer, prompts: Sequence[Tensor], sampling: Sampling
-    ) -> None:
+    def __init__(self, llm: LlamaModel, tokenizer: Tokenizer, prompts: Sequence[Tensor], sampling: Sampling) -> None:
         lengths = [len(prompt) for prompt in prompts]
         for row, length in enumerate(lengths):
             if length >= llm.max_seq_len:

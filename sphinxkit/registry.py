@@ -5,6 +5,7 @@ Only the standard library is imported here; pydantic comes in with ``options_mod
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -135,11 +136,16 @@ class Registry(Generic[T]):
         Raises:
             RegistryError: Unknown name.
         """
-        from pydantic import ConfigDict, create_model
+        from pydantic import ConfigDict, Field, create_model
 
         builder = self.get(name)
         target = builder.__init__ if inspect.isclass(builder) else builder
         hints = typing.get_type_hints(target)
+        factories = {
+            field.name: field.default_factory
+            for field in (dataclasses.fields(builder) if dataclasses.is_dataclass(builder) else ())
+            if field.default_factory is not dataclasses.MISSING
+        }
         fields: dict[str, Any] = {}
         extra: typing.Literal["allow", "forbid"] = "forbid"
         for parameter in inspect.signature(builder).parameters.values():
@@ -147,6 +153,10 @@ class Registry(Generic[T]):
                 extra = "allow"
             elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL and parameter.name not in wired:
                 default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-                fields[parameter.name] = (hints.get(parameter.name, Any), default)
+                factory = factories.get(parameter.name)
+                fields[parameter.name] = (
+                    hints.get(parameter.name, Any),
+                    default if factory is None else Field(default_factory=factory),
+                )
         config = ConfigDict(extra=extra, arbitrary_types_allowed=True, protected_namespaces=())
         return create_model(f"{name}_options", __config__=config, **fields)

@@ -150,11 +150,12 @@ class SphinxModel(nn.Module):
         Shape:
             token_ids: (B, S) int64
             pixels: (number of images, 3, S_img, S_img)
-            return: (B, S, vocab); position i predicts token i + 1, and with an image position 0 is read at its last slot
+            return: (B, S, vocab); i predicts token i + 1; with an image, position 0 is read at its last slot
         Raises:
             ShapeError: Rows, images and lengths do not fit each other.
         """
-        return self.llm.lm_head(self._hidden(token_ids, pixels, image_rows, seq_lens))
+        logits: Tensor = self.llm.lm_head(self._hidden(token_ids, pixels, image_rows, seq_lens))
+        return logits
 
     def _hidden(
         self,
@@ -171,8 +172,8 @@ class SphinxModel(nn.Module):
             seq_lens = [int(length) for length in seq_lens]
             if token_ids.shape[0] != 1 or sum(seq_lens) != token_ids.shape[1] or min(seq_lens, default=0) < 1:
                 raise ShapeError(
-                    f"packed samples: seq_lens {seq_lens} (sum {sum(seq_lens)}) must be positive and fill the single row "
-                    f"of token_ids {tuple(token_ids.shape)}"
+                    f"packed samples: seq_lens {seq_lens} (sum {sum(seq_lens)}) must be positive and fill the single "
+                    f"row of token_ids {tuple(token_ids.shape)}"
                 )
         text: Tensor = self.llm.embed(token_ids)
         if pixels is None:
@@ -188,12 +189,12 @@ class SphinxModel(nn.Module):
         return self._hidden_of_some(text, images, rows, seq_lens)
 
     def _hidden_of_some(self, text: Tensor, images: Tensor, rows: list[int], seq_lens: list[int] | None) -> Tensor:
-        """As ``_hidden`` when only some rows have an image, or samples are packed: everything becomes one packed row."""
+        """As ``_hidden`` when some rows have no image, or samples are packed: everything becomes one packed row."""
         num_slots = images.shape[1]
         lengths = [text.shape[1]] * text.shape[0] if seq_lens is None else seq_lens
         image_of = {row: image for image, row in enumerate(rows)}
         parts, wanted, packed_lens, position = [], [], [], 0
-        for row, sample in enumerate(text.flatten(0, 1).split(lengths)):
+        for row, sample in enumerate(torch.split(text.flatten(0, 1), lengths)):
             if row in image_of:
                 parts += [sample[:1], images[image_of[row]], sample[1:]]
                 skipped = num_slots
@@ -435,8 +436,8 @@ class SphinxModel(nn.Module):
 
         if self.recipe_yaml is None:
             raise CheckpointError(
-                "this model was assembled by hand: set model.recipe_yaml to the recipe that builds it, so that the saved "
-                "directory can be loaded again"
+                "this model was assembled by hand: set model.recipe_yaml to the recipe that builds it, so that the "
+                "saved directory can be loaded again"
             )
         checkpoint.save(
             path,

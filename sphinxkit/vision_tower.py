@@ -118,7 +118,7 @@ def _select(features: VisionFeatures, batch_size: int, num_views: int, views: sl
         return features
 
     def take(tokens: Tensor) -> Tensor:
-        return tokens.unflatten(0, (batch_size, num_views))[:, views].flatten(0, 1)
+        return rearrange(rearrange(tokens, "(b v) n d -> b v n d", b=batch_size)[:, views], "b v n d -> (b v) n d")
 
     return VisionFeatures(take(features.prefix), take(features.patches), features.grid)
 
@@ -126,8 +126,8 @@ def _select(features: VisionFeatures, batch_size: int, num_views: int, views: sl
 class VisionTower(nn.Module):
     """Everything between pixels and the language model's input.
 
-    Every view's tokens are the branches' tokens joined in sequence, between one learnt start token and one end token that
-    all views share; the views follow each other in the tiler's order.
+    Every view's tokens are the branches' tokens joined in sequence, between one learnt start token and one end token
+    that all views share; the views follow each other in the tiler's order.
 
     Args:
         branches: Each gives tokens of the language model's width.

@@ -13,9 +13,14 @@ from sphinxkit import __version__
 from sphinxkit.cli.chat import chat
 from sphinxkit.cli.check import check
 from sphinxkit.cli.convert import convert
+from sphinxkit.cli.convert_data import convert_data
+from sphinxkit.cli.delta import app as delta_app
+from sphinxkit.cli.diff import diff
 from sphinxkit.cli.generate import generate
 from sphinxkit.cli.inspect import inspect
 from sphinxkit.cli.memory import memory
+from sphinxkit.cli.mix import mix
+from sphinxkit.cli.score import score
 from sphinxkit.cli.verify import verify
 from sphinxkit.errors import SphinxkitError
 
@@ -45,8 +50,9 @@ def _root(
     """SPHINX: load, ask, mix, convert and check multimodal LLMs."""
 
 
-for _command in (generate, chat, convert, inspect, memory, check, verify):
-    app.command(_command.__name__)(_command)
+for _command in (generate, chat, verify, inspect, memory, check, convert, mix, diff, convert_data, score):
+    app.command(_command.__name__.replace("_", "-"))(_command)
+app.add_typer(delta_app, name="delta")
 
 
 def main() -> None:

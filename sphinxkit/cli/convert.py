@@ -19,7 +19,9 @@ def convert(
         int | None, typer.Option("--shards", min=1, help="Tensor-parallel shards (sphinx and meta; default 1).")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
-    llm_only: Annotated[bool, typer.Option("--llm-only", help="The language model alone; meta and hf hold no more.")] = False,
+    llm_only: Annotated[
+        bool, typer.Option("--llm-only", help="The language model alone; meta and hf hold no more.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
 ) -> None:
     """Convert a checkpoint, tensor by tensor.

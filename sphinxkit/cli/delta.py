@@ -31,7 +31,9 @@ def extract(
     output: Output,
     dtype: Annotated[str | None, typer.Option(help="Of the differences; default: the tuned model's.")] = None,
     num_shards: Annotated[int | None, typer.Option("--shards", min=1, help="Default: the tuned model's, or 1.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Add it back and report how far that is from TUNED.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Add it back and report how far that is from TUNED.")
+    ] = False,
     overwrite: Overwrite = False,
     allow_nonfinite: AllowNonfinite = False,
     as_json: Json = False,
@@ -83,7 +85,9 @@ def apply(
     output: Output,
     to: Annotated[str, typer.Option("--to", help="sphinxkit, sphinx (as released), meta or hf.")] = "sphinx",
     dtype: Annotated[str | None, typer.Option(help="Of the result; default: the base's, tensor by tensor.")] = None,
-    num_shards: Annotated[int | None, typer.Option("--shards", min=1, help="Default: the delta's (sphinx, meta).")] = None,
+    num_shards: Annotated[
+        int | None, typer.Option("--shards", min=1, help="Default: the delta's (sphinx, meta).")
+    ] = None,
     overwrite: Overwrite = False,
     allow_nonfinite: AllowNonfinite = False,
     as_json: Json = False,

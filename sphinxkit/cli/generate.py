@@ -20,7 +20,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Ends the answer; may be repeated. Default: the template's.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Ends the answer; may be repeated. Default: the template's.")
+    ] = None,
     truncate_left: Annotated[bool, typer.Option(help="Shorten an over-long prompt from the left.")] = False,
     recipe: RecipeOption = None,
     device: Device = "auto",

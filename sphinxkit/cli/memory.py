@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,7 @@ def memory(
     from sphinxkit.recipe.memory import estimate_memory
 
     found = recipe_of(recipe)
-    results = {}
+    results: dict[str, Any] = {}
     for name in dtype or ["float32", "bfloat16"]:
         estimate = estimate_memory(
             found, dtype=parse_dtype(name), batch_size=batch_size, text_tokens=text_tokens, images=images

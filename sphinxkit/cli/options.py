@@ -85,7 +85,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         has_bf16 = device.type == "cpu" and cpu_has_bf16()
     dtype = torch.bfloat16 if has_bf16 else torch.float32
     reason = "has" if has_bf16 else "lacks"
-    typer.echo(f"dtype: {str(dtype).removeprefix('torch.')} (this {device.type} {reason} bfloat16 arithmetic)", err=True)
+    typer.echo(
+        f"dtype: {str(dtype).removeprefix('torch.')} (this {device.type} {reason} bfloat16 arithmetic)", err=True
+    )
     return dtype
 
 

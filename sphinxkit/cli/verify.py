@@ -32,7 +32,9 @@ def verify(
         results.append(result)
         if not as_json:
             limit = "" if result.tolerance is None else f"  at most {result.tolerance:.0e}"
-            typer.echo(f"{'ok  ' if result.is_equal else 'FAIL'} {result.name:<44} differs by {result.difference:.1e}{limit}")
+            typer.echo(
+                f"{'ok  ' if result.is_equal else 'FAIL'} {result.name:<44} differs by {result.difference:.1e}{limit}"
+            )
     failed = sum(not result.is_equal for result in results)
     if as_json:
         rows = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +93,15 @@ def assemble(recipe: Recipe, place: Place, place_llm: Place, tokenizer: Tokenize
         tokenizer: Overrides the recipe's own.
     """
     spec = ModelSpec.model_validate(recipe.document)
-    llm = place_llm(lambda: llama.create(spec.llm.type, **spec.llm.options))
+    llm = place_llm(partial(llama.create, spec.llm.type, **spec.llm.options))
     vision = None if spec.vision is None else _vision_tower(spec.vision, llm.embed_dim, place)
     if tokenizer is None and spec.tokenizer is not None:
         folder = recipe.source.parent if recipe.source else Path()
         tokenizer = Tokenizer(folder / spec.tokenizer)
     if tokenizer is not None and tokenizer.vocab_size != llm.vocab_size:
         raise RecipeError(
-            f"recipe {recipe.source or recipe.name}: the tokenizer has {tokenizer.vocab_size} pieces, but llm.vocab_size "
-            f"is {llm.vocab_size}"
+            f"recipe {recipe.source or recipe.name}: the tokenizer has {tokenizer.vocab_size} pieces, but "
+            f"llm.vocab_size is {llm.vocab_size}"
         )
     return SphinxModel(
         llm,
@@ -119,34 +120,32 @@ def _vision_tower(spec: VisionSpec, embed_dim: int, place: Place) -> VisionTower
     expected = (spec.image_size, spec.image_size)
     if getattr(tiler, "image_size", expected) != expected:
         raise RecipeError(
-            f"vision.tiler: its tiles make an image of {tiler.image_size[0]}x{tiler.image_size[1]}, but vision.image_size "
-            f"is {spec.image_size}"
+            f"vision.tiler: its tiles make an image of {tiler.image_size[0]}x{tiler.image_size[1]}, but "
+            f"vision.image_size is {spec.image_size}"
         )
     branches = []
     for branch in spec.branches:
         parts = [
-            place(lambda encoder=encoder: encoders.create(encoder.type, **_without(encoder, "tile_size")))
+            place(partial(encoders.create, encoder.type, **_without(encoder, "tile_size")))
             for encoder in branch.encoders
         ]
         widths = [part.embed_dim for part in parts]
         mixer: nn.Module | None = None
         if branch.mixer is not None:
-            chosen = branch.mixer
-            mixer = place(lambda: mixers.create(chosen.type, embed_dims=widths, **chosen.options))
+            mixer = place(partial(mixers.create, branch.mixer.type, embed_dims=widths, **branch.mixer.options))
         elif len(parts) > 1:
-            raise RecipeError(f"vision.branches: {len(parts)} encoders ({', '.join(map(str, widths))} wide) need a mixer")
-        chosen_projector = branch.projector
+            raise RecipeError(
+                f"vision.branches: {len(parts)} encoders ({', '.join(map(str, widths))} wide) need a mixer"
+            )
+        in_dim = widths[0] if mixer is None else mixer.embed_dim
         projector = place(
-            lambda: projectors.create(
-                chosen_projector.type,
-                in_dim=widths[0] if mixer is None else mixer.embed_dim,
-                out_dim=embed_dim,
-                **chosen_projector.options,
+            partial(
+                projectors.create, branch.projector.type, in_dim=in_dim, out_dim=embed_dim, **branch.projector.options
             )
         )
         sizes = [encoder.options.get("tile_size") for encoder in branch.encoders]
         branches.append(VisionBranch(parts, projector, mixer, sizes))
-    return place(
+    tower: VisionTower = place(
         lambda: VisionTower(
             branches,
             mixers.create(spec.mixer.type, **spec.mixer.options),
@@ -155,3 +154,4 @@ def _vision_tower(spec: VisionSpec, embed_dim: int, place: Place) -> VisionTower
             tiler=tiler,
         )
     )
+    return tower

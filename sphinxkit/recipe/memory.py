@@ -58,11 +58,11 @@ def parts_of(model: nn.Module) -> dict[str, nn.Module]:
     return parts
 
 
-class _PeakTracker(TorchDispatchMode):
+class _PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the bytes of every storage that operators make, and remembers the most that lived at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._live: dict[int, int] = {}
         self._total = 0
@@ -87,7 +87,7 @@ class _PeakTracker(TorchDispatchMode):
 
 
 def _peak_bytes(module: nn.Module, *shapes: tuple[tuple[int, ...], torch.dtype], **options: Any) -> int:
-    """The most that ``module`` holds beside its weights for inputs of these shapes; nothing is allocated or computed."""
+    """The most that ``module`` holds beside its weights for inputs of these shapes; nothing is computed."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -98,7 +98,8 @@ def _peak_bytes(module: nn.Module, *shapes: tuple[tuple[int, ...], torch.dtype],
         inputs = [torch.empty(shape, dtype=dtype) for shape, dtype in shapes]
         with _PeakTracker() as tracker:
             torch.func.functional_call(module, state, tuple(inputs), options)
-    return tracker.peak
+    peak: int = tracker.peak
+    return peak
 
 
 def estimate_memory(

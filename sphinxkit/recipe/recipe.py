@@ -88,7 +88,7 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """The document with every component's defaults written out, as it is saved beside a checkpoint."""
-        document = _copy(self.document)
+        document: dict[str, Any] = _copy(self.document)
         if self.kind != "model":
             return document
         for slot in model_slots(document):
@@ -103,7 +103,8 @@ class Recipe:
         """The document as YAML, keys in the file's order."""
         import yaml
 
-        return yaml.safe_dump(_copy(self.document), sort_keys=False, allow_unicode=True, width=120)
+        text: str = yaml.safe_dump(_copy(self.document), sort_keys=False, allow_unicode=True, width=120)
+        return text
 
 
 def _copy(value: Any) -> Any:
@@ -123,7 +124,7 @@ def _parse_yaml(text: str, where: str) -> Any:
     def mapping(loader: UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+            key = loader.construct_object(key_node)
             if key in seen:
                 raise RecipeError(f"recipe {where}, line {key_node.start_mark.line + 1}: key {key!r} is written twice")
             seen.add(key)
@@ -131,7 +132,7 @@ def _parse_yaml(text: str, where: str) -> Any:
 
     UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        documents = list(yaml.load_all(text, UniqueKeyLoader))  # noqa: S506 - a SafeLoader
+        documents = list(yaml.load_all(text, UniqueKeyLoader))
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe {where} is not YAML: {error}") from error
     if len(documents) != 1:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sphinxkit import encoders, formatters, llama, mixers, projectors, tilers
-from sphinxkit.errors import RegistryError
+from sphinxkit.errors import RecipeError, RegistryError
 from sphinxkit.registry import Registry, suggest
 
 KeyPath = tuple[str | int, ...]
@@ -155,7 +155,7 @@ def _known_keys(model: type[BaseModel], location: KeyPath) -> list[str]:
         if isinstance(key, int):
             continue
         annotation = current.model_fields[key].annotation if key in current.model_fields else None
-        found = [nested for nested in _nested_models(annotation)]
+        found = list(_nested_models(annotation))
         if not found:
             return []
         current = found[0]
@@ -207,18 +207,6 @@ def component_defaults(slot: Slot) -> dict[str, Any]:
     return {"type": spec.type, **filled, **{key: value for key, value in spec.options.items() if key in slot.assembly}}
 
 
-def _mixture_model() -> type[BaseModel]:
-    from sphinxkit.data.mixture import Mixture
-
-    return Registry("recipe", {"mixture": Mixture}).options_model("mixture")
-
-
-def _mix_model() -> type[BaseModel]:
-    from sphinxkit.interpolation import MixPlan
-
-    return Registry("recipe", {"mix": MixPlan}).options_model("mix")
-
-
 def _model_faults(document: Mapping[str, Any]) -> list[Fault]:
     faults = _validate(ModelSpec, document, ())
     for slot in model_slots(document):
@@ -226,17 +214,37 @@ def _model_faults(document: Mapping[str, Any]) -> list[Fault]:
     return faults
 
 
-def _signature_faults(model: Callable[[], type[BaseModel]]) -> Callable[[Mapping[str, Any]], list[Fault]]:
-    def find(document: Mapping[str, Any]) -> list[Fault]:
-        return _validate(model(), {key: value for key, value in document.items() if key != "kind"}, ())
+def _mixture_faults(document: Mapping[str, Any]) -> list[Fault]:
+    from sphinxkit.data.mixture import Mixture
 
-    return find
+    return _validate(_options_of(Mixture), _without_kind(document), ())
+
+
+def _mix_faults(document: Mapping[str, Any]) -> list[Fault]:
+    from sphinxkit.interpolation import MixPlan
+
+    fields = _without_kind(document)
+    faults = _validate(_options_of(MixPlan), fields, ())
+    if not faults:
+        try:
+            MixPlan(**fields)
+        except RecipeError as error:
+            faults = [Fault((), line) for line in str(error).splitlines()]
+    return faults
+
+
+def _options_of(builder: Callable[..., Any]) -> type[BaseModel]:
+    return Registry("recipe", {"this": builder}).options_model("this")
+
+
+def _without_kind(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != "kind"}
 
 
 KINDS: dict[str, Callable[[Mapping[str, Any]], list[Fault]]] = {
     "model": _model_faults,
-    "mixture": _signature_faults(_mixture_model),
-    "mix": _signature_faults(_mix_model),
+    "mixture": _mixture_faults,
+    "mix": _mix_faults,
 }
 
 

@@ -185,7 +185,15 @@ def test_verify_notices_a_changed_weight(golden: Path, tmp_path: Path) -> None:
 
 def test_chat(golden: Path, tmp_path: Path) -> None:
     Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")
-    lines = ["What is it?", f"/image {tmp_path / 'red.png'}", "And this?", "/image nowhere.png", "Well?", "/reset", "/?"]
+    lines = [
+        "What is it?",
+        f"/image {tmp_path / 'red.png'}",
+        "And this?",
+        "/image nowhere.png",
+        "Well?",
+        "/reset",
+        "/?",
+    ]
     result = CliRunner().invoke(
         app,
         ["chat", str(golden / "llama_ens"), "--max-new-tokens", "3", "--dtype", "float32", "--device", "cpu"],
