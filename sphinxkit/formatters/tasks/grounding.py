@@ -8,6 +8,7 @@ Source: SPHINX, arXiv:2311.07575, section 3.3 (grounded captions); the backslash
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from sphinxkit.errors import DataError
@@ -88,10 +89,8 @@ class Scanner:
     """
 
     def __init__(self, log: ErrorLog, running_text: bool) -> None:
-        self.groups: list[Group] = []
-        """What has been found."""
         self.text_after = ""
-        """The plain text behind the last group."""
+        """The plain text behind the last group, once all have been found."""
         self._log = log
         self._text = log.text
         self._running_text = running_text
@@ -99,30 +98,36 @@ class Scanner:
         self._plain: list[str] = []  # plain text since the last group, still escaped
         self._plain_start = 0
         self._opened: tuple[int, int] | None = None  # an open <p>: its place and where its phrase begins
+        self._found: Group | None = None
 
-    def run(self) -> None:
-        """Read the answer to its end, or until the log is full."""
+    def groups(self) -> Iterator[Group]:
+        """Find the groups one by one, to the end of the answer or until the log is full."""
         while not self._log.is_full and (match := _MARKUP.search(self._text, self._done)):
             start, end = match.span()
             if self._opened is None and (perfect := _PERFECT.match(self._text, start)):
                 self._move_to_plain(start, start)
                 self._add(perfect.group(1), start, perfect.end(), (perfect.span(2),))
-                continue
-            tag = match.group()
-            if tag == "[":
-                self._coordinates_in_place(start)
-                continue
-            if tag not in ("<p>", "</p>"):
-                self._log.add("tag_spelling", start, end, is_repaired=True)
-            if "/" in tag:
-                self._close(start, end)
             else:
-                self._drop_open_tag(start)
-                self._move_to_plain(start, end)
-                self._opened = (start, end)
+                self._read_markup(start, end, match.group())
+            if self._found is not None:
+                yield self._found
+                self._found = None
         self._drop_open_tag(len(self._text))
         self._move_to_plain(len(self._text), len(self._text))
         self.text_after = self._take_plain()
+
+    def _read_markup(self, start: int, end: int, markup: str) -> None:
+        if markup == "[":
+            self._coordinates_in_place(start)
+            return
+        if markup not in ("<p>", "</p>"):
+            self._log.add("tag_spelling", start, end, is_repaired=True)
+        if "/" in markup:
+            self._close(start, end)
+        else:
+            self._drop_open_tag(start)
+            self._move_to_plain(start, end)
+            self._opened = (start, end)
 
     def _move_to_plain(self, end: int, resume: int) -> None:
         self._plain.append(self._text[self._done : end])
@@ -138,7 +143,7 @@ class Scanner:
 
     def _add(self, phrase: str | None, start: int, end: int, lists: tuple[tuple[int, int], ...]) -> None:
         before = self._take_plain()
-        self.groups.append(Group(None if phrase is None else unescape(phrase), start, end, lists, before))
+        self._found = Group(None if phrase is None else unescape(phrase), start, end, lists, before)
         self._done = self._plain_start = end
         self._opened = None
 
@@ -230,26 +235,47 @@ class Scanner:
         return tuple(lists), end
 
 
+def read_group(
+    log: ErrorLog, group: Group, geometry: ImageGeometry, allow_none: bool = False
+) -> tuple[Box, ...] | None:
+    """The boxes of a group in original pixels; None if there is not one.
+
+    Args:
+        log: Holds the answer and takes the faults.
+        group: As found.
+        geometry: The image's size.
+        allow_none: An empty list (``[]``) says that there are no boxes, and gives ().
+    """
+    boxes: list[Box] = []
+    for start, end in group.lists:
+        boxes += read_boxes(log, start, end, geometry)
+    if boxes:
+        return tuple(boxes)
+    if group.lists and not any(log.text[start:end].strip() for start, end in group.lists):
+        if allow_none:
+            return ()
+        log.add("no_coordinates", group.start, group.end, is_repaired=False)
+    return None
+
+
 def read_grounded(
     log: ErrorLog, geometry: ImageGeometry, running_text: bool = False, allow_none: bool = False
 ) -> ParseResult[GroundedPhrase]:
     """Read an answer of phrases with boxes.
 
-    Coordinates without a phrase give an item with an empty one; in running text they give none. A phrase without a box
-    gives none, unless its list is empty (``[]``) and ``allow_none``.
+    Coordinates without a phrase give an item with an empty one; in running text they give none.
 
     Args:
         log: Holds the answer and takes the faults.
         geometry: The image's size.
         running_text: See ``Scanner``; then the items say where in the plain text they begin.
-        allow_none: An empty list says that there are no boxes.
+        allow_none: See ``read_group``.
     """
     scanner = Scanner(log, running_text)
-    scanner.run()
     items: list[GroundedPhrase] = []
     plain: list[str] = []
     length = 0
-    for group in scanner.groups:
+    for group in scanner.groups():
         before = group.text_before if plain else group.text_before.lstrip()
         phrase = group.phrase or ""
         start = length + len(before)
@@ -259,13 +285,8 @@ def read_grounded(
             log.add("missing_phrase", group.start, group.end, is_repaired=not running_text)
             if running_text:
                 continue
-        boxes: list[Box] = []
-        for list_start, list_end in group.lists:
-            boxes += read_boxes(log, list_start, list_end, geometry)
-        is_none = not boxes and bool(group.lists) and not any(log.text[a:b].strip() for a, b in group.lists)
-        if is_none and not allow_none:
-            log.add("no_coordinates", group.start, group.end, is_repaired=False)
-        if boxes or (is_none and allow_none):
-            items.append(GroundedPhrase(phrase, tuple(boxes), start if running_text else None))
+        boxes = read_group(log, group, geometry, allow_none)
+        if boxes is not None:
+            items.append(GroundedPhrase(phrase, boxes, start if running_text else None))
     text = "".join([*plain, scanner.text_after])
     return ParseResult(tuple(items), tuple(log.errors), text.rstrip() if plain else text.strip())

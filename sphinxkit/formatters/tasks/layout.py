@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
 from sphinxkit.formatters.tasks.base import ErrorLog, Example, GroundedPhrase, ParseResult, Task
-from sphinxkit.formatters.tasks.grounding import read_grounded, write_grounded
+from sphinxkit.formatters.tasks.grounding import Scanner, read_group, write_grounded
 from sphinxkit.geometry import Box, ImageGeometry
 
 PUBLAYNET_CLASSES = ("text", "title", "list", "table", "figure")
@@ -99,23 +99,23 @@ class Layout(Task[LayoutSample, GroundedPhrase]):
     def parse(self, text: str, geometry: ImageGeometry) -> ParseResult[GroundedPhrase]:
         """Each class once, in the answer's order, with its boxes in original pixels."""
         log = ErrorLog(text)
-        result = read_grounded(log, geometry)
-        if not result.items and all(error.is_repaired for error in log.errors):
-            log.add("empty", 0, len(text), is_repaired=False)
         found: dict[str, list[Box]] = {}
-        for item in result.items:
-            name = self._by_plain_name.get(_plain(item.phrase))
-            place = text.find(item.phrase)
+        for group in Scanner(log, running_text=False).groups():
+            boxes = read_group(log, group, geometry)
+            name = self._by_plain_name.get(_plain(group.phrase or ""))
             if name is None:
-                log.add("unknown_name", place, place + len(item.phrase), is_repaired=False)
-                continue
-            if name != item.phrase:
-                log.add("wording", place, place + len(item.phrase), is_repaired=True)
-            if name in found:
-                log.add("duplicate", place, place + len(item.phrase), is_repaired=True)
-            found.setdefault(name, []).extend(item.boxes)
+                fault = "missing_phrase" if group.phrase is None else "unknown_name"
+                log.add(fault, group.start, group.end, is_repaired=False)
+            elif boxes is not None:
+                if name != group.phrase:
+                    log.add("wording", group.start, group.end, is_repaired=True)
+                if name in found:
+                    log.add("duplicate", group.start, group.end, is_repaired=True)
+                found.setdefault(name, []).extend(boxes)
+        if not found and all(error.is_repaired for error in log.errors):
+            log.add("empty", 0, len(text), is_repaired=False)
         items = tuple(GroundedPhrase(name, tuple(boxes)) for name, boxes in found.items())
-        return ParseResult(items, tuple(log.errors), result.text)
+        return ParseResult(items, tuple(log.errors))
 
     def items(self, sample: LayoutSample) -> tuple[GroundedPhrase, ...]:
         """The classes that the page has, in the classes' order.

@@ -90,9 +90,8 @@ class Pose(Task[PoseSample, Keypoints]):
         """The points by their names, in original pixels; one item, or none if there is no point."""
         log = ErrorLog(text)
         scanner = Scanner(log, running_text=False)
-        scanner.run()
         found: dict[str, Point] = {}
-        for group in scanner.groups:
+        for group in scanner.groups():
             if group.phrase is None:
                 log.add("missing_phrase", group.start, group.end, is_repaired=False)
                 continue

@@ -62,27 +62,33 @@ class REC(Task[RegionSample, Box]):
     def parse(self, text: str, geometry: ImageGeometry) -> ParseResult[Box]:
         """The first box of the answer, in original pixels."""
         log = ErrorLog(text)
-        scanner = Scanner(log, running_text=False)
-        scanner.run()
-        places = [place for group in scanner.groups for place in group.lists]
-        if not places:
-            log = ErrorLog(text)  # its numbers, if any, were extra text to the scanner
-            place = next((m for m in _NUMBERS.finditer(text) if len(m.group().replace(",", " ").split()) >= 4), None)
-            if place is None:
-                log.add("no_coordinates", 0, len(text), is_repaired=False)
-            else:
-                log.add("missing_open_bracket", *place.span(), is_repaired=True)
-                places = [place.span()]
-                if text[: place.start()].strip() or text[place.end() :].strip(" \n]"):
-                    log.add("extra_text", 0, len(text), is_repaired=True)
         boxes: list[Box] = []
-        for start, end in places:
-            boxes += read_boxes(log, start, end, geometry)
-            if len(boxes) > 1 or log.is_full:
+        has_list = False
+        for group in Scanner(log, running_text=False).groups():
+            for start, end in group.lists:
+                has_list = True
+                boxes += read_boxes(log, start, end, geometry)
+            if len(boxes) > 1:
                 break
+        if not has_list:
+            log = ErrorLog(text)  # its numbers, if any, were extra text to the scanner
+            boxes = self._read_bare(log, geometry)
         if len(boxes) > 1:
             log.add("wrong_count", 0, len(text), is_repaired=True)
         return ParseResult(tuple(boxes[:1]), tuple(log.errors))
+
+    @staticmethod
+    def _read_bare(log: ErrorLog, geometry: ImageGeometry) -> list[Box]:
+        """Four numbers without an opening bracket."""
+        text = log.text
+        place = next((m for m in _NUMBERS.finditer(text) if len(m.group().replace(",", " ").split()) >= 4), None)
+        if place is None:
+            log.add("no_coordinates", 0, len(text), is_repaired=False)
+            return []
+        log.add("missing_open_bracket", *place.span(), is_repaired=True)
+        if text[: place.start()].strip() or text[place.end() :].strip(" \n]"):
+            log.add("extra_text", 0, len(text), is_repaired=True)
+        return list(read_boxes(log, *place.span(), geometry))
 
     def items(self, sample: RegionSample) -> tuple[Box, ...]:
         """The box, inside the image.
