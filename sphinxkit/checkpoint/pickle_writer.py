@@ -78,6 +78,8 @@ class _Pickler(pickle.Pickler):
 class TorchFileWriter:
     """Writes ``{"model": {name: tensor}}``, or the bare dictionary, one tensor at a time in the announced order.
 
+    A context manager: the file is complete when the block is left.
+
     Args:
         path: File to write; use it inside :func:`sphinxkit.atomic.atomic_directory`.
         specs: Every tensor, in the order in which ``write`` will be called.
@@ -92,14 +94,27 @@ class TorchFileWriter:
                 raise CheckpointError(f"{path}: {spec.name!r} is {spec.dtype}, which cannot be written to .pth")
         self._path = path
         self._specs = list(specs)
+        self._wrapper = wrapper
         self._written = 0
-        stubs: Any = {spec.name: _Stub(_Storage(str(index), spec)) for index, spec in enumerate(specs)}
+
+    def __enter__(self) -> TorchFileWriter:
+        stubs: Any = {spec.name: _Stub(_Storage(str(index), spec)) for index, spec in enumerate(self._specs)}
         pickled = io.BytesIO()
-        _Pickler(pickled, protocol=2).dump({wrapper: stubs} if wrapper else stubs)
-        self._file = path.open("wb")
-        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
-        self._record("data.pkl", memoryview(pickled.getvalue()))
-        self._record("byteorder", memoryview(b"little"))
+        _Pickler(pickled, protocol=2).dump({self._wrapper: stubs} if self._wrapper else stubs)
+        self._file = self._path.open("wb")
+        try:
+            self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
+            self._record("data.pkl", memoryview(pickled.getvalue()))
+            self._record("byteorder", memoryview(b"little"))
+        except BaseException:
+            self._give_up()
+            raise
+        return self
+
+    def _give_up(self) -> None:
+        with suppress(Exception):  # what went wrong first is what counts
+            self._zip.close()
+        self._file.close()
 
     def _record(self, name: str, data: memoryview) -> None:
         info = zipfile.ZipInfo(f"{_ROOT}/{name}")
@@ -127,21 +142,19 @@ class TorchFileWriter:
         self._record(f"data/{self._written}", tensor_bytes(tensor))
         self._written += 1
 
-    def __enter__(self) -> TorchFileWriter:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         is_complete = self._written == len(self._specs)
-        try:
-            if kind is None and is_complete:
-                self._record("version", memoryview(b"3\n"))
-                self._zip.close()
-            else:
-                with suppress(Exception):  # what went wrong first is what counts
-                    self._zip.close()
-        finally:
-            self._file.close()
+        if kind is not None or not is_complete:
+            self._give_up()
         if kind is None and not is_complete:
             raise CheckpointError(f"{self._path}: {self._written} of {len(self._specs)} announced tensors were written")
+        if kind is None:
+            try:
+                self._record("version", memoryview(b"3\n"))
+                self._zip.close()
+            except BaseException:
+                self._give_up()
+                raise
+            self._file.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from sphinxkit.checkpoint.pickle_writer import TorchFileWriter
 from sphinxkit.checkpoint.safetensors import TensorSpec, WrittenFile, write_safetensors
 from sphinxkit.checkpoint.sharding import rotary_to_halves, shard_shape, take_shard
 from sphinxkit.errors import CheckpointError
-from sphinxkit.tensor_source import TensorSource
+from sphinxkit.tensor_source import ChunkedSource, TensorSource
 
 _MAX_SEQ_LEN = 4096  # default of the llama builders
 
@@ -81,6 +81,18 @@ class TensorInput:
         if self._progress is not None:
             self._progress(key, tensor.numel() * tensor.element_size())
         return tensor
+
+    def chunks(self, key: str) -> Iterator[Tensor]:
+        """One tensor as flat pieces in row-major order, cast: the source's own pieces if it has such, else one."""
+        if not isinstance(self._source, ChunkedSource):
+            yield self.read(key).reshape(-1)
+            return
+        dtype, size = self.dtype(key), 0
+        for piece in self._source.chunks(key):
+            yield piece.to(dtype)
+            size += piece.numel() * dtype.itemsize
+        if self._progress is not None:
+            self._progress(key, size)
 
 
 def specs_of(source: TensorInput) -> list[TensorSpec]:
@@ -175,7 +187,15 @@ def _write_safetensors_shards(
             tensor = source.read(piece.key)
             return piece.convert(tensor) if piece.convert else tensor
 
-        written[name] = write_safetensors(folder / name, [p.spec for p in group], read, checksum=checksum)
+        def chunks(tensor_name: str, by_name: dict[str, _Piece] = by_name) -> Iterator[Tensor]:
+            piece = by_name[tensor_name]
+            if piece.convert:
+                yield piece.convert(source.read(piece.key))
+            else:
+                yield from source.chunks(piece.key)
+
+        specs = [p.spec for p in group]
+        written[name] = write_safetensors(folder / name, specs, read, checksum=checksum, chunks=chunks)
         weight_map |= dict.fromkeys(by_name, name)
     return weight_map, written
 
@@ -192,7 +212,7 @@ def write_native(
     weight_map, written = _write_safetensors_shards(folder, source, pieces, options, options.checksum)
     if unused is not None:
         written[UNUSED_NAME] = write_safetensors(
-            folder / UNUSED_NAME, specs_of(unused), unused.read, checksum=options.checksum
+            folder / UNUSED_NAME, specs_of(unused), unused.read, checksum=options.checksum, chunks=unused.chunks
         )
     metadata = {
         "format": FORMAT_NAME,

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sphinxkit import checkpoint
+from sphinxkit.atomic import TEMP_SUFFIX
+from sphinxkit.checkpoint import MappingSource
+from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_source import TensorSource
+
+Model = tuple[MappingSource, dict[str, Any]]
+DEAD_PID = 2**22 + 1  # beyond the largest pid that Linux gives
+
+
+@pytest.mark.parametrize("format", checkpoint.FORMATS)
+def test_formats_are_told_apart(tmp_path: Path, text_model: Model, format: checkpoint.Format) -> None:
+    source, recipe = text_model
+    folder = checkpoint.save(tmp_path / "model", source, format=format, recipe=recipe)
+    assert checkpoint.detect(folder) == [format]
+    with checkpoint.open(str(folder)) as opened:
+        assert opened.format == format
+        assert isinstance(opened, TensorSource)
+    with checkpoint.open(folder, format=format) as opened:
+        assert opened.format == format
+
+
+def test_several_formats_in_one_folder(tmp_path: Path, text_model: Model) -> None:
+    source, recipe = text_model
+    folder = checkpoint.save(tmp_path / "model", source, format="meta", recipe=recipe)
+    other = checkpoint.save(tmp_path / "other", source, format="hf", recipe=recipe)
+    for path in other.iterdir():
+        shutil.copy(path, folder)
+    with pytest.raises(CheckpointError, match=r"several formats; pass format= one of \['meta', 'hf'\]"):
+        checkpoint.open(folder)
+    for format in ("meta", "hf"):
+        with checkpoint.open(folder, format=format) as opened:
+            assert opened.format == format
+
+
+def test_nothing_to_open(tmp_path: Path, text_model: Model) -> None:
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        checkpoint.open(tmp_path / "none")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in it. Expected .*found notes.txt"):
+        checkpoint.open(tmp_path)
+    with pytest.raises(CheckpointError, match=r"notes.txt: is a file; give the folder"):
+        checkpoint.open(tmp_path / "notes.txt")
+    with pytest.raises(CheckpointError, match="is not in sphinxkit's own format"):
+        checkpoint.open(tmp_path, format="sphinxkit")
+    with pytest.raises(CheckpointError, match="unknown checkpoint format 'gguf'; known: sphinxkit, sphinx, meta, hf"):
+        checkpoint.open(tmp_path, format="gguf")  # type: ignore[arg-type]
+
+
+def test_a_folder_that_a_killed_writer_moved_aside_is_found(tmp_path: Path, text_model: Model) -> None:
+    source, _ = text_model
+    folder = checkpoint.save(tmp_path / "model", source)
+    folder.rename(tmp_path / f".model.old.{DEAD_PID}{TEMP_SUFFIX}")
+    (tmp_path / f".model.{DEAD_PID}{TEMP_SUFFIX}").mkdir()
+    with checkpoint.open(folder) as opened:
+        assert len(opened) == len(list(source.keys()))
+    assert os.listdir(tmp_path) == ["model"]  # noqa: PTH208 - names only

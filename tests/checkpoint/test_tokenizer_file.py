@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sphinxkit.checkpoint.tokenizer_file import find_tokenizer, tokenizer_size
+from sphinxkit.errors import CheckpointError
+
+
+def test_size_is_compared_with_the_embedding(golden: Path, tmp_path: Path) -> None:
+    folder = golden / "llama_ens"
+    assert tokenizer_size(folder / "tokenizer.model") == 512
+    assert find_tokenizer(folder, 512) == folder / "tokenizer.model"
+    assert find_tokenizer(folder, None) == folder / "tokenizer.model"
+    assert find_tokenizer(folder, 520, allow_more_rows=True) == folder / "tokenizer.model"
+    assert find_tokenizer(tmp_path, 512) is None
+    for rows, more in ((511, True), (511, False), (513, False)):
+        with pytest.raises(
+            CheckpointError, match=rf"has 512 pieces but the embedding has {rows} rows.*put the right one"
+        ):
+            find_tokenizer(folder, rows, allow_more_rows=more)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, not a model", b"\x00" * 100])
+def test_not_a_tokenizer(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer.model: not a SentencePiece model"):
+        find_tokenizer(tmp_path, 512)
