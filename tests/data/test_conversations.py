@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sphinxkit.data.conversations import (
+    OverLengthError,
+    encode_sample,
+    read_conversation,
+    read_sample,
+    write_conversation,
+)
+from sphinxkit.data.samples import Sample
+from sphinxkit.errors import DataError
+from sphinxkit.formatters.conversation import IGNORE_INDEX, sphinx_v1
+from sphinxkit.tokenizer import Tokenizer
+
+TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
+
+
+def test_llava_and_chat_records_are_the_same() -> None:
+    wanted = ({"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "A dog."})
+    assert read_conversation({"conversations": TURNS}, "x") == wanted
+    assert read_conversation({"messages": [dict(message) for message in wanted]}, "x") == wanted
+
+
+def test_a_system_message_may_come_first() -> None:
+    turns = [{"from": "system", "value": ""}, *TURNS]
+    roles = [message["role"] for message in read_conversation({"conversations": turns}, "x")]
+    assert roles == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        (None, r"a:1: 'conversations' must be a list that is not empty, got None"),
+        ([], r"a:1: 'conversations' must be a list that is not empty, got \[\]"),
+        (["x"], r"a:1: turn 0 must have 'from' and 'value', got 'x'"),
+        ([{"from": "robot", "value": "x"}], r"a:1: turn 0 must have 'from' and 'value'"),
+        ([TURNS[0], {"from": "gpt", "value": 3}], r"a:1: turn 1 must have 'from' and 'value'"),
+        ([TURNS[1]], r"a:1: turn 0 is the assistant's, expected the user's"),
+        ([TURNS[0], TURNS[0]], r"a:1: turn 1 is the user's, expected the assistant's"),
+        ([TURNS[0], {"from": "system", "value": "x"}], r"a:1: turn 1 is the system's"),
+        ([TURNS[0], {"from": "gpt", "value": " "}], r"a:1: turn 1 \(assistant\) is empty"),
+        ([{"from": "human", "value": "<image>\n"}, TURNS[1]], r"a:1: turn 0 \(user\) is empty"),
+        ([*TURNS, TURNS[0]], r"a:1: the last turn is not an answer"),
+    ],
+)
+def test_bad_conversations(turns: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_conversation({"conversations": turns}, "a:1")
+
+
+texts = st.text(min_size=1, max_size=10).filter(lambda text: text.replace("<image>", "").strip())
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3), st.sampled_from(["", "a.jpg"]))
+def test_written_conversations_are_read_back(pairs: list[tuple[str, str]], image: str) -> None:
+    messages = [
+        {"role": role, "content": text}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    record = write_conversation("7", messages, image=image, task="vqa")
+    sample = read_sample(record, "s:0", "a:1", Path("root"))
+    assert sample.task == "vqa"
+    assert sample.image == (Path("root/a.jpg") if image else None)
+    if image and "<image>" not in messages[0]["content"]:
+        messages[0]["content"] = "<image>\n" + messages[0]["content"]
+    assert list(sample.messages) == messages
+
+
+def test_an_image_is_marked_once() -> None:
+    messages = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "x"}]
+    record = write_conversation("1", messages, image="a.jpg")
+    assert record == {
+        "id": "1",
+        "image": "a.jpg",
+        "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "x"}],
+    }
+
+
+def test_plain_text_and_bad_records() -> None:
+    sample = read_sample({"text": "Once."}, "s:0", "a:1", Path(), task="web")
+    assert (sample.text, sample.task, sample.messages, sample.type) == ("Once.", "web", (), "text")
+    with pytest.raises(DataError, match=r"a:1: 'text' must be a text that is not empty, got ' '"):
+        read_sample({"text": " "}, "s:0", "a:1", Path())
+    with pytest.raises(DataError, match=r"a:1: 'image' must be a path, got \['a'\]"):
+        read_sample({"text": "x", "image": ["a"]}, "s:0", "a:1", Path())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(golden: Path) -> Tokenizer:
+    return Tokenizer(golden / "llama_ens5" / "tokenizer.model")
+
+
+CONVERSATION = Sample("s:0", "", read_conversation({"conversations": TURNS}, "x"), "", None, "a:1")
+TEXT = Sample("s:1", "", (), "Once upon a time there was a dog.", None, "a:2")
+
+
+def test_text_is_learnt_whole(tokenizer: Tokenizer) -> None:
+    encoded = encode_sample(TEXT, sphinx_v1(), tokenizer)
+    assert encoded.token_ids == tokenizer.encode(TEXT.text, bos=True, eos=True)
+    assert encoded.labels == [IGNORE_INDEX, *encoded.token_ids[1:]]
+
+
+@pytest.mark.parametrize("sample", [CONVERSATION, TEXT])
+def test_policies_for_over_long_samples(tokenizer: Tokenizer, sample: Sample) -> None:
+    template = sphinx_v1()
+    whole = encode_sample(sample, template, tokenizer)
+    length = len(whole.token_ids)
+    assert encode_sample(sample, template, tokenizer, length) == whole
+    with pytest.raises(
+        DataError, match=rf"sample {sample.id}: {length} tokens, at most {length - 2} are allowed"
+    ) as info:
+        encode_sample(sample, template, tokenizer, length - 2)
+    assert not isinstance(info.value, OverLengthError)
+    with pytest.raises(OverLengthError, match=f"sample {sample.id}: {length} tokens"):
+        encode_sample(sample, template, tokenizer, length - 2, "skip")
+    cut = encode_sample(sample, template, tokenizer, length - 2, "truncate")
+    assert cut.is_truncated
+    assert cut.token_ids == whole.token_ids[:-2]
+    assert cut.labels == whole.labels[:-2]
+
+
+def test_nothing_left_to_learn_names_the_sample(tokenizer: Tokenizer) -> None:
+    with pytest.raises(DataError, match="sample s:0: conversation: there is nothing to learn"):
+        encode_sample(CONVERSATION, sphinx_v1(), tokenizer, 5, "truncate")
