@@ -75,7 +75,7 @@ class Layout(Task[LayoutSample, GroundedPhrase]):
             classes = CLASS_SETS[classes]
         self.classes = tuple(classes)
         self._by_plain_name = {_plain(name): name for name in self.classes}
-        if len(self._by_plain_name) != len(self.classes) or not all(self._by_plain_name):
+        if not self.classes or len(self._by_plain_name) != len(self.classes) or not all(self._by_plain_name):
             raise DataError(f"task {self.name!r}: classes must be named and different, got {list(self.classes)}")
 
     def prompt(self, wording: int = 0) -> str:
