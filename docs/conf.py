@@ -29,14 +29,22 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"show-inheritance": True}
 python_maximum_signature_line_length = 100
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # "Attributes" are fields: as properties they are documented a second time
 napoleon_custom_sections = [("Shape", "params_style"), "Source"]
 suppress_warnings = ["config.cache"]
 
 SECTION = re.compile(r"^(Shape|Source|Attributes|Args|Returns|Raises|Yields):(?: (.*))?$")
+
+
+def _escape(line: str, pattern: str) -> str:
+    """A line with what matches escaped, literals (between double backticks) left alone."""
+    parts = line.split("``")
+    parts[::2] = [re.sub(pattern, r"\\\1", part) for part in parts[::2]]
+    return "``".join(parts)
 
 
 def _house_sections(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -58,8 +66,8 @@ def _house_sections(app: Any, what: str, name: str, obj: Any, options: Any, line
         if section == "Source" and line.strip():
             line = "    " + line.strip()
         if section == "Shape":
-            line = re.sub(r"(?<!\\)([*_|])", r"\\\1", line) if "``" not in line else line
-        result.append(line)
+            line = _escape(line, r"(?<!\\)([*_|])")
+        result.append(_escape(line, r"(?<=\S )(\*)(?= )"))
     lines[:] = result
 
 
