@@ -154,13 +154,14 @@ class KVCache:
         if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.batch_size:
             raise ShapeError(f"KV cache: expected ascending rows between 0 and {self.batch_size - 1}, got {kept}")
         longest = int(self.lengths.max())
-        for tensors in (self.keys, self.values):
-            for layer, tensor in enumerate(tensors):
-                for target, source in enumerate(kept):
-                    if target != source:
-                        tensor[target, :, :longest] = tensor[source, :, :longest]
-                tensors[layer] = tensor[: len(kept)]
-        self.lengths = self.lengths[torch.tensor(kept, device=self.device)]
+        with torch.inference_mode(False):  # as when it was made
+            for tensors in (self.keys, self.values):
+                for layer, tensor in enumerate(tensors):
+                    for target, source in enumerate(kept):
+                        if target != source:
+                            tensor[target, :, :longest] = tensor[source, :, :longest]
+                    tensors[layer] = tensor[: len(kept)]
+            self.lengths = self.lengths[torch.tensor(kept, device=self.device)]
         self.batch_size = len(kept)
 
     def plan(self, width: int, counts: Sequence[int] | Tensor | None = None) -> CacheStep:
