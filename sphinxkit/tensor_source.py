@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -66,3 +66,12 @@ class ModuleSource(MappingSource):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module.state_dict())
+
+
+@runtime_checkable
+class ChunkedSource(TensorSource, Protocol):
+    """A source that can give a tensor piece by piece, so that a writer never holds it whole."""
+
+    def chunks(self, key: str) -> Iterator[Tensor]:
+        """One tensor as flat pieces in row-major order, each like ``read`` otherwise."""
+        ...

@@ -173,7 +173,7 @@ def start_writeback(file: BinaryIO, offset: int, num_bytes: int) -> None:
     Source: Linux, mm/fadvise.c.
     """
     if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # only advice: some file systems take none
+        with contextlib.suppress(OSError, AttributeError):  # only advice: some files take none
             os.posix_fadvise(file.fileno(), offset, num_bytes, os.POSIX_FADV_DONTNEED)
 
 

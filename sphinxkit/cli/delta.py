@@ -6,7 +6,7 @@ import json
 import math
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,8 @@ from sphinxkit.cli.options import Checkpoint, Json, parse_dtype
 from sphinxkit.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
+
     from sphinxkit import checkpoint
     from sphinxkit.interpolation import MixedSource
 
@@ -53,7 +55,7 @@ def extract(
 
     with ExitStack() as stack:
         first, second = open_all([base, tuned], stack)
-        wanted = parse_dtype(dtype) if dtype else "first"
+        wanted: torch.dtype | Literal["first"] = parse_dtype(dtype) if dtype else "first"
         delta = extract_delta(joined(first), joined(second), dtype=wanted, allow_nonfinite=allow_nonfinite)
         shards = num_shards or second.metadata.get("num_shards") or 1
         _write(output, delta, first, second, second, "sphinx", shards, overwrite, "extracting", delta_files=True)
@@ -107,7 +109,7 @@ def apply(
     with ExitStack() as stack:
         (first,) = open_all([base], stack)
         second = stack.enter_context(checkpoints.open(checkpoints.resolve(delta), delta=True))
-        wanted = parse_dtype(dtype) if dtype else "first"
+        wanted: torch.dtype | Literal["first"] = parse_dtype(dtype) if dtype else "first"
         result = apply_delta(joined(first), joined(second), dtype=wanted, allow_nonfinite=allow_nonfinite)
         shards = None if to not in ("sphinx", "meta") else num_shards or second.metadata.get("num_shards") or 1
         described = second if second.has_recipe else first

@@ -178,7 +178,7 @@ class OpenedMix:
         sources = [*self.models, *([self.base] if self.base else [])]
         inputs = []
         for index, model in enumerate(sources):
-            content = hashes[index] if hashes else None
+            content = hashes[index] if hashes and hashes[index].tensors else None
             inputs.append(
                 {
                     "path": str(model.path),
@@ -186,8 +186,7 @@ class OpenedMix:
                     "weight": None if model is self.base else weights[index],
                     "format": model.format,
                     "files": [file_facts(model, path) for path in model.files],
-                    "tensors_read": content.tensors if content else None,
-                    "content_sha256": content.sha256 if content else None,
+                    "content": {"tensors": content.tensors, "sha256": content.sha256} if content else None,
                 }
             )
         kinds = [plan.kind for plan in mixed.plans.values()]
@@ -240,11 +239,15 @@ def mixed_source(
     *,
     hash_inputs: bool = False,
 ) -> MixedSource:
-    """The mix of opened models that a plan describes, the unused group included."""
+    """The mix of opened models that a plan describes, the unused group included.
+
+    With ``hash_inputs``, models whose own index records their files' SHA-256 are not hashed again.
+    """
     import torch
 
     from sphinxkit import interpolation
 
+    opened = [*models, *([base] if base else [])]
     return interpolation.MixedSource(
         [joined(model) for model in models],
         method,
@@ -255,8 +258,12 @@ def mixed_source(
         make_method=lambda name, options: interpolation.create(name, **options),
         allow_nonfinite=plan.allow_nonfinite,
         extrapolate=plan.extrapolate,
-        hash_inputs=hash_inputs,
+        hash_inputs=[i for i, model in enumerate(opened) if not _has_sums(model)] if hash_inputs else False,
     )
+
+
+def _has_sums(model: Checkpoint) -> bool:
+    return all("sha256" in file_facts(model, path) for path in model.files)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,9 +31,11 @@ class Hasher:
 
     Args:
         num_sources: How many models there are.
+        wanted: True, or the indices of the models to hash.
     """
 
-    def __init__(self, num_sources: int) -> None:
+    def __init__(self, num_sources: int, wanted: bool | Collection[int] = True) -> None:
+        self._wanted = set(range(num_sources) if isinstance(wanted, bool) else wanted)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sphinxkit-hash")
         self._lines: list[dict[str, str]] = [{} for _ in range(num_sources)]
         self._done: deque[Future[None]] = deque()
@@ -46,7 +48,7 @@ class Hasher:
             parts: Model index -> tensor, not to be changed until :meth:`results`.
         """
         for index, part in parts.items():
-            if key not in self._lines[index]:
+            if index in self._wanted and key not in self._lines[index]:
                 self._lines[index][key] = ""
                 self._done.append(self._pool.submit(self._hash, index, key, part))
         while len(self._done) > 2 * len(self._lines):  # so that only a tensor or two are held for hashing

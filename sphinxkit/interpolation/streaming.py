@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
@@ -47,7 +47,8 @@ class MixedSource:
         make_method: Builds a method that a rule names, from its name and options.
         allow_nonfinite: Let NaN and Inf through.
         extrapolate: Allow weights outside [0, 1].
-        hash_inputs: Hash every tensor that is read, for :meth:`input_hashes`.
+        hash_inputs: Hash every tensor that is read, for :meth:`input_hashes`: of all models, or of those with these
+            indices (the base comes last).
         missing: "error", or "keep": a tensor that not every model holds is kept from the first that does.
         num_threads: That mix chunks at the same time; default the number of processors, at most four.
     Raises:
@@ -69,7 +70,7 @@ class MixedSource:
         make_method: MethodFactory | None = None,
         allow_nonfinite: bool = False,
         extrapolate: bool = False,
-        hash_inputs: bool = False,
+        hash_inputs: bool | Collection[int] = False,
         num_threads: int | None = None,
         missing: Literal["error", "keep"] = "error",
     ) -> None:
@@ -98,7 +99,7 @@ class MixedSource:
             missing,
         ).plan()
         self._allow_nonfinite = allow_nonfinite
-        self._hasher = Hasher(len(self._sources)) if hash_inputs else None
+        self._hasher = Hasher(len(self._sources), hash_inputs) if hash_inputs else None
         self._num_threads = num_threads or min(4, os.cpu_count() or 1)
         self._pool: ThreadPoolExecutor | None = None
         self._finite: set[str] = set()
