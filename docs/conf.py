@@ -68,6 +68,8 @@ def _house_sections(app: Any, what: str, name: str, obj: Any, options: Any, line
         if section == "Shape":
             line = _escape(line, r"(?<!\\)([*_|])")
         result.append(_escape(line, r"(?<=\S )(\*)(?= )"))
+    if what in ("property", "attribute", "data") and result:
+        result.insert(0, "")  # or napoleon takes what stands before a colon for the type
     lines[:] = result
 
 
