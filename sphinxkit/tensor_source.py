@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from sphinxkit.errors import CheckpointError
+
 
 @runtime_checkable
 class TensorSource(Protocol):
@@ -53,8 +55,17 @@ class MappingSource:
         return self._tensors[key].dtype
 
     def read(self, key: str) -> Tensor:
-        """One tensor on the CPU; shares memory with the mapping's tensor when that is on the CPU."""
-        return self._tensors[key].detach().cpu()
+        """One tensor on the CPU; shares memory with the mapping's tensor when that is on the CPU.
+
+        Raises:
+            CheckpointError: The tensor is on the meta device, which holds no values.
+        """
+        tensor = self._tensors[key]
+        if tensor.is_meta:
+            raise CheckpointError(
+                f"{key!r} is on the meta device: the model has no weights yet, load or make them first"
+            )
+        return tensor.detach().cpu()
 
 
 class ModuleSource(MappingSource):

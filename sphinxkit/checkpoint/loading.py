@@ -41,6 +41,8 @@ def _slots(module: nn.Module) -> list[_Slot]:
     """What a state dict of the module would hold, tied names together, in its order."""
     by_identity: dict[int, tuple[Tensor, list[str]]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):  # a module's extra state, which no checkpoint here holds
+            continue
         by_identity.setdefault(id(tensor), (tensor, []))[1].append(name)
     return [_Slot(tensor, tuple(names)) for tensor, names in by_identity.values()]
 

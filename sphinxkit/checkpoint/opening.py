@@ -67,6 +67,8 @@ def open_checkpoint(
         CheckpointError: No checkpoint there, several, or one that is damaged, unsafe, incomplete or not supported;
             the message names the file or key and the fix.
     """
+    if replicas not in ("equal", "first"):
+        raise CheckpointError(f"replicas={replicas!r}: expected 'equal' or 'first'")
     folder = Path(path)
     if not folder.exists():
         clean_leftovers(folder)  # a writer that was killed half-way may have left the old folder aside

@@ -241,3 +241,12 @@ def test_peak_memory_is_the_weights(tmp_path: Path, dtype: torch.dtype) -> None:
     peak, weights = map(int, result.stdout.split())
     assert weights == layers * 3 * 2 * width * width
     assert weights * 0.9 < peak < weights * ALLOWANCE, (peak, weights)
+
+
+@pytest.mark.gpu
+def test_straight_to_cuda(golden: Path) -> None:
+    model = sphinxkit.load(golden / "llama_ens5", device="cuda", dtype=torch.bfloat16)
+    with checkpoint.open(golden / "llama_ens5") as opened:
+        for name, tensor in model.state_dict().items():
+            assert tensor.is_cuda
+            assert torch.equal(tensor.cpu(), opened.read(name).bfloat16()), name

@@ -52,6 +52,8 @@ def test_nothing_to_open(tmp_path: Path, text_model: Model) -> None:
         checkpoint.open(tmp_path / "notes.txt")
     with pytest.raises(CheckpointError, match="is not in sphinxkit's own format"):
         checkpoint.open(tmp_path, format="sphinxkit")
+    with pytest.raises(CheckpointError, match="replicas='last': expected 'equal' or 'first'"):
+        checkpoint.open(tmp_path, replicas="last")  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="unknown checkpoint format 'gguf'; known: sphinxkit, sphinx, meta, hf"):
         checkpoint.open(tmp_path, format="gguf")  # type: ignore[arg-type]
 

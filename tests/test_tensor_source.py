@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_source import MappingSource, ModuleSource, TensorSource
+
+
+def test_mapping_is_a_source() -> None:
+    tensor = torch.arange(6.0).reshape(2, 3).requires_grad_()
+    source = MappingSource({"b": tensor, "a": torch.tensor(1)})
+    assert isinstance(source, TensorSource)
+    assert list(source.keys()) == ["b", "a"]
+    assert source.shape("b") == (2, 3)
+    assert source.dtype("a") == torch.int64
+    assert source.read("b").data_ptr() == tensor.data_ptr()
+    assert not source.read("b").requires_grad
+
+
+def test_module_gives_parameters_and_saved_buffers() -> None:
+    module = nn.BatchNorm1d(2)
+    module.register_buffer("scratch", torch.zeros(1), persistent=False)
+    assert list(ModuleSource(module).keys()) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+
+
+def test_a_model_without_weights_cannot_be_read() -> None:
+    source = ModuleSource(nn.Linear(2, 2, device="meta"))
+    assert source.shape("weight") == (2, 2)
+    with pytest.raises(CheckpointError, match="'weight' is on the meta device: the model has no weights yet"):
+        source.read("weight")
