@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from sphinxkit.data.converters import FORMATS, Problems, Source, convert, convert_records
+from sphinxkit.data.converters.base import LISTED
+from sphinxkit.data.mixture import Mixture, MixtureSource
+from sphinxkit.errors import DataError
+from sphinxkit.formatters import tasks
+
+
+@pytest.fixture
+def gqa(tmp_path: Path) -> Path:
+    records = {
+        str(index): {"question": f"q{index}", "imageId": index, "answer": "a" * (index != 1)} for index in range(4)
+    }
+    path = tmp_path / "gqa.json"
+    path.write_text(json.dumps(records, indent=0))
+    return path
+
+
+def test_every_format_has_tasks_that_exist() -> None:
+    assert {task for converters in FORMATS.values() for task in converters} - {"*"} <= set(tasks.names())
+
+
+def test_a_converted_file_is_a_source_of_a_mixture(gqa: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "gqa.jsonl"
+    report = convert(Source(gqa), "gqa", output=output, image_prefix="images/")
+    assert (report.num_written, report.num_malformed, report.task) == (3, 1, "vqa")
+    mixture = Mixture([MixtureSource(str(output), root=str(tmp_path))])
+    samples = [mixture.read(ref) for ref in mixture.order()]
+    assert {sample.image for sample in samples} == {tmp_path / "images" / f"{index}.jpg" for index in (0, 2, 3)}
+    assert {sample.task for sample in samples} == {"vqa"}
+
+
+def test_malformed_records_are_listed_in_a_file_of_their_own(gqa: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.jsonl"
+    report = convert(Source(gqa), "gqa", output=output)
+    listing = tmp_path / "o.jsonl.malformed.jsonl"
+    assert report.malformed_file == str(listing)
+    reason = "'answer' must be a text that is not empty, got ''"
+    wanted = {"file": str(gqa), "line": 7, "reason": reason}
+    assert [json.loads(line) for line in listing.read_text().splitlines()] == [wanted]
+    assert json.loads(json.dumps(report.as_dict()))["malformed"] == [wanted]
+    fixed = tmp_path / "fixed.json"
+    fixed.write_text(gqa.read_text().replace('"answer": ""', '"answer": "b"'))
+    assert convert(Source(fixed), "gqa", output=output).malformed_file is None
+    assert not listing.exists()
+
+
+def test_strict_is_fatal_and_leaves_nothing_behind(gqa: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DataError, match=r"gqa\.json:7: 'answer' must be a text"):
+        convert(Source(gqa), "gqa", output=tmp_path / "o.jsonl", strict=True)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_old_output_survives_a_failure(gqa: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.jsonl"
+    output.write_text("old")
+    gqa.write_text(gqa.read_text()[:-3])
+    with pytest.raises(DataError, match=r"gqa\.json:\d+: the file ends inside this record"):
+        convert(Source(gqa), "gqa", output=output)
+    assert output.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gqa.json", "o.jsonl"]
+
+
+def test_to_a_stream_with_a_limit_and_progress(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({str(i): {"question": "q", "imageId": i, "answer": "a"} for i in range(2500)}))
+    seen: list[int] = []
+    stream = io.StringIO()
+    report = convert(Source(path), "gqa", stream=stream, limit=2400, progress=seen.append)
+    assert (report.num_written, len(stream.getvalue().splitlines()), seen) == (2400, 2400, [1000, 2000])
+    assert report.output is None
+
+
+def test_only_the_first_malformed_records_are_kept_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({str(index): 1 for index in range(LISTED + 5)}))
+    report = convert(Source(path), "gqa", output=tmp_path / "o.jsonl")
+    assert (report.num_malformed, len(report.malformed)) == (LISTED + 5, LISTED)
+    assert len((tmp_path / "o.jsonl.malformed.jsonl").read_text().splitlines()) == LISTED + 5
+
+
+def test_a_sample_that_the_task_refuses_is_malformed(tmp_path: Path) -> None:
+    boxes = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5]}]
+    images = [{"id": 1, "file_name": "a.png", "width": 10, "height": 10}]
+    path = tmp_path / "l.json"
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "stamp"}]}))
+    problems = Problems()
+    assert list(convert_records(Source(path), "publaynet", None, problems)) == []
+    assert "1: task 'layout': class 'stamp' is unknown" in problems.listed[0].reason
+
+
+def test_names_of_formats_are_forgiving(gqa: Path) -> None:
+    assert convert(Source(gqa), "GQA", stream=io.StringIO()).format == "gqa"
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "message"),
+    [
+        ("coc", None, "unknown format 'coc'; did you mean 'coco'"),
+        ("coco", "poze", "format 'coco' has no task 'poze'; did you mean 'pose'.* It has: detection, pose, caption"),
+    ],
+)
+def test_unknown_names(gqa: Path, name: str, task: str | None, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        convert(Source(gqa), name, task, stream=io.StringIO())
+
+
+def test_nowhere_to_read_or_write(gqa: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="neither an output file nor a stream"):
+        convert(Source(gqa), "gqa")
+    with pytest.raises(DataError, match="none: there is no such file or folder"):
+        convert(Source(tmp_path / "none"), "gqa", stream=io.StringIO())
+
+
+NUM_ANNOTATIONS = 200_000  # benchmarks/bench_data.py takes a million
+NUM_IMAGES = 20_000
+MEMORY_BOUND = 80_000  # KiB of anonymous memory beyond the start: SQLite's cache, one chunk and room; not O(records)
+WATCH = """
+import sys
+from pathlib import Path
+from sphinxkit.data.converters import Source, convert
+
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+peak = start = anonymous()
+
+def progress(count):
+    global peak
+    peak = max(peak, anonymous())
+
+report = convert(Source(Path(sys.argv[1])), "coco", "detection", Path(sys.argv[2]), progress=progress)
+print(report.num_written, report.num_malformed, max(peak, anonymous()) - start)
+"""
+
+
+@pytest.mark.slow
+def test_annotations_stream_in_bounded_memory(tmp_path: Path) -> None:
+    import random
+    import subprocess
+    import sys
+
+    draw = random.Random(0)
+    path = tmp_path / "big.json"
+    with path.open("w") as file:
+        file.write('{"annotations": [')
+        for index in range(NUM_ANNOTATIONS):
+            box = [draw.randrange(500), draw.randrange(400), draw.randrange(1, 100), draw.randrange(1, 80)]
+            record = {
+                "id": index,
+                "image_id": draw.randrange(NUM_IMAGES),
+                "category_id": draw.randrange(80),
+                "bbox": box,
+            }
+            file.write(("," if index else "") + json.dumps(record) + "\n")
+        images = [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(NUM_IMAGES)]
+        file.write('], "images": ' + json.dumps(images))
+        file.write(', "categories": ' + json.dumps([{"id": i, "name": f"c{i}"} for i in range(80)]) + "}")
+    command = [sys.executable, "-c", WATCH, str(path), str(tmp_path / "o.jsonl")]
+    written, malformed, memory = map(
+        int, subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+    )
+    assert malformed == 0
+    assert 0.9 * NUM_ANNOTATIONS < written < NUM_ANNOTATIONS  # a few images have two of a category
+    assert memory < MEMORY_BOUND

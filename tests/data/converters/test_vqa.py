@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sphinxkit.data.converters import Problems, Source, convert_records
+from sphinxkit.errors import DataError
+
+SHORT = "\nAnswer the question using a single word or phrase."
+
+
+def run(
+    name: str, path: Path, *, task: str | None = None, **source: Any
+) -> tuple[list[tuple[str, str, str, str]], Problems]:
+    problems = Problems()
+    records = []
+    for record in convert_records(Source(path, **source), name, task, problems):
+        question, answer = (turn["value"] for turn in record["conversations"])
+        records.append((record["id"], record["image"], question.removeprefix("<image>\n"), answer))
+    return records, problems
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content, indent=1))
+    return path
+
+
+QUESTIONS = {
+    "info": {"version": "2.0"},
+    "task_type": "Open-Ended",
+    "data_type": "mscoco",
+    "license": {"url": "x"},
+    "data_subtype": "train2014",
+    "questions": [
+        {"image_id": 458752, "question": "What is this photo taken looking through?", "question_id": 458752000},
+        {"image_id": 9, "question": "Is it?", "question_id": 9001},
+        {"image_id": 9, "question": "Nobody answered?", "question_id": 9002},
+    ],
+}
+
+
+def answers(*texts: str) -> list[dict[str, Any]]:
+    return [{"answer": text, "answer_confidence": "yes", "answer_id": index} for index, text in enumerate(texts, 1)]
+
+
+ANNOTATIONS = {
+    "info": {},
+    "annotations": [
+        {
+            "question_type": "what",
+            "multiple_choice_answer": "net",
+            "answers": answers("net", "netting"),
+            "image_id": 458752,
+            "answer_type": "other",
+            "question_id": 458752000,
+        },
+        {"answers": answers("no", "yes", "yes"), "image_id": 9, "question_id": 9001},
+    ],
+}
+VQA_WANTED = [
+    ("458752000", "COCO_train2014_000000458752.jpg", "What is this photo taken looking through?" + SHORT, "net"),
+    ("9001", "COCO_train2014_000000000009.jpg", "Is it?" + SHORT, "yes"),
+]
+
+
+def test_vqav2_from_two_files_or_their_folder(tmp_path: Path) -> None:
+    questions = write(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", QUESTIONS)
+    annotations = write(tmp_path / "v2_mscoco_train2014_annotations.json", ANNOTATIONS)
+    for path, companion in ((questions, annotations), (tmp_path, None)):
+        records, problems = run("vqav2", path, companion=companion)
+        assert problems.count == 0
+        assert records == VQA_WANTED
+
+
+def test_vqav2_faults(tmp_path: Path) -> None:
+    questions = write(
+        tmp_path / "a_questions.json", {**QUESTIONS, "questions": [*QUESTIONS["questions"], {"image_id": 1}]}
+    )
+    bad = [{"question_id": 1, "answers": answers("x")}, {"question_id": 9001, "answers": []}, {"question_id": 9002}]
+    annotations = write(tmp_path / "a_annotations.json", {"annotations": bad})
+    records, problems = run("vqav2", tmp_path)
+    assert records == []
+    assert [(Path(problem.file), problem.reason) for problem in problems.listed] == [
+        (questions, "questions: 'question' must be a text that is not empty, got None"),
+        (annotations, "annotations: question_id 1 is not among the questions"),
+        (annotations, "annotations: 'answers' is empty"),
+        (annotations, "annotations: 'answers' must be a list, got None"),
+    ]
+    with pytest.raises(DataError, match=r"VQAv2's annotations file .* is needed as well: give it as the companion"):
+        run("vqav2", questions)
+    write(tmp_path / "b_questions.json", QUESTIONS)
+    with pytest.raises(DataError, match=r"expected one \*questions\.json, found 2"):
+        run("vqav2", tmp_path)
+
+
+def test_gqa(tmp_path: Path) -> None:
+    content = {
+        "02930152": {
+            "semantic": [],
+            "entailed": [],
+            "question": "Is the sky dark?",
+            "imageId": "2354786",
+            "isBalanced": True,
+            "answer": "yes",
+            "fullAnswer": "Yes, the sky is dark.",
+        },
+        "07333408": {"question": "What is on the wall?", "imageId": "2375429", "answer": ""},
+    }
+    records, problems = run("gqa", write(tmp_path / "val_balanced_questions.json", content))
+    assert records == [("02930152", "2354786.jpg", "Is the sky dark?" + SHORT, "yes")]
+    assert [(problem.line, problem.reason) for problem in problems.listed] == [
+        (11, "'answer' must be a text that is not empty, got ''")
+    ]
+
+
+def test_ocrvqa(tmp_path: Path) -> None:
+    content = {
+        "1421598896": {
+            "imageURL": "http://e.com/I/51.gif",
+            "questions": ["Who wrote this?", "Year?"],
+            "answers": ["Sandra", 2016],
+            "title": "Mom",
+            "authorName": "Sandra",
+            "genre": "Calendars",
+            "split": 1,
+        },
+        "B00": {"imageURL": "http://e.com/I/52", "questions": ["Genre?", "x"], "answers": ["Law", " "], "split": 3},
+        "B01": {"imageURL": "http://e.com/I/53.jpg", "questions": ["Genre?"], "answers": [], "split": 1},
+    }
+    path = write(tmp_path / "dataset.json", content)
+    records, problems = run("ocrvqa", path)
+    assert records == [
+        ("1421598896:0", "1421598896.gif", "Who wrote this?" + SHORT, "Sandra"),
+        ("1421598896:1", "1421598896.gif", "Year?" + SHORT, "2016"),
+        ("B00:0", "B00.jpg", "Genre?" + SHORT, "Law"),
+    ]
+    assert [problem.reason for problem in problems.listed] == [
+        "question 1: 'answer' must be a text that is not empty, got ' '",
+        "1 questions but 0 answers",
+    ]
+    assert [record[0] for record in run("ocrvqa", path, split="test")[0]] == ["B00:0"]
+
+
+def test_textcaps(tmp_path: Path) -> None:
+    content = {
+        "dataset_type": "train",
+        "dataset_name": "textcaps",
+        "data": [
+            {
+                "image_id": "0054c91397f2fe05",
+                "caption_str": "a red can",
+                "caption_id": 1,
+                "image_name": "0054c91397f2fe05",
+                "image_width": 1024,
+                "reference_strs": ["a red can", "a can"],
+            },
+            {"image_id": "11", "reference_strs": ["one", "two"]},
+            {"image_id": "12", "caption_str": ""},
+        ],
+    }
+    records, problems = run("textcaps", write(tmp_path / "TextCaps_0.1_train.json", content))
+    assert [(name, image, answer) for name, image, _, answer in records] == [
+        ("1", "0054c91397f2fe05.jpg", "a red can"),
+        ("11:0", "11.jpg", "one"),
+        ("11:1", "11.jpg", "two"),
+    ]
+    assert problems.count == 1
+
+
+def test_llava_in_both_forms(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "A bus."}]
+    content = [
+        {"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations": turns},
+        {"id": "text", "conversations": turns},
+        {"id": "bad", "conversations": turns[:1]},
+        3,
+    ]
+    for path in (write(tmp_path / "a.json", content), tmp_path / "a.jsonl"):
+        if path.suffix == ".jsonl":
+            path.write_text("\n".join(map(json.dumps, content)))
+        problems = Problems()
+        records = list(convert_records(Source(path), "llava", "detailed_caption", problems))
+        assert records == [
+            {
+                "id": "000000033471",
+                "image": "coco/train2017/000000033471.jpg",
+                "task": "detailed_caption",
+                "conversations": turns,
+            },
+            {"id": "text", "task": "detailed_caption", "conversations": turns},
+        ]
+        assert [problem.reason for problem in problems.listed] == [
+            "the last turn is not an answer",
+            "expected an object, got int",
+        ]
