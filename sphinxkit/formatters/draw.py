@@ -1,0 +1,140 @@
+"""Drawing what an answer says onto its image: boxes, phrases and key points.
+
+Coordinates are original pixels, as the parsers give them. Sizes follow the image's, so that a thumbnail and a scan look
+alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from sphinxkit.errors import DataError
+from sphinxkit.formatters.tasks.base import GroundedPhrase, Keypoints
+from sphinxkit.geometry import Box, Point
+
+# Okabe and Ito's colours without black: told apart by colour-blind readers as well. Source: Okabe and Ito, "Color
+# Universal Design", 2008.
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+
+COCO_SKELETON = (
+    *(("left_ankle", "left_knee"), ("left_knee", "left_hip"), ("right_ankle", "right_knee")),
+    *(("right_knee", "right_hip"), ("left_hip", "right_hip"), ("left_shoulder", "left_hip")),
+    *(("right_shoulder", "right_hip"), ("left_shoulder", "right_shoulder"), ("left_shoulder", "left_elbow")),
+    *(("right_shoulder", "right_elbow"), ("left_elbow", "left_wrist"), ("right_elbow", "right_wrist")),
+    *(("left_eye", "right_eye"), ("nose", "left_eye"), ("nose", "right_eye"), ("left_eye", "left_ear")),
+    *(("right_eye", "right_ear"), ("left_ear", "left_shoulder"), ("right_ear", "right_shoulder")),
+)
+"""Which of COCO's key points are joined. Source: COCO 2017, person_keypoints_*.json, categories[0].skeleton."""
+
+LINE_FRACTION = 1 / 250  # of the image's mean side (our choice)
+TEXT_FRACTION = 1 / 28  # likewise (our choice)
+MAX_LABEL = 40  # characters of a label that are drawn (our choice)
+
+
+def _scaled(image: Image.Image, fraction: float, least: int) -> int:
+    return max(least, round((image.width + image.height) / 2 * fraction))
+
+
+def _label(draw: ImageDraw.ImageDraw, image: Image.Image, text: str, at: Point, colour: str) -> None:
+    if not text:
+        return
+    text = " ".join(text.split())
+    text = text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
+    font = ImageFont.load_default(size=_scaled(image, TEXT_FRACTION, 10))
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    width, height = right - left, bottom - top
+    x = min(max(at.x, 0), max(image.width - width, 0))
+    y = at.y - height if at.y >= height else at.y
+    draw.rectangle((x, y, x + width, y + height), fill=colour)
+    draw.text((x - left, y - top), text, fill="black", font=font)
+
+
+def draw_boxes(
+    image: Image.Image, boxes: Sequence[Box], labels: Sequence[str] | None = None, colours: Sequence[str] | None = None
+) -> Image.Image:
+    """A copy of the image with boxes on it.
+
+    Args:
+        image: Any mode; the copy is RGB.
+        boxes: In original pixels.
+        labels: One for each box, "" for none.
+        colours: One for each box, as PIL names them; else each box has the next of ``PALETTE``.
+    Raises:
+        DataError: Not as many labels or colours as boxes.
+    """
+    for what, given in (("labels", labels), ("colours", colours)):
+        if given is not None and len(given) != len(boxes):
+            raise DataError(f"draw: {len(given)} {what} for {len(boxes)} boxes")
+    canvas = image.convert("RGB").copy()
+    draw = ImageDraw.Draw(canvas)
+    width = _scaled(canvas, LINE_FRACTION, 1)
+    colours = [PALETTE[i % len(PALETTE)] for i in range(len(boxes))] if colours is None else colours
+    for box, colour in zip(boxes, colours, strict=True):
+        draw.rectangle((box.x1, box.y1, max(box.x1, box.x2 - 1), max(box.y1, box.y2 - 1)), outline=colour, width=width)
+    for box, colour, label in zip(boxes, colours, labels or [""] * len(boxes), strict=True):
+        _label(draw, canvas, label, Point(box.x1, box.y1), colour)
+    return canvas
+
+
+def draw_keypoints(image: Image.Image, keypoints: Keypoints, colour: str = PALETTE[0]) -> Image.Image:
+    """A copy of the image with a body's key points and the bones between them (``COCO_SKELETON``).
+
+    Args:
+        image: Any mode; the copy is RGB.
+        keypoints: In original pixels; bones with an absent end are left out.
+        colour: Of the bones.
+    """
+    canvas = image.convert("RGB").copy()
+    draw = ImageDraw.Draw(canvas)
+    width = _scaled(canvas, LINE_FRACTION, 1)
+    points = keypoints.points
+    for start, end in COCO_SKELETON:
+        if start in points and end in points:
+            draw.line((points[start].x, points[start].y, points[end].x, points[end].y), fill=colour, width=width)
+    for point in points.values():
+        _dot(draw, point, 1.5 * width)
+    return canvas
+
+
+def _dot(draw: ImageDraw.ImageDraw, point: Point, radius: float) -> None:
+    corners = (point.x - radius, point.y - radius, point.x + radius, point.y + radius)
+    draw.ellipse(corners, fill=PALETTE[5], outline="white")
+
+
+def draw_items(image: Image.Image, items: Iterable[Any]) -> Image.Image:
+    """A copy of the image with everything that a parser found in an answer.
+
+    Boxes are drawn in one colour for each phrase, labelled with it; points as dots; words in the bottom left corner.
+
+    Args:
+        image: Any mode; the copy is RGB.
+        items: ``ParseResult.items`` of any task.
+    Raises:
+        DataError: An item is of no known kind.
+    """
+    canvas = image.convert("RGB").copy()
+    boxes: list[tuple[Box, str]] = []
+    words: list[str] = []
+    for item in items:
+        match item:
+            case Box():
+                boxes.append((item, ""))
+            case GroundedPhrase():
+                boxes += [(box, item.phrase) for box in item.boxes]
+            case Keypoints():
+                canvas = draw_keypoints(canvas, item)
+            case Point():
+                _dot(ImageDraw.Draw(canvas), item, 1.5 * _scaled(canvas, LINE_FRACTION, 1))
+            case str():
+                words.append(item)
+            case _:
+                raise DataError(f"draw: cannot draw a {type(item).__name__}")
+    names = list(dict.fromkeys(label for _, label in boxes))
+    colours = [PALETTE[names.index(label) % len(PALETTE)] for _, label in boxes]
+    canvas = draw_boxes(canvas, [box for box, _ in boxes], [label for _, label in boxes], colours)
+    if words:
+        _label(ImageDraw.Draw(canvas), canvas, " / ".join(words), Point(0, canvas.height), PALETTE[3])
+    return canvas

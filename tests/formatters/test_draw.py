@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+from PIL import Image, ImageChops
+
+from sphinxkit.errors import DataError
+from sphinxkit.formatters import tasks
+from sphinxkit.formatters.draw import COCO_SKELETON, PALETTE, draw_boxes, draw_items, draw_keypoints
+from sphinxkit.formatters.tasks import COCO_KEYPOINTS, GroundedPhrase, Keypoints
+from sphinxkit.geometry import Box, ImageGeometry, Point
+
+RED = (255, 0, 0)
+
+
+def blank(width: int = 200, height: int = 100, mode: str = "RGB") -> Image.Image:
+    return Image.new(mode, (width, height), "white" if mode != "P" else 0)
+
+
+def changed(before: Image.Image, after: Image.Image) -> tuple[int, int, int, int] | None:
+    return ImageChops.difference(before.convert("RGB"), after).getbbox()
+
+
+def test_a_box_is_where_it_says() -> None:
+    image = blank()
+    drawn = draw_boxes(image, [Box(20.0, 30.0, 60.0, 80.0)], colours=["red"])
+    assert changed(image, drawn) == (20, 30, 60, 80)
+    assert drawn.getpixel((20, 30)) == drawn.getpixel((59, 79)) == RED
+    assert drawn.getpixel((40, 50)) == (255, 255, 255)
+    assert changed(image, image) is None  # the original is untouched
+
+
+def test_colours_follow_the_palette() -> None:
+    boxes = [Box(0.0, 0.0, 10.0, 10.0), Box(50.0, 50.0, 60.0, 60.0)]
+    drawn = draw_boxes(blank(), boxes)
+    assert [f"#{r:02X}{g:02X}{b:02X}" for r, g, b in (drawn.getpixel((0, 0)), drawn.getpixel((50, 50)))] == list(
+        PALETTE[:2]
+    )
+
+
+@pytest.mark.parametrize("at", [(0.0, 0.0), (150.0, 90.0), (199.0, 99.0)])
+def test_labels_stay_in_the_picture(at: tuple[float, float]) -> None:
+    image = blank()
+    box = Box(*at, 200.0, 100.0)
+    plain, labelled = draw_boxes(image, [box]), draw_boxes(image, [box], labels=["a label\nof many words " * 5])
+    assert changed(plain, labelled) is not None
+    assert labelled.size == image.size
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_any_mode(mode: str) -> None:
+    assert draw_boxes(blank(mode=mode), [Box(0.0, 0.0, 1.0, 1.0)], ["x"]).mode == "RGB"
+
+
+def test_the_skeleton_joins_coco_key_points() -> None:
+    assert len(COCO_SKELETON) == 19
+    assert {name for bone in COCO_SKELETON for name in bone} == set(COCO_KEYPOINTS)
+
+
+def test_key_points_and_bones() -> None:
+    image = blank()
+    points = {"left_hip": Point(20.0, 50.0), "left_knee": Point(100.0, 50.0), "nose": Point(180.0, 20.0)}
+    drawn = draw_keypoints(image, Keypoints(points), colour="red")
+    assert drawn.getpixel((60, 50)) == RED  # the thigh
+    assert drawn.getpixel((180, 20)) != (255, 255, 255)
+    assert drawn.getpixel((140, 35)) == (255, 255, 255)  # nothing joins knee and nose
+
+
+def test_items_of_every_kind() -> None:
+    image = blank()
+    geometry = ImageGeometry(200, 100)
+    detection = tasks.create("detection").parse("<p>dog</p>[0.1,0.3,0.3,0.7;0.5,0.3,0.7,0.7]", geometry)
+    drawn = draw_items(image, detection.items)
+    assert drawn.getpixel((20, 49)) == drawn.getpixel((100, 49))  # one colour for one phrase
+    items = [Box(1.0, 1.0, 9.0, 9.0), GroundedPhrase("cat", (Box(50.0, 50.0, 70.0, 70.0),)), "two words"]
+    items += [Point(120.0, 40.0), Keypoints({"nose": Point(150.0, 40.0)})]
+    drawn = draw_items(image, items)
+    for x, y in ((1, 1), (50, 69), (120, 40), (150, 40), (1, 99)):
+        assert drawn.getpixel((x, y)) != (255, 255, 255), (x, y)
+    assert changed(image, draw_items(image, [])) is None
+
+
+def test_errors() -> None:
+    with pytest.raises(DataError, match="draw: 1 labels for 2 boxes"):
+        draw_boxes(blank(), [Box(0, 0, 1, 1)] * 2, labels=["x"])
+    with pytest.raises(DataError, match="draw: 3 colours for 2 boxes"):
+        draw_boxes(blank(), [Box(0, 0, 1, 1)] * 2, colours=["red"] * 3)
+    with pytest.raises(DataError, match="draw: cannot draw a dict"):
+        draw_items(blank(), [{}])
