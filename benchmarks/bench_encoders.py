@@ -58,8 +58,9 @@ def _timm_convnext(encoder: Any) -> Callable[[Tensor], Tensor]:
     trunk, size = encoder.trunk, encoder.input_size
 
     def call(pixels: Tensor) -> Tensor:
-        resized = nn.functional.interpolate(pixels.half(), size=(size, size), mode="nearest").to(encoder.dtype)
-        feature_map = trunk.head.norm(trunk.forward_features(resized)).flatten(2).permute(0, 2, 1)
+        if pixels.shape[-1] != size:
+            pixels = nn.functional.interpolate(pixels.half(), size=(size, size), mode="nearest")
+        feature_map = trunk.head.norm(trunk.forward_features(pixels.to(encoder.dtype))).flatten(2).permute(0, 2, 1)
         return torch.cat([feature_map.mean(dim=1, keepdim=True), feature_map], dim=1)
 
     return call
