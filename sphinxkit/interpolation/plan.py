@@ -165,7 +165,8 @@ class Planner:
             if method.needs_base and self._base is None:
                 raise DataError(f"rule {rule.pattern!r}: {method.name} needs a base model")
             try:
-                weights = method.weights(rule.weights, len(self._sources), extrapolate=self._extrapolate)
+                given = self._weights if rule.weights is None else rule.weights
+                weights = method.weights(given, len(self._sources), extrapolate=self._extrapolate)
             except DataError as error:
                 raise DataError(f"rule {rule.pattern!r}: {error}") from error
             self._methods[id(rule)] = method, weights

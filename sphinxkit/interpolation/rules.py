@@ -31,7 +31,7 @@ class Rule:
             from ``model``), ``overlap`` (shape of ``model``; the block that all have in common is mixed, the rest is
             ``model``'s) or ``drop``.
         model: Index of the model that keep and overlap name; negative for the base model.
-        weights: One per model, or None for the default ones.
+        weights: One per model, or None for those of the whole mix.
         method: Another mixing method for these tensors, or None.
         options: That method's options.
     """
