@@ -122,7 +122,7 @@ def test_offsets_cover_any_text(text: str, tokenizer: Tokenizer) -> None:
 
 
 @given(ids=st.lists(st.integers(0, 511), max_size=60), chunk=st.integers(1, 4))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_streamed_text_is_a_prefix_of_the_whole(ids: list[int], chunk: int, tokenizer: Tokenizer) -> None:
     whole = tokenizer.decode(ids)
     decoder = tokenizer.stream()
@@ -146,7 +146,7 @@ def test_stream_never_shows_half_a_character(text: str, tokenizer: Tokenizer) ->
 
 
 @given(ids=st.lists(st.integers(0, 3 + 255), max_size=40))  # special tokens and bytes only
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_streamed_bytes_are_a_prefix_of_the_whole(ids: list[int], tokenizer: Tokenizer) -> None:
     whole = tokenizer.decode(ids)
     decoder = tokenizer.stream()
