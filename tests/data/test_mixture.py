@@ -218,3 +218,17 @@ def test_recipes_of_kind_mixture_are_validated_by_this_signature() -> None:
 
 
 PINNED = ["a:6", "a:4", "a:9", "a:18", "a:22", "a:21"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "recipes").glob("mixture_*.yaml")), ids=lambda p: p.stem
+)
+def test_the_shipped_mixtures_open(path: Path, tmp_path: Path) -> None:
+    import yaml
+
+    document = yaml.safe_load(path.read_text())
+    assert document.pop("kind") == "mixture"
+    for source in document["sources"]:
+        write_source(tmp_path / source["path"], 40, is_text=source.get("type") == "text")
+    mixture = Mixture(**{**document, "epoch_size": 50 if "epoch_size" in document else None, "folder": str(tmp_path)})
+    assert {ref.source for ref in mixture.order()} == set(range(len(document["sources"])))

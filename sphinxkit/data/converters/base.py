@@ -196,7 +196,10 @@ def box_of(values: Any, geometry: ImageGeometry) -> Box:
     x, y, width, height = values
     if width <= 0 or height <= 0:
         raise RecordError(f"the box has no area: {values!r}")
+    box = Box(float(x), float(y), float(x + width), float(y + height))
+    if box.x1 >= 0 and box.y1 >= 0 and box.x2 <= geometry.width and box.y2 <= geometry.height:
+        return box
     try:
-        return check_box("convert-data", Box(x, y, x + width, y + height), geometry)
+        return check_box("convert-data", box, geometry)
     except DataError as error:
         raise RecordError(f"the box {values!r} lies outside the image of {geometry.width}x{geometry.height}") from error

@@ -167,12 +167,13 @@ def convert(
             target = stack.enter_context(temporary.open("w", encoding="utf-8"))
         sink = _Listing(stack, listing)
         problems = Problems(strict, sink.write if listing is not None else None)
+        encode = json.JSONEncoder(ensure_ascii=False).encode
         written = 0
         for record in convert_records(source, name, task, problems, image_prefix):
             if limit is not None and written >= limit:
                 break
             if target is not None:
-                target.write(json.dumps(record, ensure_ascii=False) + "\n")
+                target.write(encode(record) + "\n")
             written += 1
             if progress is not None and written % 1000 == 0:
                 progress(written)
