@@ -282,7 +282,10 @@ def _first_call(function: Callable[..., object], inputs: tuple[Any, ...], device
 
 
 def measure(benchmark: str, case: Case, context: Context) -> CaseRecord:
-    """Measure one case: check the outputs, warm up, then rounds in which every candidate runs once, order rotating."""
+    """Measure one case: compare the outputs, warm up, then rounds in which every candidate runs once, order rotating.
+
+    A competitor that cannot run is left out with a note; one that computes something else fails the case, timed or not.
+    """
     record = CaseRecord(
         benchmark=benchmark,
         case=case.name,
@@ -294,9 +297,16 @@ def measure(benchmark: str, case: Case, context: Context) -> CaseRecord:
     )
     if case.skip or context.seconds_left <= 0:
         return record
-    device, names = context.device, list(case.candidates)
+    device, first, notes = context.device, {}, []
     with torch.no_grad():
-        first = {name: _first_call(case.candidates[name], case.inputs[0], device) for name in names}
+        for name, candidate in case.candidates.items():
+            try:
+                first[name] = _first_call(candidate, case.inputs[0], device)
+            except Exception as error:
+                if name == OURS:
+                    raise
+                notes.append(f"{name} cannot run: {type(error).__name__}: {str(error)[:300]}")
+        names = list(first)
         distances = {
             name: difference(first[name].output, first[names[0]].output) if case.tolerance is not None else None
             for name in names
@@ -306,8 +316,6 @@ def measure(benchmark: str, case: Case, context: Context) -> CaseRecord:
             for name, distance in distances.items()
             if distance is not None and case.tolerance is not None and distance > case.tolerance
         ]
-        if wrong:
-            return record.model_copy(update={"status": "failed", "reason": "; ".join(wrong)})
         peaks = {name: first[name].peak_bytes for name in names}
         timed_themselves = {name for name in names if first[name].seconds > 0}
         del first
@@ -337,7 +345,8 @@ def measure(benchmark: str, case: Case, context: Context) -> CaseRecord:
         for name in names
         if OURS in samples and name != OURS
     }
-    return record.model_copy(update={"status": "ok", "reason": "", "candidates": measured, "speedup": speedup})
+    status, reason = "failed" if wrong else "ok", "; ".join(wrong + notes)
+    return record.model_copy(update={"status": status, "reason": reason, "candidates": measured, "speedup": speedup})
 
 
 def _summarise(samples: list[Sample], calls: int, distance: float | None, peak: float | None) -> Measurement:
@@ -471,19 +480,20 @@ def _records(name: str, benchmark: ModuleType, context: Context, only: str) -> I
     if context.device.type not in devices:
         yield CaseRecord(benchmark=name, case="all", status="skipped", reason=f"runs on {', '.join(devices)} only")
         return
-    case = None
+    label = ""
     try:
         for case in benchmark.cases(context):
-            if only and not re.search(only, case.name):
-                continue
+            label = case.name
             try:
-                yield measure(name, case, context)
+                if not only or re.search(only, label):
+                    yield measure(name, case, context)
             except Exception as error:  # one broken case must not cost the others
-                yield _failure(name, case.name, error)
+                yield _failure(name, label, error)
+            del case  # its models must be gone before the next ones are made
             if context.device.type == "cuda":
                 torch.cuda.empty_cache()
     except Exception as error:
-        yield _failure(name, f"after {case.name}" if case else "set-up", error)
+        yield _failure(name, f"after {label}" if label else "set-up", error)
 
 
 def _failure(benchmark: str, case: str, error: Exception) -> CaseRecord:
@@ -509,7 +519,7 @@ def line(record: CaseRecord) -> str:
         if name in record.speedup:
             text += f" [x{record.speedup[name]:.2f}]"
         parts.append(text)
-    return f"{head}: " + ", ".join(parts)
+    return f"{head}: " + ", ".join(parts) + (f" ({record.reason})" if record.reason else "")
 
 
 def format_seconds(seconds: float) -> str:

@@ -79,7 +79,7 @@ def _section(path: Path, document: Document) -> str:
 
 
 def _benchmark(name: str, records: list[CaseRecord]) -> list[str]:
-    measured = [record for record in records if record.status == "ok"]
+    measured = [record for record in records if record.candidates]
     lines = [f"### {name}", ""]
     if measured:
         lines += [
@@ -89,7 +89,7 @@ def _benchmark(name: str, records: list[CaseRecord]) -> list[str]:
         for record in measured:
             lines += [_row(record, candidate, measure) for candidate, measure in record.candidates.items()]
         lines.append("")
-    others = [record for record in records if record.status != "ok"]
+    others = [record for record in records if record.reason]
     lines += [f"- {record.case}: {record.status}: {record.reason}" for record in others]
     return [*lines, ""] if others else lines
 

@@ -58,6 +58,18 @@ def test_measure_fails_a_candidate_that_computes_something_else(context: Context
     record = harness.measure("x", case, context)
     assert record.status == "failed"
     assert "other differs from sphinxkit by 1.00e+00" in record.reason
+    assert set(record.candidates) == {"sphinxkit", "other"}
+
+
+def test_measure_leaves_out_a_competitor_that_cannot_run(context: Context) -> None:
+    def broken() -> None:
+        raise RuntimeError("no kernel")
+
+    record = harness.measure("x", Case("y", {"sphinxkit": lambda: None, "other": broken}), context)
+    assert (record.status, list(record.candidates)) == ("ok", ["sphinxkit"])
+    assert record.reason == "other cannot run: RuntimeError: no kernel"
+    with pytest.raises(RuntimeError, match="no kernel"):
+        harness.measure("x", Case("y", {"sphinxkit": broken}), context)
 
 
 def test_measure_takes_a_candidates_own_time(context: Context) -> None:
