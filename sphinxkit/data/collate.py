@@ -1,0 +1,179 @@
+"""Samples as tensors: each one encoded, several of them packed into one row or padded to a rectangle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sphinxkit.data.conversations import OverLength, Template, TextTokenizer, encode_sample
+from sphinxkit.data.samples import Sample
+from sphinxkit.errors import DataError
+from sphinxkit.formatters.conversation import IGNORE_INDEX
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A sample as the model takes it.
+
+    Args:
+        id: Of the sample.
+        token_ids: Its text.
+        labels: Aligned to ``token_ids``; -100 where nothing is learnt.
+        pixels: (3, S, S) float32, or None.
+    """
+
+    id: str
+    token_ids: list[int]
+    labels: list[int]
+    pixels: Tensor | None = None
+
+    def length(self, num_image_tokens: int) -> int:
+        """Positions that it takes, image slots included."""
+        return len(self.token_ids) + (0 if self.pixels is None else num_image_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleMaker:
+    """Makes examples of samples; the transform of a ``MixtureLoader``. May be carried into worker processes.
+
+    Args:
+        template: How conversations are written down.
+        tokenizer: With character spans.
+        image_size: Side of the preprocessed image in pixels; 0: the model has no eyes, and images are faults.
+        max_tokens: The longest row, image slots included.
+        num_image_tokens: Slots that one image takes.
+        over_length: What happens to a longer sample; see ``conversations.encode_sample``.
+    """
+
+    template: Template
+    tokenizer: TextTokenizer
+    image_size: int
+    max_tokens: int
+    num_image_tokens: int
+    over_length: OverLength = "error"
+
+    def __call__(self, sample: Sample) -> Example:
+        """Encode a sample and preprocess its image.
+
+        Raises:
+            OverLengthError: Too long, under ``skip``.
+            DataError: An image that cannot be read or that the model cannot see, nothing to learn, or too long.
+        """
+        from sphinxkit.tilers import preprocess
+
+        has_image = sample.type == "image-text"
+        if has_image and not self.image_size:
+            raise DataError(f"sample {sample.id}: it has an image, but the model has no vision tower")
+        room = self.max_tokens - (self.num_image_tokens if has_image else 0)
+        if room < 2:
+            raise DataError(
+                f"sample {sample.id}: an image takes {self.num_image_tokens} of the {self.max_tokens} tokens of a row; "
+                "nothing is left for text"
+            )
+        encoded = encode_sample(sample, self.template, self.tokenizer, room, self.over_length)
+        pixels = preprocess(sample.open_image(), self.image_size)[0] if has_image else None
+        return Example(sample.id, list(encoded.token_ids), list(encoded.labels), pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What ``SphinxModel.loss`` takes, and whose samples it is.
+
+    Args:
+        token_ids: One row of packed samples, or one right-padded row for each.
+        labels: Aligned to ``token_ids``.
+        ids: Of the samples, in order.
+        pixels: Of the images, in the samples' order; None without any.
+        image_rows: Which sample each image belongs to.
+        seq_lens: Text lengths of the packed samples; None where rows are padded.
+        num_text_tokens: Without padding.
+    Shape:
+        token_ids, labels: (1, sum of lengths) or (B, S) int64
+        pixels: (number of images, 3, S_img, S_img) float32
+    """
+
+    token_ids: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+    pixels: Tensor | None = None
+    image_rows: tuple[int, ...] = ()
+    seq_lens: tuple[int, ...] | None = None
+    num_text_tokens: int = 0
+
+    @property
+    def num_images(self) -> int:
+        """How many images there are."""
+        return len(self.image_rows)
+
+    @property
+    def num_learnt(self) -> int:
+        """Labelled tokens that the loss counts: a sample's first token continues nothing and is not among them."""
+        learnt = self.labels != IGNORE_INDEX
+        learnt[:, 0] = False
+        if self.seq_lens is not None:
+            learnt[:, torch.tensor(self.seq_lens[:-1], dtype=torch.long).cumsum(0)] = False
+        return int(learnt.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            pixels=pixels,
+        )
+
+
+def _images(examples: Sequence[Example]) -> tuple[Tensor | None, tuple[int, ...]]:
+    found = {row: example.pixels for row, example in enumerate(examples) if example.pixels is not None}
+    return (torch.stack(list(found.values())) if found else None), tuple(found)
+
+
+def collate_packed(examples: Sequence[Example]) -> Batch:
+    """Several samples in one row, without padding; they do not see each other.
+
+    Args:
+        examples: One or more.
+    Raises:
+        DataError: There are none.
+    """
+    if not examples:
+        raise DataError("collate: there are no samples")
+    pixels, image_rows = _images(examples)
+    lengths = tuple(len(example.token_ids) for example in examples)
+    return Batch(
+        token_ids=torch.tensor([[token for example in examples for token in example.token_ids]]),
+        labels=torch.tensor([[label for example in examples for label in example.labels]]),
+        ids=tuple(example.id for example in examples),
+        pixels=pixels,
+        image_rows=image_rows,
+        seq_lens=lengths,
+        num_text_tokens=sum(lengths),
+    )
+
+
+def collate_padded(examples: Sequence[Example], pad_id: int = 0) -> Batch:
+    """One row for each sample, padded on the right to the longest.
+
+    Args:
+        examples: One or more.
+        pad_id: Stands in the padding; it is never learnt and nothing sees it.
+    Raises:
+        DataError: There are none.
+    """
+    if not examples:
+        raise DataError("collate: there are no samples")
+    pixels, image_rows = _images(examples)
+    width = max(len(example.token_ids) for example in examples)
+    return Batch(
+        token_ids=torch.tensor([ex.token_ids + [pad_id] * (width - len(ex.token_ids)) for ex in examples]),
+        labels=torch.tensor([ex.labels + [IGNORE_INDEX] * (width - len(ex.labels)) for ex in examples]),
+        ids=tuple(example.id for example in examples),
+        pixels=pixels,
+        image_rows=image_rows,
+        num_text_tokens=sum(len(example.token_ids) for example in examples),
+    )

@@ -1,0 +1,117 @@
+"""What a run writes down: one JSON line for each step, TensorBoard on request, a plot of the losses at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.atomic import atomic_file
+from sphinxkit.training.errors import TrainingError
+
+LOG_FILE = "log.jsonl"
+PLOT_FILE = "loss.png"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run, oldest first; an unfinished last line (of a killed run) is left out.
+
+    Args:
+        folder: Of the run.
+    """
+    path = folder / LOG_FILE
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
+
+
+class RunLog:
+    """The log of one run.
+
+    Args:
+        folder: Of the run.
+        first_step: Records of this step and later ones are dropped: a resumed run does these steps again.
+        tensorboard: Write TensorBoard files too.
+    Raises:
+        TrainingError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, first_step: int, *, tensorboard: bool = False) -> None:
+        self._board = _open_board(folder) if tensorboard else None
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in read_log(folder) if record["step"] < first_step]
+        with atomic_file(folder / LOG_FILE) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self._file = (folder / LOG_FILE).open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a record; it is on its way to the disk when this returns."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for key, value in record.items():
+                values = (
+                    {f"{key}/{name}": nested for name, nested in value.items()}
+                    if isinstance(value, dict)
+                    else {key: value}
+                )
+                for name, number in values.items():
+                    if isinstance(number, int | float) and name != "step":
+                        self._board.add_scalar(name, number, record["step"])
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainingError(
+            "tensorboard: true, but it is not installed: pip install tensorboard, or set tensorboard: false (the JSONL "
+            "log is always written)"
+        ) from error
+    return SummaryWriter(folder / "tensorboard")
+
+
+def plot_losses(folder: Path) -> Path | None:
+    """Draw the losses of a run, in all and by stream, and the learning rate below.
+
+    Args:
+        folder: Of the run.
+    Returns:
+        The picture's path; None without matplotlib (the extra ``plot``) or without records.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    records = [record for record in read_log(folder) if "loss" in record]
+    if not records:
+        return None
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    steps = [record["step"] for record in records]
+    losses.plot(steps, [record["loss"] for record in records], label="all", color="black", linewidth=1)
+    for name in sorted({name for record in records for name in record["losses"]}):
+        points = [(record["step"], record["losses"][name]) for record in records if name in record["losses"]]
+        losses.plot(*zip(*points, strict=True), label=name, linewidth=1, alpha=0.7)
+    losses.set_ylabel("loss per token (nats)")
+    losses.legend()
+    rates.plot(steps, [record["lr"] for record in records], color="grey")
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("step")
+    path = folder / PLOT_FILE
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return path

@@ -1,0 +1,119 @@
+"""Optimiser, schedule and clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from sphinxkit.training.plan import TrainPlan
+
+
+def learning_rate(step: int, num_steps: int, peak: float, *, warmup: float = 0.03, minimum: float = 0.0) -> float:
+    """Learning rate of a step: a straight rise, then half a cosine down to ``minimum``.
+
+    A pure function, so a resumed run needs no state for it.
+
+    Args:
+        step: From 0.
+        num_steps: Of the whole run.
+        peak: Reached by the last step of the rise.
+        warmup: Share of the steps that rise, rounded up to whole steps.
+        minimum: Approached at the end.
+    Source: SGDR, arXiv:1608.03983, equation 5, one period, with warm-up.
+    """
+    rising = math.ceil(warmup * num_steps)
+    if step < rising:
+        return peak * (step + 1) / rising
+    progress = (step - rising) / max(1, num_steps - rising)
+    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def make_optimizer(parts: Mapping[str, Sequence[nn.Parameter]], plan: TrainPlan) -> torch.optim.AdamW:
+    """AdamW over the trained parts; matrices are decayed, vectors are not.
+
+    Args:
+        parts: Trained parameters by part.
+        plan: Betas, eps, weight decay and each part's factor on the learning rate (kept in the group's ``lr_scale``).
+    """
+    groups = []
+    for part, parameters in parts.items():
+        for decay, chosen in (
+            (plan.weight_decay, [p for p in parameters if p.ndim > 1]),
+            (0.0, [p for p in parameters if p.ndim <= 1]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "lr_scale": plan.lr_scale.get(part, 1.0)})
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its learning rate.
+
+    Args:
+        optimizer: From ``make_optimizer``.
+        rate: Before the groups' own factors.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+@torch.no_grad()
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Euclidean norm of all gradients together, in float32; the same on every process.
+
+    Sharded gradients are summed over the processes that hold their parts; replicated ones are counted once.
+
+    Args:
+        parameters: Those without a gradient are left out.
+    Returns:
+        A scalar.
+    """
+    totals: dict[object, list[Tensor]] = {}
+    meshes: dict[object, DTensor] = {}
+    for parameter in parameters:
+        grad = parameter.grad
+        if grad is None:
+            continue
+        key: object = None
+        if isinstance(grad, DTensor):
+            key = (grad.device_mesh, grad.placements)
+            meshes.setdefault(key, grad)
+            grad = grad.to_local()
+        totals.setdefault(key, []).append(torch.linalg.vector_norm(grad, dtype=torch.float32) ** 2)
+    squares = []
+    for key, found in totals.items():
+        square = torch.stack(found).sum()
+        if key in meshes:
+            square = _sum_over_shards(square, meshes[key])
+        squares.append(square)
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+
+
+def _sum_over_shards(square: Tensor, like: DTensor) -> Tensor:
+    import torch.distributed as dist
+
+    for dim, placement in enumerate(like.placements):
+        if not placement.is_replicate():
+            dist.all_reduce(square, group=like.device_mesh.get_group(dim))
+    return square
+
+
+@torch.no_grad()
+def scale_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
+    """Shrink all gradients so that their norm is at most ``limit``.
+
+    Args:
+        parameters: As for ``gradient_norm``.
+        norm: What that gave.
+        limit: Largest norm.
+    Source: Pascanu et al., arXiv:1211.5063, algorithm 1; the 1e-6 is torch's ``clip_grad_norm_``.
+    """
+    factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            local = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
+            local.mul_(factor.to(local.device))

@@ -1,0 +1,158 @@
+"""One step: losses of all streams, weighted by tokens whatever the batches' sizes, gradients, and the update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sphinxkit.data.collate import Batch
+from sphinxkit.formatters.conversation import IGNORE_INDEX
+from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.training.errors import TrainingError
+from sphinxkit.training.optim import gradient_norm, scale_gradients, set_learning_rate
+from sphinxkit.training.parallel import World
+
+
+class NonFiniteError(TrainingError):
+    """A loss or gradient is not finite; the weights have not been touched."""
+
+
+class LossModule(nn.Module):
+    """The model with its loss as ``forward``, which is what weights are gathered for when they are sharded.
+
+    Args:
+        model: Names of parameters are its own behind ``model.``.
+    """
+
+    def __init__(self, model: SphinxModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Sum of the cross entropy over the learnt tokens of a batch.
+
+        Every trained parameter takes part, also where a batch has no image: processes wait for each other's gradients.
+        """
+        rows = batch.image_rows if batch.pixels is not None else None
+        total, _ = self.model.loss(batch.token_ids, batch.labels, batch.pixels, rows, batch.seq_lens, reduction="none")
+        if batch.pixels is None and self.model.vision is not None:
+            idle = [parameter for parameter in self.model.vision.parameters() if parameter.requires_grad]
+            total = torch.stack([total, *(parameter.sum().float() * 0.0 for parameter in idle)]).sum()
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class StepLosses:
+    """What a step's forward passes gave, over all processes.
+
+    Args:
+        loss: The weighted mean of the streams' means; what the gradients are of.
+        streams: Mean loss per learnt token of each stream that had any.
+        num_learnt: Learnt tokens of each stream.
+    """
+
+    loss: float
+    streams: dict[str, float]
+    num_learnt: dict[str, int]
+
+
+def _idle_batch(device: torch.device) -> Batch:
+    """Teaches nothing; keeps a process that has fewer batches in step with the others."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+    return Batch(ids, torch.full_like(ids, IGNORE_INDEX), ())
+
+
+class TrainStep:
+    """Gradients of any number of batches as of one large one, and the update.
+
+    The loss is ``sum_s w_s mean_s / sum_s w_s``: the mean over all learnt tokens of each stream s, over all batches and
+    processes, weighted by stream.
+
+    Args:
+        module: The loss; sharded or not.
+        optimizer: Over the trained parameters.
+        world: The processes.
+        weights: Of the streams.
+        clip: Largest norm of the gradients; None: no limit.
+    """
+
+    def __init__(
+        self,
+        module: LossModule,
+        optimizer: torch.optim.Optimizer,
+        world: World,
+        weights: Mapping[str, float],
+        clip: float | None = None,
+    ) -> None:
+        self.module, self.optimizer, self.world, self.clip = module, optimizer, world, clip
+        self.weights = dict(weights)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def backward(self, batches: Mapping[str, Sequence[Batch]]) -> StepLosses:
+        """Add the gradients of one step.
+
+        Args:
+            batches: This process's batches of every stream, any number of them; every process names the same streams.
+        Raises:
+            NonFiniteError: A loss is not finite; names the samples of the batches it came from.
+        """
+        names = list(self.weights)
+        world = self.world
+        counts = torch.tensor(
+            [sum(batch.num_learnt for batch in batches.get(name, ())) for name in names], device=world.device
+        )
+        passes = torch.tensor([len(batches.get(name, ())) for name in names], device=world.device)
+        num_learnt = world.reduce(counts).tolist()
+        num_passes = world.reduce(passes, dist.ReduceOp.MAX).tolist()
+        total_weight = sum(self.weights[name] for name, count in zip(names, num_learnt, strict=True) if count)
+        sums = torch.zeros(len(names), dtype=torch.float64)
+        culprits: list[str] = []
+        for index, name in enumerate(names):
+            own = batches.get(name, ())
+            share = self.weights[name] / total_weight / num_learnt[index] if num_learnt[index] else 0.0
+            losses = []
+            for number in range(num_passes[index]):
+                batch = own[number].to(world.device) if number < len(own) else _idle_batch(world.device)
+                loss = self.module(batch)
+                (loss * (share * world.dp_size)).backward()  # gradients are averaged over processes with other data
+                losses.append(loss.detach().double())
+            for loss, batch in zip(torch.stack(losses).tolist() if losses else [], own, strict=False):
+                sums[index] += loss
+                if not torch.isfinite(torch.tensor(loss)):
+                    culprits += batch.ids
+        reduced = world.reduce(sums.to(world.device)).cpu()
+        if not torch.isfinite(reduced).all():
+            found = sorted({name for ids in world.gather(culprits) for name in ids})
+            raise NonFiniteError(f"the loss is not finite; samples of the batches that gave it: {', '.join(found)}")
+        means = {n: float(s) / c for n, s, c in zip(names, reduced, num_learnt, strict=True) if c}
+        loss = sum(self.weights[name] * mean for name, mean in means.items()) / total_weight if means else 0.0
+        return StepLosses(loss, means, dict(zip(names, num_learnt, strict=True)))
+
+    def update(self, rate: float) -> float:
+        """Clip the gradients, update the weights and clear the gradients.
+
+        Args:
+            rate: Learning rate.
+        Returns:
+            The gradients' norm before clipping.
+        Raises:
+            NonFiniteError: It is not finite; nothing was updated.
+        """
+        norm = gradient_norm(self.parameters)
+        value = float(norm)
+        if not torch.isfinite(norm):
+            raise NonFiniteError(f"the norm of the gradients is {value}, although every loss was finite")
+        if self.clip is not None:
+            scale_gradients(self.parameters, norm, self.clip)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.clear()
+        return value
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,186 @@
+"""Streams of batches: what every step reads, packed or padded, and where each stream stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.data.collate import Batch, Example, ExampleMaker, collate_packed, collate_padded
+from sphinxkit.data.loading import BadSample, MixtureBatch, MixtureLoader
+from sphinxkit.data.mixture import Mixture
+from sphinxkit.data.packing import pack
+from sphinxkit.errors import DataError, RecipeError
+from sphinxkit.recipe import Recipe
+from sphinxkit.registry import Registry
+from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.training.errors import TrainingError
+from sphinxkit.training.parallel import World
+from sphinxkit.training.plan import StreamPlan, TrainPlan
+
+_MIXTURES: Registry[Mixture] = Registry("mixture", {"files": Mixture})
+
+
+def open_mixture(stream: StreamPlan, folder: Path | None = None) -> Mixture:
+    """The mixture of a stream, with the stream's batch size.
+
+    Args:
+        stream: Names it.
+        folder: That relative paths may be relative to.
+    Raises:
+        RecipeError: It is not a valid mixture recipe.
+        DataError: Its files cannot be read.
+    """
+    document: Mapping[str, Any]
+    if isinstance(stream.mixture, str):
+        below = None if folder is None else folder / stream.mixture
+        recipe = Recipe.find(below if below is not None and below.exists() else stream.mixture)
+        if recipe.kind != "mixture":
+            raise RecipeError(f"{stream.mixture}: expected kind mixture, got kind {recipe.kind}")
+        document = recipe.document
+        folder = recipe.source.parent if recipe.source is not None else folder
+    elif "type" in stream.mixture:
+        options = {key: value for key, value in stream.mixture.items() if key != "type"}
+        return _MIXTURES.build(str(stream.mixture["type"]), **options | {"batch_size": stream.batch_size})
+    else:
+        document = Recipe({"kind": "mixture", **stream.mixture}).document
+    options = {key: value for key, value in document.items() if key != "kind"} | {"batch_size": stream.batch_size}
+    options["sources"] = list(options["sources"])
+    return Mixture(**options | {"folder": _joined(folder, str(options.get("folder", "")))})
+
+
+def _joined(folder: Path | None, name: str) -> str:
+    return name if folder is None else str(folder / name)
+
+
+@dataclass(frozen=True, slots=True)
+class StepData:
+    """One process's part of a step's data.
+
+    Args:
+        batches: Of every stream.
+        ids: Of the samples, by stream.
+        lengths: Positions of each sample, image slots included.
+        bad: Samples that could not be used.
+    """
+
+    batches: dict[str, list[Batch]]
+    ids: dict[str, list[str]]
+    lengths: list[int]
+    bad: list[BadSample] = field(default_factory=list)
+
+
+class Streams:
+    """All streams of a run, read in step.
+
+    Args:
+        plan: Which, and how they are packed.
+        model: Whose tokenizer, template and image size count.
+        num_image_tokens: Slots that one of its images takes.
+        world: Who shares the batches.
+        folder: That relative paths may be relative to.
+    Raises:
+        RecipeError: A mixture is not valid.
+        DataError: A mixture cannot be read.
+    """
+
+    def __init__(
+        self, plan: TrainPlan, model: SphinxModel, num_image_tokens: int, world: World, folder: Path | None = None
+    ) -> None:
+        if model.tokenizer is None or model.conversation is None:
+            raise RecipeError("training needs a model with a tokenizer and a conversation template")
+        self.plan = plan
+        self.num_image_tokens = num_image_tokens
+        self.max_tokens = min(plan.max_tokens or model.llm.max_seq_len, model.llm.max_seq_len)
+        self.pad_id = max(model.tokenizer.pad_id, 0)
+        self.mixtures = {name: open_mixture(stream, folder) for name, stream in plan.data.items()}
+        self.loaders = {
+            name: MixtureLoader(
+                mixture,
+                ExampleMaker(
+                    template=model.conversation,
+                    tokenizer=model.tokenizer,
+                    image_size=0 if model.vision is None else model.vision.image_size,
+                    max_tokens=self.max_tokens,
+                    num_image_tokens=self.num_image_tokens,
+                    over_length=mixture.over_length,
+                ),
+                rank=world.dp_rank,
+                world_size=world.dp_size,
+                num_workers=plan.workers,
+            )
+            for name, mixture in self.mixtures.items()
+        }
+        self._iterators: dict[str, Iterator[MixtureBatch]] = {}
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole run: as the plan says, or the first stream's epochs.
+
+        Raises:
+            TrainingError: The epochs hold no step.
+        """
+        if self.plan.steps is not None:
+            return self.plan.steps
+        first = next(iter(self.mixtures.values()))
+        steps = int(first.num_batches * self.plan.epochs)
+        if steps < 1:
+            raise TrainingError(f"{self.plan.epochs} epochs of {first.num_batches} batches hold no step")
+        return steps
+
+    def read(self) -> StepData:
+        """The next step's data.
+
+        Raises:
+            DataError: Too many samples are bad.
+            TrainingError: A worker process died.
+        """
+        found: dict[str, MixtureBatch] = {}
+        for name, loader in self.loaders.items():
+            if name not in self._iterators:
+                self._iterators[name] = iter(loader)
+            try:
+                found[name] = next(self._iterators[name])
+            except RuntimeError as error:
+                if isinstance(error, DataError | TrainingError) or "DataLoader worker" not in str(error):
+                    raise
+                raise TrainingError(
+                    f"data.{name}: a worker process died ({str(error).splitlines()[0]}); out of memory, or a file "
+                    "system that hangs? workers: 0 reads in the training process and shows the fault"
+                ) from error
+        return StepData(
+            batches={name: self.batches(batch.samples) for name, batch in found.items()},
+            ids={name: list(batch.ids) for name, batch in found.items()},
+            lengths=[sample.length(self.num_image_tokens) for batch in found.values() for sample in batch.samples],
+            bad=[bad for batch in found.values() for bad in batch.bad],
+        )
+
+    def batches(self, examples: Sequence[Example]) -> list[Batch]:
+        """Examples of one stream as batches: packed rows or padded rectangles."""
+        if not examples:
+            return []
+        if not self.plan.packing:
+            size = self.plan.micro_batch_size
+            starts = range(0, len(examples), size)
+            return [collate_padded(examples[start : start + size], self.pad_id) for start in starts]
+        lengths = [example.length(self.num_image_tokens) for example in examples]
+        rows = pack(lengths, max(self.plan.pack_tokens, *lengths))
+        return [collate_packed([examples[index] for index in row]) for row in rows]
+
+    def state(self) -> dict[str, Any]:
+        """Where every stream stands; good for any number of processes."""
+        return {name: loader.state_dict() for name, loader in self.loaders.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            TrainingError: A stream's data are other than those of the state.
+        """
+        self._iterators.clear()
+        for name, loader in self.loaders.items():
+            try:
+                loader.load_state_dict(dict(state[name]))
+            except DataError as error:
+                raise TrainingError(f"data.{name} cannot go on where the run stopped: {error}") from error
