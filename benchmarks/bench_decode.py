@@ -40,6 +40,7 @@ def cases(context: Context) -> Iterator[Case]:
 def _case(context: Context, size: str, model: Any, twin: Any, batch: int, prompt: int, new: int) -> Case:
     dtype = model.norm.weight.dtype
     steps: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {"sphinxkit": lambda: _ours(model, batch, prompt, new)}
+    steps["eager loop, as the public code"] = lambda: _public(model, batch, prompt, new)
     if twin is not None:
         steps["transformers, dynamic cache"] = lambda: _transformers(twin, batch, prompt, new, static=False)
         steps["transformers, static cache"] = lambda: _transformers(twin, batch, prompt, new, static=True)
@@ -83,6 +84,19 @@ def _ours(model: Any, batch: int, prompt: int, new: int) -> Callable[[Tensor], T
         if tokens.shape[1] > 1:
             cache.reset()
         return model(model.embed(tokens), cache=cache, output_rows=slice(-1, None))
+
+    return step
+
+
+def _public(model: Any, batch: int, prompt: int, new: int) -> Callable[[Tensor], Tensor]:
+    forward = llama_twins.public_loop(model, batch, prompt + new)
+    position = 0
+
+    def step(tokens: Tensor) -> Tensor:
+        nonlocal position
+        start = 0 if tokens.shape[1] > 1 else position
+        position = start + tokens.shape[1]
+        return forward(tokens, start)
 
     return step
 

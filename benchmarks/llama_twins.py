@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.harness import Context, build_random, nbytes
 from sphinxkit.llama import LlamaModel
@@ -87,3 +90,48 @@ def transformers_twin(model: LlamaModel) -> Any:
     twin.load_state_dict(weights, assign=True)
     twin.model.rotary_emb = LlamaRotaryEmbedding(config).to(ours["norm.weight"].device)
     return twin.eval()
+
+
+def public_loop(model: LlamaModel, batch: int, capacity: int) -> Callable[[Tensor, int], Tensor]:
+    """A step written the way LLaMA2-Accessory's eager loop works, on the model's weights: (tokens, start) -> logits.
+
+    Preallocated caches are sliced, keys and values repeated over their group, rotations multiplied as complex numbers,
+    one operator at a time.
+    """
+    weight = model.norm.weight
+    heads, groups, width = model.num_heads, model.num_kv_heads, model.head_dim
+    shape = (model.num_layers, batch, capacity, groups, width)
+    keys, values = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
+    frequencies = model.rope_theta ** -(torch.arange(0, width, 2, device=weight.device).float() / width)
+    angles = torch.outer(torch.arange(2 * model.max_seq_len, device=weight.device).float(), frequencies)
+    table = torch.polar(torch.ones_like(angles), angles)
+
+    def norm(x: Tensor, scale: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + model.norm_eps)).type_as(x) * scale
+
+    def rotate(x: Tensor, turns: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * turns[None, :, None]).flatten(-2).type_as(x)
+
+    def step(tokens: Tensor, start: int) -> Tensor:
+        hidden = model.embed_tokens(tokens)
+        count = tokens.shape[1]
+        turns = table[start : start + count]
+        for index, layer in enumerate(model.layers):
+            attention, mlp = layer.attention, layer.mlp
+            x = norm(hidden, layer.attention_norm.weight)
+            q = rotate(attention.q_proj(x).view(batch, count, heads, width), turns)
+            keys[index, :, start : start + count] = rotate(attention.k_proj(x).view(batch, count, groups, width), turns)
+            values[index, :, start : start + count] = attention.v_proj(x).view(batch, count, groups, width)
+            k, v = (
+                cache[index, :, : start + count, :, None].expand(-1, -1, -1, heads // groups, -1).flatten(2, 3)
+                for cache in (keys, values)
+            )
+            out = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), is_causal=count > 1)
+            hidden = hidden + attention.o_proj(out.transpose(1, 2).flatten(2))
+            x = norm(hidden, layer.mlp_norm.weight)
+            hidden = hidden + mlp.down_proj(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
+        return model.lm_head(norm(hidden, model.norm.weight)[:, -1:]).float()
+
+    return step
