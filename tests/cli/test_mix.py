@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+import sphinxkit
+from sphinxkit import checkpoint
+from sphinxkit.cli import app
+from sphinxkit.cli.scoring_function import check_command, load_callable, run_command
+from sphinxkit.errors import CheckpointError, DataError, RecipeError, SphinxkitError
+from sphinxkit.recipe import Recipe
+
+_spec = importlib.util.spec_from_file_location("mixing_models", Path(__file__).with_name("mixing_models.py"))
+assert _spec is not None
+assert _spec.loader is not None
+models = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(models)
+
+LOGITS = 1e-5  # the mix is the same bits either way; the bound is only that of running the model twice
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def fails(*arguments: object, match: str, error: type[SphinxkitError] = CheckpointError) -> None:
+    with pytest.raises(error, match=match):
+        CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def pair(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    return golden / "llama_ens5", models.perturbed(golden / "llama_ens5", folder / "other", num_shards=4)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> tuple[Path, Path]:
+    return models.language_model(tmp_path / "a", 0), models.language_model(tmp_path / "b", 1)
+
+
+# ---- what comes out --------------------------------------------------------------------------------------------------
+
+
+def test_released_pair_gives_the_logits_of_the_mix(pair: tuple[Path, Path], tmp_path: Path, golden: Path) -> None:
+    a, b = pair
+    run("mix", a, b, "-o", tmp_path / "out", "--beta", 0.3)
+    first, second, mixed = (models.read_all(path) for path in (a, b, tmp_path / "out"))
+    assert set(mixed) == set(first)
+    for key, tensor in mixed.items():
+        oracle = 0.3 * first[key].double() + 0.7 * second[key].double()
+        torch.testing.assert_close(tensor.double(), oracle, atol=LOGITS, rtol=0)
+    loaded, by_hand = sphinxkit.load(tmp_path / "out"), sphinxkit.load(a)
+    by_hand.load_state_dict(
+        {key: (0.3 * first[key].double() + 0.7 * second[key].double()).float() for key in by_hand.state_dict()}
+    )
+    tokens = torch.tensor([[1, 20, 30, 40]])
+    pixels = loaded.preprocess([golden / "images" / "wide.png"])
+    with torch.no_grad():
+        logits, expected = loaded(tokens, pixels), by_hand(tokens, pixels)
+        alone = sphinxkit.load(a)(tokens, pixels)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)  # tests of parity allow this on logits
+    assert (logits - alone).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("beta", [0, 1])
+def test_end_points_are_the_models(pair: tuple[Path, Path], tmp_path: Path, beta: int) -> None:
+    out = tmp_path / "out"
+    run("mix", *pair, "-o", out, "--beta", beta)
+    chosen, mixed = models.read_all(pair[1 - beta]), models.read_all(out)
+    assert list(mixed) == list(models.read_all(pair[0]))
+    for key, tensor in mixed.items():
+        assert torch.equal(tensor.view(torch.int32), chosen[key].view(torch.int32))
+    assert (out / "tokenizer.model").read_bytes() == (pair[0] / "tokenizer.model").read_bytes()
+    with checkpoint.open(pair[0]) as a, checkpoint.open(out) as o:
+        assert (o.format, o.metadata["num_shards"], o.recipe) == (a.format, a.metadata["num_shards"], a.recipe)
+
+
+def test_any_format_to_any_other(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = texts
+    tokens = ("--method", "slerp", "--beta", "0.5")
+    with checkpoint.open(b) as opened:
+        checkpoint.save(tmp_path / "hf", opened, format="hf")
+        checkpoint.save(tmp_path / "meta", opened, format="meta", num_shards=2)
+    run("mix", a, b, "-o", tmp_path / "expected", *tokens)
+    expected = models.read_all(tmp_path / "expected")
+    for source, to in (("hf", "meta"), ("meta", "hf"), ("hf", "sphinx"), ("meta", "sphinxkit")):
+        out = tmp_path / f"{source}_{to}"
+        shards = ["--shards", 2] if to in ("meta", "sphinx") else []
+        run("mix", a, tmp_path / source, "-o", out, "--to", to, *shards, *tokens)
+        with checkpoint.open(out) as opened:
+            assert opened.format == to
+        for key, tensor in models.read_all(out).items():
+            assert torch.equal(tensor, expected[key])
+
+
+def test_rules_and_provenance(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = json.loads(
+        run(
+            "mix",
+            *pair,
+            "-o",
+            out,
+            "--to",
+            "sphinxkit",
+            "--beta",
+            0.5,
+            "--rule",
+            "llm.layers.{0..1}.*=0.3",
+            "--rule",
+            "vision.*=keep first",
+            "--dtype",
+            "bfloat16",
+            "--json",
+        )
+    )
+    assert summary["weights"] == [0.5, 0.5]
+    a, b, mixed = (models.read_all(path) for path in (*pair, out))
+    for key, share in (("llm.layers.1.mlp.up_proj.weight", 0.3), ("llm.layers.2.mlp.up_proj.weight", 0.5)):
+        assert torch.equal(mixed[key], (share * a[key] + (1 - share) * b[key]).bfloat16())
+    assert torch.equal(mixed["vision.start_token"], a["vision.start_token"].bfloat16())
+    said = json.loads((out / "provenance.json").read_text())
+    assert said["made_by"].startswith(f"sphinxkit {sphinxkit.__version__}")
+    assert (said["beta"], said["method"], said["dtype"]) == (0.5, "linear", "bfloat16")
+    assert said["rules"] == {"llm.layers.{0..1}.*": 0.3, "vision.*": "keep first"}
+    assert [entry["path"] for entry in said["inputs"]] == [str(path) for path in pair]
+    assert [len(entry["files"]) for entry in said["inputs"]] == [2, 4]
+    assert said["inputs"][0]["content"]["tensors"] == len(a)
+    assert said["inputs"][0]["content"]["sha256"] != said["inputs"][1]["content"]["sha256"]
+    run("mix", out, out, "-o", tmp_path / "again", "--beta", 1)
+    recorded = json.loads((tmp_path / "again" / "provenance.json").read_text())["inputs"][0]
+    assert (recorded["content"], len(recorded["files"][0]["sha256"])) == (None, 64)
+    run("mix", *pair, "-o", tmp_path / "bare", "--beta", 0.5, "--no-hash")
+    assert json.loads((tmp_path / "bare" / "provenance.json").read_text())["inputs"][0]["content"] is None
+
+
+def test_three_models_with_a_base_and_options(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = texts
+    c, base = (models.language_model(tmp_path / name, seed) for name, seed in (("c", 2), ("base", 3)))
+    run("mix", a, b, c, "-o", tmp_path / "out", "--method", "ties", "--option", "density=0.5", "--base", base)
+    tensors = [models.read_all(path) for path in (base, a, b, c)]
+    for key, tensor in models.read_all(tmp_path / "out").items():
+        first, *others = (held[key] for held in tensors)
+        assert torch.equal(tensor, sphinxkit.interpolation.ties(first, others, density=0.5))
+    run("mix", a, b, c, "-o", tmp_path / "thirds", "--weights", "1,1,2", "--normalize")
+    mixed = models.read_all(tmp_path / "thirds")["llm.norm.weight"]
+    held = [one["llm.norm.weight"] for one in tensors[1:]]
+    torch.testing.assert_close(mixed, 0.25 * held[0] + 0.25 * held[1] + 0.5 * held[2])
+
+
+def test_recipe_file(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = tmp_path / "my.yaml"
+    recipe.write_text("kind: mix\nmodels: [a, b]\nbeta: 0.25\nrules:\n  llm.norm.weight: keep second\n")
+    run("mix", "--recipe", recipe, "-o", tmp_path / "out")
+    a, b, mixed = (models.read_all(path) for path in (*texts, tmp_path / "out"))
+    key = "llm.lm_head.weight"
+    assert torch.equal(mixed[key], 0.25 * a[key] + 0.75 * b[key])
+    assert torch.equal(mixed["llm.norm.weight"], b["llm.norm.weight"])
+    run("mix", "--recipe", recipe, "--weights", "1,0", "-o", tmp_path / "first", "--rule", "llm.norm.weight=keep first")
+    assert all(torch.equal(tensor, a[name]) for name, tensor in models.read_all(tmp_path / "first").items())
+
+
+def test_shipped_recipes_are_valid() -> None:
+    for name in ("mix_sphinx", "mix_layers", "mix_ties"):
+        assert Recipe.find(name).kind == "mix"
+
+
+def test_vocabulary_rows(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    longer = models.language_model(tmp_path / "longer", 5, vocab=43)
+    fails("mix", texts[0], longer, "-o", tmp_path / "out", "--beta", 0.5, match="rows 40 to 42 exist only in second")
+    rules = ("--rule", "llm.embed_tokens.weight=overlap second", "--rule", "llm.lm_head.weight=overlap second")
+    run("mix", texts[0], longer, "-o", tmp_path / "out", "--beta", 0.5, *rules)
+    with checkpoint.open(tmp_path / "out") as opened:
+        assert opened.shape("llm.embed_tokens.weight") == (43, 16)
+        assert opened.recipe["llm"]["vocab_size"] == 43
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_bad_input_leaves_nothing(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = texts
+    out = ("-o", tmp_path / "out")
+    deeper = models.language_model(tmp_path / "deeper", 2, layers=3)
+
+    def spoil(key: str, tensor: Tensor) -> Tensor:
+        return torch.full_like(tensor, math.nan) if key == "llm.norm.weight" else tensor
+
+    nan = models.changed(a, tmp_path / "nan", spoil)
+    before = listing(tmp_path)
+    fails("mix", a, deeper, *out, "--beta", 0.5, match=r"(?s)only in second: llm.layers.2.*llm.num_layers: 2 against 3")
+    fails("mix", nan, b, *out, "--beta", 0.5, match="llm.norm.weight in first: 16 NaN, 0 Inf")
+    fails("mix", a, b, *out, "--beta", 1.5, match=r"beta 1.5 lies outside \[0, 1\]", error=DataError)
+    fails("mix", a, b, *out, match="linear needs a beta", error=DataError)
+    fails("mix", a, b, "--beta", 0.5, match="say where the mix should go", error=DataError)
+    fails("mix", *out, match="name the models to mix", error=RecipeError)
+    fails("mix", a, b, *out, "--method", "ties", match="name it", error=DataError)
+    fails("mix", a, tmp_path / "nowhere", *out, "--beta", 0.5, match="no such folder")
+    fails("mix", a, b, "-o", a, "--beta", 0.5, "--overwrite", match="is one of the models to mix")
+    fails("mix", a, b, *out, "--beta", 0.5, "--to", "gguf", match="format 'gguf': expected one of")
+    fails("mix", a, b, *out, "--weights", "a,b", match="expected numbers", error=DataError)
+    fails("mix", a, b, *out, "--option", "x=1", match="name it with --method", error=DataError)
+    fails("mix", a, b, *out, "--method", "ties", "--option", "density", match="expected NAME=NUMBER", error=DataError)
+    fails("mix", a, b, *out, "--method", "ties", "--option", "=1", match="expected NAME=NUMBER", error=DataError)
+    fails("mix", a, b, *out, "--beta", 0.5, "--score", "x", match="--score needs one of them", error=DataError)
+    fails("mix", a, b, *out, "--sweep", "0:1:1", match="need --score", error=DataError)
+    fails("mix", "--recipe", "sphinx_micro", *out, match="of kind model, expected kind mix", error=RecipeError)
+    fails("mix", a, b, *out, "--beta", 0.5, "--tokenizer", tmp_path / "none.model", match="no such file")
+    assert listing(tmp_path) == before
+    run("mix", nan, b, *out, "--beta", 0.5, "--allow-nonfinite")
+    run("mix", a, b, "-o", tmp_path / "beyond", "--beta", 1.5, "--extrapolate")
+    first, second, mixed = (models.read_all(path)["llm.norm.weight"] for path in (a, b, tmp_path / "beyond"))
+    torch.testing.assert_close(mixed, 1.5 * first - 0.5 * second)
+
+
+def test_structure_that_shapes_do_not_show(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    other = models.language_model(tmp_path / "theta", 4, rope_theta=5000.0)
+    out = ("-o", tmp_path / "out", "--beta", 0.5)
+    fails("mix", texts[0], other, *out, match=r"llm.rope_theta: 10000.0 against 5000.0")
+    run("mix", texts[0], other, *out, "--allow-different-recipes")
+
+
+def test_tokenizers_must_agree(pair: tuple[Path, Path], tmp_path: Path, golden: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(pair[1], other)
+    model = bytearray((other / "tokenizer.model").read_bytes())
+    model[model.index(b"\xe2\x96\x81") - 1 :] = model[model.index(b"\xe2\x96\x81") - 1 :]
+    (other / "tokenizer.model").write_bytes(bytes(model) + b"\x1a\x00")  # an empty trainer field: same pieces
+    out = ("-o", tmp_path / "out", "--beta", 0.5)
+    fails("mix", pair[0], other, *out, match="the tokenizers differ")
+    run("mix", pair[0], other, *out, "--tokenizer", golden / "llama_ens5" / "tokenizer.model")
+
+
+def test_the_unused_group_must_agree(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    with checkpoint.open(pair[1]) as opened:
+        checkpoint.save(bare, opened, tokenizer=opened.tokenizer_path)
+    fails("mix", pair[0], bare, "-o", tmp_path / "out", "--beta", 0.5, match="only in first: llma.clip")
+    run("mix", pair[0], bare, "-o", tmp_path / "out", "--beta", 0.5, "--rule", "llma.*=keep first")
+    with checkpoint.open(pair[0]) as a, checkpoint.open(tmp_path / "out") as out:
+        assert list(out.unused.keys()) == list(a.unused.keys())
+
+
+def test_missing_shard(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(pair[1], broken)
+    (broken / "consolidated.02-of-04.model.pth").unlink()
+    fails("mix", pair[0], broken, "-o", tmp_path / "out", "--beta", 0.5, match="consolidated.02-of-04.model.pth")
+    assert listing(tmp_path) == ["broken"]
+
+
+def test_full_disk(texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sphinxkit.checkpoint import safetensors
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors.HashingFile, "write", full)
+    before = listing(tmp_path)
+    fails("mix", *texts, "-o", tmp_path / "out", "--beta", 0.5, match="the disk is full")
+    assert listing(tmp_path) == before
+
+
+KILL = """
+import os, random, signal, sys, time
+import torch
+from pathlib import Path
+from sphinxkit import checkpoint, interpolation
+
+folder = Path(sys.argv[1])
+torch.set_num_threads(1)
+ends = {}
+for name in ("a", "b"):
+    with checkpoint.open(folder / name) as opened:
+        ends[name] = {key: opened.read(key).clone() for key in opened.keys()}
+
+def mix(beta):
+    with checkpoint.open(folder / "a") as a, checkpoint.open(folder / "b") as b:
+        source = interpolation.MixedSource([a, b], interpolation.create("linear"), (beta, 1 - beta))
+        checkpoint.save(folder / "out", source, overwrite=True)
+
+def state():
+    with checkpoint.open(folder / "out", verify=True) as opened:
+        return [n for n, end in ends.items() if all(torch.equal(opened.read(k), end[k]) for k in end)]
+
+begin = time.perf_counter()
+mix(0)
+whole = time.perf_counter() - begin
+random.seed(0)
+seen = []
+for attempt in range(10):
+    new = attempt % 2
+    child = os.fork()
+    if not child:
+        mix(new)
+        os._exit(0)
+    time.sleep(random.uniform(0, 1.2 * whole))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found = state()
+    assert len(found) == 1, found
+    seen += found
+mix(1)
+assert state() == ["a"]
+print(*seen, len([path for path in folder.iterdir() if "tmp" in path.name]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        models.language_model(tmp_path / name, seed, layers=2, vocab=2000, dim=256)
+    done = subprocess.run([sys.executable, "-c", KILL, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *seen, leftovers = done.stdout.split()
+    assert len(seen) == 10
+    assert set(seen) <= {"a", "b"}
+    assert leftovers == "0"
+
+
+# ---- sweeps and soups ------------------------------------------------------------------------------------------------
+
+SCORE = """
+def closeness(model):
+    '''Highest when the mean of a tensor is that of beta 0.5.'''
+    return -abs(float(model.llm.norm.weight.detach().mean()) - TARGET)
+"""
+
+
+def sweep_score(texts: tuple[Path, Path], folder: Path, beta: float) -> Path:
+    a, b = (models.read_all(path)["llm.norm.weight"].mean().item() for path in texts)
+    file = folder / "my_score.py"
+    file.write_text(SCORE.replace("TARGET", repr(beta * a + (1 - beta) * b)))
+    return file
+
+
+def test_sweep_in_memory(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = sweep_score(texts, tmp_path, 0.5)
+    picture = tmp_path / "curve.png"
+    arguments = ["mix", *texts, "--sweep", "0:1:0.25", "--score", f"python:{file}:closeness", "--plot", picture]
+    told = json.loads(run(*arguments, "-o", tmp_path / "best", "--json"))
+    assert [point["beta"] for point in told["points"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert told["best"]["beta"] == 0.5
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    a, b, best = (models.read_all(path)["llm.norm.weight"] for path in (*texts, tmp_path / "best"))
+    assert torch.equal(best, 0.5 * a + 0.5 * b)
+    said = json.loads((tmp_path / "best" / "provenance.json").read_text())
+    assert said["sweep"]["best"] == told["best"]
+    table = run(*arguments, "--minimize")
+    assert "a alone" in table.replace("\n", " ")
+    assert "best" in table
+
+
+def test_sweep_by_command(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    script = tmp_path / "score.py"
+    script.write_text(
+        "import json, sys\nsaid = json.load(open(sys.argv[1] + '/provenance.json'))\n"
+        "print('scoring')\nprint(json.dumps({'score': said['beta'] * (1 - said['beta'])}))\n"
+    )
+    told = json.loads(
+        run(
+            "mix",
+            *texts,
+            "--sweep",
+            "0:1:0.5",
+            "--score",
+            f"{sys.executable} {script} {{model}}",
+            "--json",
+            "--plot",
+            tmp_path / "s.png",
+        )
+    )
+    assert [point["score"] for point in told["points"]] == [0.0, 0.25, 0.0]
+
+
+def test_greedy_soup(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    third = models.language_model(tmp_path / "c", 7)
+    file = sweep_score(texts, tmp_path, 0.5)
+    score = ("--method", "greedy_soup", "--score", f"python:{file}:closeness")
+    told = json.loads(run("mix", *texts, third, "-o", tmp_path / "out", *score, "--json"))
+    members = [Path(path).name for path in told["soup"]["members"]]
+    held = {path.name: models.read_all(path)["llm.norm.weight"] for path in (*texts, third)}
+    mixed = models.read_all(tmp_path / "out")["llm.norm.weight"]
+    torch.testing.assert_close(mixed, torch.stack([held[name] for name in members]).mean(0))
+    assert told["soup"]["score"] >= max(-abs(t.mean().item()) for t in held.values()) - 1
+
+
+def test_bad_sweeps(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    sweep = ("mix", *texts, "--sweep", "0:1:0.5", "--score")
+    fails(*sweep, "echo 1", match="must contain {model}", error=DataError)
+    fails("mix", *texts, "--sweep", "0:1.5:0.5", "--score", "x {model}", match="beta 1.5 lies outside", error=DataError)
+    fails(
+        "mix", *texts, texts[0], "--sweep", "0:1:1", "--score", "x {model}", match="between two models", error=DataError
+    )
+
+
+def test_scoring_functions(tmp_path: Path) -> None:
+    assert load_callable("python:math:sqrt")(4.0) == 2.0
+    broken = tmp_path / "broken.py"
+    broken.write_text("def (")
+    for score, message in (
+        ("python:math", "expected python:module:function"),
+        ("python:no_such_module:f", "cannot be imported"),
+        ("python:math:no_such", "cannot be imported"),
+        ("python:math:pi", "is float, not a function"),
+        (f"python:{tmp_path}/none.py:f", "cannot be imported"),
+        (f"python:{broken}:f", "cannot be imported"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_callable(score)
+    with pytest.raises(DataError, match="No closing quotation"):
+        check_command("x 'y {model}")
+    with pytest.raises(DataError, match="cannot be run"):
+        run_command("/no/such/program {model}", tmp_path)
+    with pytest.raises(DataError, match="failed with exit code 3: oh no"):
+        run_command("sh -c 'echo oh no >&2; exit 3' {model}", tmp_path)
+    assert run_command("sh -c 'echo 0.5' {model}", tmp_path) == 0.5
