@@ -16,7 +16,7 @@ from sphinxkit.checkpoint import MappingSource, ModuleSource
 from sphinxkit.errors import CheckpointError
 
 # Weights of the memory test, and what may come on top of them: 10 % as promised.
-MEGABYTES = 192
+MEGABYTES = 96
 ALLOWANCE = 1.10
 
 
