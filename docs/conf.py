@@ -11,6 +11,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
 import api_pages  # noqa: E402
+import cli_page  # noqa: E402
 
 import sphinxkit  # noqa: E402
 
@@ -74,6 +75,7 @@ def _house_sections(app: Any, what: str, name: str, obj: Any, options: Any, line
 
 
 def setup(app: Any) -> None:
-    """Write the API pages, then read the docstrings our way before napoleon does."""
+    """Write the generated pages, then read the docstrings our way before napoleon does."""
     api_pages.write(DOCS / "api")
+    cli_page.write(DOCS / "api" / "command_line.md")
     app.connect("autodoc-process-docstring", _house_sections, priority=400)

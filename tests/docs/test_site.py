@@ -25,4 +25,5 @@ def test_site_builds_without_warnings(tmp_path: Path) -> None:
     index = (tmp_path / "html" / "index.html").read_text()
     for page in ("architecture", "recipes", "plugins", "numerics", "api/index"):
         assert f'href="{page}.html"' in index
+    assert "sphinxkit generate" in (tmp_path / "html" / "api" / "command_line.html").read_text()
     assert "ChannelMixer" in (tmp_path / "html" / "api" / "mixers.html").read_text()
