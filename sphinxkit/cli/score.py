@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from sphinxkit.evaluation import Report
 
 
 def _rows(scores: dict[str, Any], lenient: dict[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -34,11 +37,15 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score a file of predictions by the benchmark's own rules."""
-    import json
-
     from sphinxkit.evaluation import benchmarks
 
-    report = benchmarks.score(benchmark, annotations, predictions)
+    print_report(benchmarks.score(benchmark, annotations, predictions), as_json)
+
+
+def print_report(report: Report, as_json: bool) -> None:
+    """Print a report as one JSON object or as a table."""
+    import json
+
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
         return

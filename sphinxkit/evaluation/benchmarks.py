@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,16 @@ class Benchmark:
         task: Name of the task whose instruction asks its questions; "" where a question is the whole instruction.
         max_new_tokens: Longest answer. Source: LLaMA2-Accessory, accessory/eval_mm/annotations; our choice for the
             benchmarks that it does not have.
+        answer_start: Words put in front of the model's answer.
+        task_options: The task's, as (name, value).
     """
 
     name: str
     metric: str
     task: str
     max_new_tokens: int = 10
+    answer_start: str = ""
+    task_options: tuple[tuple[str, str], ...] = ()
 
 
 def _table() -> dict[str, Benchmark]:
@@ -59,7 +63,11 @@ def _table() -> dict[str, Benchmark]:
         *(("publaynet_val", "layout_f1", "layout", 1024), ("doclaynet_val", "layout_f1_doclaynet", "layout", 1024)),
         ("flickr30k_entities_test", "grounded_recall", "grounded_caption", 512),
     ]
-    return {name: Benchmark(name, metric, task, length) for name, metric, task, length in rows}
+    table = {name: Benchmark(name, metric, task, length) for name, metric, task, length in rows}
+    for name in ("scienceqa_test_img", "scienceqa_val_img"):
+        table[name] = replace(table[name], answer_start="The answer is")
+    table["doclaynet_val"] = replace(table["doclaynet_val"], task_options=(("classes", "doclaynet"),))
+    return table
 
 
 BENCHMARKS = _table()

@@ -64,7 +64,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """The answers in the annotations' order, and the ``manifest`` that an object of predictions may carry."""
+    """The answers in the annotations' order, and the manifest: an object's own, or the file beside JSON lines."""
 
     answers: list[str]
     manifest: dict[str, Any]
@@ -141,10 +141,19 @@ def _answer(path: str | Path, item: JsonItem) -> tuple[str | None, str]:
     return str(value["question_id"]), value["answer"]
 
 
+def manifest_path(predictions: str | Path) -> Path:
+    """Where JSON lines of predictions have their manifest: ``<predictions>.manifest.json``."""
+    return Path(f"{predictions}.manifest.json")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    return {str(item.key): item.value for item in iter_json(path)} if path.exists() else {}
+
+
 def _read_items(path: str | Path) -> tuple[list[JsonItem], dict[str, Any]]:
     """(every prediction, the manifest of the file)."""
     if is_json_lines(path):
-        return list(iter_json_lines(path)), {}
+        return list(iter_json_lines(path)), _read_manifest(manifest_path(path))
     members = {item.key: item.value for item in iter_json(path)}
     if not members or None in members:
         return list(iter_json(path)), {}

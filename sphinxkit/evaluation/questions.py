@@ -1,0 +1,154 @@
+"""What a model is asked for a benchmark: one prompt and one image for each annotation."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sphinxkit.errors import DataError
+from sphinxkit.evaluation.benchmarks import Benchmark
+from sphinxkit.evaluation.inputs import Annotation
+from sphinxkit.evaluation.region_metrics import gold_box
+from sphinxkit.formatters import tasks
+from sphinxkit.geometry import Box
+
+if TYPE_CHECKING:
+    from sphinxkit.formatters import ConversationTemplate
+
+# Options of a benchmark's task where they are not the task's defaults.
+TASK_OPTIONS: Mapping[str, Mapping[str, Any]] = {"doclaynet_val": {"classes": "doclaynet"}}
+# Words put into the model's mouth. Source: LLaMA2-Accessory, accessory/eval_mm/annotations/annotation_config.json.
+ANSWER_STARTS: Mapping[str, str] = {"scienceqa_test_img": "The answer is", "scienceqa_val_img": "The answer is"}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question as the model gets it.
+
+    Args:
+        index: Its place in the annotations.
+        question_id: Of the benchmark; not always unique.
+        prompt: Raw text in the model's template.
+        image: The image's path, or None where the annotation names none.
+    """
+
+    index: int
+    question_id: str | int
+    prompt: str
+    image: Path | None
+
+    @property
+    def key(self) -> str:
+        """Names the question among all of its file: question ids alone may repeat."""
+        return f"{self.index}:{self.question_id}"
+
+
+def make_questions(
+    benchmark: Benchmark,
+    annotations: Sequence[Annotation],
+    images: str | Path,
+    template: ConversationTemplate,
+    strip_prefix: str = "",
+) -> list[Question]:
+    """The prompts of a benchmark, in the annotations' order.
+
+    The instruction is that of the benchmark's task, filled in from the annotation: what the task's ``prompt`` calls
+    ``question``, ``phrase`` or ``category`` is the annotation's field of that name, else its question; ``box`` and
+    ``choices`` are its fields; ``geometry`` is the image's size that it tells. A benchmark without a task takes the
+    question as the whole instruction.
+
+    Args:
+        benchmark: See ``benchmarks.get``.
+        annotations: See ``inputs.read_annotations``.
+        images: Folder that their image paths are relative to.
+        template: How a question becomes a prompt.
+        strip_prefix: Taken off the front of every image path first ("data/coco/").
+    Raises:
+        DataError: An annotation lacks what the prompt needs, or an image path lacks the prefix; names file and line.
+    """
+    task = tasks.create(benchmark.task, **TASK_OPTIONS.get(benchmark.name, {})) if benchmark.task else None
+    start = ANSWER_STARTS.get(benchmark.name) or (task.answer_start if task is not None else "")
+    found = []
+    for index, annotation in enumerate(annotations):
+        try:
+            instruction = annotation.question if task is None else fill_in(task, annotation)
+            prompt = template.prompt([{"role": "user", "content": instruction}], start)
+        except DataError as error:
+            where = "" if str(error).startswith(annotation.where) else f"{annotation.where}: "
+            raise DataError(f"{where}{error}") from error
+        image = _image(annotation, Path(images), strip_prefix)
+        found.append(Question(index, annotation.question_id, prompt, image))
+    return found
+
+
+def _image(annotation: Annotation, folder: Path, strip_prefix: str) -> Path | None:
+    path = annotation.image_path
+    if not path:
+        return None
+    if not path.startswith(strip_prefix):
+        raise DataError(f"{annotation.where}: image_path {path!r} does not begin with {strip_prefix!r}")
+    return folder / path.removeprefix(strip_prefix).lstrip("/" if strip_prefix else "")
+
+
+def fill_in(task: tasks.Task[Any, Any], annotation: Annotation) -> str:
+    """The task's default instruction with its arguments out of an annotation; see ``make_questions``.
+
+    Raises:
+        DataError: The annotation lacks one, or the task refuses it.
+    """
+    values: dict[str, Any] = {}
+    for name, parameter in inspect.signature(task.prompt).parameters.items():
+        is_required = parameter.default is inspect.Parameter.empty
+        if name == "geometry":
+            values[name] = annotation.geometry
+        elif name == "box":
+            values[name] = _box(task, annotation)
+        elif name == "choices":
+            values[name] = _choices(annotation)
+        elif name != "wording" and (is_required or name in annotation.fields):
+            value = annotation.fields.get(name, annotation.question)
+            if not isinstance(value, str):
+                raise DataError(f"{annotation.where}: {name!r} must be text, got {value!r:.80}")
+            values[name] = value
+    return task.prompt(**values)
+
+
+def _box(task: tasks.Task[Any, Any], annotation: Annotation) -> Box:
+    try:
+        return gold_box(dataclasses.replace(annotation, gold=annotation.fields.get("box")))
+    except DataError as error:
+        raise DataError(f"{error}, as the 'box' that task {task.name!r} asks about") from error
+
+
+def _choices(annotation: Annotation) -> list[str]:
+    choices = annotation.fields.get("choices", [])
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise DataError(f"{annotation.where}: 'choices' must be a list of texts, got {choices!r:.80}")
+    return choices
+
+
+def check_images(questions: Sequence[Question], images: str | Path) -> None:
+    """Refuse a folder that holds none of the images; single missing ones are for the run to report.
+
+    Raises:
+        DataError: There are images to open and none of them exists.
+    """
+    paths = [question.image for question in questions if question.image is not None]
+    if paths and not any(path.exists() for path in paths):
+        raise DataError(
+            f"{images} holds none of the {len(paths)} images; the first would be {paths[0]}: name the folder that the "
+            "annotations' image paths are relative to, or what to strip off their front"
+        )
+
+
+def hash_prompts(questions: Sequence[Question]) -> str:
+    """SHA-256 of every prompt in order, each ended by a zero byte."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(question.prompt.encode() + b"\0")
+    return digest.hexdigest()
