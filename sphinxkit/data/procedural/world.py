@@ -1,0 +1,178 @@
+"""A world to train in: any number of scenes with exact annotations, out of a seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sphinxkit.data.conversations import write_conversation
+from sphinxkit.data.procedural.composition import Style, compose
+from sphinxkit.data.procedural.draws import Draws
+from sphinxkit.data.procedural.prose import prose
+from sphinxkit.data.procedural.scene import Domain, Scene
+from sphinxkit.data.procedural.task_samples import KINDS_OF_TASK, MAKERS
+from sphinxkit.errors import DataError
+from sphinxkit.formatters import tasks
+from sphinxkit.registry import suggest
+
+VERSION = 1
+"""Changes whenever a seed gives other scenes."""
+
+TEXT_TASK = "text"
+"""Names plain text where a task's name is expected."""
+
+TASKS = (*KINDS_OF_TASK, TEXT_TASK)
+MAX_ATTEMPTS = 200  # scenes that are drawn until one has a sample of the task; one in three has at least
+
+
+class World:
+    """Scenes, samples and conversations by number; every one is a function of the arguments and its number.
+
+    Args:
+        domain: ``real`` (texture, noise, short and partly wrong captions) or ``synthetic`` (clean, template captions).
+        split: ``train``, ``val`` (other scenes alike) or ``test`` (other scenes, made of what training never sees);
+            see ``splits``.
+        size: Of the pictures in pixels: a square's side, or (width, height).
+        seed: Another seed, other scenes.
+        max_objects: Shapes in a scene at most.
+        sizes: Names of the shapes' sizes; see ``composition.SIZES``.
+        has_small_text: Set words at half the size.
+        has_all_wordings: Draw among each task's wordings; else the default one.
+    Raises:
+        DataError: One of them is not possible.
+    """
+
+    def __init__(
+        self,
+        domain: Domain = "synthetic",
+        split: str = "train",
+        size: int | tuple[int, int] = 112,
+        seed: int = 0,
+        *,
+        max_objects: int = 6,
+        sizes: tuple[str, ...] = ("small", "medium", "large"),
+        has_small_text: bool = False,
+        has_all_wordings: bool = False,
+    ) -> None:
+        width, height = (size, size) if isinstance(size, int) else size
+        self.style = Style(width, height, domain, split, max_objects, tuple(sizes), has_small_text)
+        self.seed = seed
+        self.has_all_wordings = has_all_wordings
+        self.name = f"{domain}-{split}-{width}x{height}-{seed}"
+
+    def __repr__(self) -> str:
+        return f"World({self.name})"
+
+    def _draws(self, *parts: object) -> Draws:
+        return Draws("sphinxkit.world", VERSION, self.seed, self.style.domain, self.style.split, *parts)
+
+    def scene_of_kind(self, index: int, kind: str, attempt: int = 0) -> Scene:
+        """Scene ``index`` of a kind.
+
+        Args:
+            index: Any whole number from 0.
+            kind: A name of ``composition.KINDS``.
+            attempt: Another scene in its place.
+        Raises:
+            DataError: The kind is unknown or the index negative.
+        """
+        if index < 0:
+            raise DataError(f"world: scenes are numbered from 0, got {index}")
+        return compose(self._draws("scene", kind, index, attempt), self.style, kind)
+
+    def _find(self, index: int, task: str) -> tuple[Scene, list[Any]]:
+        if task not in MAKERS:
+            raise DataError(f"world: there are no scenes for task {task!r}{suggest(task, TASKS)}")
+        kind = self._draws("kind", task, index).weighted(KINDS_OF_TASK[task])
+        for attempt in range(MAX_ATTEMPTS):
+            scene = self.scene_of_kind(index, kind, attempt)
+            samples = MAKERS[task](scene, self._draws("task", task, index, attempt))
+            if samples:
+                return scene, samples
+        raise DataError(
+            f"world {self.name}: no sample of task {task!r} in {MAX_ATTEMPTS} scenes; is the style too narrow?"
+        )
+
+    def scene(self, index: int, task: str = "vqa") -> Scene:
+        """The scene that sample ``index`` of a task is about.
+
+        Where two tasks take the same kind of scene for an index, it is nearly always the same scene.
+
+        Args:
+            index: Any whole number from 0.
+            task: A name of ``KINDS_OF_TASK``; VQA's scenes are of every kind.
+        Raises:
+            DataError: The task has no scenes, or the index is negative.
+        """
+        return self._find(index, task)[0]
+
+    def samples(self, index: int, task: str) -> list[Any]:
+        """Every sample of a task that scene ``index`` of this task holds, in random order; at least one.
+
+        Args:
+            index: Any whole number from 0.
+            task: A name of ``KINDS_OF_TASK``.
+        Returns:
+            Of the task's own sample class (``tasks.QuestionSample``, ...), in original pixels.
+        Raises:
+            DataError: As ``scene``.
+        """
+        return self._find(index, task)[1]
+
+    def text(self, index: int) -> str:
+        """Plain text ``index``, for training beside pictures.
+
+        Raises:
+            DataError: The index is negative.
+        """
+        if index < 0:
+            raise DataError(f"world: texts are numbered from 0, got {index}")
+        return prose(self._draws("text", index), self.style.split)
+
+    def conversation(self, index: int, task: str, num_turns: int = 1) -> tuple[Scene, list[dict[str, str]]]:
+        """A scene and a conversation about it.
+
+        Args:
+            index: Any whole number from 0.
+            task: A name of ``KINDS_OF_TASK``.
+            num_turns: Questions at most; a scene may hold fewer samples.
+        Returns:
+            The scene and ``{"role", "content"}`` messages.
+        Raises:
+            DataError: As ``scene``; or ``num_turns`` is not positive.
+        """
+        if num_turns < 1:
+            raise DataError(f"world: num_turns must be at least 1, got {num_turns}")
+        scene, samples = self._find(index, task)
+        formatter = tasks.create(task)
+        draws = self._draws("wording", task, index)
+        messages = []
+        for sample in samples[:num_turns]:
+            wording = draws.below(len(formatter.wordings)) if self.has_all_wordings else 0
+            example = formatter.format(sample, wording)
+            messages += [
+                {"role": "user", "content": example.instruction},
+                {"role": "assistant", "content": example.answer},
+            ]
+        return scene, messages
+
+    def record_id(self, index: int, task: str) -> str:
+        """Names a record in reports."""
+        return f"{self.name}-{task}-{index}"
+
+    def record(self, index: int, task: str, num_turns: int = 1) -> dict[str, Any]:
+        """A record in the form of ``sphinxkit.data.conversations``, or ``{"id", "task", "text"}`` for plain text.
+
+        Its ``image`` is a path that nothing is at, unless ``export_records`` has put it there.
+
+        Args:
+            index: Any whole number from 0.
+            task: A name of ``TASKS``.
+            num_turns: See ``conversation``.
+        Raises:
+            DataError: As ``conversation``.
+        """
+        name = self.record_id(index, task)
+        if task == TEXT_TASK:
+            return {"id": name, "task": task, "text": self.text(index)}
+        _, messages = self.conversation(index, task, num_turns)
+        return write_conversation(name, messages, image=f"images/{name}.png", task=task)
