@@ -62,14 +62,14 @@ def build(
     return model.eval()
 
 
-def build_on_meta(recipe: Recipe, dtype: torch.dtype, tokenizer: Tokenizer | None = None) -> SphinxModel:
+def build_on_meta(recipe: Recipe, dtype: torch.dtype) -> SphinxModel:
     """The model's structure without memory, to be filled by ``checkpoint.load_into``."""
 
     def place(builder: Callable[[], Any]) -> Any:
         with torch.device("meta"):
             return builder().to(dtype)
 
-    return assemble(_model_recipe(recipe), place, place, tokenizer).eval()
+    return assemble(_model_recipe(recipe), place, place).eval()
 
 
 def _model_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:

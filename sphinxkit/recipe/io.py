@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from sphinxkit import checkpoint
-from sphinxkit.errors import CheckpointError
 from sphinxkit.recipe.build import build_on_meta
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.sphinx_model import SphinxModel
@@ -39,13 +38,7 @@ def load(
     with checkpoint.open(checkpoint.resolve(path_or_hub_id)) as source:
         found = Recipe(source.recipe) if recipe is None else Recipe.find(recipe)
         tokenizer = Tokenizer(source.tokenizer_path) if source.tokenizer_path is not None else None
-        if tokenizer is not None and "llm.embed_tokens.weight" in source:
-            rows = source.shape("llm.embed_tokens.weight")[0]
-            if tokenizer.vocab_size != rows:
-                raise CheckpointError(
-                    f"{source.tokenizer_path} has {tokenizer.vocab_size} pieces, but llm.embed_tokens.weight in "
-                    f"{path_or_hub_id} has {rows} rows: use the tokenizer.model that the checkpoint was trained with"
-                )
-        model = build_on_meta(found, dtype, tokenizer)
+        model = build_on_meta(found, dtype)
+        model.tokenizer = tokenizer or model.tokenizer  # the reader has checked its size
         checkpoint.load_into(model, source, device=device, dtype=dtype)
     return model.eval()

@@ -233,6 +233,28 @@ def _mix_faults(document: Mapping[str, Any]) -> list[Fault]:
     return faults
 
 
+def _train_faults(document: Mapping[str, Any]) -> list[Fault]:
+    """The plan's own faults, and those of the model and the mixtures that are written inside of it."""
+    registry: Registry[Any] = Registry("recipe")
+    plan = "sphinxkit.training.plan:TrainPlan"  # of a layer above this one, so it is named as a plug-in is
+    fields = _without_kind(document)
+    faults = _validate(registry.options_model(plan), fields, ())
+    model = fields.get("model")
+    if isinstance(model, Mapping):
+        faults += [Fault(("model", *fault.path), fault.message) for fault in find_faults(model)]
+    for name in fields["data"] if isinstance(fields.get("data"), Mapping) else ():
+        mixture = _get(fields, "data", name, "mixture")
+        if isinstance(mixture, Mapping) and "type" not in mixture:
+            path = ("data", name, "mixture")
+            faults += [Fault((*path, *fault.path), fault.message) for fault in _mixture_faults(mixture)]
+    if not faults:
+        try:
+            registry.build(plan, **fields)
+        except RecipeError as error:
+            faults = [Fault((), line) for line in str(error).splitlines()]
+    return faults
+
+
 def _options_of(builder: Callable[..., Any]) -> type[BaseModel]:
     return Registry("recipe", {"this": builder}).options_model("this")
 
@@ -245,6 +267,7 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], list[Fault]]] = {
     "model": _model_faults,
     "mixture": _mixture_faults,
     "mix": _mix_faults,
+    "train": _train_faults,
 }
 
 
