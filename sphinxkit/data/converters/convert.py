@@ -41,6 +41,15 @@ FORMATS: Mapping[str, Mapping[str, Converter]] = {
     "flickr30k": {"grounded_caption": regions.flickr30k},
     "imagefolder": {"classification": image_folder.classification},
 }
+# Other names of the same layouts; case and punctuation play no part.
+SPELLINGS = {
+    "flickr30kentities": "flickr30k",
+    "okvqa": "vqav2",
+    "refcocog": "refcoco",
+    "refcocoplus": "refcoco",
+    "vg": "visual_genome",
+    "vqa": "vqav2",
+}
 # Options of the tasks that a format implies.
 TASK_OPTIONS: Mapping[str, Mapping[str, Any]] = {"doclaynet": {"classes": "doclaynet"}}
 
@@ -76,8 +85,13 @@ class ConversionReport:
         return asdict(self)
 
 
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
 def _choose(format_name: str, task: str | None) -> tuple[str, str, Converter]:
-    name = format_name.lower().replace("-", "_")
+    spellings = {_plain(known): known for known in FORMATS} | SPELLINGS
+    name = spellings.get(_plain(format_name), format_name)
     if name not in FORMATS:
         raise DataError(f"unknown format {format_name!r}{suggest(name, FORMATS)} Known: {', '.join(sorted(FORMATS))}")
     converters = FORMATS[name]

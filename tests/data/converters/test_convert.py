@@ -99,6 +99,9 @@ def test_a_sample_that_the_task_refuses_is_malformed(tmp_path: Path) -> None:
 
 def test_names_of_formats_are_forgiving(gqa: Path) -> None:
     assert convert(Source(gqa), "GQA", stream=io.StringIO()).format == "gqa"
+    for name, message in (("Visual Genome", "image_data.json: cannot be read"), ("RefCOCO+", "refs")):
+        with pytest.raises(DataError, match=message):
+            convert(Source(gqa), name, stream=io.StringIO())
 
 
 @pytest.mark.parametrize(
