@@ -100,6 +100,7 @@ class Case:
         repeats: Rounds; None: the context's.
         max_seconds: After this long no further round is started (the first is always finished).
         skip: A reason not to run it: recorded, nothing is called.
+        note: What a reader must know, a competitor that could not be made for instance.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Case:
     repeats: int | None = None
     max_seconds: float = 60.0
     skip: str = ""
+    note: str = ""
 
 
 class Timer:
@@ -297,7 +299,7 @@ def measure(benchmark: str, case: Case, context: Context) -> CaseRecord:
     )
     if case.skip or context.seconds_left <= 0:
         return record
-    device, first, notes = context.device, {}, []
+    device, first, notes = context.device, {}, [case.note] if case.note else []
     with torch.no_grad():
         for name, candidate in case.candidates.items():
             try:

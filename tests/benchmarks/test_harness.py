@@ -65,9 +65,10 @@ def test_measure_leaves_out_a_competitor_that_cannot_run(context: Context) -> No
     def broken() -> None:
         raise RuntimeError("no kernel")
 
-    record = harness.measure("x", Case("y", {"sphinxkit": lambda: None, "other": broken}), context)
+    case = Case("y", {"sphinxkit": lambda: None, "other": broken}, note="third is not installed")
+    record = harness.measure("x", case, context)
     assert (record.status, list(record.candidates)) == ("ok", ["sphinxkit"])
-    assert record.reason == "other cannot run: RuntimeError: no kernel"
+    assert record.reason == "third is not installed; other cannot run: RuntimeError: no kernel"
     with pytest.raises(RuntimeError, match="no kernel"):
         harness.measure("x", Case("y", {"sphinxkit": broken}), context)
 
