@@ -58,6 +58,7 @@ class LoraPlan:
 FREE_KEYS = frozenset(
     {
         "output",
+        "data_root",
         "device",
         "fsdp",
         "tensor_parallel",
@@ -92,6 +93,7 @@ class TrainPlan:
     Args:
         model: A model recipe: shipped name, file, or the document itself.
         data: Streams of batches by name; the first one's epochs are counted.
+        data_root: Folder that the mixtures' paths are relative to; "": the working folder.
         output: Folder of the run: log, checkpoints, exported model.
         init: Checkpoint, or several, to start from (what ``sphinxkit.load`` takes); later ones override, and each may
             hold a part only (a LLaMA). What none holds is random.
@@ -140,6 +142,7 @@ class TrainPlan:
     model: str | dict[str, Any]
     data: dict[str, StreamPlan]
     output: str
+    data_root: str = ""
     init: str | list[str] | None = None
     allow_random_encoders: bool = False
     tokenizer: str | None = None

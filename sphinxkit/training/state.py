@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from sphinxkit import checkpoint
 from sphinxkit.tensor_source import MappingSource
@@ -49,6 +50,14 @@ def _is_disk_full(error: BaseException | None) -> bool:
             pending += [failure[0] for failure in failures.values()]
         pending += [current.__cause__, current.__context__]
     return False
+
+
+def _reason(error: BaseException) -> str:
+    """One line; torch's own error for a failed process holds all of its traceback."""
+    failures = getattr(error, "failures", None)
+    if isinstance(failures, dict) and failures:
+        return "; ".join(f"process {rank}: {_reason(failure[0])}" for rank, failure in failures.items())
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _local_bytes(value: Any) -> int:
@@ -136,7 +145,7 @@ class RunStore:
                 self._commit(step)
             else:
                 self._pending = (step, self._write_later(state, partial))
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             raise self._failed(step, error) from error
 
     def _write_later(self, state: dict[str, Any], partial: Path) -> Future[Any]:
@@ -192,7 +201,7 @@ class RunStore:
             shutil.rmtree(self._partial(step), ignore_errors=True)
         steps = self.steps()
         before = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is none before it"
-        reason = f"the disk is full ({error})" if _is_disk_full(error) else str(error)
+        reason = f"the disk is full ({_reason(error)})" if _is_disk_full(error) else _reason(error)
         return TrainingError(f"the checkpoint of step {step} could not be written to {self.folder}: {reason}; {before}")
 
     def finish(self) -> None:
@@ -208,7 +217,7 @@ class RunStore:
         try:
             future.result()
             self._commit(step)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             raise self._failed(step, error) from error
 
     def is_writing(self) -> bool:
@@ -239,8 +248,8 @@ class RunStore:
                 load(state, checkpoint_id=self.path(step), no_dist=self.world.mesh is None)
             set_model_state_dict(module, state["model"], options=StateDictOptions(strict=False))
             set_optimizer_state_dict(module, optimizer, state["optimizer"])
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise TrainingError(f"the checkpoint {self.path(step)} cannot be read: {error}") from error
+        except (Exception, CheckpointException) as error:  # torch raises many kinds for a damaged file
+            raise TrainingError(f"the checkpoint {self.path(step)} cannot be read: {_reason(error)}") from error
 
 
 def _write(state: dict[str, Any], folder: Path, world: World) -> None:

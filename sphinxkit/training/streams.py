@@ -22,36 +22,31 @@ from sphinxkit.training.plan import StreamPlan, TrainPlan
 _MIXTURES: Registry[Mixture] = Registry("mixture", {"files": Mixture})
 
 
-def open_mixture(stream: StreamPlan, folder: Path | None = None) -> Mixture:
+def open_mixture(stream: StreamPlan, data_root: str = "", folder: Path | None = None) -> Mixture:
     """The mixture of a stream, with the stream's batch size.
 
     Args:
         stream: Names it.
-        folder: That relative paths may be relative to.
+        data_root: Folder that the mixture's paths are relative to; "": the working folder.
+        folder: That the path of the mixture's recipe may be relative to.
     Raises:
         RecipeError: It is not a valid mixture recipe.
         DataError: Its files cannot be read.
     """
-    document: Mapping[str, Any]
     if isinstance(stream.mixture, str):
         below = None if folder is None else folder / stream.mixture
         recipe = Recipe.find(below if below is not None and below.exists() else stream.mixture)
         if recipe.kind != "mixture":
             raise RecipeError(f"{stream.mixture}: expected kind mixture, got kind {recipe.kind}")
-        document = recipe.document
-        folder = recipe.source.parent if recipe.source is not None else folder
+        options = dict(recipe.document)
     elif "type" in stream.mixture:
         options = {key: value for key, value in stream.mixture.items() if key != "type"}
         return _MIXTURES.build(str(stream.mixture["type"]), **options | {"batch_size": stream.batch_size})
     else:
-        document = Recipe({"kind": "mixture", **stream.mixture}).document
-    options = {key: value for key, value in document.items() if key != "kind"} | {"batch_size": stream.batch_size}
-    options["sources"] = list(options["sources"])
-    return Mixture(**options | {"folder": _joined(folder, str(options.get("folder", "")))})
-
-
-def _joined(folder: Path | None, name: str) -> str:
-    return name if folder is None else str(folder / name)
+        options = dict(Recipe({"kind": "mixture", **stream.mixture}).document)
+    del options["kind"]
+    place = Path(data_root) / str(options.get("folder", ""))
+    return Mixture(**options | {"batch_size": stream.batch_size, "folder": str(place)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +89,7 @@ class Streams:
         self.num_image_tokens = num_image_tokens
         self.max_tokens = min(plan.max_tokens or model.llm.max_seq_len, model.llm.max_seq_len)
         self.pad_id = max(model.tokenizer.pad_id, 0)
-        self.mixtures = {name: open_mixture(stream, folder) for name, stream in plan.data.items()}
+        self.mixtures = {name: open_mixture(stream, plan.data_root, folder) for name, stream in plan.data.items()}
         self.loaders = {
             name: MixtureLoader(
                 mixture,

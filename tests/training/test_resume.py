@@ -1,0 +1,184 @@
+"""Runs that stop, are killed and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sphinxkit
+from sphinxkit.training import TrainingError, TrainPlan, read_log, train
+
+EXACT = ("step", "lr", "loss", "losses", "grad_norm", "data", "samples", "tokens")
+
+
+def exact(folder: Path) -> list[dict[str, Any]]:
+    return [{key: record[key] for key in EXACT} for record in read_log(folder)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(sphinxkit.load(folder / "model").state_dict())
+
+
+@pytest.fixture
+def straight(document, tmp_path: Path) -> Path:
+    """A run of 8 steps that nothing disturbs."""
+    plan = TrainPlan(**document(output=str(tmp_path / "straight"), export=True))
+    assert train(plan).status == "done"
+    return tmp_path / "straight"
+
+
+def test_a_killed_run_goes_on_bit_for_bit(document, straight: Path, run_processes) -> None:
+    """Step 5 is lost: it was after the checkpoint of step 3."""
+    plan = document(export=True)
+    [killed] = run_processes(plan, at=5, kill="SIGKILL", check=False)
+    assert killed.returncode == -signal.SIGKILL
+    output = Path(plan["output"])
+    assert [record["step"] for record in read_log(output)] == [0, 1, 2, 3, 4]
+    result = train(TrainPlan(**plan))
+    assert (result.status, result.step) == ("done", 8)
+    assert exact(output) == exact(straight)
+    one, two = weights(straight), weights(output)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_sigterm_saves_and_exits(document, straight: Path, tmp_path: Path) -> None:
+    plan = TrainPlan(**document(save_every=None))
+    before = signal.getsignal(signal.SIGTERM)
+    result = train(plan, report=lambda record: os.kill(os.getpid(), signal.SIGTERM) if record["step"] == 3 else None)
+    assert (result.status, result.step, result.signal) == ("interrupted", 4, signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert train(plan).status == "done"
+    assert exact(Path(plan.output)) == exact(straight)
+
+
+def test_slices_are_one_run(document, straight: Path) -> None:
+    for stop, status in ((2, "paused"), (5, "paused"), (5, "paused"), (8, "done")):
+        assert train(TrainPlan(**document(stop_after=stop, workers=1, async_save=True))).status == status
+    assert exact(Path(document()["output"])) == exact(straight)
+
+
+def test_a_thread_that_is_not_the_main_one_trains(document) -> None:
+    results = []
+    thread = threading.Thread(target=lambda: results.append(train(TrainPlan(**document(steps=1)))))
+    thread.start()
+    thread.join()
+    assert results[0].status == "done"
+
+
+def test_an_unfinished_checkpoint_is_not_resumed_from(document, straight: Path) -> None:
+    """What a crash while saving leaves: a folder under its temporary name, and a log line cut in half."""
+    plan = TrainPlan(**document(stop_after=6))
+    train(plan)
+    folder = Path(plan.output) / "checkpoints"
+    shutil.copytree(folder / "step-00000006", folder / ".step-00000007.partial")
+    (folder / ".step-00000007.partial" / ".metadata").unlink()
+    with (Path(plan.output) / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "lo')
+    assert train(TrainPlan(**document())).step == 8
+    assert exact(Path(plan.output)) == exact(straight)
+    assert not list(folder.glob(".step-*"))
+
+
+def fail_on(monkeypatch: pytest.MonkeyPatch, error: Exception, *, after: int) -> None:
+    """The n-th write of a checkpoint fails halfway."""
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+    original = FileSystemWriter.write_data
+    calls = []
+
+    def write_data(self: Any, plan: Any, planner: Any) -> Any:
+        calls.append(1)
+        if len(calls) > after:
+            (Path(self.path) / "__0_0.distcp").write_bytes(b"half")
+            raise error
+        return original(self, plan, planner)
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", write_data)
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+def test_a_full_disk_leaves_the_previous_checkpoint(document, straight: Path, monkeypatch, async_save: bool) -> None:
+    plan = document(async_save=async_save)
+    with monkeypatch.context() as patch:
+        fail_on(patch, OSError(28, "No space left on device"), after=1)
+        message = (
+            r"the checkpoint of step 6 could not be written .*: the disk is full .*; the checkpoint of step 3 is intact"
+        )
+        with pytest.raises(TrainingError, match=message):
+            train(TrainPlan(**plan))
+    folder = Path(plan["output"]) / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step-00000003"]
+    assert train(TrainPlan(**plan)).status == "done"
+    assert exact(Path(plan["output"])) == exact(straight)
+
+
+def test_a_disk_that_is_too_small_is_noticed_before(document, monkeypatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr("sphinxkit.training.state.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(TrainingError, match=r"step 3 .*the disk is full .*GB are needed.*there is none before it"):
+        train(TrainPlan(**document()))
+
+
+def test_another_recipe_is_refused_with_the_keys(document) -> None:
+    train(TrainPlan(**document(stop_after=2)))
+    changed = document(lr=5e-3, betas=[0.9, 0.99], stop_after=None, keep=1, workers=1)
+    changed["data"]["texts"]["weight"] = 0.25
+    changed["model"] = json.loads(json.dumps(changed["model"]))
+    with pytest.raises(TrainingError) as caught:
+        train(TrainPlan(**changed))
+    lines = str(caught.value).splitlines()
+    assert "cannot be resumed from step 2: the recipe differs from the saved one:" in lines[0]
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["betas", "data.texts.weight", "lr"]
+    assert lines[-1].strip() == "lr: 0.01 -> 0.005"
+
+
+def test_another_model_recipe_is_refused(document, tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text(json.dumps(document()["model"]))
+    train(TrainPlan(**document(model=str(path), stop_after=1)))
+    changed = json.loads(path.read_text())
+    changed["llm"]["rope_theta"] = 5e5
+    path.write_text(json.dumps(changed))
+    with pytest.raises(TrainingError, match=r"model:  llm.rope_theta: 10000.0 -> 500000.0"):
+        train(TrainPlan(**document(model=str(path))))
+
+
+def test_other_data_are_refused(document, samples: Path) -> None:
+    train(TrainPlan(**document(stop_after=2)))
+    with (samples / "texts.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(TrainingError, match=r"data.texts cannot go on where the run stopped: .*the sources"):
+        train(TrainPlan(**document()))
+
+
+def test_a_run_is_not_overwritten_by_a_fresh_one(document) -> None:
+    train(TrainPlan(**document(stop_after=1)))
+    with pytest.raises(TrainingError, match="holds a run that stands at step 1: resume it, or name another"):
+        train(TrainPlan(**document()), resume=False)
+
+
+def test_a_damaged_checkpoint_is_an_error(document) -> None:
+    plan = TrainPlan(**document(stop_after=1))
+    train(plan)
+    folder = Path(plan.output) / "checkpoints" / "step-00000001"
+    (folder / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"the checkpoint .*step-00000001 cannot be read"):
+        train(TrainPlan(**document()))
+    (folder / "run.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"run.json cannot be read"):
+        train(TrainPlan(**document()))
+
+
+def test_only_the_newest_checkpoints_are_kept(document) -> None:
+    plan = TrainPlan(**document(save_every=1, keep=3))
+    train(plan)
+    folder = Path(plan.output) / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [f"step-0000000{step}" for step in (6, 7, 8)]
