@@ -21,6 +21,7 @@ from sphinxkit.cli.inspect import inspect
 from sphinxkit.cli.memory import memory
 from sphinxkit.cli.mix import mix
 from sphinxkit.cli.score import score
+from sphinxkit.cli.train import train
 from sphinxkit.cli.verify import verify
 from sphinxkit.errors import SphinxkitError
 
@@ -50,7 +51,7 @@ def _root(
     """SPHINX: load, ask, mix, convert and check multimodal LLMs."""
 
 
-for _command in (generate, chat, verify, inspect, memory, check, convert, mix, diff, convert_data, score):
+for _command in (generate, chat, verify, inspect, memory, check, convert, mix, diff, convert_data, score, train):
     app.command(_command.__name__.replace("_", "-"))(_command)
 app.add_typer(delta_app, name="delta")
 
