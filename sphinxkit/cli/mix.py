@@ -234,10 +234,10 @@ def _scorer(opened: OpenedMix, score: str, device: str) -> Callable[[MixedSource
 
     function = load_callable(score)
     model = sphinxkit.load(opened.models[0].path, device=pick_device(device))
-    tensors = {key: value for key, value in model.state_dict().items() if key in opened.mixed.plans}
+    tensors, unused = model.state_dict(), opened.unused_keys()
 
     def in_memory(mixed: MixedSource, _: tuple[float, ...]) -> float:
-        update_in_place(tensors, SelectedSource(mixed, lambda key: key in tensors))
+        update_in_place(tensors, SelectedSource(mixed, lambda key: key not in unused))
         return float(function(model))
 
     return in_memory

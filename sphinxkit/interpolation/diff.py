@@ -59,10 +59,9 @@ class _Sums:
         l2, norm = math.sqrt(self.difference), math.sqrt(self.first)
         relative = l2 / norm if norm else (math.inf if l2 else 0.0)
         lengths = norm * math.sqrt(self.second)
-        if lengths:
-            cosine = max(-1.0, min(1.0, self.dot / lengths))  # rounding can lead a little beyond
-        else:
-            cosine = 1.0 if self.first == self.second else math.nan
+        cosine = self.dot / lengths if lengths else 1.0 if self.first == self.second else math.nan
+        if abs(cosine) > 1:  # rounding can lead a little beyond
+            cosine = math.copysign(1.0, cosine)
         return Distance(name, self.numel, l2, relative, cosine, self.largest)
 
 

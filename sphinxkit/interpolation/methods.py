@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
 from sphinxkit.interpolation import kernels
-from sphinxkit.interpolation.ops import SUM_TOLERANCE, check_fraction, check_weights, ema_weights, one_hot
+from sphinxkit.interpolation.ops import SUM_TOLERANCE, check_fraction, check_weights, ema_weights, normalized, one_hot
 
 Prepare = Callable[[kernels.Passes, Sequence[float], str], kernels.Combine]
 
@@ -57,10 +57,9 @@ class MixMethod:
             return self.default_weights(num_models)
         weights = check_weights(given, num_models)
         if normalize:
-            total = math.fsum(weights)
-            if total == 0:
-                raise DataError(f"weights {list(weights)} sum to 0 and cannot be normalised")
-            weights = tuple(weight / total for weight in weights)
+            weights = normalized(weights)
+        if not self.needs_base and not any(weights):
+            raise DataError(f"{self.name}: every weight is 0")
         if not self.averages or extrapolate:
             return weights
         if any(not 0 <= weight <= 1 for weight in weights):

@@ -185,13 +185,13 @@ class Planner:
             if shape != shapes[0]:
                 raise CheckpointError(_shape_fault(key, shapes[0], shape, names[0], names[index]))
         dtypes = [source.dtype(key) for source in sources]
+        copy = method.copy_of(weights)
+        if copy is not None:
+            return TensorPlan("keep", shapes[0], self._out(self._source(copy).dtype(key)), model=copy)
         if not all(dtype.is_floating_point for dtype in dtypes):
             if len(set(dtypes)) > 1:
                 raise CheckpointError(f"{key}: stored as {', '.join(map(str, dtypes))}, which cannot be mixed")
             return TensorPlan("equal", shapes[0], dtypes[0], weights=weights)
-        copy = method.copy_of(weights)
-        if copy is not None:
-            return TensorPlan("keep", shapes[0], self._out(self._source(copy).dtype(key)), model=copy)
         used = [dtypes[index] for index, weight in enumerate(weights) if weight != 0]
         used += dtypes[len(self._sources) :]
         return TensorPlan("mix", shapes[0], self._mixed_dtype(dtypes[0], used), weights=weights, method=method)

@@ -204,16 +204,12 @@ class MixedSource:
         return [index for index, weight in enumerate(plan.weights) if weight != 0]
 
     def _mixed(self, key: str, plan: TensorPlan, flat: Mapping[int, Tensor]) -> Iterator[Tensor]:
-        method = plan.method
-        if method is None:
-            raise DataError(f"{key}: the plan names no method")
+        method = plan.method or _COPY
         order = self._order(plan)
         weights = plan.weights if method.needs_base else [weight for weight in plan.weights if weight != 0]
         if len(weights) < 2 and not method.needs_base:  # one model's rows, or the only model
             method = _COPY
         parts = [flat[index] for index in order]
-        if not parts:
-            raise DataError(f"{key}: every weight is 0")
         work = accumulation_dtype([part.dtype for part in parts])
         numel = parts[0].numel()
 

@@ -123,6 +123,7 @@ def test_not_every_tensor_is_floating_point() -> None:
     with pytest.raises(CheckpointError, match=r"ids: stored as torch.int64, which is not mixed, and first and second"):
         mix(a, other).read("ids")
     assert torch.equal(mix(a, other, rules={"ids": "keep second"}).read("ids"), torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(mix(a, other, beta=0).read("ids"), torch.zeros(3, dtype=torch.int64))
     odd = MappingSource({"ids": torch.zeros(3, dtype=torch.int32), "w": torch.ones(2)})
     with pytest.raises(CheckpointError, match=r"ids: stored as torch.int64, torch.int32, which cannot be mixed"):
         mix(a, odd)
@@ -202,6 +203,11 @@ def test_weights_are_checked(make_model: Make) -> None:
     assert create("linear").weights((1, 3), 2, normalize=True) == (0.25, 0.75)
 
 
+def test_weights_that_leave_nothing(make_model: Make) -> None:
+    with pytest.raises(DataError, match="linear: every weight is 0"):
+        MixedSource([make_model(0), make_model(1)], create("linear"), (0, 0), extrapolate=True)
+
+
 def test_rules_are_checked(make_model: Make) -> None:
     a, b = make_model(0), make_model(1)
     with pytest.raises(RecipeError, match="no tensor has a name like 'audio"):
@@ -260,6 +266,13 @@ def test_a_result_that_overflows_is_named(make_model: Make) -> None:
     a = spoiled(make_model(0), llm__embed_tokens__weight=70000.0)
     with pytest.raises(CheckpointError, match=r"finite in every model, but the result does not fit torch.float16"):
         mix(a, a, dtype=torch.float16).read(EMBED)
+
+
+def test_nonfinite_base_is_named(make_model: Make) -> None:
+    base = spoiled(make_model(2), vision__start_token=math.nan)
+    source = MixedSource([make_model(0), make_model(1)], create("task_arithmetic"), (0.5, 0.5), base=base)
+    with pytest.raises(CheckpointError, match="vision.start_token in base: 1 NaN"):
+        source.read("vision.start_token")
 
 
 def test_counting() -> None:
