@@ -94,3 +94,9 @@ def test_the_manifest_says_how_and_from_what(tmp_path: Path) -> None:
     assert len(report["manifest"]["annotations"]["sha256"]) == 64
     assert set(report["manifest"]["versions"]) == {"sphinxkit", "python"}
     assert json.loads(json.dumps(report)) == report
+
+
+def test_what_benchmarks_add_to_their_tasks() -> None:
+    assert benchmarks.get("scienceqa_test_img").answer_start == "The answer is"
+    doclaynet = benchmarks.get("doclaynet_val")
+    assert "Page-footer" in tasks.create(doclaynet.task, **dict(doclaynet.task_options)).prompt()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sphinxkit.errors import DataError
-from sphinxkit.evaluation.inputs import Annotation, read_annotations, read_predictions
+from sphinxkit.evaluation.inputs import Annotation, manifest_path, read_annotations, read_predictions
 
 UNIQUE = [
     {"question_id": 7, "question": "q", "image_path": "a.jpg", "gt_answers": "x"},
@@ -156,3 +156,11 @@ def test_ids_that_repeat_need_the_annotations_order(tmp_path: Path) -> None:
         read_predictions(_write(tmp_path / "p.json", [lines[0], lines[2], lines[1]]), annotations)
     with pytest.raises(DataError, match="2 predictions for 3 annotations"):
         read_predictions(_write(tmp_path / "p.json", lines[:2]), annotations)
+
+
+def test_json_lines_have_their_manifest_beside_them(tmp_path: Path, annotations: list[Annotation]) -> None:
+    path = _write(tmp_path / "p.jsonl", '{"question_id": 7, "answer": "a"}\n{"question_id": 8, "answer": "b"}\n')
+    assert read_predictions(path, annotations).manifest == {}
+    _write(manifest_path(path), {"template": "sphinx_v1"})
+    assert manifest_path(path) == tmp_path / "p.jsonl.manifest.json"
+    assert read_predictions(path, annotations).manifest == {"template": "sphinx_v1"}
