@@ -40,19 +40,22 @@ class Hasher:
         self._lines: list[dict[str, str]] = [{} for _ in range(num_sources)]
         self._done: deque[Future[None]] = deque()
 
+    def wait(self) -> None:
+        """Wait for what was started, so that no earlier tensor is held in memory for its hash."""
+        while self._done:
+            self._done.popleft().result()
+
     def start(self, key: str, parts: Mapping[int, Tensor]) -> None:
-        """Hash one tensor of some models, unless it has been; waits only when many are queued.
+        """Start to hash one tensor of some models, unless that has been done.
 
         Args:
             key: Its name.
-            parts: Model index -> tensor, not to be changed until :meth:`results`.
+            parts: Model index -> tensor, not to be changed until :meth:`wait`.
         """
         for index, part in parts.items():
             if index in self._wanted and key not in self._lines[index]:
                 self._lines[index][key] = ""
                 self._done.append(self._pool.submit(self._hash, index, key, part))
-        while len(self._done) > 2 * len(self._lines):  # so that only a tensor or two are held for hashing
-            self._done.popleft().result()
 
     def _hash(self, index: int, key: str, part: Tensor) -> None:
         data = hashlib.sha256(part.reshape(-1).view(torch.uint8).numpy().data)
@@ -61,8 +64,7 @@ class Hasher:
 
     def results(self) -> list[ContentHash]:
         """One hash per model, once everything started is done."""
-        while self._done:
-            self._done.popleft().result()
+        self.wait()
         hashes = []
         for lines in self._lines:
             whole = hashlib.sha256("".join(lines[key] for key in sorted(lines)).encode()).hexdigest()

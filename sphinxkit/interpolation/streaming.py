@@ -167,6 +167,8 @@ class MixedSource:
             CheckpointError: As :meth:`read`.
         """
         plan = self._plan(key)
+        if self._hasher:
+            self._hasher.wait()
         parts = {index: self._sources[index].read(key) for index in self._participants(plan)}
         if self._hasher:
             self._hasher.start(key, parts)
