@@ -31,7 +31,14 @@ def convert_data(
         bool, typer.Option("--json", help="Print the report as one JSON object; needs --output.")
     ] = False,
 ) -> None:
-    """Convert annotations to conversation JSON lines (LLaVA-style), streaming, in bounded memory."""
+    """Convert annotations to conversation JSON lines (LLaVA-style), streaming, in bounded memory.
+
+    Examples:
+
+    `sphinxkit convert-data instances_train2017.json --format coco --task detection -o detection.jsonl`
+
+    `sphinxkit convert-data questions.json --format vqav2 --companion annotations.json --task vqa -o vqa.jsonl`
+    """
     import json
     import sys
 

@@ -36,7 +36,12 @@ def score(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Score a file of predictions by the benchmark's own rules."""
+    """Score a file of predictions by the benchmark's own rules.
+
+    Example:
+
+    `sphinxkit score refcocog_val --annotations refcocog_val.json --predictions answers.jsonl --json`
+    """
     from sphinxkit.evaluation import benchmarks
 
     print_report(benchmarks.score(benchmark, annotations, predictions), as_json)
