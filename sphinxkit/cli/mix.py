@@ -47,7 +47,7 @@ def mix(
     base: Annotated[str | None, typer.Option(help="Common ancestor, for task_arithmetic, ties and dare.")] = None,
     rule: Annotated[
         list[str] | None,
-        typer.Option("--rule", help="PATTERN=ACTION, such as 'llm.layers.{0..15}.*=0.3' or 'vision.*=keep first'."),
+        typer.Option("--rule", help="PATTERN=ACTION, such as `'llm.layers.{0..15}.*=0.3'` or `'vision.*=keep first'`."),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
     to: Annotated[
