@@ -56,7 +56,7 @@ def override(document: Mapping[str, Any], settings: Sequence[str]) -> dict[str, 
     """
     import yaml
 
-    changed = _copy(document)
+    changed: dict[str, Any] = _copy(document)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+
+from sphinxkit.training import TrainPlan, train
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "recipes" / "sphinx_micro.model"
@@ -101,32 +101,26 @@ def make_document(folder: Path, **changes: Any) -> dict[str, Any]:
     return document | changes
 
 
-@pytest.fixture
-def samples(tmp_path: Path) -> Path:
-    """Folder with the samples."""
-    write_samples(tmp_path / "data")
-    return tmp_path / "data"
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the samples; not to be changed."""
+    folder = tmp_path_factory.mktemp("samples")
+    write_samples(folder)
+    return folder
 
 
 @pytest.fixture
-def document(samples: Path) -> Callable[..., dict[str, Any]]:
+def document(samples: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Makes a plan's document; keywords replace keys."""
-    return lambda **changes: make_document(samples, **changes)
+    return lambda **changes: make_document(samples, **{"output": str(tmp_path / "run"), **changes})
 
 
-RUNNER = """
-import json, sys, os, signal, warnings
-warnings.simplefilter("error")
-warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.*")
-from sphinxkit.training import TrainPlan, train
-document, behaviour = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-def report(record):
-    if record["step"] + 1 == behaviour.get("at"):
-        os.kill(os.getpid(), getattr(signal, behaviour["signal"]))
-result = train(TrainPlan(**document), report=report)
-if os.environ.get("RANK", "0") == "0":
-    print(json.dumps({"status": result.status, "step": result.step}))
-"""
+@pytest.fixture(scope="session")
+def straight(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    assert train(TrainPlan(**make_document(samples, output=str(folder), export=True))).status == "done"
+    return folder
 
 
 def free_port() -> int:
@@ -136,30 +130,67 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture
-def run_processes() -> Callable[..., list[subprocess.CompletedProcess[str]]]:
-    """Trains in processes of their own, set up as torchrun does it, with gloo on the CPU."""
+# Runs in a process that was forked from one that had imported everything: starting is cheap.
+RUNNER = """
+import os, signal, sys, traceback, warnings
+log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.dup2(log, 1)
+os.dup2(log, 2)
+os.environ.update(environment)
+import torch
+torch.set_num_threads(1)
+warnings.simplefilter("error")
+warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.*")
+from sphinxkit.training import TrainPlan, train
+def report(record):
+    if record["step"] + 1 == at:
+        os.kill(os.getpid(), getattr(signal, kill))
+try:
+    train(TrainPlan(**document), report=report)
+except BaseException:
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(1)
+"""
 
-    def run(
-        document: dict[str, Any], processes: int = 1, at: int | None = None, kill: str = "", check: bool = True
-    ) -> list[subprocess.CompletedProcess[str]]:
-        common = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-        if processes > 1:
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
-            common |= place
-        arguments = [sys.executable, "-c", RUNNER, json.dumps(document), json.dumps({"at": at, "signal": kill})]
+
+@pytest.fixture(scope="session")
+def forks() -> Any:
+    """Starts processes that have torch and sphinxkit loaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["sphinxkit.training", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"]
+    )
+    return context
+
+
+@pytest.fixture
+def run_processes(forks: Any, tmp_path: Path) -> Callable[..., list[int]]:
+    """Trains in processes of their own, set up as torchrun does it, with gloo on the CPU; gives their exit codes."""
+
+    def run(document: dict[str, Any], processes: int = 1, at: int | None = None, kill: str = "") -> list[int]:
+        common = {"CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(processes)}
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         started = []
         for rank in range(processes):
-            environment = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
-            pipe = subprocess.PIPE
-            started.append(subprocess.Popen(arguments, env=environment, stdout=pipe, stderr=pipe, text=True))
-        results = []
+            values = {
+                "document": document,
+                "environment": common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                "log_file": str(tmp_path / f"process{rank}.log"),
+                "at": at,
+                "kill": kill,
+            }
+            started.append(forks.Process(target=exec, args=(RUNNER, values)))
+            started[-1].start()
         for process in started:
-            out, err = process.communicate(timeout=240)
-            results.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-        for result in results:
-            assert not check or result.returncode == 0, result.stderr[-4000:]
-        return results
+            process.join(timeout=200)
+        codes = [process.exitcode for process in started]
+        for process in started:
+            process.kill()
+        if not kill:
+            logs = "".join((tmp_path / f"process{rank}.log").read_text()[-3000:] for rank in range(processes))
+            assert codes == [0] * processes, logs
+        return codes
 
     return run
 

@@ -28,7 +28,6 @@ def curve(folder: Path) -> list[float]:
 
 
 @pytest.mark.distributed
-@pytest.mark.slow
 def test_parallel_equals_single(document, run_processes, tmp_path: Path) -> None:
     base = document(steps=20, save_every=None)
     run_processes(base | {"output": str(tmp_path / "one")})
@@ -42,11 +41,9 @@ def test_parallel_equals_single(document, run_processes, tmp_path: Path) -> None
 
 
 @pytest.mark.distributed
-@pytest.mark.slow
-def test_a_run_of_two_goes_on_with_one_and_with_four(document, run_processes, tmp_path: Path) -> None:
+def test_a_run_of_two_goes_on_with_one_and_with_four(document, straight: Path, run_processes, tmp_path: Path) -> None:
     base = document(steps=8, save_every=None, async_save=True, export=True)
-    run_processes(base | {"output": str(tmp_path / "one"), "stop_after": 8})
-    expected = read_log(tmp_path / "one")
+    expected = read_log(straight)
     output = tmp_path / "two"
     run_processes(base | {"output": str(output), "stop_after": 3}, 2)
     run_processes(base | {"output": str(output), "stop_after": 5}, 1)
@@ -55,7 +52,7 @@ def test_a_run_of_two_goes_on_with_one_and_with_four(document, run_processes, tm
     assert [record["step"] for record in found] == list(range(8))
     for key in ("loss", "grad_norm"):
         assert [record[key] for record in found] == pytest.approx([r[key] for r in expected], abs=RESUME_ATOL), key
-    one, two = (sphinxkit.load(folder / "model").state_dict() for folder in (tmp_path / "one", output))
+    one, two = (sphinxkit.load(folder / "model").state_dict() for folder in (straight, output))
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
 
@@ -70,11 +67,11 @@ def test_weights_from_a_checkpoint_are_spread(document, run_processes, tmp_path:
     assert curve(tmp_path / "four") == pytest.approx(curve(tmp_path / "one"), abs=CURVE_ATOL)
 
 
-def test_bfloat16_keeps_float32_weights(document, run_processes, tmp_path: Path) -> None:
-    base = document(steps=6, save_every=4, export=True, compile=False)
-    run_processes(base | {"output": str(tmp_path / "wide")})
-    run_processes(base | {"output": str(tmp_path / "narrow"), "dtype": "bfloat16", "async_save": True})
-    wide, narrow = curve(tmp_path / "wide"), curve(tmp_path / "narrow")
+@pytest.mark.distributed
+def test_bfloat16_keeps_float32_weights(document, straight: Path, run_processes, tmp_path: Path) -> None:
+    """Also on one process, which then is a group of its own."""
+    run_processes(document(output=str(tmp_path / "narrow"), dtype="bfloat16", async_save=True))
+    wide, narrow = curve(straight), curve(tmp_path / "narrow")
     assert wide != narrow
     assert narrow == pytest.approx(wide, abs=BF16_ATOL)
 
