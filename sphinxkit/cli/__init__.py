@@ -16,8 +16,10 @@ from sphinxkit.cli.convert import convert
 from sphinxkit.cli.convert_data import convert_data
 from sphinxkit.cli.delta import app as delta_app
 from sphinxkit.cli.diff import diff
+from sphinxkit.cli.evaluate import evaluate
 from sphinxkit.cli.generate import generate
 from sphinxkit.cli.inspect import inspect
+from sphinxkit.cli.inspect_data import inspect_data
 from sphinxkit.cli.memory import memory
 from sphinxkit.cli.mix import mix
 from sphinxkit.cli.score import score
@@ -51,7 +53,10 @@ def _root(
     """SPHINX: load, ask, mix, convert and check multimodal LLMs."""
 
 
-for _command in (generate, chat, verify, inspect, memory, check, convert, mix, diff, convert_data, score, train):
+for _command in (
+    *(generate, chat, verify, inspect, memory, check, convert, mix, diff),
+    *(convert_data, inspect_data, evaluate, score, train),
+):
     app.command(_command.__name__.replace("_", "-"))(_command)
 app.add_typer(delta_app, name="delta")
 

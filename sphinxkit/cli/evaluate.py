@@ -13,44 +13,54 @@ from sphinxkit.cli.options import Checkpoint, Device, Dtype, Json, RecipeOption,
 def evaluate(
     checkpoint: Checkpoint,
     benchmark: Annotated[str, typer.Argument(help="A benchmark (refcocog_val, MME_benchmark, ...) or a task.")],
-    annotations: Annotated[Path, typer.Option(help="JSON list of annotations, each with gt_answers.")],
+    annotations: Annotated[Path, typer.Option(help="JSON list of annotations, each with question and gt_answers.")],
     images: Annotated[Path, typer.Option(help="Folder that the annotations' image paths are relative to.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Answers, as JSON lines; gone on with if it is there.")
+        Path | None,
+        typer.Option("--output", "-o", help="Predictions, one JSON line each. Default: BENCHMARK.predictions.jsonl."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions per call.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions that are asked at once.")] = 8,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. Default: the benchmark's.")] = None,
+    strip_prefix: Annotated[str, typer.Option(help="Taken off the front of every image path (data/coco/).")] = "",
     recipe: RecipeOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Answer a benchmark's questions greedily and score the answers; a run that was stopped goes on where it was."""
+    """Ask a model every question of a benchmark, greedily, and score its answers.
+
+    A run that was stopped goes on where it was when the same command is given again. A question whose image cannot be
+    read is reported, scored as an empty answer and asked again the next time.
+
+    Examples:
+
+    `sphinxkit evaluate models/sphinx_1k refcocog_val --annotations refcocog_val.json --images /data`
+
+    `sphinxkit evaluate models/sphinx_1k pose --annotations people.json --images photos -o pose.jsonl --json`
+    """
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    import sphinxkit
     from sphinxkit.cli.score import print_report
-    from sphinxkit.evaluation import answering, benchmarks, read_annotations
+    from sphinxkit.evaluation import benchmarks, run
 
-    chosen = benchmarks.get(benchmark)
-    questions = read_annotations(annotations)
-    target = output or Path(f"{benchmark}.predictions.jsonl")
+    name = benchmarks.get(benchmark).name
     model = load_model(checkpoint, recipe, device, dtype)
-    manifest = {
-        "checkpoint": checkpoint,
-        "recipe": recipe,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "sphinxkit": sphinxkit.__version__,
-    }
-    with Console(stderr=True).status(f"{benchmark}: asking") as status:
-        answering.answer_questions(
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=None)
+        report = run.evaluate(
             model,
-            chosen,
-            questions,
+            name,
+            annotations,
             images,
-            target,
+            output or Path(f"{name}.predictions.jsonl"),
+            model_facts=run.describe(model),
             batch_size=batch_size,
-            manifest=manifest,
-            progress=lambda done, total: status.update(f"{benchmark}: {done} of {total} questions answered"),
+            max_new_tokens=max_new_tokens,
+            strip_prefix=strip_prefix,
+            run_facts={"model": checkpoint, "device": str(model.device)},
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    print_report(benchmarks.score(benchmark, annotations, target), as_json)
+    print_report(report, as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,6 @@ from sphinxkit.geometry import Box
 
 if TYPE_CHECKING:
     from sphinxkit.formatters import ConversationTemplate
-
-# Options of a benchmark's task where they are not the task's defaults.
-TASK_OPTIONS: Mapping[str, Mapping[str, Any]] = {"doclaynet_val": {"classes": "doclaynet"}}
-# Words put into the model's mouth. Source: LLaMA2-Accessory, accessory/eval_mm/annotations/annotation_config.json.
-ANSWER_STARTS: Mapping[str, str] = {"scienceqa_test_img": "The answer is", "scienceqa_val_img": "The answer is"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +66,8 @@ def make_questions(
     Raises:
         DataError: An annotation lacks what the prompt needs, or an image path lacks the prefix; names file and line.
     """
-    task = tasks.create(benchmark.task, **TASK_OPTIONS.get(benchmark.name, {})) if benchmark.task else None
-    start = ANSWER_STARTS.get(benchmark.name) or (task.answer_start if task is not None else "")
+    task = tasks.create(benchmark.task, **dict(benchmark.task_options)) if benchmark.task else None
+    start = benchmark.answer_start or (task.answer_start if task is not None else "")
     found = []
     for index, annotation in enumerate(annotations):
         try:
@@ -150,5 +145,5 @@ def hash_prompts(questions: Sequence[Question]) -> str:
     """SHA-256 of every prompt in order, each ended by a zero byte."""
     digest = hashlib.sha256()
     for question in questions:
-        digest.update(question.prompt.encode() + b"\0")
+        digest.update(question.prompt.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()
