@@ -73,10 +73,14 @@ class VisionBranch(nn.Module):
         """Whether the mixer treats sub-images unlike the whole image."""
         return getattr(self.mixer, "tile_pool", 1) != 1
 
-    def forward(self, views: Sequence[Tensor], groups: Sequence[tuple[slice, bool]]) -> list[Tensor]:
+    def forward(
+        self, views: Sequence[Tensor], groups: Sequence[tuple[slice, bool]], max_views: int | None = None
+    ) -> list[Tensor]:
         """Tokens of each group of views; a group is (which views, whether they are sub-images)."""
         batch_size, num_views = views[0].shape[:2]
-        features = [encoder(view.flatten(0, 1)) for encoder, view in zip(self.encoders, views, strict=True)]
+        features = [
+            _encode(encoder, view.flatten(0, 1), max_views) for encoder, view in zip(self.encoders, views, strict=True)
+        ]
         return [
             rearrange(
                 self.project([_select(feature, batch_size, num_views, selected) for feature in features], is_tile),
@@ -113,6 +117,16 @@ class VisionBranch(nn.Module):
             return self.project(features, is_tile).shape[1]
 
 
+def _encode(encoder: Encoder, views: Tensor, max_views: int | None) -> VisionFeatures:
+    """Features of (B, 3, T, T) views, at most ``max_views`` of them at once."""
+    if max_views is None or len(views) <= max_views:
+        features: VisionFeatures = encoder(views)
+        return features
+    parts = [encoder(part) for part in torch.split(views, max_views)]
+    prefix, patches = (torch.cat([getattr(part, name) for part in parts]) for name in ("prefix", "patches"))
+    return VisionFeatures(prefix, patches, parts[0].grid)
+
+
 def _select(features: VisionFeatures, batch_size: int, num_views: int, views: slice) -> VisionFeatures:
     if len(range(*views.indices(num_views))) == num_views:
         return features
@@ -139,7 +153,7 @@ class VisionTower(nn.Module):
         pixels: (B, 3, image_size, image_size), CLIP-normalised
         return: (B, N_img, D)
     Raises:
-        ShapeError: The pixels have another size.
+        ShapeError: The pixels have another size, or ``max_views`` is not positive.
     Source: SPHINX, arXiv:2311.07575, sections 3.1 and 3.3; LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py.
     """
 
@@ -193,11 +207,18 @@ class VisionTower(nn.Module):
         sizes = {size for branch in self.branches for size in branch.tile_sizes}
         return {size: self.tiler.tile(pixels, size) for size in sizes}
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Visual tokens of a batch of images, start and end tokens included."""
+    def forward(self, pixels: Tensor, max_views: int | None = None) -> Tensor:
+        """Visual tokens of a batch of images, start and end tokens included.
+
+        Args:
+            pixels: Of the images.
+            max_views: An encoder runs on at most this many views at once, which bounds its memory; None: on all.
+        """
+        if max_views is not None and max_views < 1:
+            raise ShapeError(f"vision tower: max_views must be at least 1, or None; got {max_views}")
         streams = self.views(pixels)
         groups = self.groups
-        outputs = [branch([streams[size] for size in branch.tile_sizes], groups) for branch in self.branches]
+        outputs = [branch([streams[size] for size in branch.tile_sizes], groups, max_views) for branch in self.branches]
         parts = []
         for per_branch in zip(*outputs, strict=True):
             batch_size, num_views = per_branch[0].shape[:2]

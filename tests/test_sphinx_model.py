@@ -165,8 +165,8 @@ def test_truncation_keeps_the_first_token_and_the_image(model: SphinxModel, imag
     long = "What is it? " * 2000
     with pytest.raises(DataError, match=r"prompt 0 has \d+ tokens and 291 image tokens, but the context holds 4096"):
         model.generate(long, images[0])
-    decoder = model._decoder([long], [images[0]], sphinxkit.sphinx_model.Sampling(max_new_tokens=1), truncate="left")
-    [embedded] = decoder._prompts
+    [prompt] = model.embed_prompts([long], [images[0]], truncate="left")
+    embedded = prompt.embeds
     assert len(embedded) == limit - 1
     token_ids = tokenizer.encode(long, bos=True)
     expected = model.llm.embed(torch.tensor([token_ids[0], *token_ids[-(limit - 292 - 1) :]]))

@@ -6,79 +6,33 @@ from torch import Tensor
 
 from sphinxkit.errors import DataError
 from sphinxkit.generation import Decoder, Generation, Sampling, top_p_probs
+from sphinxkit.llama import KVCache
 from sphinxkit.tokenizer import Tokenizer
 
 # Probabilities of some tens of tokens in float32 against float64
 PROBS_ATOL = 1e-6
 
 
-@pytest.fixture(scope="module")
-def tokenizer(golden) -> Tokenizer:
-    return Tokenizer(golden / "llama_ens" / "tokenizer.model")
-
-
-class _ScriptCache:
-    """Remembers which script each row follows and how far it is."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.scripts = list(range(batch_size))
-        self.position = 0
-
-    def keep_rows(self, rows: Tensor) -> None:
-        self.scripts = [self.scripts[row] for row in rows.tolist()]
-
-
-class ScriptedLlm:
-    """Stands in for a language model: row i writes script i, whatever it reads."""
-
-    def __init__(self, scripts: list[list[int]], vocab_size: int, max_seq_len: int = 100) -> None:
-        self.scripts = scripts
-        self.vocab_size = vocab_size
-        self.max_seq_len = max_seq_len
-        self.batch_sizes: list[int] = []
-
-    def make_cache(self, batch_size: int, max_seq_len: int) -> _ScriptCache:
-        assert max_seq_len <= self.max_seq_len
-        return _ScriptCache(batch_size)
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        return token_ids[..., None].float()
-
-    def __call__(self, embeds: Tensor, *, cache: _ScriptCache, lengths=None, output_rows=None) -> Tensor:
-        self.batch_sizes.append(len(embeds))
-        logits = torch.zeros(len(embeds), 1, self.vocab_size)
-        for row, script in enumerate(cache.scripts):
-            logits[row, 0, self.scripts[script][cache.position]] = 10.0
-        cache.position += 1
-        return logits
-
-
-def decode(tokenizer: Tokenizer, scripts: list[list[int]], prompt_lengths: list[int] | None = None, **options):
-    llm = ScriptedLlm([[*script, tokenizer.eos_id] for script in scripts], tokenizer.vocab_size)
-    prompts = [torch.zeros(length, 1) for length in (prompt_lengths or [3] * len(scripts))]
-    return Decoder(llm, tokenizer, prompts, Sampling(**options)), llm
-
-
-def test_eos_ends_a_row_and_is_not_part_of_it(tokenizer: Tokenizer) -> None:
+def test_eos_ends_a_row_and_is_not_part_of_it(tokenizer: Tokenizer, decode) -> None:
     ids = tokenizer.encode("It is blue.")
-    decoder, _ = decode(tokenizer, [ids])
+    decoder, _ = decode([ids])
     assert decoder.run() == [Generation("It is blue.", ids, "eos")]
 
 
-def test_max_new_tokens_holds_for_each_row(tokenizer: Tokenizer) -> None:
+def test_max_new_tokens_holds_for_each_row(tokenizer: Tokenizer, decode) -> None:
     long, short = tokenizer.encode("There is a red square on a grey background."), tokenizer.encode("It is")
-    decoder, _ = decode(tokenizer, [long, short], [2, 9], max_new_tokens=4)
+    decoder, _ = decode([long, short], [2, 9], max_new_tokens=4)
     first, second = decoder.run()
     assert (first.token_ids, first.finish_reason) == (long[:4], "length")
     assert (second.token_ids, second.finish_reason) == (short, "eos")
 
 
-def test_a_finished_row_leaves_the_batch(tokenizer: Tokenizer) -> None:
+def test_a_finished_row_leaves_the_batch(tokenizer: Tokenizer, decode) -> None:
     scripts = [tokenizer.encode(text) for text in ("It", "There is a red square.", "It is")]
-    decoder, llm = decode(tokenizer, scripts)
+    decoder, llm = decode(scripts)
     assert [row.token_ids for row in decoder.run()] == scripts
-    assert llm.batch_sizes[:2] == [3, 3]
-    assert llm.batch_sizes[-1] == 1
+    assert llm.passes[:3] == [(3, 3), (3, 1), (3, 1)]
+    assert llm.passes[-1] == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -90,21 +44,21 @@ def test_a_finished_row_leaves_the_batch(tokenizer: Tokenizer) -> None:
         ("aaab", "aab", "a"),
     ],
 )
-def test_stop_strings_are_found_in_the_text(tokenizer: Tokenizer, text: str, stop: str, expected: str) -> None:
-    decoder, _ = decode(tokenizer, [tokenizer.encode(text)], stop=(stop,))
+def test_stop_strings_are_found_in_the_text(tokenizer: Tokenizer, decode, text: str, stop: str, expected: str) -> None:
+    decoder, _ = decode([tokenizer.encode(text)], stop=(stop,))
     [answer] = decoder.run()
     assert (answer.text, answer.finish_reason) == (expected, "stop")
     assert expected.startswith(tokenizer.decode(answer.token_ids))
 
 
-def test_the_first_of_several_stop_strings_wins(tokenizer: Tokenizer) -> None:
-    decoder, _ = decode(tokenizer, [tokenizer.encode("a b c d")], stop=(" d", " c", " b c"))
+def test_the_first_of_several_stop_strings_wins(tokenizer: Tokenizer, decode) -> None:
+    decoder, _ = decode([tokenizer.encode("a b c d")], stop=(" d", " c", " b c"))
     assert decoder.run()[0].text == "a"
 
 
-def test_streaming_holds_back_what_may_become_a_stop_string(tokenizer: Tokenizer) -> None:
+def test_streaming_holds_back_what_may_become_a_stop_string(tokenizer: Tokenizer, decode) -> None:
     text = "ab\n##x and \n### Human"
-    decoder, _ = decode(tokenizer, [tokenizer.encode(text)], stop=("\n###",))
+    decoder, _ = decode([tokenizer.encode(text)], stop=("\n###",))
     pieces = list(decoder.stream())
     assert "".join(pieces) == "ab\n##x and "
     shown = ""
@@ -113,19 +67,19 @@ def test_streaming_holds_back_what_may_become_a_stop_string(tokenizer: Tokenizer
         assert not any(shown.endswith("\n###"[:size]) for size in range(1, 4)) or shown + "x" in text
 
 
-def test_streaming_never_shows_half_a_character(tokenizer: Tokenizer) -> None:
+def test_streaming_never_shows_half_a_character(tokenizer: Tokenizer, decode) -> None:
     text = "Café 你好 😀!"
     ids = tokenizer.encode(text)
     assert len(ids) > len(text)  # bytes
-    decoder, _ = decode(tokenizer, [ids])
+    decoder, _ = decode([ids])
     pieces = list(decoder.stream())
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_bytes_that_never_become_a_character_are_shown_at_the_end(tokenizer: Tokenizer) -> None:
+def test_bytes_that_never_become_a_character_are_shown_at_the_end(tokenizer: Tokenizer, decode) -> None:
     ids = tokenizer.encode("a😀")[:-1]
-    decoder, _ = decode(tokenizer, [ids])
+    decoder, _ = decode([ids])
     pieces = list(decoder.stream())
     assert "".join(pieces) == tokenizer.decode(ids)
     assert pieces[-1].startswith("\ufffd")
@@ -152,16 +106,25 @@ def test_top_p_on_a_hand_worked_example() -> None:
     torch.testing.assert_close(probs, torch.tensor([[2 / 3, 1 / 3, 0.0, 0.0]]), atol=PROBS_ATOL, rtol=0)
 
 
-class _RandomLlm(ScriptedLlm):
-    """The same fixed distribution at every step."""
+class RandomLlm:
+    """The same fixed distribution at every step; the cache is only counted."""
 
-    def __call__(self, embeds: Tensor, *, cache: _ScriptCache, lengths=None, output_rows=None) -> Tensor:
-        generator = torch.Generator().manual_seed(3)
-        return torch.randn(1, 1, self.vocab_size, generator=generator).expand(len(embeds), -1, -1)
+    def __init__(self, vocab_size: int) -> None:
+        self.logits = torch.randn(1, 1, vocab_size, generator=torch.Generator().manual_seed(3))
+        self.max_seq_len = 100
+
+    def make_cache(self, batch_size: int, max_seq_len: int) -> KVCache:
+        return KVCache(1, batch_size, max_seq_len, 1, 1)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return token_ids[..., None].float()
+
+    def __call__(self, embeds: Tensor, *, cache: KVCache, lengths=None, output_rows=None) -> Tensor:
+        return self.logits.expand(len(embeds), -1, -1)
 
 
 def sample(tokenizer: Tokenizer, rows: int, seed: int | None, **options) -> list[list[int]]:
-    llm = _RandomLlm([], tokenizer.vocab_size)
+    llm = RandomLlm(tokenizer.vocab_size)
     sampling = Sampling(max_new_tokens=20, temperature=1.0, seed=seed, **options)
     return [row.token_ids for row in Decoder(llm, tokenizer, [torch.zeros(2, 1)] * rows, sampling).run()]
 
@@ -203,12 +166,12 @@ def test_bad_options(options: dict, message: str) -> None:
         Sampling(**options)
 
 
-def test_a_prompt_without_room_for_an_answer(tokenizer: Tokenizer) -> None:
+def test_a_prompt_without_room_for_an_answer(tokenizer: Tokenizer, decode) -> None:
     with pytest.raises(DataError, match="prompt 1 takes 100 positions, image included, which leaves no room"):
-        decode(tokenizer, [[5], [5]], [3, 100])
+        decode([[5], [5]], [3, 100])
 
 
-def test_the_context_ends_an_answer(tokenizer: Tokenizer) -> None:
-    decoder, _ = decode(tokenizer, [[5] * 50], [95], max_new_tokens=50)
+def test_the_context_ends_an_answer(tokenizer: Tokenizer, decode) -> None:
+    decoder, _ = decode([[5] * 50], [95], max_new_tokens=50)
     [answer] = decoder.run()
     assert (len(answer.token_ids), answer.finish_reason) == (5, "length")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, DataError, ShapeError
 from sphinxkit.generation import Decoder, Generation, Sampling
+from sphinxkit.sphinx_model import joining, scoring
+from sphinxkit.sphinx_model import prompts as prompts_module
+from sphinxkit.sphinx_model.prompts import ImageInput, Prompt
+from sphinxkit.sphinx_model.scoring import Score
+from sphinxkit.sphinx_model.session import ChatSession
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,28 +24,6 @@ if TYPE_CHECKING:
     from sphinxkit.llama import LlamaModel
     from sphinxkit.tokenizer import Tokenizer
     from sphinxkit.vision_tower import VisionTower
-
-IGNORE_INDEX = -100  # torch's own default for cross entropy
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How likely a continuation is.
-
-    Args:
-        log_likelihood: Sum over its tokens, natural logarithm.
-        num_tokens: How many they are.
-        is_greedy: Whether greedy decoding would have written exactly these tokens.
-    """
-
-    log_likelihood: float
-    num_tokens: int
-    is_greedy: bool
-
-    @property
-    def mean_nll(self) -> float:
-        """Negative log-likelihood per token; its exponential is the perplexity."""
-        return -self.log_likelihood / self.num_tokens
 
 
 class SphinxModel(nn.Module):
@@ -86,12 +67,14 @@ class SphinxModel(nn.Module):
         """Of the language model's weights."""
         return self.llm.embed_tokens.weight.dtype
 
-    def _need_vision(self) -> VisionTower:
+    def require_vision(self) -> VisionTower:
+        """The vision tower; a DataError where there is none."""
         if self.vision is None:
             raise DataError("this model has no vision tower: it takes text alone")
         return self.vision
 
-    def _need_tokenizer(self) -> Tokenizer:
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer; a DataError where there is none."""
         if self.tokenizer is None:
             raise DataError("this model has no tokenizer: set model.tokenizer = Tokenizer(path)")
         return self.tokenizer
@@ -113,21 +96,22 @@ class SphinxModel(nn.Module):
 
         several = [images] if not isinstance(images, Sequence) or isinstance(images, str) else list(images)
         opened = [load_image(image) if isinstance(image, str | Path) else image for image in several]
-        return preprocess(opened, self._need_vision().image_size)
+        return preprocess(opened, self.require_vision().image_size)
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Tensor, max_views: int | None = None) -> Tensor:
         """Visual tokens: every view's [start, tokens, end], ready to follow the first token of the text.
 
         Args:
             pixels: From ``preprocess``.
+            max_views: An encoder runs on at most this many views at once, which bounds its memory; None: on all.
 
         Shape:
             pixels: (B, 3, S, S)
             return: (B, N_img, D) in the language model's dtype
         Raises:
-            ShapeError: The pixels have another size.
+            ShapeError: The pixels have another size, or ``max_views`` is not positive.
         """
-        tokens: Tensor = self._need_vision()(pixels.to(self.device))
+        tokens: Tensor = self.require_vision()(pixels.to(self.device), max_views)
         return tokens.to(self.dtype)
 
     # -- logits and loss ----------------------------------------------------------------------------------------------
@@ -154,58 +138,8 @@ class SphinxModel(nn.Module):
         Raises:
             ShapeError: Rows, images and lengths do not fit each other.
         """
-        logits: Tensor = self.llm.lm_head(self._hidden(token_ids, pixels, image_rows, seq_lens))
+        logits: Tensor = self.llm.lm_head(joining.hidden_states(self, token_ids, pixels, image_rows, seq_lens))
         return logits
-
-    def _hidden(
-        self,
-        token_ids: Tensor,
-        pixels: Tensor | None,
-        image_rows: Sequence[int] | None,
-        seq_lens: Sequence[int] | None,
-    ) -> Tensor:
-        """Hidden states (B, S, D) that predict the next text token."""
-        if token_ids.ndim != 2:
-            raise ShapeError(f"token_ids: expected (B, S), got {tuple(token_ids.shape)}")
-        token_ids = token_ids.to(self.device)
-        if seq_lens is not None:
-            seq_lens = [int(length) for length in seq_lens]
-            if token_ids.shape[0] != 1 or sum(seq_lens) != token_ids.shape[1] or min(seq_lens, default=0) < 1:
-                raise ShapeError(
-                    f"packed samples: seq_lens {seq_lens} (sum {sum(seq_lens)}) must be positive and fill the single "
-                    f"row of token_ids {tuple(token_ids.shape)}"
-                )
-        text: Tensor = self.llm.embed(token_ids)
-        if pixels is None:
-            if image_rows:
-                raise ShapeError(f"image_rows {list(image_rows)} without pixels")
-            return self.llm.hidden_states(text, seq_lens=seq_lens)
-        num_rows = token_ids.shape[0] if seq_lens is None else len(seq_lens)
-        rows = _check_rows(image_rows, num_rows, len(pixels))
-        images = self.encode_images(pixels)
-        if seq_lens is None and rows == list(range(num_rows)):
-            joined = torch.cat([text[:, :1], images, text[:, 1:]], dim=1)
-            return self.llm.hidden_states(joined)[:, images.shape[1] :]
-        return self._hidden_of_some(text, images, rows, seq_lens)
-
-    def _hidden_of_some(self, text: Tensor, images: Tensor, rows: list[int], seq_lens: list[int] | None) -> Tensor:
-        """As ``_hidden`` when some rows have no image, or samples are packed: everything becomes one packed row."""
-        num_slots = images.shape[1]
-        lengths = [text.shape[1]] * text.shape[0] if seq_lens is None else seq_lens
-        image_of = {row: image for image, row in enumerate(rows)}
-        parts, wanted, packed_lens, position = [], [], [], 0
-        for row, sample in enumerate(torch.split(text.flatten(0, 1), lengths)):
-            if row in image_of:
-                parts += [sample[:1], images[image_of[row]], sample[1:]]
-                skipped = num_slots
-            else:
-                parts.append(sample)
-                skipped = 0
-            wanted.append(torch.arange(position + skipped, position + skipped + lengths[row], device=text.device))
-            packed_lens.append(lengths[row] + skipped)
-            position += lengths[row] + skipped
-        hidden = self.llm.hidden_states(torch.cat(parts)[None], seq_lens=packed_lens)
-        return hidden[0, torch.cat(wanted)].view_as(text)
 
     def loss(
         self,
@@ -235,18 +169,8 @@ class SphinxModel(nn.Module):
         """
         if labels.shape != token_ids.shape:
             raise ShapeError(f"labels {tuple(labels.shape)} do not match token_ids {tuple(token_ids.shape)}")
-        hidden = self._hidden(token_ids, pixels, image_rows, seq_lens)[:, :-1]
-        targets = labels[:, 1:].to(self.device)
-        if seq_lens is not None:  # a sample's first token is not the continuation of the sample before it
-            starts = torch.tensor(seq_lens[:-1], device=self.device, dtype=torch.long).cumsum(0) - 1
-            targets = targets.index_fill(1, starts, IGNORE_INDEX)
-        learnt = targets != IGNORE_INDEX
-        count = learnt.sum()
-        if count == 0:
-            total = self.llm.lm_head(hidden[:, :1]).float().sum() * 0.0
-        else:
-            logits = self.llm.lm_head(hidden[learnt])
-            total = F.cross_entropy(logits.float(), targets[learnt], reduction="sum")
+        hidden = joining.hidden_states(self, token_ids, pixels, image_rows, seq_lens)
+        total, count = joining.loss_sums(self, hidden, labels, seq_lens)
         return (total, count) if reduction == "none" else total / count.clamp(min=1)
 
     # -- text ---------------------------------------------------------------------------------------------------------
@@ -254,19 +178,21 @@ class SphinxModel(nn.Module):
     def generate(
         self,
         prompts: str | Sequence[str],
-        images: Image | str | Path | Sequence[Image | str | Path | None] | None = None,
+        images: ImageInput | Sequence[ImageInput | None] | None = None,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
         stop: Sequence[str] = ("\n###",),
         seed: int | None = None,
         truncate: Literal["left"] | None = None,
+        speculate: int | None = None,
     ) -> list[Generation]:
         r"""Continue prompts of any lengths, each with an image or without.
 
         Args:
             prompts: Raw text; the beginning-of-sentence token is added, no template is applied.
-            images: One for each prompt, None where a prompt has none; or None.
+            images: One for each prompt, None where a prompt has none; or None. See ``ImageInput`` for what may stand
+                for an image; the same image given several times is encoded once.
             max_new_tokens: For each row.
             temperature: 0 is greedy.
             top_p: See ``generation.Sampling``.
@@ -274,6 +200,7 @@ class SphinxModel(nn.Module):
             seed: Of the sampling.
             truncate: "left" drops text after the beginning-of-sentence token (and the image) until an over-long prompt
                 fits; None makes such a prompt an error.
+            speculate: Draft up to this many tokens by prompt lookup; see ``generation.Decoder``.
 
         Returns:
             One ``Generation`` for each prompt, in order.
@@ -282,27 +209,28 @@ class SphinxModel(nn.Module):
             DataError: Empty or over-long prompts, more images than prompts or fewer, an image that cannot be read.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, tuple(stop), seed)
-        return self._decoder(prompts, images, sampling, truncate).run()
+        return self._decoder(prompts, images, sampling, truncate, speculate).run()
 
     def stream(
         self,
         prompt: str,
-        image: Image | str | Path | None = None,
+        image: ImageInput | None = None,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
         stop: Sequence[str] = ("\n###",),
         seed: int | None = None,
         truncate: Literal["left"] | None = None,
+        speculate: int | None = None,
     ) -> Iterator[str]:
         """As ``generate`` for one prompt, piece by piece: never half a character, never a part of a stop string."""
         sampling = Sampling(max_new_tokens, temperature, top_p, tuple(stop), seed)
-        return self._decoder([prompt], [image], sampling, truncate).stream()
+        return self._decoder([prompt], [image], sampling, truncate, speculate).stream()
 
     def chat(
         self,
         messages: Sequence[Mapping[str, str]],
-        image: Image | str | Path | None = None,
+        image: ImageInput | None = None,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -331,53 +259,62 @@ class SphinxModel(nn.Module):
             raise DataError("this model has no conversation template: set model.conversation, or use generate")
         return self.conversation.prompt(messages), self.conversation.stop
 
+    def session(
+        self, image: ImageInput | None = None, system: str | None = None, speculate: int | None = None
+    ) -> ChatSession:
+        """A conversation that is gone on with: what was read stays read, an image is encoded once.
+
+        Args:
+            image: What it is about.
+            system: Replaces the template's system text.
+            speculate: See ``generate``.
+
+        Raises:
+            DataError: No template, no tokenizer, or an image that cannot be read.
+        """
+        return ChatSession(self, image, system, speculate)
+
+    def embed_prompts(
+        self,
+        prompts: str | Sequence[str],
+        images: ImageInput | Sequence[ImageInput | None] | None = None,
+        truncate: Literal["left"] | None = None,
+    ) -> list[Prompt]:
+        """Prompts as the language model reads them; their text is checked before any work is done.
+
+        Args:
+            prompts: As in ``generate``.
+            images: As in ``generate``.
+            truncate: As in ``generate``.
+
+        Raises:
+            DataError: As ``generate``.
+        """
+        return prompts_module.embed_prompts(self, prompts, images, truncate)
+
     def _decoder(
         self,
         prompts: str | Sequence[str],
-        images: Any,
+        images: ImageInput | Sequence[ImageInput | None] | None,
         sampling: Sampling,
         truncate: Literal["left"] | None,
+        speculate: int | None,
     ) -> Decoder:
-        """Check everything before any work is done, then embed the prompts."""
-        tokenizer = self._need_tokenizer()
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise DataError("generate: there are no prompts")
-        if truncate not in (None, "left"):
-            raise DataError(f"truncate must be None or 'left', got {truncate!r}")
-        pictures = _check_images(images, len(prompts))
-        for row, prompt in enumerate(prompts):
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise DataError(f"prompt {row} is empty" if isinstance(prompt, str) else f"prompt {row} is not text")
-        token_ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
-        num_slots = self._need_vision().num_tokens if any(picture is not None for picture in pictures) else 0
-        for row, ids in enumerate(token_ids):
-            slots = num_slots if pictures[row] is not None else 0
-            room = self.llm.max_seq_len - 1 - slots  # at least one token is to be written
-            if len(ids) > room and truncate == "left":
-                token_ids[row] = ids[:1] + ids[len(ids) - room + 1 :]
-            elif len(ids) > room:
-                raise DataError(
-                    f"prompt {row} has {len(ids)} tokens and {slots} image tokens, but the context holds "
-                    f"{self.llm.max_seq_len}, one of them for the answer; shorten it or pass truncate='left'"
-                )
-        with torch.no_grad():
-            rows = [row for row, picture in enumerate(pictures) if picture is not None]
-            tokens = self.encode_images(self.preprocess([pictures[row] for row in rows])) if rows else None
-            embedded = []
-            for row, ids in enumerate(token_ids):
-                text = self.llm.embed(torch.tensor(ids, device=self.device))
-                if row in rows and tokens is not None:
-                    text = torch.cat([text[:1], tokens[rows.index(row)], text[1:]])
-                embedded.append(text)
-        return Decoder(self.llm, tokenizer, embedded, sampling)
+        given = self.embed_prompts(prompts, images, truncate)
+        return Decoder(
+            self.llm,
+            self.require_tokenizer(),
+            [prompt.embeds for prompt in given],
+            sampling,
+            speculate=speculate,
+            token_ids=[prompt.token_ids for prompt in given],
+        )
 
-    @torch.no_grad()
     def score(
         self,
         contexts: Sequence[str],
         continuations: Sequence[str],
-        images: Sequence[Image | str | Path | None] | None = None,
+        images: Sequence[ImageInput | None] | None = None,
     ) -> list[Score]:
         """Log-likelihood of each continuation after its context.
 
@@ -393,31 +330,7 @@ class SphinxModel(nn.Module):
             DataError: Lists of different lengths, a continuation without tokens, or a row longer than the context.
         Source: LLaMA2-Accessory, accessory/model/meta.py, evaluate_examples.
         """
-        tokenizer = self._need_tokenizer()
-        if len(contexts) != len(continuations) or not contexts:
-            raise DataError(f"score: {len(contexts)} contexts but {len(continuations)} continuations")
-        pictures = _check_images(images, len(contexts))
-        scores = []
-        for row, (context, continuation, picture) in enumerate(zip(contexts, continuations, pictures, strict=True)):
-            ids = tokenizer.encode(context + continuation, bos=True)
-            start = len(tokenizer.encode(context, bos=True))
-            if start >= len(ids):
-                raise DataError(f"score: continuation {row} {continuation!r} adds no token to its context")
-            pixels = None if picture is None else self.preprocess([picture])
-            slots = 0 if picture is None else self._need_vision().num_tokens
-            if len(ids) + slots > self.llm.max_seq_len:
-                raise DataError(
-                    f"score: row {row} has {len(ids)} tokens and {slots} image tokens, but the context holds "
-                    f"{self.llm.max_seq_len}"
-                )
-            token_ids = torch.tensor([ids], device=self.device)
-            hidden = self._hidden(token_ids, pixels, None, None)[0, start - 1 : -1]
-            log_probs = torch.log_softmax(self.llm.lm_head(hidden).float(), dim=-1)
-            targets = token_ids[0, start:]
-            chosen = log_probs.gather(-1, targets[:, None]).sum()
-            is_greedy = bool((log_probs.argmax(-1) == targets).all())
-            scores.append(Score(float(chosen), len(targets), is_greedy))
-        return scores
+        return scoring.score(self, contexts, continuations, images)
 
     # -- disk ---------------------------------------------------------------------------------------------------------
 
@@ -446,21 +359,3 @@ class SphinxModel(nn.Module):
             tokenizer=None if self.tokenizer is None else self.tokenizer.to_bytes(),
             overwrite=overwrite,
         )
-
-
-def _check_rows(image_rows: Sequence[int] | None, num_rows: int, num_images: int) -> list[int]:
-    rows = list(range(num_rows)) if image_rows is None else [int(row) for row in image_rows]
-    if len(rows) != num_images:
-        raise ShapeError(f"{num_images} images for {len(rows)} rows (image_rows {rows})")
-    if len(set(rows)) != len(rows) or any(not 0 <= row < num_rows for row in rows):
-        raise ShapeError(f"image_rows {rows}: each must be one of the {num_rows} rows, and none twice")
-    return rows
-
-
-def _check_images(images: Any, num_prompts: int) -> list[Any]:
-    if images is None:
-        return [None] * num_prompts
-    several = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-    if len(several) != num_prompts:
-        raise DataError(f"{len(several)} images for {num_prompts} prompts; give one each, None where there is none")
-    return several

@@ -1,0 +1,24 @@
+"""Autoregressive decoding over a KV cache: sampling, stop strings, streaming, batches of any prompt lengths."""
+
+from __future__ import annotations
+
+from sphinxkit.generation.batch import RunningBatch
+from sphinxkit.generation.cache_rows import copy_rows
+from sphinxkit.generation.decoder import Decoder
+from sphinxkit.generation.lookup import PromptLookup
+from sphinxkit.generation.prefill import prefill_groups
+from sphinxkit.generation.rows import FinishReason, Generation, Row
+from sphinxkit.generation.sampling import Sampling, top_p_probs
+
+__all__ = [
+    "Decoder",
+    "FinishReason",
+    "Generation",
+    "PromptLookup",
+    "Row",
+    "RunningBatch",
+    "Sampling",
+    "copy_rows",
+    "prefill_groups",
+    "top_p_probs",
+]

@@ -1,0 +1,32 @@
+"""Moving rows from one KV cache to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from sphinxkit.llama import KVCache
+
+
+def copy_rows(source: KVCache, rows: Sequence[int], target: KVCache, places: Sequence[int], num_tokens: int) -> None:
+    """Copy rows of one cache to places in another.
+
+    Args:
+        source: Where they are.
+        rows: Which.
+        target: With room for them.
+        places: Their row numbers in ``target``.
+        num_tokens: Slots that are copied: no row holds more.
+    """
+    if not rows:
+        return
+    given = torch.as_tensor(rows, device=source.device)
+    wanted = torch.as_tensor(places, device=target.device)
+    for ours, theirs in zip((*target.keys, *target.values), (*source.keys, *source.values), strict=True):
+        ours[wanted, :, :num_tokens] = theirs[given, :, :num_tokens].to(ours.dtype)
+    target.lengths[wanted] = source.lengths[given]
+    # A cache with static shapes bounds its longest row on the host; planning with known counts makes it look again.
+    target.plan(2, [0] * target.batch_size)

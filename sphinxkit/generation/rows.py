@@ -1,0 +1,161 @@
+"""One row of a batch: what it has written, where it stops, and how much of it may be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from sphinxkit.errors import DataError
+from sphinxkit.generation.lookup import PromptLookup
+from sphinxkit.generation.sampling import Sampling
+
+if TYPE_CHECKING:
+    from sphinxkit.tokenizer import Tokenizer
+
+FinishReason = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a model wrote for one prompt.
+
+    Args:
+        text: Without the stop string.
+        token_ids: The tokens of ``text``: no end-of-sentence, nothing of a stop string.
+        finish_reason: "eos", "stop" (a stop string appeared) or "length" (``max_new_tokens`` or the context used up).
+        num_drafted: Tokens that speculative decoding guessed; two answers are equal whatever it guessed.
+        num_accepted: How many of them the model confirmed.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    num_drafted: int = field(default=0, compare=False)
+    num_accepted: int = field(default=0, compare=False)
+
+
+class Row:
+    """Takes tokens one by one until the row ends.
+
+    Stop strings are decided on decoded text, because the same text can be written with many tokens; a token costs the
+    same work at any length of the row.
+
+    Args:
+        tokenizer: Turns tokens into text.
+        sampling: Of this row; its ``seed`` is the row's own.
+        budget: Most tokens that it may write.
+        prompt_ids: The prompt's text, for ``speculate``.
+        speculate: Longest draft of prompt-lookup decoding; None: no drafts.
+    Raises:
+        DataError: Drafts for a row that is not greedy, or of no length.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        budget: int,
+        *,
+        prompt_ids: Sequence[int] = (),
+        speculate: int | None = None,
+    ) -> None:
+        if speculate is not None and speculate < 1:
+            raise DataError(f"speculate must be at least 1 token, or None; got {speculate}")
+        if speculate is not None and sampling.temperature > 0:
+            raise DataError(f"speculate is for greedy decoding, but temperature is {sampling.temperature}")
+        self.sampling = sampling
+        self.budget = budget
+        self.token_ids: list[int] = []
+        """Tokens of the text."""
+        self.written: list[int] = []
+        """Every token, also end-of-sentence and those of a stop string."""
+        self.finish_reason: FinishReason | None = None
+        self.num_drafted = 0
+        self.num_accepted = 0
+        self._eos_id = tokenizer.eos_id
+        self._decoder = tokenizer.stream()
+        self._speculate = speculate
+        self._lookup = None if speculate is None else PromptLookup(prompt_ids)
+        self._pieces: list[str] = []
+        self._ends: list[int] = []  # length of the text after each token
+        self._length = 0
+        self._tail = ""  # the end of the text, in which a stop string may have begun
+        self._hidden: list[str] = []  # text that was not shown
+        self._kept = max((len(stop) for stop in sampling.stop), default=1) - 1
+        # uniform numbers come from the CPU, so that a seed gives the same draws on every device
+        self._generator = torch.Generator() if sampling.temperature > 0 else None
+        if self._generator is not None and sampling.seed is None:
+            self._generator.seed()
+        elif self._generator is not None and sampling.seed is not None:
+            self._generator.manual_seed(sampling.seed)
+
+    def draw(self) -> Tensor:
+        """The next uniform number (1,) of this row."""
+        return torch.rand(1, generator=self._generator)
+
+    def draft(self) -> list[int]:
+        """Tokens that may come next: never more than the row could still write behind the next one."""
+        if self._lookup is None or self._speculate is None:
+            return []
+        return self._lookup.draft(min(self._speculate, self.budget - len(self.token_ids) - 1))
+
+    def push(self, token: int) -> None:
+        """Take the next token."""
+        self.written.append(token)
+        if self._lookup is not None:
+            self._lookup.append(token)
+        if token == self._eos_id:
+            self._finish("eos")
+            return
+        self.token_ids.append(token)
+        self._grow(self._decoder.feed(token))
+        if self.finish_reason is None and len(self.token_ids) >= self.budget:
+            self._finish("length")
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.finish_reason = reason
+        tail = self._decoder.finish()
+        if tail:
+            self._ends.pop()
+            self._grow(tail)
+
+    def _grow(self, piece: str) -> None:
+        """Add decoded text; cut it where a stop string begins."""
+        searched = self._tail + piece
+        begin = self._length - len(self._tail)
+        self._length += len(piece)
+        self._pieces.append(piece)
+        self._hidden.append(piece)
+        self._ends.append(self._length)
+        self._tail = searched[len(searched) - min(self._kept, len(searched)) :]
+        found = [index for stop in self.sampling.stop if (index := searched.find(stop)) >= 0]
+        if found:
+            cut = begin + min(found)
+            self.token_ids = [token for token, end in zip(self.token_ids, self._ends, strict=True) if end <= cut]
+            self.finish_reason = "stop"
+            self._pieces = ["".join(self._pieces)[:cut]]
+            self._hidden = ["".join(self._hidden)[: cut - self._length]]
+
+    def take(self) -> str:
+        """Text that has not been shown and can no longer become part of a stop string."""
+        text = "".join(self._hidden)
+        held = 0
+        if self.finish_reason is None:
+            held = max((_overlap(self._tail, stop) for stop in self.sampling.stop), default=0)
+        self._hidden = [text[len(text) - held :]]
+        return text[: len(text) - held]
+
+    def result(self) -> Generation:
+        """The finished row."""
+        reason = self.finish_reason or "length"
+        return Generation("".join(self._pieces), self.token_ids, reason, self.num_drafted, self.num_accepted)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that is a proper beginning of ``stop``."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

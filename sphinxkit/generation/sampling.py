@@ -1,0 +1,97 @@
+"""How the next token of a row is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sphinxkit.errors import DataError
+
+if TYPE_CHECKING:
+    from sphinxkit.generation.rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen, and when a row ends.
+
+    Args:
+        max_new_tokens: Per row.
+        temperature: 0 takes the most likely token; otherwise logits are divided by it.
+        top_p: Tokens are kept in order of probability while the mass before them is at most this.
+        stop: Strings that end a row; they are looked for in what the model wrote, never in the prompt.
+        seed: Makes sampling repeatable; row i of a batch draws from ``seed + i``, whatever the other rows do.
+
+    Raises:
+        DataError: A value out of its range.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise DataError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not self.temperature >= 0:
+            raise DataError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise DataError(f"top_p must be in (0, 1], got {self.top_p}")
+        if any(not stop for stop in self.stop):
+            raise DataError("a stop string is empty")
+
+
+def top_p_probs(logits: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """The distribution that top-p sampling draws from, most likely token first.
+
+    Args:
+        logits: Of the next token.
+        temperature: Positive.
+        top_p: A token is kept if the probability mass of the tokens before it is at most this.
+
+    Shape:
+        logits: (..., V)
+        return: probabilities (..., V), dropped ones 0, the rest summing to 1; and their token ids (..., V)
+    Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv:1904.09751; the border case as in
+        LLaMA2-Accessory, accessory/model/meta.py.
+    """
+    probs = torch.softmax(logits.float() / temperature, dim=-1)
+    probs, ids = torch.sort(probs, dim=-1, descending=True)
+    probs = probs.masked_fill(probs.cumsum(-1) - probs > top_p, 0.0)
+    return probs / probs.sum(-1, keepdim=True), ids
+
+
+def choose_tokens(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """The next token of each row, on the device: nothing here waits for it.
+
+    Args:
+        logits: Of the next token.
+        rows: Whose they are; each brings its sampling and its source of random numbers.
+    Shape:
+        logits: (B, V)
+        return: (B,) int64
+    """
+    chosen = logits.argmax(dim=-1)
+    alike: dict[tuple[float, float], list[int]] = {}
+    for index, row in enumerate(rows):
+        if row.sampling.temperature > 0:
+            alike.setdefault((row.sampling.temperature, row.sampling.top_p), []).append(index)
+    for (temperature, top_p), members in alike.items():
+        where = torch.tensor(members, device=logits.device)
+        draws = torch.cat([rows[index].draw() for index in members])
+        chosen[where] = _sample(logits[where], temperature, top_p, draws.to(logits.device, non_blocking=True))
+    return chosen
+
+
+def _sample(logits: Tensor, temperature: float, top_p: float, draws: Tensor) -> Tensor:
+    probs, ids = top_p_probs(logits, temperature, top_p)
+    index = (probs.cumsum(-1) <= draws[:, None]).sum(-1, keepdim=True)
+    # the last kept token, should rounding leave the total below the draw
+    index = torch.minimum(index, (probs > 0).sum(-1, keepdim=True) - 1)
+    return ids.gather(-1, index).squeeze(-1)

@@ -1,0 +1,71 @@
+"""How likely a model thinks a continuation is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sphinxkit.errors import DataError
+from sphinxkit.sphinx_model.joining import hidden_states
+from sphinxkit.sphinx_model.prompts import ImageInput, check_images, image_pixels
+
+if TYPE_CHECKING:
+    from sphinxkit.sphinx_model.model import SphinxModel
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a continuation is.
+
+    Args:
+        log_likelihood: Sum over its tokens, natural logarithm.
+        num_tokens: How many they are.
+        is_greedy: Whether greedy decoding would have written exactly these tokens.
+    """
+
+    log_likelihood: float
+    num_tokens: int
+    is_greedy: bool
+
+    @property
+    def mean_nll(self) -> float:
+        """Negative log-likelihood per token; its exponential is the perplexity."""
+        return -self.log_likelihood / self.num_tokens
+
+
+@torch.no_grad()
+def score(
+    model: SphinxModel,
+    contexts: Sequence[str],
+    continuations: Sequence[str],
+    images: Sequence[ImageInput | None] | None,
+) -> list[Score]:
+    """See ``SphinxModel.score``."""
+    tokenizer = model.require_tokenizer()
+    if len(contexts) != len(continuations) or not contexts:
+        raise DataError(f"score: {len(contexts)} contexts but {len(continuations)} continuations")
+    pictures = check_images(images, len(contexts))
+    scores = []
+    for row, (context, continuation, picture) in enumerate(zip(contexts, continuations, pictures, strict=True)):
+        ids = tokenizer.encode(context + continuation, bos=True)
+        start = len(tokenizer.encode(context, bos=True))
+        if start >= len(ids):
+            raise DataError(f"score: continuation {row} {continuation!r} adds no token to its context")
+        pixels = None if picture is None else image_pixels(model, [picture])
+        slots = 0 if picture is None else model.require_vision().num_tokens
+        if len(ids) + slots > model.llm.max_seq_len:
+            raise DataError(
+                f"score: row {row} has {len(ids)} tokens and {slots} image tokens, but the context holds "
+                f"{model.llm.max_seq_len}"
+            )
+        token_ids = torch.tensor([ids], device=model.device)
+        hidden = hidden_states(model, token_ids, pixels, None, None)[0, start - 1 : -1]
+        log_probs = torch.log_softmax(model.llm.lm_head(hidden).float(), dim=-1)
+        targets = token_ids[0, start:]
+        chosen = log_probs.gather(-1, targets[:, None]).sum()
+        is_greedy = bool((log_probs.argmax(-1) == targets).all())
+        scores.append(Score(float(chosen), len(targets), is_greedy))
+    return scores
