@@ -72,7 +72,7 @@ def _timed(context: Context, make: Callable[[], Callable[[Tensor], Tensor]], new
                 logits = step(tokens)
                 first = logits if first is None else first
                 tokens = logits[:, -1:].argmax(-1)
-        return Sample(timer.seconds, output=first)
+        return Sample(timer.seconds, output=first, cpu_seconds=timer.cpu_seconds)
 
     return call
 

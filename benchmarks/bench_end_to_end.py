@@ -86,16 +86,17 @@ def _with_first_token(
                 moments.append(time.perf_counter())
 
         hook = head.register_forward_hook(note)
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         try:
             tokens = call(image)
         finally:
             hook.remove()
         seconds, first = time.perf_counter() - begin, moments[0] - begin
+        cpu = time.process_time() - cpu_begin if context.device.type == "cpu" else None
         extra = {"first token s": first, "tokens": len(tokens)}
         if len(tokens) > 1:
             extra["tokens/s after the first"] = (len(tokens) - 1) / (seconds - first)
-        return Sample(seconds, output=tokens, extra=extra)
+        return Sample(seconds, output=tokens, extra=extra, cpu_seconds=cpu)
 
     return timed
 

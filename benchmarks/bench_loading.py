@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 from benchmarks import released_layout
 from benchmarks.ceilings import drop_page_cache
-from benchmarks.harness import Case, Context, Sample, Work
+from benchmarks.harness import Case, Context, Sample, Timer, Work
 from benchmarks.process import in_fresh_process
 
 USES_DISK = True
@@ -114,11 +113,11 @@ def _touch(file: Path) -> None:
             pass
 
 
-def _facts(model: torch.nn.Module, seconds: float) -> Sample:
+def _facts(model: torch.nn.Module, timer: Timer) -> Sample:
     # every 997th value, so that looking costs no memory that would count as the loader's
     parts = [parameter.detach().flatten()[::997].double().sum().item() for parameter in model.parameters()]
     size = sum(parameter.nbytes for parameter in model.parameters())
-    return Sample(seconds, extra={"checksum": parts, "weights_bytes": size})
+    return Sample(timer.seconds, extra={"checksum": parts, "weights_bytes": size}, cpu_seconds=timer.cpu_seconds)
 
 
 def load_ours_setup(path: str, device: str) -> None:
@@ -136,11 +135,9 @@ def load_ours(path: str, device: str) -> Sample:
     """``sphinxkit.load``."""
     import sphinxkit
 
-    begin = time.perf_counter()
-    model = sphinxkit.load(path, device=device, dtype=torch.bfloat16)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return _facts(model, time.perf_counter() - begin)
+    with Timer(torch.device(device)) as timer:
+        model = sphinxkit.load(path, device=device, dtype=torch.bfloat16)
+    return _facts(model, timer)
 
 
 load_plain_setup = load_ours_setup
@@ -166,20 +163,18 @@ def _load_plain(path: str, device: str, mmap: bool) -> Sample:
 
     with checkpoint.open(path) as source:
         recipe: Any = source.recipe
-    begin = time.perf_counter()
-    model = sphinxkit.build(recipe, device="cpu", dtype=torch.bfloat16)
-    shards = [torch.load(file, weights_only=True, mmap=mmap)["model"] for file in sorted(Path(path).glob("*.pth"))]
-    names = sphinx_key_map(recipe["vision"])
-    wanted, merged = model.state_dict(), {}
-    for name in shards[0]:
-        found = names.to_ours(name)
-        if found is None or names.is_unused(name) or found[0] not in wanted:
-            continue
-        parts, target = [shard[name] for shard in shards], wanted[found[0]]
-        split = [dim for dim in range(target.ndim) if parts[0].shape[dim] != target.shape[dim]]
-        merged[found[0]] = torch.cat(parts, split[0]) if split else parts[0]
-    model.load_state_dict(merged)
-    model.to(device)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return _facts(model, time.perf_counter() - begin)
+    with Timer(torch.device(device)) as timer:
+        model = sphinxkit.build(recipe, device="cpu", dtype=torch.bfloat16)
+        shards = [torch.load(file, weights_only=True, mmap=mmap)["model"] for file in sorted(Path(path).glob("*.pth"))]
+        names = sphinx_key_map(recipe["vision"])
+        wanted, merged = model.state_dict(), {}
+        for name in shards[0]:
+            found = names.to_ours(name)
+            if found is None or names.is_unused(name) or found[0] not in wanted:
+                continue
+            parts, target = [shard[name] for shard in shards], wanted[found[0]]
+            split = [dim for dim in range(target.ndim) if parts[0].shape[dim] != target.shape[dim]]
+            merged[found[0]] = torch.cat(parts, split[0]) if split else parts[0]
+        model.load_state_dict(merged)
+        model.to(device)
+    return _facts(model, timer)

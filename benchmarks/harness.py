@@ -6,6 +6,7 @@ README.md beside this file says how to write one.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib
 import math
@@ -72,6 +73,7 @@ class Sample:
 
     Args:
         seconds: Its time.
+        cpu_seconds: Its processor time, if known.
         peak_bytes: Peak extra memory, if known.
         output: What to compare with the other candidates' outputs.
         extra: Facts for the document (JSON-serialisable); of several rounds, the last is kept.
@@ -81,6 +83,7 @@ class Sample:
     peak_bytes: float | None = None
     output: object = None
     extra: dict[str, Any] = field(default_factory=dict)
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,17 @@ class Case:
 
 
 class Timer:
-    """``with context.timer() as timer: ...`` then ``timer.seconds``: CUDA events on a GPU, the clock elsewhere."""
+    """``with context.timer() as timer: ...`` then ``timer.seconds``: CUDA events on a GPU, the clock elsewhere.
+
+    Attributes:
+        seconds: Time in the block.
+        cpu_seconds: Processor time of the block, all threads; None on a GPU.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self.seconds = 0.0
+        self.cpu_seconds: float | None = None
 
     def __enter__(self) -> Timer:
         if self._cuda:
@@ -129,7 +138,7 @@ class Timer:
             self._end = torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize()
             self._start.record()
-        self._begin = time.perf_counter()
+        self._begin, self._cpu_begin = time.perf_counter(), time.process_time()
         return self
 
     def __exit__(
@@ -141,6 +150,7 @@ class Timer:
             self.seconds = self._start.elapsed_time(self._end) / 1e3
         else:
             self.seconds = time.perf_counter() - self._begin
+            self.cpu_seconds = time.process_time() - self._cpu_begin
 
 
 @dataclass(frozen=True)
@@ -265,10 +275,12 @@ def _call(function: Callable[..., object], inputs: tuple[Any, ...], calls: int, 
             if isinstance(output, Sample):
                 samples.append(output)
 
+    begin = time.process_time()
     seconds = ceilings.seconds_of(block, device)
     if samples:
-        return Sample(statistics.fmean(s.seconds for s in samples), samples[-1].peak_bytes, None, samples[-1].extra)
-    return Sample(seconds / calls, output=output)
+        return samples[-1]
+    cpu = (time.process_time() - begin) / calls if device.type == "cpu" else None
+    return Sample(seconds / calls, output=output, cpu_seconds=cpu)
 
 
 def _first_call(function: Callable[..., object], inputs: tuple[Any, ...], device: torch.device) -> Sample:
@@ -338,7 +350,7 @@ def measure(benchmark: str, case: Case, context: Context) -> CaseRecord:
             shift = round_index % len(names)
             for name in names[shift:] + names[:shift]:
                 sample = _call(case.candidates[name], inputs, calls[name], device)
-                samples[name].append(Sample(sample.seconds, sample.peak_bytes, None, sample.extra))
+                samples[name].append(dataclasses.replace(sample, output=None))
     measured = {name: _summarise(samples[name], calls[name], distances[name], peaks[name]) for name in names}
     speedup = {
         name: statistics.median(
@@ -347,13 +359,24 @@ def measure(benchmark: str, case: Case, context: Context) -> CaseRecord:
         for name in names
         if OURS in samples and name != OURS
     }
+    cpu_speedup = {
+        name: statistics.median(
+            other.cpu_seconds / ours.cpu_seconds
+            for ours, other in zip(samples[OURS], samples[name], strict=True)
+            if ours.cpu_seconds and other.cpu_seconds
+        )
+        for name in speedup
+        if all(sample.cpu_seconds for sample in samples[OURS] + samples[name])
+    }
     status, reason = "failed" if wrong else "ok", "; ".join(wrong + notes)
-    return record.model_copy(update={"status": status, "reason": reason, "candidates": measured, "speedup": speedup})
+    found = {"candidates": measured, "speedup": speedup, "cpu_speedup": cpu_speedup}
+    return record.model_copy(update={"status": status, "reason": reason, **found})
 
 
 def _summarise(samples: list[Sample], calls: int, distance: float | None, peak: float | None) -> Measurement:
     seconds = sorted(max(sample.seconds, 1e-9) for sample in samples)
     low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    cpu = [sample.cpu_seconds for sample in samples if sample.cpu_seconds]
     peaks = [sample.peak_bytes for sample in samples if sample.peak_bytes is not None]
     return Measurement(
         median=statistics.median(seconds),
@@ -363,6 +386,7 @@ def _summarise(samples: list[Sample], calls: int, distance: float | None, peak: 
         repeats=len(seconds),
         calls_per_repeat=calls,
         difference=distance,
+        cpu=statistics.median(cpu) if cpu else None,
         peak_bytes=max(peaks, default=peak),
         extra=samples[-1].extra,
     )
@@ -519,7 +543,8 @@ def line(record: CaseRecord) -> str:
         if "peak / weights" in measured.extra:
             text += f" = {measured.extra['peak / weights']:.3f} x weights"
         if name in record.speedup:
-            text += f" [x{record.speedup[name]:.2f}]"
+            text += f" [x{record.speedup[name]:.2f}"
+            text += f", x{record.cpu_speedup[name]:.2f} of processor time]" if name in record.cpu_speedup else "]"
         parts.append(text)
     return f"{head}: " + ", ".join(parts) + (f" ({record.reason})" if record.reason else "")
 

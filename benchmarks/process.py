@@ -86,8 +86,7 @@ def in_fresh_process(
     import torch
 
     if not fresh:
-        answer = _measured(target, options)
-        return Sample(answer["seconds"], peak_bytes=answer["peak_bytes"], extra=answer["extra"])
+        return Sample(**_measured(target, options))
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         request = {"target": target, "options": options, "result": str(result)}
@@ -104,7 +103,7 @@ def in_fresh_process(
         if done.returncode or not result.exists():
             raise RuntimeError(f"{target} exited with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
         answer = json.loads(result.read_text())
-    return Sample(answer["seconds"], peak_bytes=answer["peak_bytes"], extra=answer["extra"])
+    return Sample(**answer)
 
 
 def _measured(target: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -114,15 +113,15 @@ def _measured(target: str, options: dict[str, Any]) -> dict[str, Any]:
     if setup is not None:
         setup(**options)
     with PeakMemory() as memory:
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         value = getattr(module, name)(**options)
-        seconds = time.perf_counter() - begin
+        seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
     extra: dict[str, Any] = {}
     if isinstance(value, Sample):
-        seconds, extra = value.seconds, value.extra
+        seconds, cpu_seconds, extra = value.seconds, value.cpu_seconds, value.extra
     elif isinstance(value, dict):
         extra = value
-    return {"seconds": seconds, "peak_bytes": memory.grown, "extra": extra}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": memory.grown, "extra": extra}
 
 
 def _child(request: dict[str, Any]) -> None:

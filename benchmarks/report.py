@@ -18,7 +18,8 @@ Written by `python -m benchmarks table` from the JSON documents in `benchmarks/r
 How to read it: every case ran its candidates interleaved in one process, times are medians with quartiles.
 *floor* is the time that the counted work needs at the ceilings measured in the same run (memory, matrix products,
 disk: the longest); *x floor* is measured over floor. *speed-up* is the competitor's time over ours, the median over
-the rounds: above 1 ours is faster. Times of different documents are not comparable.
+the rounds: above 1 ours is faster; in brackets the same of processor times (all threads), which other work on the
+machine disturbs less. Times of different documents are not comparable.
 """
 
 
@@ -83,8 +84,9 @@ def _benchmark(name: str, records: list[CaseRecord]) -> list[str]:
     lines = [f"### {name}", ""]
     if measured:
         lines += [
-            "| case | candidate | median (quartiles) | rate | x floor | speed-up of ours | peak memory | more |",
-            "|---|---|---|---|---|---|---|---|",
+            "| case | candidate | median (quartiles) | rate | x floor | processor time | speed-up (processor time) "
+            "| peak memory | more |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for record in measured:
             lines += [_row(record, candidate, measure) for candidate, measure in record.candidates.items()]
@@ -96,13 +98,17 @@ def _benchmark(name: str, records: list[CaseRecord]) -> list[str]:
 
 def _row(record: CaseRecord, candidate: str, measured: Measurement) -> str:
     low, high = format_seconds(measured.low), format_seconds(measured.high)
+    speedup = f"{record.speedup[candidate]:.2f}" if candidate in record.speedup else ""
+    if candidate in record.cpu_speedup:
+        speedup += f" ({record.cpu_speedup[candidate]:.2f})"
     cells = [
         record.case if candidate == next(iter(record.candidates)) else "",
         f"**{candidate}**" if candidate == OURS else candidate,
         f"{format_seconds(measured.median)} ({low} to {high})",
         f"{record.amount / measured.median:.4g} {record.unit}/s" if record.amount else "",
         f"{measured.over_floor:.3g}" if measured.over_floor else "",
-        f"{record.speedup[candidate]:.2f}" if candidate in record.speedup else "",
+        format_seconds(measured.cpu) if measured.cpu else "",
+        speedup,
         f"{measured.peak_bytes / 1e6:.4g} MB" if measured.peak_bytes is not None else "",
         ", ".join(
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"

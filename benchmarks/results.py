@@ -86,6 +86,9 @@ class Measurement(Record):
     repeats: int = Field(ge=1)
     calls_per_repeat: int = Field(ge=1)
     difference: float | None = Field(default=None, description="relative L2 distance of its output to the first's")
+    cpu: PositiveFloat | None = Field(
+        default=None, description="median processor time of all threads; on a shared machine steadier than the clock"
+    )
     peak_bytes: float | None = Field(default=None, description="peak extra memory: allocator on CUDA, RssAnon on CPU")
     over_floor: float | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
@@ -112,6 +115,7 @@ class CaseRecord(Record):
     speedup: dict[str, float] = Field(
         default_factory=dict, description="competitor's time over ours, median over rounds; above 1 we are faster"
     )
+    cpu_speedup: dict[str, float] = Field(default_factory=dict, description="the same of processor times")
 
     @model_validator(mode="after")
     def _complete(self) -> CaseRecord:

@@ -34,6 +34,15 @@ def test_measure_times_every_candidate(context: Context) -> None:
     assert 1.5 < record.speedup["slow"] < 6
 
 
+def test_measure_takes_the_processor_time_beside_the_clock(context: Context) -> None:
+    matrix = torch.randn(400, 400)
+    work = {"sphinxkit": lambda: matrix @ matrix, "sleep": lambda: time.sleep(0.05)}
+    record = harness.measure("x", Case("y", work), context)
+    assert record.candidates["sphinxkit"].cpu is not None
+    sleeping = record.candidates["sleep"].cpu
+    assert sleeping is None or sleeping < 0.025  # sleeping costs next to nothing
+
+
 def test_measure_repeats_short_calls_inside_one_timing(context: Context) -> None:
     record = harness.measure("x", Case("add", {"sphinxkit": lambda: 1 + 1}), context)
     assert record.candidates["sphinxkit"].calls_per_repeat == harness.MAX_CALLS

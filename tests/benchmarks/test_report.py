@@ -33,6 +33,7 @@ def document(device: str = "cpu", micro: bool = False) -> Document:
                 amount=10,
                 candidates={"sphinxkit": measurement(2.0), "other": measurement(3.0)},
                 speedup={"other": 1.5},
+                cpu_speedup={"other": 1.2},
             ),
             CaseRecord(benchmark="mixers", case="c", status="skipped", reason="out of time"),
         ],
@@ -71,8 +72,8 @@ def test_table_has_the_numbers_and_says_what_did_not_run(tmp_path: Path) -> None
     written = report.write([tmp_path / "a.json"], tmp_path / "RESULTS.md")
     text = written[0].read_text()
     assert "Not yet run on CUDA." in text
-    assert "| a / b | **sphinxkit** | 2 s (2 s to 2 s) | 5 views/s | 2 |  |  |  |" in text
-    assert "|  | other | 3 s (3 s to 3 s) | 3.333 views/s | 3 | 1.50 |  |  |" in text
+    assert "| a / b | **sphinxkit** | 2 s (2 s to 2 s) | 5 views/s | 2 |  |  |  |  |" in text
+    assert "|  | other | 3 s (3 s to 3 s) | 3.333 views/s | 3 |  | 1.50 (1.20) |  |  |" in text
     assert "- c: skipped: out of time" in text
     assert "| matmul float32 | 1 TFLOP/s |" in text
     assert "A note." in text
