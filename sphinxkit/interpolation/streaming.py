@@ -167,8 +167,6 @@ class MixedSource:
             CheckpointError: As :meth:`read`.
         """
         plan = self._plan(key)
-        if self._hasher:
-            self._hasher.wait()
         parts = {index: self._sources[index].read(key) for index in self._participants(plan)}
         if self._hasher:
             self._hasher.start(key, parts)
@@ -184,6 +182,8 @@ class MixedSource:
             if plan.kind == "equal":
                 self._check_equal(key, flat)
             yield from self._kept(key, plan, flat[own])
+        if self._hasher:
+            self._hasher.wait()  # it holds the tensors, which are not all mapped: let go before the next are read
         self._finite.add(key)
 
     def input_hashes(self) -> list[ContentHash]:
