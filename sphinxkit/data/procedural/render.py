@@ -22,7 +22,7 @@ from sphinxkit.data.procedural.shapes import shape_mask
 Canvas = NDArray[np.uint8]
 
 TEXTURE_CELLS = 8  # of the coarse grid along a side; our choice
-TEXTURE_BITS = 4  # the texture changes a pixel by at most 2**TEXTURE_BITS
+TEXTURE_BITS = 4  # the texture changes a pixel by -2**TEXTURE_BITS to 2 * 2**TEXTURE_BITS
 NOISE_BITS = 4  # the noise changes a channel by at most 2**(NOISE_BITS - 1)
 _DARK_CLOTHES = 90  # luminance below which joints are drawn light
 
@@ -94,13 +94,19 @@ def paint_chart(canvas: Canvas, chart: Chart) -> None:
     canvas[chart.axis.y1 : chart.axis.y2, chart.axis.x1 : chart.axis.x2] = DARK
 
 
+def _add(canvas: Canvas, change: NDArray[np.int32], least: int, most: int) -> None:
+    """Add ``least`` to ``most`` to a picture that leaves room for it (or is made to), in place and in bytes alone."""
+    np.clip(canvas, np.uint8(-least), np.uint8(255 - most), out=canvas)
+    canvas += change.astype(np.uint8)  # modulo 256: adding 250 takes 6 away
+
+
 def add_texture(canvas: Canvas, grain: int, *, is_faint: bool = False) -> None:
     """Add a smooth random brightness and, in half of the pictures, stripes; in place.
 
     Args:
-        canvas: At most 255 - 2 * 2**TEXTURE_BITS and at least as much above 0, or it is clipped.
+        canvas: Leaves room for the change, or is clipped first, as no tint is.
         grain: 64 bits.
-        is_faint: A quarter of it: paper.
+        is_faint: Take away up to 4 and no more: paper.
     """
     draws = Draws("texture", grain)
     height, width, _ = canvas.shape
@@ -115,17 +121,22 @@ def add_texture(canvas: Canvas, grain: int, *, is_faint: bool = False) -> None:
         return mixed
 
     field = smooth(np.ascontiguousarray(smooth(grid, height).T), width).T
-    change = (field - 128) >> (7 - TEXTURE_BITS + 2 * is_faint)
-    if draws.chance(50) and not is_faint:
+    if is_faint:
+        _add(canvas, ((field >> 6) - 4)[:, :, None], -4, 0)
+        return
+    change = (field - 128) >> (7 - TEXTURE_BITS)
+    if draws.chance(50):
         dx, dy, period = draws.between(-3, 3), draws.between(1, 3), draws.between(6, 16)
         y, x = np.arange(height, dtype=np.int32)[:, None], np.arange(width, dtype=np.int32)[None, :]
         phase = (x * dx + y * dy) % (2 * period)
         change = change + np.minimum(phase, 2 * period - phase) * (1 << TEXTURE_BITS) // period
-    canvas[:] = np.clip(canvas + change[:, :, None], 0, 255).astype(np.uint8)
+    _add(canvas, change[:, :, None], -1 << TEXTURE_BITS, 2 << TEXTURE_BITS)
 
 
 def add_noise(canvas: Canvas, grain: int) -> None:
     """Add independent noise to every channel of every pixel; in place."""
+    half = 1 << (NOISE_BITS - 1)
     noise = random_bytes(Draws("noise", grain).key, canvas.size).reshape(canvas.shape)
-    change = (noise & np.uint8((1 << NOISE_BITS) - 1)).astype(np.int16) - np.int16(1 << (NOISE_BITS - 1))
-    canvas[:] = np.clip(canvas + change, 0, 255).astype(np.uint8)
+    np.clip(canvas, np.uint8(half), np.uint8(256 - half), out=canvas)
+    canvas += noise & np.uint8(2 * half - 1)
+    canvas -= np.uint8(half)

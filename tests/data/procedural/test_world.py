@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sphinxkit.data.conversations import read_conversation, read_sample
+from sphinxkit.data.procedural import TASKS, World
+from sphinxkit.errors import DataError
+from sphinxkit.formatters import tasks
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_everything_depends_on_arguments_and_number_alone(task: str) -> None:
+    first, again = World("real", seed=3), World("real", seed=3)
+    later = [first.record(index, task, 3) for index in (5, 0, 9)]
+    assert [again.record(index, task, 3) for index in (9, 5, 0)] == [later[2], later[0], later[1]]
+
+
+def test_other_arguments_other_scenes() -> None:
+    worlds = [World(), World(seed=1), World("real"), World(split="val"), World(max_objects=3)]
+    hashes = [[world.scene_of_kind(index, "shapes").content_hash for index in range(20)] for world in worlds]
+    assert len({number for found in hashes[:4] for number in found}) == 80
+    assert hashes[0] != hashes[4]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_records_are_conversations(task: str) -> None:
+    world = World(size=(96, 64))
+    for index in range(5):
+        record = world.record(index, task, num_turns=4)
+        sample = read_sample(record, record["id"], "here:1", Path("/data"))
+        assert sample.task == task
+        if task == "text":
+            assert sample.type == "text"
+            assert sample.text == world.text(index)
+            continue
+        assert sample.image == Path(f"/data/images/{record['id']}.png")
+        messages = read_conversation(record, "here:1")
+        samples = world.samples(index, task)[:4]
+        assert len(messages) == 2 * len(samples)
+        for question, answer, expected in zip(messages[::2], messages[1::2], samples, strict=True):
+            example = tasks.create(task).format(expected)
+            assert question["content"].removeprefix("<image>\n") == example.instruction
+            assert answer["content"] == example.answer
+
+
+def test_wordings_vary_only_where_asked_for() -> None:
+    def instructions(world: World) -> set[str]:
+        return {world.conversation(index, "caption")[1][0]["content"] for index in range(40)}
+
+    assert instructions(World()) == {tasks.Caption.wordings[0]}
+    assert instructions(World(has_all_wordings=True)) == set(tasks.Caption.wordings)
+
+
+def test_tasks_share_scenes() -> None:
+    world = World()
+    for index in range(30):
+        rec, reg = world.scene(index, "rec"), world.scene(index, "reg")
+        assert rec.kind != reg.kind or rec.content_hash == reg.content_hash
+
+
+def test_what_does_not_exist() -> None:
+    world = World()
+    with pytest.raises(DataError, match="no scenes for task 'pse'; did you mean 'pose'"):
+        world.scene(0, "pse")
+    with pytest.raises(DataError, match="no scenes for task 'text'"):
+        world.samples(0, "text")
+    with pytest.raises(DataError, match="scenes are numbered from 0, got -1"):
+        world.scene(-1)
+    with pytest.raises(DataError, match="texts are numbered from 0, got -2"):
+        world.text(-2)
+    with pytest.raises(DataError, match="num_turns must be at least 1, got 0"):
+        world.record(0, "vqa", 0)
+
+
+def test_a_style_that_is_too_narrow() -> None:
+    world = World(max_objects=1)
+    index = next(n for n in range(100) if world._draws("kind", "relation", n).below(8) < 5)
+    with pytest.raises(DataError, match="no sample of task 'relation' in 200 scenes"):
+        world.samples(index, "relation")
