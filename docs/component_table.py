@@ -34,7 +34,7 @@ FAMILIES = {
 def summary(builder: Any) -> str:
     """The first sentence of a builder's docstring."""
     text = (inspect.getdoc(builder) or "").split("\n\n")[0].replace("\n", " ").strip()
-    text = re.split(r"\.\s|; see |; the arguments ", text)[0]
+    text = re.split(r"(?<!\.)\.\s|; see |; the arguments ", text)[0]
     return text.replace("``", "`").replace("|", "\\|").rstrip(".")
 
 
