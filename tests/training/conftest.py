@@ -154,13 +154,23 @@ except BaseException:
 """
 
 
+PRELOAD = [
+    "sphinxkit.training",
+    "open_clip",
+    "torch._dynamo",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.checkpoint.state_dict_loader",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "matplotlib.figure",
+]
+
+
 @pytest.fixture(scope="session")
 def forks() -> Any:
     """Starts processes that have torch and sphinxkit loaded."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["sphinxkit.training", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"]
-    )
+    context.set_forkserver_preload(PRELOAD)
     return context
 
 

@@ -29,7 +29,9 @@ def curve(folder: Path) -> list[float]:
 
 @pytest.mark.distributed
 def test_parallel_equals_single(document, run_processes, tmp_path: Path) -> None:
-    base = document(steps=20, save_every=None)
+    base = document(steps=20, save_every=None, pack_tokens=512)
+    for stream in base["data"].values():
+        stream["batch_size"] = 4
     run_processes(base | {"output": str(tmp_path / "one")})
     expected = curve(tmp_path / "one")
     assert len(expected) == 20
