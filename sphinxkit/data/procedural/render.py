@@ -36,7 +36,7 @@ def render(scene: Scene) -> Canvas:
         return: (height, width, 3) uint8
     """
     canvas = np.empty((scene.height, scene.width, 3), dtype=np.uint8)
-    canvas[:] = scene.tint
+    canvas.reshape(scene.height, -1)[:] = np.array(scene.tint * scene.width, dtype=np.uint8)  # whole rows: fast
     is_real = scene.domain == "real"
     if is_real:
         add_texture(canvas, scene.grain, is_faint=bool(scene.columns) or scene.chart is not None)
@@ -94,10 +94,10 @@ def paint_chart(canvas: Canvas, chart: Chart) -> None:
     canvas[chart.axis.y1 : chart.axis.y2, chart.axis.x1 : chart.axis.x2] = DARK
 
 
-def _add(canvas: Canvas, change: NDArray[np.int32], least: int, most: int) -> None:
-    """Add ``least`` to ``most`` to a picture that leaves room for it (or is made to), in place and in bytes alone."""
+def _add(canvas: Canvas, change: NDArray[np.int16], least: int, most: int) -> None:
+    """Add ``least`` to ``most`` to every pixel of a picture, which is made to leave room for it; in place, in bytes."""
     np.clip(canvas, np.uint8(-least), np.uint8(255 - most), out=canvas)
-    canvas += change.astype(np.uint8)  # modulo 256: adding 250 takes 6 away
+    canvas += change.astype(np.uint8).repeat(3, axis=1).reshape(canvas.shape)  # modulo 256: adding 250 takes 6 away
 
 
 def add_texture(canvas: Canvas, grain: int, *, is_faint: bool = False) -> None:
@@ -111,26 +111,29 @@ def add_texture(canvas: Canvas, grain: int, *, is_faint: bool = False) -> None:
     draws = Draws("texture", grain)
     height, width, _ = canvas.shape
     cells = TEXTURE_CELLS
-    grid = random_bytes(draws.key, (cells + 1) ** 2).reshape(cells + 1, cells + 1).astype(np.int32)
+    grid = random_bytes(draws.key, (cells + 1) ** 2).reshape(cells + 1, cells + 1).astype(np.uint16)
 
-    def smooth(values: NDArray[np.int32], length: int) -> NDArray[np.int32]:
-        """Rows of the grid, interpolated to ``length`` rows."""
-        place = np.arange(length, dtype=np.int32) * cells
-        cell, part = place // length, (place % length)[:, None]
-        mixed: NDArray[np.int32] = (values[cell] * (length - part) + values[cell + 1] * part) // length
+    def smooth(values: NDArray[np.uint16], length: int) -> NDArray[np.uint16]:
+        """Rows of values up to 255, interpolated to ``length`` rows."""
+        place = np.arange(length, dtype=np.int32) * (cells << 8) // length  # in 1/256 of a cell
+        cell, part = place >> 8, (place & 255).astype(np.uint16)[:, None]
+        mixed: NDArray[np.uint16] = (values[cell] * (np.uint16(256) - part) + values[cell + 1] * part) >> np.uint16(8)
         return mixed
 
-    field = smooth(np.ascontiguousarray(smooth(grid, height).T), width).T
+    field = np.ascontiguousarray(smooth(np.ascontiguousarray(smooth(grid, height).T), width).T).astype(np.int16)
     if is_faint:
-        _add(canvas, ((field >> 6) - 4)[:, :, None], -4, 0)
+        _add(canvas, (field >> 6) - 4, -4, 0)
         return
     change = (field - 128) >> (7 - TEXTURE_BITS)
     if draws.chance(50):
         dx, dy, period = draws.between(-3, 3), draws.between(1, 3), draws.between(6, 16)
-        y, x = np.arange(height, dtype=np.int32)[:, None], np.arange(width, dtype=np.int32)[None, :]
-        phase = (x * dx + y * dy) % (2 * period)
-        change = change + np.minimum(phase, 2 * period - phase) * (1 << TEXTURE_BITS) // period
-    _add(canvas, change[:, :, None], -1 << TEXTURE_BITS, 2 << TEXTURE_BITS)
+        phase = np.arange(4 * period, dtype=np.int32) % (2 * period)
+        wave = (np.minimum(phase, 2 * period - phase) * (1 << TEXTURE_BITS) // period).astype(np.int16)
+        across = np.arange(width, dtype=np.int32) * dx % (2 * period)
+        down = np.arange(height, dtype=np.int32) * dy % (2 * period)
+        rows = wave[across[None, :] + np.arange(2 * period, dtype=np.int32)[:, None]]
+        change += rows[down]
+    _add(canvas, change, -1 << TEXTURE_BITS, 2 << TEXTURE_BITS)
 
 
 def add_noise(canvas: Canvas, grain: int) -> None:
