@@ -32,7 +32,7 @@ YAML_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
-class Encoder:
+class SampleEncoder:
     """How samples become tokens.
 
     Args:
@@ -184,7 +184,7 @@ def open_mixture(source: str, root: Path | None = None) -> Mixture | None:
 
 def _encoder(
     tokenizer: Path | None, model: str | None, max_tokens: int | None, over_length: str, opens_images: bool
-) -> Encoder | None:
+) -> SampleEncoder | None:
     from sphinxkit import checkpoint, formatters
     from sphinxkit.tokenizer import Tokenizer
 
@@ -199,7 +199,7 @@ def _encoder(
             tokenizer = tokenizer or opened.tokenizer_path
     if tokenizer is None:
         raise DataError(f"{model} has no tokenizer: name one with --tokenizer")
-    return Encoder(Tokenizer(tokenizer), template, max_tokens, over_length, opens_images)  # type: ignore[arg-type]
+    return SampleEncoder(Tokenizer(tokenizer), template, max_tokens, over_length, opens_images)  # type: ignore[arg-type]
 
 
 def _template(recipe: dict[str, Any]) -> ConversationTemplate:
@@ -210,7 +210,7 @@ def _template(recipe: dict[str, Any]) -> ConversationTemplate:
     return formatters.create(options.pop("type"), **options)
 
 
-def _of_mixture(mixture: Mixture, encoder: Encoder, epoch: int, start: int, count: int) -> Iterator[Shown]:
+def _of_mixture(mixture: Mixture, encoder: SampleEncoder, epoch: int, start: int, count: int) -> Iterator[Shown]:
     if start >= mixture.num_samples:
         raise DataError(f"--start {start}: an epoch has {mixture.num_samples} samples")
     for ref, _ in zip(mixture.order(epoch, start), range(count), strict=False):
@@ -222,7 +222,7 @@ def _of_mixture(mixture: Mixture, encoder: Encoder, epoch: int, start: int, coun
             yield _shown(sample, encoder)
 
 
-def _of_file(path: Path, root: Path | None, encoder: Encoder, start: int, count: int) -> tuple[int, list[Shown]]:
+def _of_file(path: Path, root: Path | None, encoder: SampleEncoder, start: int, count: int) -> tuple[int, list[Shown]]:
     from sphinxkit.data.conversations import read_sample
     from sphinxkit.data.samples import JsonLinesFile
 
@@ -241,7 +241,7 @@ def _of_file(path: Path, root: Path | None, encoder: Encoder, start: int, count:
     return len(file), found
 
 
-def _shown(sample: Sample, encoder: Encoder) -> Shown:
+def _shown(sample: Sample, encoder: SampleEncoder) -> Shown:
     try:
         return Shown(sample.id, sample.where, sample, encoder.encode(sample))
     except DataError as error:
@@ -251,7 +251,7 @@ def _shown(sample: Sample, encoder: Encoder) -> Shown:
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
-def _print(shown: list[Shown], encoder: Encoder) -> None:
+def _print(shown: list[Shown], encoder: SampleEncoder) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -283,7 +283,7 @@ def _visible(text: str) -> str:
     return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text)
 
 
-def coloured(sample: Sample, encoded: EncodedConversation, encoder: Encoder, has_colour: bool = True) -> Text:
+def coloured(sample: Sample, encoded: EncodedConversation, encoder: SampleEncoder, has_colour: bool = True) -> Text:
     """A sample's text with what is learnt of it in colour.
 
     Args:

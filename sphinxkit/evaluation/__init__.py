@@ -2,7 +2,9 @@
 
 from sphinxkit.evaluation.benchmarks import BENCHMARKS, Benchmark, Report, score
 from sphinxkit.evaluation.inputs import Annotation, Predictions, Record, read_annotations, read_predictions
+from sphinxkit.evaluation.questions import Question, make_questions
 from sphinxkit.evaluation.result import Metric, MetricResult
+from sphinxkit.evaluation.run import Prediction, evaluate, predict
 
 __all__ = [
     "BENCHMARKS",
@@ -10,9 +12,14 @@ __all__ = [
     "Benchmark",
     "Metric",
     "MetricResult",
+    "Prediction",
     "Predictions",
+    "Question",
     "Record",
     "Report",
+    "evaluate",
+    "make_questions",
+    "predict",
     "read_annotations",
     "read_predictions",
     "score",

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sphinxkit.cli import app
-from sphinxkit.cli.inspect_data import LEARNT_STYLES, Encoder, coloured
+from sphinxkit.cli.inspect_data import LEARNT_STYLES, SampleEncoder, coloured
 from sphinxkit.data.samples import Sample
 from sphinxkit.errors import DataError, RecipeError
 from sphinxkit.formatters import IGNORE_INDEX, sphinx_v1
@@ -61,7 +61,7 @@ def test_learnt_tokens_are_marked_where_there_is_no_colour(folder: Path, tokeniz
 
 
 def test_learnt_tokens_are_coloured(folder: Path, tokenizer: str) -> None:
-    encoder = Encoder(Tokenizer(tokenizer), sphinx_v1(), None, "error", opens_images=False)
+    encoder = SampleEncoder(Tokenizer(tokenizer), sphinx_v1(), None, "error", opens_images=False)
     messages = (
         {"role": "user", "content": "Is it réd 🙂?"},
         {"role": "assistant", "content": "No 🙂."},
