@@ -1,0 +1,245 @@
+"""Whole runs on one process: what they leave, and what they do with bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sphinxkit
+from sphinxkit.errors import CheckpointError, RecipeError
+from sphinxkit.recipe import build
+from sphinxkit.tokenizer import Tokenizer
+from sphinxkit.training import NonFiniteError, TrainingError, TrainPlan, read_log, train
+
+# float32 sums in another order, over a few steps
+PACKING_ATOL = 1e-5
+
+
+def test_what_a_run_leaves(straight: Path) -> None:
+    records = read_log(straight)
+    assert [record["step"] for record in records] == list(range(8))
+    assert records[-1]["loss"] < records[0]["loss"] - 0.5
+    first = records[0]
+    assert (first["samples"], first["images"], first["mfu"]) == (16, 8, None)
+    assert first["losses"].keys() == first["learnt"].keys() == {"captions", "texts"}
+    assert first["loss"] == pytest.approx((first["losses"]["captions"] + 0.5 * first["losses"]["texts"]) / 1.5)
+    assert records[-1]["total"]["samples"] == 128
+    assert (straight / "loss.png").read_bytes().startswith(b"\x89PNG")
+    model = sphinxkit.load(straight / "model")
+    assert model.tokenizer is not None
+    assert model.generate(["What"], max_new_tokens=2)
+    run = json.loads((straight / "checkpoints" / "step-00000008" / "run.json").read_text())
+    assert run["step"] == run["num_steps"] == 8
+
+
+def test_reports_tell_the_time_left_and_the_utilisation(document) -> None:
+    reports: list[Any] = []
+    train(TrainPlan(**document(steps=3, log_every=2, peak_flops=1e12)), report=reports.append)
+    assert [report["step"] for report in reports] == [1, 2]
+    assert reports[0]["seconds_left"] > 0
+    assert reports[1]["seconds_left"] == 0
+    assert 0 < reports[0]["mfu"] < 1
+
+
+def test_padded_rows_and_the_other_options_change_nothing(document, straight: Path, tmp_path: Path) -> None:
+    options = {"packing": False, "micro_batch_size": 3, "activation_checkpointing": False}
+    options |= {"encoder_cache": str(tmp_path / "cache"), "steps": 8, "stop_after": 3}
+    train(TrainPlan(**document(**options)))
+    expected = [record["loss"] for record in read_log(straight)][:3]
+    records = read_log(Path(document()["output"]))
+    assert [record["loss"] for record in records] == pytest.approx(expected, abs=PACKING_ATOL)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 24  # three batches of eight: each image once
+
+
+def test_encoders_can_be_trained(document) -> None:
+    plan = TrainPlan(**document(train=["llm", "projectors", "tags", "encoders"], steps=2, export=True))
+    train(plan)
+    torch.manual_seed(plan.seed)
+    start = build(plan.model, tokenizer=Tokenizer(plan.tokenizer)).state_dict()
+    found = sphinxkit.load(Path(plan.output) / "model").state_dict()
+    name = "vision.branches.0.encoders.0.trunk.conv1.weight"
+    assert not torch.equal(found[name], start[name])
+
+
+def test_epochs_of_the_first_stream_are_counted(document) -> None:
+    result = train(TrainPlan(**document(steps=None, epochs=0.7)))
+    assert result.num_steps == result.step == 2  # 24 captions in batches of 8
+    with pytest.raises(TrainingError, match=r"0.1 epochs of 3 batches hold no step"):
+        train(TrainPlan(**document(steps=None, epochs=0.1, output=str(Path(document()["output"]) / "other"))))
+
+
+# -- where a run starts from ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, straight: Path) -> Path:
+    """A checkpoint with a whole model."""
+    return straight / "model"
+
+
+def test_a_run_starts_from_a_checkpoint(document, start: Path, straight: Path) -> None:
+    plan = TrainPlan(**document(init=str(start), allow_random_encoders=False, tokenizer=None, steps=1, warmup=0.0))
+    train(plan)
+    [record] = read_log(Path(plan.output))
+    assert record["loss"] < read_log(straight)[-1]["loss"] + 0.1
+
+
+def test_projectors_may_be_new_but_not_frozen_encoders(document, start: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    def without(prefix: str, name: str) -> str:
+        folder = tmp_path / name
+        tensors = load_file(start / "model.safetensors")
+        source = sphinxkit.checkpoint.MappingSource({k: v for k, v in tensors.items() if not k.startswith(prefix)})
+        recipe = (start / "recipe.yaml").read_text()
+        sphinxkit.checkpoint.save(folder, source, recipe_yaml=recipe, tokenizer=start / "tokenizer.model")
+        return str(folder)
+
+    base = {"allow_random_encoders": False, "tokenizer": None, "steps": 1}
+    new = without("vision.branches.0.projector", "new")
+    assert train(TrainPlan(**document(init=new, **base))).status == "done"
+    output = str(tmp_path / "refused")
+    with pytest.raises(TrainingError, match=r"weights for the frozen vision.branches.0.encoders.0; name one in init"):
+        train(TrainPlan(**document(init=without("vision.branches.0.encoders", "blind"), output=output, **base)))
+    with pytest.raises(TrainingError, match="none of the checkpoints holds a language model"):
+        train(TrainPlan(**document(init=without("llm.", "mute"), output=output, **base)))
+    with pytest.raises(CheckpointError, match=r"the language model is not complete, e.g. llm.norm.weight is missing"):
+        train(TrainPlan(**document(init=without("llm.norm", "half"), output=output, **base)))
+    with pytest.raises(TrainingError, match="weights for the frozen"):
+        train(TrainPlan(**document(allow_random_encoders=False, output=output)))
+
+
+def test_plans_that_cannot_start(document, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="tokenizer: neither the plan, nor the model's recipe, nor a checkpoint"):
+        train(TrainPlan(**document(tokenizer=None)))
+    plan = document()
+    plan["data"]["texts"]["mixture"] = "sphinx_7b"
+    with pytest.raises(RecipeError, match="expected kind mixture, got kind model"):
+        train(TrainPlan(**plan))
+    blind = {key: value for key, value in document()["model"].items() if key != "vision"}
+    with pytest.raises(RecipeError, match="train: nothing of what is named is in the model"):
+        train(TrainPlan(**document(model=blind, train=["projectors"])))
+    with pytest.raises(RecipeError, match="device: expected auto, cpu or cuda, got 'tpu'"):
+        train(TrainPlan(**document(device="tpu")))
+    if not torch.cuda.is_available():
+        with pytest.raises(TrainingError, match="finds no CUDA device"):
+            train(TrainPlan(**document(device="cuda")))
+
+
+def test_tensorboard_that_is_not_installed(document, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(TrainingError, match="tensorboard: true, but it is not installed: pip install tensorboard"):
+        train(TrainPlan(**document(tensorboard=True)))
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_samples(document, samples: Path, tmp_path: Path) -> Any:
+    """As ``document``, over samples that may be spoilt."""
+    folder = Path(shutil.copytree(samples, tmp_path / "samples"))
+
+    def make(**changes: Any) -> dict[str, Any]:
+        plan = document(**changes)
+        for name, stream in plan["data"].items():
+            stream["mixture"]["sources"][0]["path"] = str(folder / f"{name}.jsonl")
+            stream["mixture"]["max_bad_rate"] = 0.02  # two samples before the hundredth
+        return plan
+
+    return folder, make
+
+
+def test_an_unreadable_image_is_left_out_and_told(own_samples) -> None:
+    folder, make = own_samples
+    (folder / "3.png").write_bytes(b"no picture")
+    plan = TrainPlan(**make(steps=3))
+    assert train(plan).status == "done"
+    told = [bad for record in read_log(Path(plan.output)) for bad in record.get("bad", [])]
+    assert [bad["id"] for bad in told] == ["captions:3"]
+    assert "3.png" in told[0]["reason"]
+    assert read_log(Path(plan.output))[-1]["total"]["bad"] == 1
+
+
+def test_too_many_bad_samples_stop_the_run_with_its_state_intact(own_samples, straight: Path) -> None:
+    folder, make = own_samples
+    plan = make(stop_after=2)
+    train(TrainPlan(**plan))
+    good = {number: (folder / f"{number}.png").read_bytes() for number in range(24)}
+    for number in good:
+        (folder / f"{number}.png").write_bytes(b"no picture")
+    del plan["stop_after"]
+    with pytest.raises(Exception, match=r"step 3: mixture: \d+ of 24 samples are bad") as caught:
+        train(TrainPlan(**plan))
+    assert "the state before this step was saved" in str(caught.value)
+    for number, content in good.items():
+        (folder / f"{number}.png").write_bytes(content)
+    assert train(TrainPlan(**plan)).status == "done"
+    assert [r["loss"] for r in read_log(Path(plan["output"]))] == [r["loss"] for r in read_log(straight)]
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """The loss of these calls of the loss (two to a step here) is not a number."""
+    from sphinxkit.training.step import LossModule
+
+    original = LossModule.forward
+    calls: list[int] = []
+
+    def forward(self: Any, batch: Any) -> Any:
+        calls.append(1)
+        loss = original(self, batch)
+        return loss * float("nan") if batch.image_rows and sum(1 for _ in calls) in steps else loss
+
+    monkeypatch.setattr(LossModule, "forward", forward)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_state_intact(document, straight: Path, monkeypatch) -> None:
+    plan = document(pack_tokens=2000, save_every=None)
+    with monkeypatch.context() as patch:
+        poison(patch, 5)  # the first pass of step 3
+        with pytest.raises(NonFiniteError, match=r"step 3: the loss is not finite; samples .*captions:\d+") as caught:
+            train(TrainPlan(**plan))
+    assert "the state before this step was saved" in str(caught.value)
+    assert train(TrainPlan(**plan)).status == "done"
+    expected = [record["loss"] for record in read_log(straight)]
+    assert [r["loss"] for r in read_log(Path(plan["output"]))] == pytest.approx(expected, abs=PACKING_ATOL)
+
+
+def test_a_step_that_is_not_finite_can_be_skipped(document, monkeypatch) -> None:
+    plan = document(pack_tokens=2000, on_nonfinite="skip")
+    poison(monkeypatch, 5)
+    assert train(TrainPlan(**plan)).status == "done"
+    records = read_log(Path(plan["output"]))
+    assert ["skipped" in record for record in records] == [False, False, True, *[False] * 5]
+    assert "captions:" in records[2]["skipped"]
+    assert records[-1]["total"]["skipped_steps"] == 1
+
+
+def test_a_run_that_only_skips_stops(document, monkeypatch) -> None:
+    poison(monkeypatch, *range(100))
+    with pytest.raises(TrainingError, match="11 steps in a row without a finite loss"):
+        train(TrainPlan(**document(pack_tokens=2000, on_nonfinite="skip", steps=30)))
+
+
+class Suicide:
+    """A template whose worker process dies, as the kernel kills it when memory runs out."""
+
+    def encode(self, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_dead_worker(document, monkeypatch) -> None:
+    from sphinxkit.training import streams
+
+    original = streams.ExampleMaker
+    monkeypatch.setattr(streams, "ExampleMaker", lambda **options: original(**options | {"template": Suicide()}))
+    with pytest.raises(TrainingError, match=r"step 1: data.captions: a worker process died .*workers: 0 reads"):
+        train(TrainPlan(**document(workers=1)))
