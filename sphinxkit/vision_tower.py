@@ -17,6 +17,8 @@ from sphinxkit.pixels import check_pixels
 if TYPE_CHECKING:
     from sphinxkit.encoders import Encoder
 
+MAX_VIEWS = 40  # what callers who want answers encode at once: eight images of five views; our choice
+
 
 class Tiler(Protocol):
     """What a tower asks of a tiler; ``sphinxkit.tilers.GridTiler`` is one."""

@@ -28,7 +28,7 @@ LAYERS = [
         "checkpoint",
     },
     {"generation", "data", "vision_tower"},
-    {"sphinx_model", "evaluation"},
+    {"sphinx_model", "batch_inference", "evaluation"},
     {"recipe"},
     {"training"},
     {"cli"},

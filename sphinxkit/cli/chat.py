@@ -21,46 +21,45 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    speculate: Annotated[
+        int | None, typer.Option(min=1, help="Draft up to this many tokens by prompt lookup (greedy only).")
+    ] = None,
     recipe: RecipeOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Talk with a model about a picture, the answers written as they come.
 
+    The picture is read once; every further question costs its own words only.
+
     Example:
 
     `sphinxkit chat models/sphinx_1k --image photo.jpg`
     """
     model = load_model(checkpoint, recipe, device, dtype)
-    opening = [] if system is None else [{"role": "system", "content": system}]
-    messages = list(opening)
+    session = model.session(image, system, speculate)
     typer.echo(HELP, err=True)
     while True:
         typer.echo("you> ", nl=False, err=True)
         line = _read_line()
         if line is None or line == "/exit":
             return
-        if line == "/reset":
-            messages = list(opening)
-        elif line.startswith("/image"):
-            image, messages = Path(line.removeprefix("/image").strip()), list(opening)
-        elif line.startswith("/"):
-            typer.echo(HELP, err=True)
-        elif line:
-            messages.append({"role": "user", "content": line})
-            prompt, stop = model.chat_prompt(messages)
-            try:
-                answer = ""
-                for piece in model.stream(prompt, image, max_new_tokens, temperature, top_p, stop, seed):
-                    shown = piece if answer else piece.lstrip()
-                    answer += shown
+        try:
+            if line == "/reset":
+                session.reset()
+            elif line.startswith("/image"):
+                session = model.session(Path(line.removeprefix("/image").strip()), system, speculate)
+            elif line.startswith("/"):
+                typer.echo(HELP, err=True)
+            elif line:
+                is_begun = False
+                for piece in session.stream(line, max_new_tokens, temperature, top_p, seed):
+                    shown = piece if is_begun else piece.lstrip()
+                    is_begun = is_begun or bool(shown)
                     typer.echo(shown, nl=False)
                 typer.echo()
-            except DataError as error:  # a wrong picture or an over-long conversation need not end it
-                typer.echo(f"error: {error}", err=True)
-                messages.pop()
-                continue
-            messages.append({"role": "assistant", "content": answer.strip() or "(no answer)"})
+        except DataError as error:  # a wrong picture or an over-long conversation need not end it
+            typer.echo(f"error: {error}", err=True)
 
 
 def _read_line() -> str | None:

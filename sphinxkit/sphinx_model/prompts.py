@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
+from sphinxkit.vision_tower import MAX_VIEWS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 ImageInput: TypeAlias = "Image | str | Path | Tensor"
 """A PIL image, a path, pixels (3, S, S) from ``preprocess``, or visual tokens (N_img, D) from ``encode_images``."""
-
-MAX_VIEWS = 40  # encoded at once where answers are wanted: eight images of five views; our choice
 
 
 @dataclass(frozen=True, slots=True)

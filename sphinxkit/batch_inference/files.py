@@ -1,0 +1,173 @@
+"""From a file of prompts to a file of answers, row by row, over several processes, resumable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sphinxkit.batch_inference.answering import Answered, answer_requests
+from sphinxkit.batch_inference.parts import Line, begin_part, finish_part, make_line, part_path, read_answers
+from sphinxkit.batch_inference.requests import Defaults, Request, parse_request, read_lines
+from sphinxkit.errors import DataError
+
+if TYPE_CHECKING:
+    from sphinxkit.sphinx_model import SphinxModel
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a rank has done.
+
+    Args:
+        num_rows: Of the whole input.
+        num_answered: By this rank, now.
+        num_errors: Rows of this rank that could not be asked.
+        num_skipped: Rows of this rank that were answered before.
+        output: Where this rank's answers are: the output file if it is complete, else the rank's part.
+        is_complete: Whether every row of every rank is there, in the input's order.
+    """
+
+    num_rows: int
+    num_answered: int
+    num_errors: int
+    num_skipped: int
+    output: Path
+    is_complete: bool
+
+
+def answer_file(
+    model: SphinxModel,
+    source: str | Path,
+    output: str | Path,
+    defaults: Defaults,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    batch_size: int = 8,
+    num_workers: int = 2,
+    speculate: int | None = None,
+    truncate: Literal["left"] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Answer the rows of a JSON lines file.
+
+    A line of the output is ``{"index", "id", "text", "token_ids", "finish_reason", "meta", "request"}``, or
+    ``{"index", "id", "error", "request"}`` for a row that could not be asked; ``id`` and ``meta`` where the row has
+    them. Every line is written and flushed when it is known, to the rank's own part (see ``parts``), in the order in
+    which rows are completed. When all ranks are done the output file holds all rows in the input's order.
+
+    Run again after a kill, it repairs a half-written last line and answers what is missing, with any number of ranks.
+    Rows with an error are tried again. Rows that were added to the input are answered; answers to a row that has
+    changed since, or that were made with other settings, are an error.
+
+    Args:
+        model: With a tokenizer.
+        source: Rows; see ``requests.FIELDS``. Image paths are relative to its folder.
+        output: JSON lines.
+        defaults: For what rows do not say.
+        rank: This process; it takes rows ``rank, rank + world_size, ...``.
+        world_size: Processes at work on the file, each with its own model; they share the file system, nothing else.
+        batch_size: See ``answer_requests``.
+        num_workers: See ``answer_requests``.
+        speculate: See ``answer_requests``.
+        truncate: See ``answer_requests``.
+        progress: Called with (rows of this rank that are done, rows of this rank).
+    Raises:
+        DataError: The input cannot be read or has no rows; the output is the input, holds something else, or answers
+            to other requests; ``rank`` is not one of ``world_size``; or as ``answer_requests``.
+    """
+    source, output = Path(source), Path(output)
+    if not 0 <= rank < world_size:
+        raise DataError(f"rank {rank} is not one of {world_size} (from 0)")
+    if source.resolve() == output.resolve():
+        raise DataError(f"output {output} is the input")
+    num_rows = sum(1 for _ in read_lines(source))
+    if not num_rows:
+        raise DataError(f"input {source}: there are no rows")
+    answers = read_answers(output)
+    beyond = [index for index in answers if index >= num_rows]
+    if beyond:
+        raise DataError(f"output {output} answers row {beyond[0]}, but {source} has {num_rows} rows")
+    run = _Run(model, source, output, defaults, rank, world_size, answers)
+    part = begin_part(output, rank, world_size)
+    total = len(range(rank, num_rows, world_size))
+    with part.open("ab") as file:
+
+        def write(fields: dict[str, Any]) -> None:
+            file.write(make_line(fields))
+            file.flush()
+            if progress is not None:
+                progress(run.num_skipped + run.num_answered + run.num_errors, total)
+
+        requests = run.requests(write)
+        for answered in answer_requests(
+            model, requests, batch_size=batch_size, num_workers=num_workers, speculate=speculate, truncate=truncate
+        ):
+            write(run.fields(answered))
+        os.fsync(file.fileno())
+    is_complete = finish_part(output, rank, world_size, num_rows)
+    where = output if is_complete else part_path(output, rank, world_size, is_done=True)
+    return Summary(num_rows, run.num_answered, run.num_errors, run.num_skipped, where, is_complete)
+
+
+class _Run:
+    """What one rank has still to do, and what it has done."""
+
+    def __init__(
+        self,
+        model: SphinxModel,
+        source: Path,
+        output: Path,
+        defaults: Defaults,
+        rank: int,
+        world_size: int,
+        answers: dict[int, Line],
+    ) -> None:
+        self._model, self._source, self._output, self._defaults = model, source, output, defaults
+        self._rank, self._world_size = rank, world_size
+        self._known = {index: (line.digest, line.is_error) for index, line in answers.items()}
+        self.num_answered = self.num_errors = self.num_skipped = 0
+
+    def requests(self, report: Callable[[dict[str, Any]], None]) -> Iterator[Request]:
+        """This rank's rows that have no answer yet; those that cannot be read are reported on the way."""
+        for index, line in read_lines(self._source):
+            if index % self._world_size != self._rank:
+                continue
+            request = parse_request(index, line, self._defaults, self._model.chat_prompt, self._source.parent)
+            digest, is_error = self._known.get(index, (None, True))
+            if not is_error and (isinstance(request, tuple) or digest != request.digest):
+                raise DataError(
+                    f"output {self._output} answers another request than row {index} of {self._source}: the row, the "
+                    "options or the model have changed since; choose another output, or remove the old one"
+                )
+            if isinstance(request, tuple):
+                name, message = request
+                self.num_errors += 1
+                report(_named(index, name) | {"error": message, "request": ""})
+            elif is_error:
+                yield request
+            else:
+                self.num_skipped += 1
+
+    def fields(self, answered: Answered) -> dict[str, Any]:
+        """What is written of an answer."""
+        request = answered.request
+        fields = _named(request.index, request.id)
+        if answered.generation is None:
+            self.num_errors += 1
+            fields["error"] = f"row {request.index}: {answered.error}"
+        else:
+            self.num_answered += 1
+            fields["text"] = answered.generation.text
+            fields["token_ids"] = answered.generation.token_ids
+            fields["finish_reason"] = answered.generation.finish_reason
+        if request.meta is not None:
+            fields["meta"] = request.meta
+        return fields | {"request": request.digest}
+
+
+def _named(index: int, name: str | int | None) -> dict[str, Any]:
+    return {"index": index} if name is None else {"index": index, "id": name}

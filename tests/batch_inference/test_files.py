@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sphinxkit.batch_inference import Defaults, answer_file, part_path
+from sphinxkit.cli import app
+from sphinxkit.errors import DataError
+from sphinxkit.generation import Sampling
+
+DEFAULTS = Defaults(Sampling(max_new_tokens=8), facts={"checkpoint": "tiny"})
+
+
+def read(path: Path, keep_request: bool = False) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return lines if keep_request else [{key: line[key] for key in line if key != "request"} for line in lines]
+
+
+def test_every_row_is_answered_as_by_itself_in_the_inputs_order(model, rows, write, expected, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    summary = answer_file(
+        model,
+        write(rows),
+        tmp_path / "out.jsonl",
+        DEFAULTS,
+        batch_size=3,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert (summary.num_rows, summary.num_answered, summary.num_errors, summary.num_skipped) == (11, 11, 0, 0)
+    assert summary.is_complete
+    assert read(tmp_path / "out.jsonl") == expected(rows)
+    assert seen == [(done, 11) for done in range(1, 12)]
+    assert not list(tmp_path.glob("*.part")) + list(tmp_path.glob("*.done"))
+
+
+def test_sampled_rows_do_not_depend_on_the_batch(model, rows, write, expected, tmp_path: Path) -> None:
+    source = write(rows[:5])
+    defaults = Defaults(Sampling(8, temperature=1.0, top_p=0.9, seed=3))
+    answer_file(model, source, tmp_path / "a.jsonl", defaults, batch_size=4)
+    assert read(tmp_path / "a.jsonl") == expected(rows[:5], temperature=1.0, top_p=0.9, seed=3)
+
+
+def test_two_ranks_give_the_file_of_one(model, rows, write, tmp_path: Path) -> None:
+    source, output = write(rows), tmp_path / "two.jsonl"
+    answer_file(model, source, tmp_path / "one.jsonl", DEFAULTS, batch_size=3)
+    first = answer_file(model, source, output, DEFAULTS, rank=0, world_size=2, batch_size=3)
+    assert not first.is_complete
+    assert first.output == part_path(output, 0, 2, is_done=True)
+    assert {line["index"] for line in read(first.output)} == {0, 2, 4, 6, 8, 10}
+    assert not output.exists()
+    second = answer_file(model, source, output, DEFAULTS, rank=1, world_size=2, batch_size=3)
+    assert second.is_complete
+    assert second.num_answered == 5
+    assert output.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert not list(tmp_path.glob("two.jsonl.*"))
+
+
+@pytest.mark.slow
+def test_torchrun(golden: Path, rows, write, expected, tmp_path: Path) -> None:
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29641", "-m", "sphinxkit.cli"]
+    arguments = ["generate", str(golden / "llama_ens"), "--input", str(write(rows)), "--device", "cpu"]
+    rest = ["--output", str(tmp_path / "out.jsonl"), "--dtype", "float32"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, *command, *arguments, *rest], check=True, env=environment, capture_output=True)
+    assert read(tmp_path / "out.jsonl") == expected(rows)
+
+
+def test_a_killed_run_goes_on_where_it_was(golden: Path, rows, write, expected, tmp_path: Path) -> None:
+    many = [{**row, "id": index, "max_new_tokens": 12} for index, row in enumerate(rows * 3)]
+    source, output = write(many), tmp_path / "out.jsonl"
+    arguments = ["generate", str(golden / "llama_ens"), "--input", str(source), "--output", str(output)]
+    arguments += ["--dtype", "float32", "--device", "cpu", "--batch-size", "2", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sphinxkit.cli", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    part = part_path(output, 0, 1)
+    deadline = time.monotonic() + 120
+    while not (part.exists() and part.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    whole = part.read_bytes()[: part.read_bytes().rfind(b"\n") + 1]
+    done = whole.count(b"\n")
+    assert done < len(many)
+    part.write_bytes(whole + b'{"index": 7, "id": "q7", "te')  # what a kill in the middle of a write leaves
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    fields = json.loads(result.stdout)
+    assert (fields["skipped"], fields["answered"], fields["complete"]) == (done, len(many) - done, True)
+    assert read(output) == expected(many)
+
+
+def test_another_number_of_ranks_goes_on(model, rows, write, expected, tmp_path: Path) -> None:
+    source, output = write(rows), tmp_path / "out.jsonl"
+    answer_file(model, source, output, DEFAULTS, rank=1, world_size=3)
+    summary = answer_file(model, source, output, DEFAULTS)
+    assert summary.num_skipped == 4
+    assert summary.is_complete
+    assert read(output) == expected(rows)
+    assert not list(tmp_path.glob("out.jsonl.*"))
+
+
+def test_a_bad_row_is_reported_in_its_place_and_tried_again(model, rows, write, expected, tmp_path: Path) -> None:
+    bad: list[Any] = [
+        rows[0],
+        b"{not json",
+        rows[1],
+        {"id": "gone", "prompt": "What?", "image": "nowhere.png"},
+        {"id": 5, "prompt": "long " * 5000},
+        b"[1]",
+        b"\xff\xfe",
+    ]
+    source, output = write(bad), tmp_path / "out.jsonl"
+    summary = answer_file(model, source, output, DEFAULTS, batch_size=2)
+    assert (summary.num_answered, summary.num_errors) == (2, 5)
+    answers = read(output)
+    assert [answer["index"] for answer in answers] == list(range(7))
+    assert [answers[0]["text"], answers[2]["text"]] == [answer["text"] for answer in expected(rows[:2])]
+    assert answers[1]["error"].startswith("row 1: not JSON")
+    assert answers[3]["id"] == "gone"
+    assert "nowhere.png: there is no such file" in answers[3]["error"]
+    assert answers[4]["id"] == 5
+    assert "the context holds 4096" in answers[4]["error"]
+    assert "expected a JSON object, got list" in answers[5]["error"]
+    (tmp_path / "nowhere.png").write_bytes((tmp_path / "wide.png").read_bytes())
+    again = answer_file(model, source, output, DEFAULTS)
+    assert (again.num_skipped, again.num_answered, again.num_errors) == (2, 1, 4)
+    assert read(output)[3]["text"] == expected([{"prompt": "What?", "image": "wide.png"}])[0]["text"]
+
+
+def test_rows_that_were_added_are_answered(model, rows, write, expected, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    answer_file(model, write(rows[:2]), output, DEFAULTS)
+    summary = answer_file(model, write(rows[:4]), output, DEFAULTS)
+    assert (summary.num_skipped, summary.num_answered) == (2, 2)
+    assert read(output) == expected(rows[:4])
+
+
+def test_answers_to_something_else_are_not_mixed_up(model, rows, write, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    answer_file(model, write(rows[:2]), output, DEFAULTS)
+    for changed, defaults in (
+        ([rows[0], {**rows[1], "prompt": "Who?"}], DEFAULTS),
+        ([rows[0], b"{"], DEFAULTS),
+        (rows[:2], Defaults(Sampling(max_new_tokens=8), facts={"checkpoint": "other"})),
+    ):
+        with pytest.raises(DataError, match="answers another request than row"):
+            answer_file(model, write(changed), output, defaults)
+        for part in tmp_path.glob("out.jsonl.*"):
+            part.unlink()
+    with pytest.raises(DataError, match="answers row 1, but .* has 1 rows"):
+        answer_file(model, write(rows[:1]), output, DEFAULTS)
+    output.write_text("hello\n")
+    with pytest.raises(DataError, match="line 1: not an answer of this command"):
+        answer_file(model, write(rows[:2]), output, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 2, "world_size": 2}, "rank 2 is not one of 2"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_workers": 0}, "num_workers must be at least 1, got 0"),
+    ],
+)
+def test_bad_options(model, rows, write, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        answer_file(model, write(rows[:1]), tmp_path / "out.jsonl", DEFAULTS, **options)
+
+
+def test_bad_files(model, rows, write, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is the input"):
+        answer_file(model, write(rows), tmp_path / "in.jsonl", DEFAULTS)
+    with pytest.raises(DataError, match="there are no rows"):
+        answer_file(model, write([b"", b"  "]), tmp_path / "out.jsonl", DEFAULTS)
+    with pytest.raises(DataError, match="input .*gone.jsonl: cannot be read: No such file"):
+        answer_file(model, tmp_path / "gone.jsonl", tmp_path / "out.jsonl", DEFAULTS)
+
+
+def test_parts_that_never_hold_still(model, rows, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sphinxkit.batch_inference import parts
+
+    monkeypatch.setattr(parts, "find_parts", lambda output: [tmp_path / "gone"])
+    with pytest.raises(DataError, match="renamed and removed while they are read"):
+        answer_file(model, write(rows), tmp_path / "out.jsonl", DEFAULTS)
+
+
+def test_a_finished_run_has_nothing_to_do(model, rows, write, tmp_path: Path) -> None:
+    source, output = write(rows[:3]), tmp_path / "out.jsonl"
+    answer_file(model, source, output, DEFAULTS)
+    before = output.read_bytes()
+    again = answer_file(model, source, output, DEFAULTS)
+    assert (again.num_skipped, again.num_answered, again.is_complete) == (3, 0, True)
+    assert output.read_bytes() == before
+    assert not list(tmp_path.glob("out.jsonl.*"))
+
+
+def test_meta_is_copied_and_messages_are_taken(model, write, tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": "A square."},
+        {"role": "user", "content": "Where?"},
+    ]
+    source = write([{"messages": messages, "meta": {"gt": [1, "é"]}, "max_new_tokens": 4}])
+    answer_file(model, source, tmp_path / "out.jsonl", DEFAULTS)
+    [answer] = read(tmp_path / "out.jsonl")
+    assert answer["meta"] == {"gt": [1, "é"]}
+    assert answer["text"].strip() == model.chat(messages, max_new_tokens=4)
+    assert "id" not in answer
+
+
+def test_speculation_and_bigger_batches_change_nothing(model, rows, write, expected, tmp_path: Path) -> None:
+    answer_file(model, write(rows), tmp_path / "out.jsonl", DEFAULTS, batch_size=8, speculate=4)
+    assert read(tmp_path / "out.jsonl") == expected(rows)
+
+
+def test_memory_is_let_go_of(model, rows, write, tmp_path: Path) -> None:
+    with torch.inference_mode():
+        answer_file(model, write(rows[:3]), tmp_path / "out.jsonl", DEFAULTS)
+    assert len(read(tmp_path / "out.jsonl")) == 3
