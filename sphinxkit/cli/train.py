@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +17,9 @@ def train(
         list[str] | None,
         typer.Option("--set", help="key=value, or key.below=value; the value is YAML. May be given several times."),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Refuse to go on with a run that is in the output folder.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Refuse to go on with a run that is in the output folder.")
+    ] = False,
 ) -> None:
     """Train; go on where a former run in the same output folder stopped.
 
@@ -40,7 +42,8 @@ def train(
     plan = TrainPlan(**{key: value for key, value in document.items() if key != "kind"})
     folder = None if found.source is None else found.source.parent
     result = run(plan, folder=folder, resume=not fresh, report=_say)
-    typer.echo(f"{result.status} at step {result.step} of {result.num_steps}: {result.folder}", err=True)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun
+        typer.echo(f"{result.status} at step {result.step} of {result.num_steps}: {result.folder}", err=True)
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)
 
@@ -106,10 +109,11 @@ def _say(record: Mapping[str, Any]) -> None:
     losses = record["losses"]
     parts = f" ({', '.join(f'{name} {loss:.4f}' for name, loss in losses.items())})" if len(losses) > 1 else ""
     used = "" if record["mfu"] is None else f"  MFU {record['mfu']:.1%}"
+    samples_per_second = record["samples"] / record["seconds"]
     bad = f"  {len(record['bad'])} bad samples" if "bad" in record else ""
     typer.echo(
         f"{place}  loss {record['loss']:.4f}{parts}  norm {record['grad_norm']:.3f}  lr {record['lr']:.2e}  "
-        f"{record['samples'] / record['seconds']:.1f} samples/s  {record['tokens_per_second']:,.0f} tokens/s{used}{bad}  "
+        f"{samples_per_second:.1f} samples/s  {record['tokens_per_second']:,.0f} tokens/s{used}{bad}  "
         f"{duration(record['seconds_left'])} left",
         err=True,
     )

@@ -182,6 +182,7 @@ class _Run:
                 ) from error
             self.step += 1
             self.data_state = self.streams.state()
+            self.store.poll()
             if self.plan.save_every and self.step % self.plan.save_every == 0 and self.step < stop:
                 self._save(wait=not self.plan.async_save)
         self._save(wait=True)

@@ -220,9 +220,14 @@ class RunStore:
         except (Exception, CheckpointException) as error:
             raise self._failed(step, error) from error
 
-    def is_writing(self) -> bool:
-        """Whether a checkpoint is being written in some process."""
-        return self.world.any(self._pending is not None and not self._pending[1].done())
+    def poll(self) -> None:
+        """Complete the checkpoint that is being written if every process has written its part.
+
+        Raises:
+            TrainingError: It failed; the checkpoints before are intact.
+        """
+        if self._pending is not None and not self.world.any(not self._pending[1].done()):
+            self.finish()
 
     def load(self, step: int, module: LossModule, optimizer: torch.optim.Optimizer) -> None:
         """Fill weights and optimiser from a checkpoint that any number of processes wrote.

@@ -28,6 +28,8 @@ def curve(folder: Path) -> list[float]:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_parallel_equals_single(document, run_processes, tmp_path: Path) -> None:
     base = document(steps=20, save_every=None, pack_tokens=512)
     for stream in base["data"].values():
