@@ -506,6 +506,9 @@ def _records(name: str, benchmark: ModuleType, context: Context, only: str) -> I
     if context.device.type not in devices:
         yield CaseRecord(benchmark=name, case="all", status="skipped", reason=f"runs on {', '.join(devices)} only")
         return
+    if context.seconds_left <= 0:
+        yield CaseRecord(benchmark=name, case="all", status="skipped", reason="out of time")
+        return
     label = ""
     try:
         for case in benchmark.cases(context):

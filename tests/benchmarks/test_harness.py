@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks import harness, results
 from benchmarks.harness import Case, Context, Sample, Work
 
-SLEEP_SLACK = 3.0  # a sleep may last longer on a busy machine, never shorter
+SLEEP_LIMIT = 1.0  # a sleep may last longer on a busy machine, never shorter
 
 
 @pytest.fixture
@@ -26,12 +26,12 @@ def ceilings() -> results.Ceilings:
 
 
 def test_measure_times_every_candidate(context: Context) -> None:
-    case = Case("sleep", {"sphinxkit": lambda: time.sleep(0.01), "slow": lambda: time.sleep(0.03)})
+    case = Case("sleep", {"sphinxkit": lambda: time.sleep(0.01), "slow": lambda: time.sleep(0.1)})
     record = harness.measure("sleeping", case, context)
     assert record.status == "ok"
-    assert 0.01 <= record.candidates["sphinxkit"].best <= 0.01 * SLEEP_SLACK
+    assert 0.01 <= record.candidates["sphinxkit"].best < SLEEP_LIMIT
     assert record.candidates["slow"].repeats == 3
-    assert 1.5 < record.speedup["slow"] < 6
+    assert record.speedup["slow"] > 1
 
 
 def test_measure_takes_the_processor_time_beside_the_clock(context: Context) -> None:
@@ -43,7 +43,8 @@ def test_measure_takes_the_processor_time_beside_the_clock(context: Context) -> 
     assert sleeping is None or sleeping < 0.025  # sleeping costs next to nothing
 
 
-def test_measure_repeats_short_calls_inside_one_timing(context: Context) -> None:
+def test_measure_repeats_short_calls_inside_one_timing(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "MIN_TIMED_SECONDS", 10.0)  # even a call that the machine interrupts is short
     record = harness.measure("x", Case("add", {"sphinxkit": lambda: 1 + 1}), context)
     assert record.candidates["sphinxkit"].calls_per_repeat == harness.MAX_CALLS
 
@@ -120,6 +121,12 @@ def test_benchmark_of_another_device_is_skipped(context: Context) -> None:
     module = SimpleNamespace(DEVICES=("cuda",), cases=pytest.fail)
     [record] = harness._records("x", module, context, "")
     assert (record.status, record.reason) == ("skipped", "runs on cuda only")
+
+
+def test_benchmark_is_not_even_set_up_when_time_is_out(tmp_path: Path) -> None:
+    context = Context(torch.device("cpu"), tmp_path, deadline=0.0)
+    [record] = harness._records("x", SimpleNamespace(cases=pytest.fail), context, "")
+    assert (record.status, record.reason) == ("skipped", "out of time")
 
 
 @pytest.mark.parametrize(
