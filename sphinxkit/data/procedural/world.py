@@ -58,6 +58,7 @@ class World:
         self.seed = seed
         self.has_all_wordings = has_all_wordings
         self.name = f"{domain}-{split}-{width}x{height}-{seed}"
+        self._formatters: dict[str, tasks.Task[Any, Any]] = {}
 
     def __repr__(self) -> str:
         return f"World({self.name})"
@@ -143,7 +144,9 @@ class World:
         if num_turns < 1:
             raise DataError(f"world: num_turns must be at least 1, got {num_turns}")
         scene, samples = self._find(index, task)
-        formatter = tasks.create(task)
+        if task not in self._formatters:
+            self._formatters[task] = tasks.create(task)
+        formatter = self._formatters[task]
         draws = self._draws("wording", task, index)
         messages = []
         for sample in samples[:num_turns]:
