@@ -133,7 +133,7 @@ def _plot(document: Document, path: Path) -> Path | None:
     ]
     if not rows:
         return None
-    mpl.rcParams["svg.hashsalt"] = "sphinxkit"  # the same document gives the same file
+    mpl.rcParams.update({"svg.hashsalt": "sphinxkit", "svg.fonttype": "none"})  # reproducible files, text as text
     figure = Figure(figsize=(9, 1.2 + 0.22 * len(rows)))
     axes = figure.subplots()
     labels = [f"{case} | {candidate}" for case, candidate, _ in rows]
