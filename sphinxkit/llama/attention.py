@@ -72,12 +72,29 @@ class Attention(nn.Module):
         q = apply_rope(self.q_proj(x).view(heads), step.rotations)
         k = apply_rope(self.k_proj(x).view(heads), step.rotations)
         v = self.v_proj(x).view(heads)
-        if step.cache is not None and step.cache_step is not None:
-            step.cache.write(layer, k, v, step.cache_step)
-        if step.cache is not None and step.pattern.step is not None:
-            keys, values = step.cache.read(layer, step.pattern.step)
-            out = step.backend.attend(q.transpose(1, 2).to(keys.dtype), keys, values, step.pattern, step.state)
-        else:
-            out = step.backend.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), step.pattern, step.state)
-        projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(-2).to(x.dtype))
+        projected: Tensor = self.o_proj(attend(q, k, v, step, layer).to(x.dtype))
         return projected
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, step: AttentionStep, layer: int) -> Tensor:
+    """Attention of one layer between its projections, through the cache if there is one.
+
+    Args:
+        q: Rotated queries.
+        k: Rotated keys.
+        v: Values.
+        step: What all layers share.
+        layer: Which layer this is, for the cache.
+    Shape:
+        q: (B, S, H, D)
+        k, v: (B, S, Hkv, D)
+        return: (B, S, H*D), in the dtype of the cache if its keys were used
+    """
+    if step.cache is not None and step.cache_step is not None:
+        step.cache.write(layer, k, v, step.cache_step)
+    if step.cache is not None and step.pattern.step is not None:
+        keys, values = step.cache.read(layer, step.pattern.step)
+        out = step.backend.attend(q.transpose(1, 2).to(keys.dtype), keys, values, step.pattern, step.state)
+    else:
+        out = step.backend.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), step.pattern, step.state)
+    return out.transpose(1, 2).flatten(-2)

@@ -160,15 +160,16 @@ class TestSixteenBit:
         logits = half(embeds)
         assert logits.dtype == torch.bfloat16
         torch.testing.assert_close(logits.float(), expected, atol=tolerance, rtol=0)
-        cache = half.make_cache(3)
-        assert cache.dtype == torch.bfloat16
+        cache = half.make_cache(3, dtype=torch.bfloat16)
         parts = [half(piece, cache=cache) for piece in embeds.split([30, 1, 1, 1, 7], dim=1)]
         torch.testing.assert_close(torch.cat(parts, 1).float(), expected, atol=tolerance, rtol=0)
 
-    def test_a_float32_cache_serves_a_bf16_model(self, small_llama: Builder) -> None:
+    def test_on_a_cpu_a_bf16_model_has_a_float32_cache(self, small_llama: Builder) -> None:
         model = small_llama().requires_grad_(False).to(torch.bfloat16)
         embeds = embeds_of(2, 9, 0).to(torch.bfloat16)
-        cache = model.make_cache(2, dtype=torch.float32)
+        cache = model.make_cache(2)
+        assert cache.dtype == torch.float32
+        assert model.make_cache(1, device="meta").dtype == torch.bfloat16
         parts = [model(piece, cache=cache) for piece in embeds.split([5, 1, 3], dim=1)]
         expected = model(embeds).float()
         tolerance = BF16_RELATIVE_TOLERANCE * float(expected.std())
