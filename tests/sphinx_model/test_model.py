@@ -16,18 +16,8 @@ SAME_ATOL = 2e-5
 
 
 @pytest.fixture(scope="module")
-def model(golden: Path) -> SphinxModel:
-    return sphinxkit.load(golden / "llama_ens")
-
-
-@pytest.fixture(scope="module")
 def pixels(model: SphinxModel, golden: Path) -> Tensor:
     return model.preprocess([golden / "images" / "wide.png", golden / "images" / "tall.png"])
-
-
-@pytest.fixture(scope="module")
-def images(golden: Path) -> list[Image.Image]:
-    return [Image.open(golden / "images" / f"{name}.png") for name in ("wide", "tall", "square")]
 
 
 def ids(*rows: list[int]) -> Tensor:
