@@ -80,10 +80,9 @@ def annotation(world: World, index: int, task: str) -> dict[str, Any]:
 
 
 def _annotation(world: World, index: int, task: str, scene: Scene) -> dict[str, Any]:
-    name = world.record_id(index, task)
     return {
-        "question_id": name,
-        "image_path": f"images/{name}.png",
+        "question_id": world.record_id(index, task),
+        "image_path": world.image_path(index, task),
         "width": scene.width,
         "height": scene.height,
         "dataset_name": f"{world.name}-{task}",

@@ -25,18 +25,13 @@ EPOCH_SIZE = 100_000
 
 @dataclass(frozen=True, slots=True)
 class WorldSample(Sample):
-    """A sample whose picture is drawn when it is opened.
+    """A sample whose picture is drawn when it is opened; its ``image`` is a path that nothing is at.
 
     Args:
         scene: What the picture is of; None for plain text.
     """
 
     scene: Scene | None = None
-
-    @property
-    def type(self) -> SampleType:
-        """``image-text`` with a scene, else ``text``."""
-        return "text" if self.scene is None else "image-text"
 
     def open_image(self) -> Image:
         """The picture, in RGB.
@@ -172,7 +167,8 @@ class WorldMixture(Mixture):
         if task == TEXT_TASK:
             return WorldSample(name, task, (), part.world.text(ref.index), None, where)
         scene, messages = part.world.conversation(ref.index, task, part.source.num_turns)
-        return WorldSample(name, task, tuple(messages), "", None, where, scene)
+        image = Path(part.world.image_path(ref.index, task))
+        return WorldSample(name, task, tuple(messages), "", image, where, scene)
 
 
 def _open(index: int, given: WorldSource | Mapping[str, Any] | str, shared: Mapping[str, Any]) -> _Part:

@@ -162,6 +162,10 @@ class World:
         """Names a record in reports."""
         return f"{self.name}-{task}-{index}"
 
+    def image_path(self, index: int, task: str) -> str:
+        """Where exports put a record's picture, relative to their folder."""
+        return f"images/{self.record_id(index, task)}.png"
+
     def record(self, index: int, task: str, num_turns: int = 1) -> dict[str, Any]:
         """A record in the form of ``sphinxkit.data.conversations``, or ``{"id", "task", "text"}`` for plain text.
 
@@ -178,4 +182,4 @@ class World:
         if task == TEXT_TASK:
             return {"id": name, "task": task, "text": self.text(index)}
         _, messages = self.conversation(index, task, num_turns)
-        return write_conversation(name, messages, image=f"images/{name}.png", task=task)
+        return write_conversation(name, messages, image=self.image_path(index, task), task=task)
