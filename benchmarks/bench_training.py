@@ -72,6 +72,7 @@ def cases(context: Context) -> Iterator[Case]:
         dtype="bfloat16" if dtype is torch.bfloat16 else "float32",
         device=context.device.type,
         pack_tokens=context.on(4096, 1024, 64),
+        activation_checkpointing=context.device.type == "cuda",
     )
     model = build(recipe, device=context.device)
     with open_world(plan, model.llm.num_heads, model.llm.num_kv_heads) as world:

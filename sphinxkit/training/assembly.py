@@ -106,7 +106,7 @@ def choose_trained(model: SphinxModel, plan: TrainPlan) -> dict[str, list[nn.Par
         model: Changed in place.
         plan: Which parts, and low-rank updates.
     Raises:
-        RecipeError: A part that the model does not have.
+        RecipeError: The model has none of the parts, or no layer of that name for low-rank updates.
     """
     lora = [] if plan.lora is None else add_lora(model.llm, plan.lora)
     parts = part_parameters(model)
@@ -117,9 +117,6 @@ def choose_trained(model: SphinxModel, plan: TrainPlan) -> dict[str, list[nn.Par
     model.train()
     model.requires_grad_(False)
     trained = {name: parts[name] for name in PARTS if name in plan.train}
-    empty = [name for name, parameters in trained.items() if not parameters]
-    if empty and model.vision is not None:
-        raise RecipeError(f"train: the model has no {' and no '.join(empty)}")
     trained = {name: parameters for name, parameters in trained.items() if parameters}
     if lora:
         trained["lora"] = lora

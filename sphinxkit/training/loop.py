@@ -221,15 +221,13 @@ class _Run:
     def _read(self) -> StepData:
         """This process's data; a fault in one process is raised in all, so that none waits for ever."""
         fault: SphinxkitError | None = None
-        data = None
+        data = StepData({}, {}, [])
         try:
             data = self.streams.read()
         except SphinxkitError as error:
             fault = error
         if self.world.any(fault is not None):
             raise next(found for found in self.world.gather(fault) if found is not None)
-        if data is None:
-            raise TrainingError("no data")
         return data
 
     def _do_step(self) -> bool:

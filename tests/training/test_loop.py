@@ -140,6 +140,42 @@ def test_tensorboard_that_is_not_installed(document, monkeypatch) -> None:
         train(TrainPlan(**document(tensorboard=True)))
 
 
+def test_a_mixture_of_another_kind(document, straight: Path) -> None:
+    """Whatever has a mixture's methods: here the same one by its import path."""
+    plan = document(stop_after=2)
+    for stream in plan["data"].values():
+        stream["mixture"] = {"type": "sphinxkit.data.mixture:Mixture", **stream["mixture"]}
+    train(TrainPlan(**plan))
+    assert [r["data"] for r in read_log(Path(plan["output"]))] == [r["data"] for r in read_log(straight)][:2]
+
+
+def test_a_model_without_a_template_cannot_be_trained(document) -> None:
+    from sphinxkit.training.parallel import World
+    from sphinxkit.training.streams import Streams
+
+    model = build(document()["model"])
+    with pytest.raises(RecipeError, match="training needs a model with a tokenizer and a conversation template"):
+        Streams(TrainPlan(**document()), model, 7, World(0, 1, torch.device("cpu")))
+
+
+def test_an_export_never_replaces_what_is_not_a_model(document) -> None:
+    plan = TrainPlan(**document(steps=1, export=True))
+    (Path(plan.output) / "model").mkdir(parents=True)
+    (Path(plan.output) / "model" / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint but holds thesis.tex"):
+        train(plan)
+    assert (Path(plan.output) / "model" / "thesis.tex").exists()
+
+
+def test_a_checkpoint_that_is_nowhere(document, start: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        train(TrainPlan(**document(init=str(tmp_path / "nowhere"))))
+    damaged = Path(shutil.copytree(start, tmp_path / "damaged"))
+    (damaged / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        train(TrainPlan(**document(init=str(damaged))))
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
