@@ -27,6 +27,7 @@ def cases(context: Context) -> Iterator[Case]:
     )
     for size, dtype, batches, prompt, new in runs:
         model = llama_twins.build(size, context, dtype)
+        model.fuse()  # before the twins are made, which share the weights
         twin = None
         try:
             twin = llama_twins.transformers_twin(model)
@@ -39,7 +40,11 @@ def cases(context: Context) -> Iterator[Case]:
 
 def _case(context: Context, size: str, model: Any, twin: Any, batch: int, prompt: int, new: int) -> Case:
     dtype = model.norm.weight.dtype
-    steps: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {"sphinxkit": lambda: _ours(model, batch, prompt, new)}
+    plain = llama_twins.plain_twin(model)
+    steps: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
+        "sphinxkit": lambda: _ours(model, batch, prompt, new),
+        "sphinxkit, not fused": lambda: _ours(plain, batch, prompt, new),
+    }
     steps["eager loop, as the public code"] = lambda: _public(model, batch, prompt, new)
     if twin is not None:
         steps["transformers, dynamic cache"] = lambda: _transformers(twin, batch, prompt, new, static=False)

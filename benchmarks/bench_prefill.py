@@ -27,6 +27,7 @@ def cases(context: Context) -> Iterator[Case]:
 
 def _cases(context: Context, size: str, dtype: torch.dtype, tokens: int) -> Iterator[Case]:
     model = llama_twins.build(size, context, dtype)
+    model.fuse()
     for batch in context.on([1, 8], [1], [1, 2]):
         cache = model.make_cache(batch, tokens + 8)
 

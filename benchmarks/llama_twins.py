@@ -28,6 +28,16 @@ def build(size: str, context: Context, dtype: torch.dtype, **options: Any) -> Ll
     return build_random(lambda: LlamaModel(**numbers), context.device, dtype)
 
 
+def plain_twin(model: LlamaModel) -> LlamaModel:
+    """The same model on the same weights, going through its modules one by one even where ``model`` is fused."""
+    numbers = {name: getattr(model, name) for name in ("vocab_size", "embed_dim", "num_layers", "num_heads")}
+    numbers |= {name: getattr(model, name) for name in ("num_kv_heads", "hidden_dim", "max_seq_len")}
+    with torch.device("meta"):
+        twin = LlamaModel(**numbers)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    return twin.eval()
+
+
 def weight_bytes(model: LlamaModel) -> int:
     """Bytes of the weights that one decoding step must read: all but the embedding table."""
     return nbytes(model) - nbytes(model.embed_tokens)

@@ -8,6 +8,7 @@ from sphinxkit.llama.backends import AttentionBackend, AttentionPattern
 from sphinxkit.llama.cache import CacheStep, KVCache
 from sphinxkit.llama.layers import RMSNorm, SwiGLU, apply_rope, rope_rotations
 from sphinxkit.llama.model import LlamaBlock, LlamaModel
+from sphinxkit.llama.quantization import QuantizedLinear, quantize
 from sphinxkit.llama.sizes import ffn_hidden_dim, llama, llama2_7b, llama2_13b, tinyllama_1b
 from sphinxkit.registry import Registry
 
@@ -28,6 +29,7 @@ __all__ = [
     "KVCache",
     "LlamaBlock",
     "LlamaModel",
+    "QuantizedLinear",
     "RMSNorm",
     "SwiGLU",
     "apply_rope",
@@ -38,6 +40,7 @@ __all__ = [
     "llama2_7b",
     "llama2_13b",
     "names",
+    "quantize",
     "register",
     "registry",
     "rope_rotations",

@@ -273,6 +273,10 @@ class LlamaModel(nn.Module):
         """
         self._fused = FusedLayers(list(self.layers), self.norm_eps, self.head_dim)
 
+    def unfuse(self) -> None:
+        """Undo ``fuse``; the weights stay where they are."""
+        self._fused = None
+
     def _layers(self, hidden: Tensor, step: AttentionStep) -> Tensor:
         """All decoder layers."""
         if self._fused is not None and step.cache is not None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sphinxkit import checkpoint
 from sphinxkit.llama import LlamaModel
 
 # a joint product may sum in another order: 1e-7 of logits of about 3, over two layers

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sphinxkit.errors import CheckpointError, ShapeError
+from sphinxkit.llama import LlamaModel, QuantizedLinear, quantize
+
+# float32 sums of 64 products in another order
+KERNEL_TOLERANCE = 1e-5
+# half a step of the grid, which spans 254 steps of the largest value or 15 of a group's range
+HALF_STEP = {8: 0.5 / 127, 4: 0.5 / 15}
+# of normal weights in groups of 32 (range about 4 deviations): a uniform error of 4 / 15 of a deviation / sqrt(12) is
+# 8 % of a product; fourteen products add up as sqrt(14) to 30 %, less what the norms and the residual stream absorb.
+# 8 bits: a step is 1 / 127 of a row's largest weight (2.5 deviations), 0.6 % of a product, times sqrt(14), doubled.
+LOGITS_RELATIVE_TOLERANCE = {8: 0.045, 4: 0.3}
+
+Builder = Callable[..., LlamaModel]
+
+
+def weight_of(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(48, 64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def seen_weight(layer: QuantizedLinear, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The matrix that a layer multiplies with."""
+    return layer(torch.eye(64, dtype=dtype)).T.float()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_weight_is_within_half_a_step(bits: int) -> None:
+    weight = weight_of()
+    found = seen_weight(QuantizedLinear(weight, bits, 32))
+    if bits == 8:
+        step = weight.abs().amax(1, keepdim=True).expand_as(weight)
+    else:
+        groups = weight.view(48, 2, 32)
+        step = (groups.amax(-1) - groups.amin(-1)).repeat_interleave(32, dim=1)
+    assert bool(((found - weight).abs() <= HALF_STEP[bits] * step * 1.001 + KERNEL_TOLERANCE).all())
+    assert not torch.equal(found, weight)
+
+
+def test_four_bits_by_hand() -> None:
+    """A group that lies on the grid is stored exactly: 16 codes, scale 0.5, from -1 up."""
+    row = torch.arange(32).remainder(16) * 0.5 - 1
+    found = seen_weight(QuantizedLinear(row.repeat(48, 2), 4, 32))
+    torch.testing.assert_close(found, row.repeat(48, 2), atol=KERNEL_TOLERANCE, rtol=0)
+
+
+def test_eight_bits_by_hand() -> None:
+    row = torch.arange(64) * 2.0 - 1
+    row[-1] = 127.0  # scale 1
+    found = seen_weight(QuantizedLinear(row.repeat(48, 1), 8))
+    torch.testing.assert_close(found, row.repeat(48, 1), atol=KERNEL_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_constant_and_zero_rows_stay_finite(bits: int) -> None:
+    weight = torch.zeros(48, 64)
+    weight[0] = 3.0
+    found = seen_weight(QuantizedLinear(weight, bits, 32))
+    torch.testing.assert_close(found, weight, atol=KERNEL_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_model_stays_close(small_llama: Builder, bits: int, batch: int) -> None:
+    model = small_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4).requires_grad_(False)
+    ids = torch.randint(0, 61, (batch, 9), generator=torch.Generator().manual_seed(3))
+    expected = model(model.embed(ids))
+    model.fuse()
+    quantize(model, bits, 32)
+    cache = model.make_cache(batch)
+    parts = [model(model.embed(piece), cache=cache) for piece in ids.split([6, 1, 2], dim=1)]
+    found = torch.cat(parts, 1)
+    difference = float((found - expected).norm() / expected.norm())
+    assert 0 < difference < LOGITS_RELATIVE_TOLERANCE[bits]
+    torch.testing.assert_close(found, model(model.embed(ids)), atol=KERNEL_TOLERANCE, rtol=0)
+
+
+def test_only_the_linear_layers_change(small_llama: Builder) -> None:
+    sizes = {"embed_dim": 64, "hidden_dim": 96, "num_kv_heads": 4, "vocab_size": 64}
+    model = small_llama(**sizes).requires_grad_(False)
+    quantize(model, 4, 32)
+    kinds = {name.split(".")[-1]: type(module) for name, module in model.named_modules() if name.endswith("_proj")}
+    assert set(kinds.values()) == {QuantizedLinear}
+    assert len(kinds) == 7
+    assert type(model.lm_head) is nn.Linear
+    whole = small_llama(**sizes).requires_grad_(False)
+    quantize(whole, 8, lm_head=True)
+    assert type(whole.lm_head) is QuantizedLinear
+    assert "bits=4, group_size=32" in repr(model)
+    assert "bits=8" in repr(whole)
+    assert torch.equal(copy.deepcopy(model)(torch.ones(1, 2, 64)), model(torch.ones(1, 2, 64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_sixteen_bit(dtype: torch.dtype, bits: int) -> None:
+    # scales and zeros of 8 bits' precision shift the grid by up to 2^-9 of its 8 steps, beside half a step
+    found = seen_weight(QuantizedLinear(weight_of(dtype=dtype), bits, 32), dtype)
+    difference = float((found - weight_of()).norm() / weight_of().norm())
+    assert difference < LOGITS_RELATIVE_TOLERANCE[bits]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"bits": 3}, "bits must be 4 or 8, got 3"),
+            ({"bits": 4, "group_size": 16}, r"group_size must be one of \(32, 64, 128, 256\), got 16"),
+            ({"bits": 4, "group_size": 128}, r"columns in multiples of 128, got a weight of \(64, 64\)"),
+            ({"bits": 8, "lm_head": True}, r"rows in multiples of 16 .* got a weight of \(61, 64\)"),
+        ],
+    )
+    def test_sizes(self, small_llama: Builder, options: dict[str, int], message: str) -> None:
+        model = small_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4)
+        with pytest.raises(ShapeError, match=message):
+            quantize(model, **options)
+        assert all(type(module) is not QuantizedLinear for module in model.modules())
+
+    def test_twice(self, small_llama: Builder) -> None:
+        model = small_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4)
+        quantize(model, 8)
+        with pytest.raises(TypeError, match="only plain linear layers can be quantised, but q_proj is QuantizedLinear"):
+            quantize(model, 8)
+        with pytest.raises(TypeError, match="only plain linear layers can be fused"):
+            model.fuse()
+
+    def test_saving(self, small_llama: Builder) -> None:
+        model = small_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4)
+        quantize(model, 8)
+        with pytest.raises(CheckpointError, match=r"layers.0.attention.q_proj is quantised to 8 bits.*save the model"):
+            model.state_dict()
+
+    def test_moving(self, small_llama: Builder) -> None:
+        layer = QuantizedLinear(weight_of(), 4, 32)
+        assert layer.to("cpu") is layer
+        with pytest.raises(CheckpointError, match="packed for cpu and cannot be moved"):
+            layer.to("meta")
+
+
+@pytest.mark.gpu
+class TestCUDA:
+    @pytest.mark.parametrize(("bits", "width"), [(8, 64), (4, 64), (4, 128), (4, 32)])
+    def test_it_multiplies_with_what_the_cpu_multiplies_with(self, bits: int, width: int) -> None:
+        weight = torch.randn(48, width, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+        x = torch.randn(5, width, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+        expected = QuantizedLinear(weight, bits, 32)(x)
+        found = QuantizedLinear(weight.cuda(), bits, 32)(x.cuda())
+        # products of order 10, each rounded to 2^-9 of that
+        torch.testing.assert_close(found.cpu().float(), expected.float(), atol=0.1, rtol=0.02)
