@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sphinxkit.batch_inference.answering import Answered, answer_requests
-from sphinxkit.batch_inference.parts import Line, begin_part, finish_part, make_line, part_path, read_answers
+from sphinxkit.batch_inference.parts import Line, finish_part, make_line, open_part, part_path, read_answers
 from sphinxkit.batch_inference.requests import Defaults, Request, parse_request, read_lines
 from sphinxkit.errors import DataError
 
@@ -76,8 +76,9 @@ def answer_file(
         truncate: See ``answer_requests``.
         progress: Called with (rows of this rank that are done, rows of this rank).
     Raises:
-        DataError: The input cannot be read or has no rows; the output is the input, holds something else, or answers
-            to other requests; ``rank`` is not one of ``world_size``; or as ``answer_requests``.
+        DataError: The input cannot be read or has no rows; the output is the input, holds something else, answers to
+            other requests, or is being written by another process; ``rank`` is not one of ``world_size``; or as
+            ``answer_requests``.
     """
     source, output = Path(source), Path(output)
     if not 0 <= rank < world_size:
@@ -92,9 +93,9 @@ def answer_file(
     if beyond:
         raise DataError(f"output {output} answers row {beyond[0]}, but {source} has {num_rows} rows")
     run = _Run(model, source, output, defaults, rank, world_size, answers)
-    part = begin_part(output, rank, world_size)
+    answers.clear()  # the texts are not needed any more
     total = len(range(rank, num_rows, world_size))
-    with part.open("ab") as file:
+    with open_part(output, rank, world_size) as file:
 
         def write(fields: dict[str, Any]) -> None:
             file.write(make_line(fields))

@@ -7,12 +7,14 @@ finish merges everything into ``OUT`` and removes the parts.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sphinxkit.atomic import atomic_file
 from sphinxkit.errors import DataError
@@ -95,16 +97,28 @@ def read_answers(output: Path) -> dict[int, Line]:
     raise DataError(f"{output}: its parts are renamed and removed while they are read; is another run at work on it?")
 
 
-def begin_part(output: Path, rank: int, world_size: int) -> Path:
-    """This rank's part, ready to be appended to: a half-written last line is cut off."""
+@contextmanager
+def open_part(output: Path, rank: int, world_size: int) -> Iterator[BinaryIO]:
+    """This rank's part, to be appended to by this process alone; a half-written last line is cut off.
+
+    Raises:
+        DataError: Another process is writing it.
+    """
     part, done = (part_path(output, rank, world_size, is_done) for is_done in (False, True))
     part.parent.mkdir(parents=True, exist_ok=True)
     if done.exists() and not part.exists():
         done.rename(part)
     with part.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{part}: another process is writing it; processes that share an input need a RANK of their own "
+                "(torchrun sets it)"
+            ) from error
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-    return part
+        yield file
 
 
 def finish_part(output: Path, rank: int, world_size: int, num_rows: int) -> bool:

@@ -33,7 +33,7 @@ class RunningBatch:
     tokens; in a step that reads drafts of several rows a cache with static shapes waits once more.
 
     A newcomer takes the place of a row that has finished. Where nobody takes it, the batch becomes smaller before the
-    next pass, so that no work is done for rows that are over.
+    next pass (which waits once more), so that no work is done for rows that are over.
 
     Args:
         llm: The language model.

@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from sphinxkit.batch_inference import Defaults, answer_file, part_path
+from sphinxkit.batch_inference.parts import open_part
 from sphinxkit.cli import app
 from sphinxkit.errors import DataError
 from sphinxkit.generation import Sampling
@@ -190,6 +191,15 @@ def test_bad_files(model, rows, write, tmp_path: Path) -> None:
         answer_file(model, write([b"", b"  "]), tmp_path / "out.jsonl", DEFAULTS)
     with pytest.raises(DataError, match="input .*gone.jsonl: cannot be read: No such file"):
         answer_file(model, tmp_path / "gone.jsonl", tmp_path / "out.jsonl", DEFAULTS)
+
+
+def test_a_part_has_one_writer(model, rows, write, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    with (
+        open_part(output, 0, 1),
+        pytest.raises(DataError, match="out.jsonl.rank-0-of-1.part: another process is writing it"),
+    ):
+        answer_file(model, write(rows), output, DEFAULTS)
 
 
 def test_parts_that_never_hold_still(model, rows, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

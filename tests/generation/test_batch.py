@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from sphinxkit.generation import Row, RunningBatch, Sampling
@@ -98,3 +99,60 @@ def test_static_shapes_give_the_same_tokens(tokenizer) -> None:
     expected = run(False, 1, None)
     for static, at_once, speculate in ((False, 5, None), (False, 2, 3), (True, 1, None), (True, 2, None), (True, 3, 4)):
         assert run(static, at_once, speculate) == expected
+
+
+def test_a_step_waits_for_the_device_once(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the cache's static shapes, which CUDA has, every way from a tensor to a number is counted."""
+    llm = llama(vocab_size=tokenizer.vocab_size, embed_dim=32, num_layers=1, num_heads=2, hidden_dim=64, max_seq_len=90)
+    llm.init_weights(torch.Generator().manual_seed(0))
+    cache = llm.make_cache(2, 80)
+    cache = KVCache(1, 2, 80, cache.num_kv_heads, cache.head_dim, dtype=torch.float32, static_shapes=True)
+    monkeypatch.setattr(llm, "make_cache", lambda *sizes: cache)
+    batch = RunningBatch(llm)
+    for seed, length in enumerate((5, 5)):
+        row = Row(tokenizer, Sampling(temperature=float(seed), stop=("\n###",), seed=seed), 60)
+        batch.add(row, torch.zeros(length, 32))
+    batch.step()
+    batch.step()
+    waits: list[str] = []
+
+    def count(name: str) -> None:
+        real = getattr(torch.Tensor, name)
+
+        def counting(self, *arguments):
+            waits.append(name)
+            return real(self, *arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, counting)
+
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "numpy", "nonzero"):
+        count(name)
+    for _ in range(4):
+        batch.step()
+    assert waits == ["tolist"] * 4
+
+
+@pytest.mark.gpu
+def test_joining_leaving_and_drafting_on_a_gpu(tokenizer) -> None:
+    llm = llama(vocab_size=tokenizer.vocab_size, embed_dim=64, num_layers=2, num_heads=2, hidden_dim=64, max_seq_len=90)
+    llm.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        llm.lm_head.weight *= 20  # far from ties
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(3, tokenizer.vocab_size, (length,), generator=generator) for length in (9, 30, 4, 17, 30)]
+
+    def run(device: str, at_once: int, speculate: int | None) -> list[list[int]]:
+        llm.to(device)
+        batch = RunningBatch(llm)
+        rows = [Row(tokenizer, Sampling(), 12, prompt_ids=ids.tolist(), speculate=speculate) for ids in prompts]
+        waiting = list(zip(rows, prompts, strict=True))
+        while waiting or len(batch):
+            while waiting and len(batch) < at_once:
+                row, ids = waiting.pop(0)
+                batch.add(row, llm.embed(ids.to(device)).detach())
+            batch.step()
+        return [row.written for row in rows]
+
+    expected = run("cpu", 1, None)
+    for at_once, speculate in ((1, None), (2, None), (5, None), (3, 4)):
+        assert run("cuda", at_once, speculate) == expected
