@@ -26,6 +26,7 @@ class MixMethod:
         averages: Whether weights must sum to 1 and lie in [0, 1] unless extrapolation is asked for.
         max_models: Largest number of models, None for any.
         is_copy: Whether weights of one 1 and zeros give that model bit for bit.
+        takes_weights: Whether weights can be chosen; where not, the default ones define the method.
     """
 
     name: str
@@ -35,6 +36,7 @@ class MixMethod:
     averages: bool = True
     max_models: int | None = None
     is_copy: bool = True
+    takes_weights: bool = True
 
     def weights(
         self, given: Sequence[float] | None, num_models: int, *, extrapolate: bool = False, normalize: bool = False
@@ -47,7 +49,8 @@ class MixMethod:
             extrapolate: Allow weights outside [0, 1] and, for averages, any sum.
             normalize: Divide by the sum first.
         Raises:
-            DataError: Weights are missing, too many or too few, not finite, outside [0, 1] or do not sum to 1.
+            DataError: Weights are missing, too many or too few, not finite, outside [0, 1] or do not sum to 1, or the
+                method sets others itself.
         """
         if self.max_models is not None and num_models > self.max_models:
             raise DataError(f"{self.name} takes at most {self.max_models} models, got {num_models}")
@@ -56,6 +59,11 @@ class MixMethod:
                 raise DataError(f"{self.name} needs a beta (for two models) or weights")
             return self.default_weights(num_models)
         weights = check_weights(given, num_models)
+        if not self.takes_weights and self.default_weights is not None and weights != self.default_weights(num_models):
+            raise DataError(
+                f"{self.name} sets its weights itself: {list(self.default_weights(num_models))}, so beta or weights "
+                f"{list(weights)} cannot be given; linear takes them"
+            )
         if normalize:
             weights = normalized(weights)
         if not self.needs_base and not any(weights):
@@ -73,7 +81,7 @@ class MixMethod:
 
     def copy_of(self, weights: Sequence[float]) -> int | None:
         """Index of the model that the result is bit for bit (-1: the base), or None."""
-        if self.needs_base and self.is_copy and not any(weights):
+        if self.needs_base and not any(weights):
             return -1
         return one_hot(weights) if self.is_copy else None
 
@@ -107,7 +115,7 @@ def wise_ft() -> MixMethod:
 
 def uniform_soup() -> MixMethod:
     """Mean of any number of models; see :func:`sphinxkit.interpolation.ops.uniform_soup`. Source: arXiv:2203.05482."""
-    return MixMethod("uniform_soup", _linear, default_weights=_mean)
+    return MixMethod("uniform_soup", _linear, default_weights=_mean, takes_weights=False)
 
 
 def ema(decay: float = 0.9) -> MixMethod:
@@ -120,7 +128,7 @@ def ema(decay: float = 0.9) -> MixMethod:
     Source: Mean Teacher, arXiv:1703.01780; see :func:`sphinxkit.interpolation.ops.ema`.
     """
     check_fraction("decay", decay)
-    return MixMethod("ema", _linear, default_weights=lambda count: ema_weights(count, decay))
+    return MixMethod("ema", _linear, default_weights=lambda count: ema_weights(count, decay), takes_weights=False)
 
 
 def slerp() -> MixMethod:

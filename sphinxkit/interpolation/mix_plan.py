@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sphinxkit.errors import RecipeError
+from sphinxkit.errors import DataError, RecipeError, RegistryError
 from sphinxkit.interpolation.methods import MixMethod
 from sphinxkit.interpolation.rules import Rule, parse_rules
 from sphinxkit.registry import Registry
@@ -31,6 +31,7 @@ class MixPlan:
         dtype: Of the result: float32, float16, bfloat16, float64; None keeps what the models have.
         format: Layout of the result: sphinxkit, sphinx, meta or hf; None takes the first model's.
         shards: Number of files of the result; None leaves it to the format.
+        llm_only: Mix and write the language models alone; what else the models hold is left out, and need not agree.
         tokenizer: File to put beside the result, for models whose tokenizers differ.
         allow_nonfinite: Let NaN and Inf through.
         extrapolate: Allow weights outside [0, 1].
@@ -49,6 +50,7 @@ class MixPlan:
     dtype: str | None = None
     format: str | None = None
     shards: int | None = None
+    llm_only: bool = False
     tokenizer: str | None = None
     allow_nonfinite: bool = False
     extrapolate: bool = False
@@ -66,8 +68,12 @@ class MixPlan:
             faults.append(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if isinstance(self.method, Mapping) and not isinstance(self.method.get("type"), str):
             faults.append(f"method: expected a name or {{type: name, ...}}, got {dict(self.method)!r}")
+        else:
+            faults += _method_faults("method", self.method)
         try:
-            parse_rules(self.rules, len(self.models))
+            for rule in parse_rules(self.rules, len(self.models)):
+                if rule.method is not None:
+                    faults += _method_faults(f"rules: rule {rule.pattern!r}", {"type": rule.method, **rule.options})
         except RecipeError as error:
             faults += [f"rules: {line}" for line in str(error).splitlines()]
         if faults:
@@ -85,11 +91,7 @@ class MixPlan:
         Raises:
             RegistryError: Unknown name or option.
         """
-        if isinstance(self.method, str):
-            return registry.build(self.method)
-        return registry.build(
-            self.method["type"], **{key: value for key, value in self.method.items() if key != "type"}
-        )
+        return _build(registry, self.method)
 
     def mix_rules(self) -> list[Rule]:
         """The rules, parsed."""
@@ -110,3 +112,20 @@ class MixPlan:
             base=find(self.base) if self.base else None,
             tokenizer=find(self.tokenizer) if self.tokenizer else None,
         )
+
+
+def _build(registry: Registry[MixMethod], method: str | Mapping[str, Any]) -> MixMethod:
+    if isinstance(method, str):
+        return registry.build(method)
+    return registry.build(method["type"], **{key: value for key, value in method.items() if key != "type"})
+
+
+def _method_faults(where: str, method: str | Mapping[str, Any]) -> list[str]:
+    """What is wrong with a method's name or options, found by building it, which costs nothing."""
+    from sphinxkit.interpolation import registry  # of the package that this module is part of
+
+    try:
+        _build(registry, method)
+    except (RegistryError, DataError) as error:
+        return [f"{where}: {error}"]
+    return []

@@ -64,9 +64,14 @@ def check_fraction(name: str, value: float, *, low_open: bool = False, high_open
     Raises:
         DataError: The message names the value and the interval.
     """
-    if not 0 <= value <= 1 or (low_open and value == 0) or (high_open and value == 1):
+    if (
+        not isinstance(value, (int, float))
+        or not 0 <= value <= 1
+        or (low_open and value == 0)
+        or (high_open and value == 1)
+    ):
         interval = f"{'(' if low_open else '['}0, 1{')' if high_open else ']'}"
-        raise DataError(f"{name} must be in {interval}, got {value}")
+        raise DataError(f"{name} must be in {interval}, got {value!r}")
 
 
 def _apply(tensors: Sequence[Tensor], prepare: Callable[[Passes], Combine], dtype: torch.dtype | None) -> Tensor:
@@ -283,6 +288,8 @@ def ties(
     chosen = one_hot(weights)
     if chosen is not None and density == 1 and scale == 1:
         return _copy(tensors[chosen], everything, dtype)
+    if not any(weights) or scale == 0:
+        return _copy(base, everything, dtype)
     return _apply(everything, lambda passes: ties_kernel(passes, weights, density, scale), dtype)
 
 
@@ -314,6 +321,8 @@ def dare(
     chosen = one_hot(weights)
     if chosen is not None and drop_rate == 0:
         return _copy(tensors[chosen], everything, dtype)
+    if not any(weights):
+        return _copy(base, everything, dtype)
     return _apply(everything, lambda _: dare_kernel(weights, drop_rate, seed), dtype)
 
 

@@ -165,7 +165,8 @@ class Planner:
             if method.needs_base and self._base is None:
                 raise DataError(f"rule {rule.pattern!r}: {method.name} needs a base model")
             try:
-                given = self._weights if rule.weights is None else rule.weights
+                inherited = self._weights if method.takes_weights else None
+                given = inherited if rule.weights is None else rule.weights
                 weights = method.weights(given, len(self._sources), extrapolate=self._extrapolate)
             except DataError as error:
                 raise DataError(f"rule {rule.pattern!r}: {error}") from error

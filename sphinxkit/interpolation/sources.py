@@ -18,14 +18,15 @@ class JoinedSource:
 
     Args:
         parts: In order.
+        select: Whether a name is in; None takes all.
     Raises:
         CheckpointError: A name occurs twice.
     """
 
-    def __init__(self, parts: Sequence[TensorSource]) -> None:
+    def __init__(self, parts: Sequence[TensorSource], select: Callable[[str], bool] | None = None) -> None:
         self._owners: dict[str, TensorSource] = {}
         for part in parts:
-            for key in part.keys():  # noqa: SIM118
+            for key in filter(select, part.keys()) if select else part.keys():
                 if key in self._owners:
                     raise CheckpointError(f"two sources that are to be joined both hold {key!r}")
                 self._owners[key] = part

@@ -222,7 +222,7 @@ class MixedSource:
         combine = method.prepare(passes, weights, key)
         limit = None if self._allow_nonfinite else torch.finfo(plan.dtype).max
         jobs = (
-            _Job(parts, start, min(start + CHUNK, numel), combine, work, plan.dtype, limit)
+            _Job(parts, start, min(start + CHUNK, numel), combine, work, plan.dtype, limit, method.needs_base)
             for start in range(0, numel, CHUNK)
         )
         for result in self._run(jobs, numel, parts):
@@ -312,6 +312,7 @@ class _Job:
         work: torch.dtype,
         dtype: torch.dtype,
         limit: float | None,
+        check_parts: bool,
     ) -> None:
         self.start = start
         self._parts = [part[start:stop] for part in parts]
@@ -319,12 +320,15 @@ class _Job:
         self._work = work
         self._dtype = dtype
         self._limit = limit
+        self._check_parts = check_parts and limit is not None  # methods that drop elements would hide what is in them
 
     def __call__(self) -> Tensor | None:
         size = self._parts[0].numel()
         out = torch.empty(size, dtype=self._dtype)
         for begin in range(0, size, BLOCK):
             block = [part[begin : begin + BLOCK].to(self._work, copy=True) for part in self._parts]
+            if self._check_parts and not all(within(part, torch.finfo(self._work).max) for part in block):
+                return None
             result = self._combine(self.start + begin, block)
             if self._limit is not None and not within(result, self._limit):
                 return None

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sphinxkit import interpolation
-from sphinxkit.errors import RecipeError, RegistryError
+from sphinxkit.errors import RecipeError
 from sphinxkit.interpolation import MixPlan
 from sphinxkit.registry import Registry
 
@@ -22,10 +22,15 @@ def test_what_a_recipe_says() -> None:
 
 
 def test_unknown_methods_and_options() -> None:
-    with pytest.raises(RegistryError, match="unknown mixing method 'linaer'; did you mean 'linear'"):
-        MixPlan(["a", "b"], method="linaer").mix_method(interpolation.registry)
-    with pytest.raises(RegistryError, match="densty"):
-        MixPlan(["a", "b"], method={"type": "ties", "densty": 1}).mix_method(interpolation.registry)
+    with pytest.raises(RecipeError, match="method: unknown mixing method 'linaer'; did you mean 'linear'"):
+        MixPlan(["a", "b"], method="linaer")
+    with pytest.raises(RecipeError, match="method: mixing method 'ties': .*densty"):
+        MixPlan(["a", "b"], method={"type": "ties", "densty": 1})
+    with pytest.raises(RecipeError, match=r"method: density must be in \(0, 1\], got 'much'"):
+        MixPlan(["a", "b"], method={"type": "ties", "density": "much"})
+    rules = {"a.*": {"method": "tis"}, "b.*": {"method": {"type": "dare", "drop_rate": 1}}}
+    with pytest.raises(RecipeError, match=r"(?s)rules: rule 'a.\*': unknown.*rules: rule 'b.\*': drop_rate must be"):
+        MixPlan(["a", "b"], rules=rules)
 
 
 @pytest.mark.parametrize(

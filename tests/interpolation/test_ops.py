@@ -328,3 +328,18 @@ def test_greedy_soup_wants_comparable_models() -> None:
         ops.greedy_soup([{"a": torch.zeros(1)}, {"a": torch.zeros(1), "b": torch.zeros(1)}], lambda _: 0.0)
     with pytest.raises(DataError, match="score of model 1 is not a number"):
         ops.choose_soup([1.0, math.nan], lambda _: 0.0)
+
+
+def test_nothing_to_add_is_the_base_bit_for_bit() -> None:
+    base = torch.tensor([-0.0, 1e-45, 3.0])
+    other = torch.tensor([1.0, 2.0, math.nan])
+    for result in (
+        ops.ties(base, [other], [0.0]),
+        ops.ties(base, [other], scale=0.0),
+        ops.ties(base, []),
+        ops.dare(base, [other], [0.0]),
+        ops.dare(base, [], []),
+        ops.task_arithmetic(base, [other], [0.0]),
+    ):
+        assert torch.equal(result.view(torch.int32), base.view(torch.int32))
+        assert result.data_ptr() != base.data_ptr()

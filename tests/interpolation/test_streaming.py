@@ -116,6 +116,19 @@ def test_a_rule_with_its_own_method(make_model: Make) -> None:
     assert torch.equal(source.read("vision.start_token"), base.read("vision.start_token"))
 
 
+def test_methods_that_set_their_weights_take_no_others(make_model: Make) -> None:
+    a, b = make_model(0), make_model(1)
+    assert create("uniform_soup").weights((0.5, 0.5), 2) == (0.5, 0.5)
+    with pytest.raises(DataError, match=r"uniform_soup sets its weights itself: \[0.5, 0.5\], so beta or weights"):
+        MixedSource([a, b], create("uniform_soup"), (0.3, 0.7))
+    with pytest.raises(DataError, match="ema sets its weights itself"):
+        MixedSource([a, b], create("ema"), (0.5, 0.5))
+    source = mix(a, b, beta=0.3, rules={UP: {"method": "uniform_soup"}}, make_method=make_method)
+    assert torch.equal(source.read(UP), 0.5 * a.read(UP) + 0.5 * b.read(UP))  # the mean, not the mix's 0.3
+    with pytest.raises(DataError, match="rule 'llm.*': uniform_soup sets its weights itself"):
+        mix(a, b, rules={"llm.*": {"method": "uniform_soup", "beta": 0.3}}, make_method=make_method)
+
+
 def test_not_every_tensor_is_floating_point() -> None:
     a, b = (MappingSource({"ids": torch.arange(3), "w": torch.ones(2)}) for _ in range(2))
     assert torch.equal(mix(a, b).read("ids"), torch.arange(3))
@@ -231,6 +244,8 @@ def test_methods_without_dropping_are_copies(make_model: Make) -> None:
         (create("ties", density=1.0), (0, 1), b),
         (create("dare", drop_rate=0.0), (1, 0), a),
         (create("ema", decay=0.0), None, b),
+        (create("ties"), (0, 0), base),
+        (create("dare"), (0, 0), base),
     ):
         source = MixedSource([a, b], method, weights, base=base)
         assert torch.equal(source.read(UP), expected.read(UP))
@@ -275,6 +290,19 @@ def test_nonfinite_base_is_named(make_model: Make) -> None:
         source.read("vision.start_token")
 
 
+@pytest.mark.parametrize("method", ["dare", "ties", "task_arithmetic"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_a_method_would_drop_are_named_too(make_model: Make, method: str, value: float) -> None:
+    b = spoiled(make_model(1), vision__start_token=value)
+    for seed in range(8 if method == "dare" else 1):  # dare keeps one element in a hundred, another with every seed
+        options = {"dare": {"drop_rate": 0.99, "seed": seed}}.get(method, {})
+        source = MixedSource([make_model(0), b], create(method, **options), (0.5, 0.5), base=make_model(2))
+        with pytest.raises(
+            CheckpointError, match="vision.start_token in second: 1 NaN|vision.start_token in second: 0"
+        ):
+            source.read("vision.start_token")
+
+
 def test_counting() -> None:
     tensor = torch.tensor([1.0, math.nan, math.inf, -math.inf])
     assert count_nonfinite(tensor) == (1, 2)
@@ -309,6 +337,7 @@ def test_joined_and_selected(make_model: Make) -> None:
     a, b = make_model(0), MappingSource({"extra": torch.ones(2)})
     both = JoinedSource([a, b])
     assert list(both.keys()) == [*a.keys(), "extra"]
+    assert list(JoinedSource([a, b], lambda key: "layers.1" in key or key == "extra").keys()) == [UP, "extra"]
     assert (both.shape("extra"), both.dtype("extra")) == ((2,), torch.float32)
     with pytest.raises(CheckpointError, match="no source holds 'none'"):
         both.read("none")
