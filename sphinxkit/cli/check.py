@@ -46,5 +46,7 @@ def check(
 def _line(fields: dict[str, object]) -> str:
     if not fields["valid"]:
         return f"error: {fields['error']}"
-    size = f", {fields['num_parameters']:,} parameters, {fields['num_image_tokens']} image tokens"
-    return f"{fields['recipe']}: valid, kind {fields['kind']}{size if 'num_parameters' in fields else ''}"
+    size = ""
+    if "num_parameters" in fields:  # only a model has a size
+        size = f", {fields['num_parameters']:,} parameters, {fields['num_image_tokens']} image tokens"
+    return f"{fields['recipe']}: valid, kind {fields['kind']}{size}"

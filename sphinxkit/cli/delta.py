@@ -135,6 +135,7 @@ def _write(
 ) -> None:
     """Write a delta or what it makes, with the recipe of ``described`` and whichever tokenizer there is."""
     from sphinxkit import checkpoint as checkpoints
+    from sphinxkit.cli.mixing import no_new_parents
     from sphinxkit.cli.progress import byte_progress
     from sphinxkit.interpolation.sources import SelectedSource
     from sphinxkit.recipe import Recipe
@@ -147,13 +148,13 @@ def _write(
     names = {key for opened in (first, second) for key in opened.unused.keys()}  # noqa: SIM118
     unused = SelectedSource(source, lambda key: key in names)
     total = sum(math.prod(plan.shape) * plan.dtype.itemsize for plan in source.plans.values())
-    with byte_progress(f"{title} {output}", total) as progress:
+    with no_new_parents(output), byte_progress(f"{title} {output}", total) as progress:
         checkpoints.save(
             output,
             SelectedSource(source, lambda key: key not in names),
             format=layout,
             num_shards=shards,
-            recipe=Recipe(described.recipe).resolved() if described.has_recipe else None,
+            recipe=Recipe.of_checkpoint(described).resolved() if described.has_recipe else None,
             tokenizer=second.tokenizer_path or first.tokenizer_path,
             unused=unused if unused.keys() else None,
             overwrite=overwrite,

@@ -56,7 +56,7 @@ def mix(
     num_shards: Annotated[
         int | None, typer.Option("--shards", min=1, help="Tensor-parallel shards (sphinx and meta).")
     ] = None,
-    llm_only: Annotated[bool, typer.Option("--llm-only", help="Write the language model alone.")] = False,
+    llm_only: Annotated[bool, typer.Option("--llm-only", help="Mix and write the language models alone.")] = False,
     tokenizer: Annotated[str | None, typer.Option(help="tokenizer.model of the result, if the models' differ.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
     extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow weights outside [0, 1].")] = False,
@@ -104,6 +104,7 @@ def mix(
         "format": to,
         "shards": num_shards,
         "tokenizer": tokenizer,
+        "llm_only": llm_only or None,
         "normalize": normalize or None,
         "extrapolate": extrapolate or None,
         "allow_nonfinite": allow_nonfinite or None,
@@ -116,15 +117,15 @@ def mix(
     if (sweep is not None or greedy) != (score is not None):
         raise DataError("--sweep and --method greedy_soup need --score, and --score needs one of them")
     if sweep is not None and score is not None:
-        _sweep(plan, sweep, score, output, plot, minimize, device, overwrite, llm_only, as_json)
+        _sweep(plan, sweep, score, output, plot, minimize, device, overwrite, hashes, as_json)
         return
     if output is None:
         raise DataError("say where the mix should go: -o DIRECTORY")
     facts: dict[str, Any] = {}
     if greedy and score is not None:
-        plan, facts = _greedy(plan, score, minimize, device)
+        plan, facts = _greedy(plan, score, minimize, device, output, overwrite)
     with open_mix(plan, hash_inputs=hashes) as opened:
-        _write(opened, opened.mixed, opened.mixed.weights, output, overwrite, llm_only, facts)
+        _write(opened, opened.mixed, opened.mixed.weights, output, overwrite, facts)
         summary = {
             "output": str(output),
             "weights": list(opened.mixed.weights),
@@ -156,7 +157,7 @@ def read_plan(recipe: str | None, fields: dict[str, Any], rules: list[str]) -> M
             raise RecipeError(f"recipe {recipe} is of kind {found.kind}, expected kind mix")
         document = {key: value for key, value in found.document.items() if key != "kind"}
         folder = found.source.parent if found.source else None
-        if "models" in document and "models" not in fields and folder:
+        if folder:
             document = vars(MixPlan(**document).relative_to(folder))
     if "beta" in fields:
         document.pop("weights", None)
@@ -202,20 +203,20 @@ def _write(
     weights: tuple[float, ...],
     output: Path,
     overwrite: bool,
-    llm_only: bool,
     facts: dict[str, Any],
 ) -> None:
     from sphinxkit.cli.mixing import total_bytes
     from sphinxkit.cli.progress import byte_progress
 
     with byte_progress(f"mixing {len(opened.models)} models", total_bytes(mixed)) as progress:
-        opened.write(output, mixed, weights, overwrite=overwrite, llm_only=llm_only, progress=progress, facts=facts)
+        opened.write(output, mixed, weights, overwrite=overwrite, progress=progress, facts=facts)
 
 
 def _scorer(opened: OpenedMix, score: str, device: str) -> Callable[[MixedSource, tuple[float, ...]], float]:
     """What scores a mix: in memory for a Python function, through a temporary directory for a command."""
+    from sphinxkit.cli.mixing import LLM
     from sphinxkit.cli.options import pick_device
-    from sphinxkit.cli.scoring_function import check_command, is_python, load_callable, run_command
+    from sphinxkit.cli.scoring_function import check_command, is_python, load_callable, number, run_command
 
     if not is_python(score):
         check_command(score)
@@ -233,12 +234,14 @@ def _scorer(opened: OpenedMix, score: str, device: str) -> Callable[[MixedSource
     from sphinxkit.interpolation.sources import SelectedSource
 
     function = load_callable(score)
-    model = sphinxkit.load(opened.models[0].path, device=pick_device(device))
+    model = sphinxkit.load(opened.to_load().path, device=pick_device(device))
     tensors, unused = model.state_dict(), opened.unused_keys()
+    if opened.plan.llm_only:
+        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(LLM)}
 
     def in_memory(mixed: MixedSource, _: tuple[float, ...]) -> float:
         update_in_place(tensors, SelectedSource(mixed, lambda key: key not in unused))
-        return float(function(model))
+        return number(function(model))
 
     return in_memory
 
@@ -252,7 +255,7 @@ def _sweep(
     minimize: bool,
     device: str,
     overwrite: bool,
-    llm_only: bool,
+    hashes: bool,
     as_json: bool,
 ) -> None:
     from dataclasses import replace
@@ -269,6 +272,8 @@ def _sweep(
     with open_mix(plan, hash_inputs=False) as opened:
         for beta in betas:
             check_weights(replace(plan, beta=beta), opened.method, (beta, 1 - beta))
+        if output is not None:
+            opened.check_output(output, overwrite=overwrite)
         scorer = _scorer(opened, score, device)
 
         def evaluate(beta: float) -> float:
@@ -283,8 +288,8 @@ def _sweep(
         picture = plot_sweep(result, plot or Path("sweep.png"), first=first, second=second)
         if output is not None:
             pair = (result.best.beta, 1 - result.best.beta)
-            best = opened.with_weights(pair)
-            _write(opened, best, pair, output, overwrite, llm_only, {"sweep": {"score": score, **result.to_dict()}})
+            best = opened.with_weights(pair, hash_inputs=hashes)
+            _write(opened, best, pair, output, overwrite, {"sweep": {"score": score, **result.to_dict()}})
     if as_json:
         typer.echo(
             json.dumps({**result.to_dict(), "plot": str(picture), "output": None if output is None else str(output)})
@@ -307,7 +312,9 @@ def _table(result: SweepResult, first: str, second: str) -> None:
     Console().print(table)
 
 
-def _greedy(plan: MixPlan, score: str, minimize: bool, device: str) -> tuple[MixPlan, dict[str, Any]]:
+def _greedy(
+    plan: MixPlan, score: str, minimize: bool, device: str, output: Path, overwrite: bool
+) -> tuple[MixPlan, dict[str, Any]]:
     """Score every model and the soups that the greedy recipe tries; the plan of the soup that won."""
     from dataclasses import replace
 
@@ -318,6 +325,7 @@ def _greedy(plan: MixPlan, score: str, minimize: bool, device: str) -> tuple[Mix
     count = len(plan.models)
     plan = replace(plan, method="linear", beta=None, weights=[1 / count] * count)
     with open_mix(plan, hash_inputs=False) as opened:
+        opened.check_output(output, overwrite=overwrite)
         scorer = _scorer(opened, score, device)
 
         def evaluate(members: tuple[int, ...]) -> float:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sphinxkit.interpolation import MixedSource, MixMethod, MixPlan
 
 PROVENANCE = "provenance.json"
+VISION = "vision"
+LLM = "llm."  # names of the language model's tensors begin with it
 _NOT_THE_MODEL = ("vocab_size", "attention", "max_seq_len")  # of a recipe's llm: shapes say it, or it is not in weights
 
 
@@ -29,15 +31,31 @@ def open_all(paths: Sequence[str], stack: ExitStack) -> list[Checkpoint]:
     return [stack.enter_context(checkpoint.open(checkpoint.resolve(path))) for path in paths]
 
 
-def joined(opened: Checkpoint) -> Any:
-    """Everything a checkpoint holds, the unused group under its original names included."""
+@contextmanager
+def no_new_parents(output: Path) -> Iterator[None]:
+    """Remove the folders above ``output`` that were made inside of this, if it fails."""
+    missing = [parent for parent in output.parents if not parent.exists()]
+    try:
+        yield
+    except BaseException:
+        for parent in missing:  # the nearest first
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def joined(opened: Checkpoint, llm_only: bool = False) -> Any:
+    """Everything a checkpoint holds, the unused group under its original names included, or its language model."""
     from sphinxkit.interpolation.sources import JoinedSource
 
-    return JoinedSource([opened, opened.unused])
+    return JoinedSource([opened, opened.unused], (lambda key: key.startswith(LLM)) if llm_only else None)
 
 
-def recipe_differences(first: Checkpoint, second: Checkpoint) -> list[str]:
-    """Where the structure of two models differs although shapes may agree, as ``path: value against value``."""
+def recipe_differences(first: Checkpoint, second: Checkpoint, llm_only: bool = False) -> list[str]:
+    """Where the structure of two models differs although shapes may agree, as ``path: value against value``.
+
+    A vision tower that only one of them has is none: its tensors are missing, which the mix itself reports.
+    """
     if not (first.has_recipe and second.has_recipe):
         return []
     from sphinxkit.recipe import Recipe
@@ -55,7 +73,10 @@ def recipe_differences(first: Checkpoint, second: Checkpoint) -> list[str]:
         elif a != b:
             found.append(f"{path}: {a!r} against {b!r}")
 
-    walk("", Recipe(first.recipe).resolved(), Recipe(second.recipe).resolved())
+    ours, theirs = Recipe.of_checkpoint(first).resolved(), Recipe.of_checkpoint(second).resolved()
+    if llm_only or not (ours.get(VISION) and theirs.get(VISION)):
+        ours, theirs = ({key: value for key, value in one.items() if key != VISION} for one in (ours, theirs))
+    walk("", ours, theirs)
     return found
 
 
@@ -77,13 +98,32 @@ class OpenedMix:
     base: Checkpoint | None
     mixed: MixedSource
 
-    def with_weights(self, weights: Sequence[float]) -> MixedSource:
-        """The same mix with other weights; inputs are not hashed."""
-        return mixed_source(self.plan, self.method, self.models, self.base, weights)
+    def with_weights(self, weights: Sequence[float], *, hash_inputs: bool = False) -> MixedSource:
+        """The same mix with other weights."""
+        return mixed_source(self.plan, self.method, self.models, self.base, weights, hash_inputs=hash_inputs)
 
     def unused_keys(self) -> set[str]:
         """Names of the unused group over all models."""
         return {key for model in self.models for key in model.unused.keys()}  # noqa: SIM118
+
+    def to_load(self) -> Checkpoint:
+        """The first model of the mix's names and shapes, which can be loaded to be overwritten with mixes.
+
+        Raises:
+            CheckpointError: There is none: rules drop or keep tensors that no one model holds together.
+        """
+        unused = self.unused_keys()
+        wanted = {key: self.mixed.shape(key) for key in self.mixed.keys() if key not in unused}  # noqa: SIM118
+        for model in self.models:
+            if {key: tuple(model.shape(key)) for key in model.keys() if self._counts(key)} == wanted:  # noqa: SIM118
+                return model
+        raise CheckpointError(
+            "no model holds the tensors of the mix in their shapes, so none can be updated in memory; score it by a "
+            "command, which gets a directory"
+        )
+
+    def _counts(self, key: str) -> bool:
+        return key.startswith(LLM) or not self.plan.llm_only
 
     def tokenizer(self) -> Path | None:
         """The tokenizer file of the result.
@@ -103,6 +143,30 @@ class OpenedMix:
             )
         return files[0] if files else None
 
+    def check_output(self, output: Path, *, overwrite: bool = False) -> None:
+        """Raise if the mix could not be written there, as far as can be said before hours of scoring.
+
+        Raises:
+            CheckpointError: The output is one of the inputs, exists already, or its format is unknown or not one for
+                these tensors.
+        """
+        from sphinxkit import checkpoint
+
+        for model in [*self.models, *([self.base] if self.base else [])]:
+            if output.exists() and model.path.resolve() == output.resolve():
+                raise CheckpointError(f"{output}: is one of the models to mix; write the result somewhere else")
+        if output.is_dir() and any(output.iterdir()) and not overwrite:
+            raise CheckpointError(f"{output}: exists already; say --overwrite to replace it")
+        layout = self.plan.format or self.models[0].format
+        if layout not in get_args(checkpoint.Format):
+            raise CheckpointError(f"format {layout!r}: expected one of {', '.join(checkpoint.FORMATS)}")
+        beside = [key for key in self.mixed.keys() if not key.startswith(LLM)]  # noqa: SIM118
+        if beside and layout in ("meta", "hf"):
+            raise CheckpointError(
+                f"format {layout!r} holds a language model alone, but the mix also has {beside[0]!r} (and "
+                f"{len(beside) - 1} more): say --llm-only to leave them out, or --to sphinx or sphinxkit to keep them"
+            )
+
     def write(
         self,
         output: Path,
@@ -110,7 +174,6 @@ class OpenedMix:
         weights: Sequence[float],
         *,
         overwrite: bool = False,
-        llm_only: bool = False,
         progress: Callable[[str, int], None] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
@@ -121,49 +184,48 @@ class OpenedMix:
             mixed: The mix: ``self.mixed`` or one of :meth:`with_weights`.
             weights: Its weights, for the provenance.
             overwrite: Whether an existing checkpoint may be replaced.
-            llm_only: Leave out what is not the language model.
             progress: Told key and bytes of each tensor.
             facts: What else the provenance should say.
         Raises:
-            CheckpointError: The output is one of the inputs, or cannot be written.
+            CheckpointError: As :meth:`check_output`, or the output cannot be written.
         """
         from sphinxkit import checkpoint
         from sphinxkit.interpolation.sources import SelectedSource
 
+        self.check_output(output, overwrite=overwrite)
         first = self.models[0]
-        for model in [*self.models, *([self.base] if self.base else [])]:
-            if output.exists() and model.path.resolve() == output.resolve():
-                raise CheckpointError(f"{output}: is one of the models to mix; write the result somewhere else")
         layout = self.plan.format or first.format
-        if layout not in get_args(checkpoint.Format):
-            raise CheckpointError(f"format {layout!r}: expected one of {', '.join(checkpoint.FORMATS)}")
         shards = self.plan.shards
-        if shards is None and self.plan.format is None and layout in ("sphinx", "meta"):
+        if shards is None and layout == first.format and layout in ("sphinx", "meta"):
             shards = first.metadata.get("num_shards")
         unused = self.unused_keys()
         carried = SelectedSource(mixed, lambda key: key in unused)
-        checkpoint.save(
-            output,
-            SelectedSource(mixed, lambda key: key not in unused),
-            format=layout,  # type: ignore[arg-type]  # checked above
-            part="llm" if llm_only else None,
-            num_shards=shards,
-            recipe=self._recipe(mixed),
-            tokenizer=self.tokenizer(),
-            unused=None if llm_only or not carried.keys() else carried,
-            extra_files=_LateText(lambda: json.dumps(self._provenance(mixed, weights, facts), indent=1) + "\n"),
-            overwrite=overwrite,
-            progress=progress,
-        )
+        with no_new_parents(output):
+            checkpoint.save(
+                output,
+                SelectedSource(mixed, lambda key: key not in unused),
+                format=layout,  # type: ignore[arg-type]  # checked above
+                part="llm" if self.plan.llm_only else None,
+                num_shards=shards,
+                recipe=self._recipe(mixed),
+                tokenizer=self.tokenizer(),
+                unused=carried if carried.keys() else None,
+                extra_files=_LateText(lambda: json.dumps(self._provenance(mixed, weights, facts), indent=1) + "\n"),
+                overwrite=overwrite,
+                progress=progress,
+            )
 
     def _recipe(self, mixed: MixedSource) -> dict[str, Any] | None:
         if not self.models[0].has_recipe:
             return None
         from sphinxkit.recipe import Recipe
 
-        recipe = Recipe(self.models[0].recipe).resolved()
-        if not any(key.startswith("vision.") for key in mixed.keys()):  # noqa: SIM118
-            recipe.pop("vision", None)
+        recipe = Recipe.of_checkpoint(self.models[0]).resolved()
+        if not any(key.startswith(f"{VISION}.") for key in mixed.keys()):  # noqa: SIM118
+            recipe.pop(VISION, None)
+        elif not recipe.get(VISION):  # a rule kept the tower of another model: its description comes along
+            towers = (Recipe(model.recipe).resolved().get(VISION) for model in self.models[1:] if model.has_recipe)
+            recipe[VISION] = next(filter(None, towers), None)
         embedding = "llm.embed_tokens.weight"
         if "vocab_size" in recipe.get("llm", {}) and embedding in mixed.plans:
             recipe["llm"]["vocab_size"] = mixed.shape(embedding)[0]
@@ -198,6 +260,7 @@ class OpenedMix:
             "beta": weights[0] if len(weights) == 2 else None,
             "rules": self.plan.rules,
             "dtype": self.plan.dtype,
+            "llm_only": self.plan.llm_only,
             "inputs": inputs,
             "tensors": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
             **(facts or {}),
@@ -249,11 +312,11 @@ def mixed_source(
 
     opened = [*models, *([base] if base else [])]
     return interpolation.MixedSource(
-        [joined(model) for model in models],
+        [joined(model, plan.llm_only) for model in models],
         method,
         weights,
         rules=plan.mix_rules(),
-        base=None if base is None else joined(base),
+        base=None if base is None else joined(base, plan.llm_only),
         dtype=None if plan.dtype is None else getattr(torch, plan.dtype),
         make_method=lambda name, options: interpolation.create(name, **options),
         allow_nonfinite=plan.allow_nonfinite,
@@ -289,7 +352,11 @@ def open_mix(plan: MixPlan, *, hash_inputs: bool = True, weights: Sequence[float
         models = open_all(plan.models, stack)
         base = open_all([plan.base], stack)[0] if plan.base else None
         others = [*models[1:], *([base] if base else [])]
-        differences = [f"{other.path}: {line}" for other in others for line in recipe_differences(models[0], other)]
+        differences = [
+            f"{other.path}: {line}"
+            for other in others
+            for line in recipe_differences(models[0], other, llm_only=plan.llm_only)
+        ]
         try:
             mixed = mixed_source(plan, method, models, base, chosen, hash_inputs=hash_inputs)
         except CheckpointError as error:

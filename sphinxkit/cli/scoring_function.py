@@ -47,6 +47,18 @@ def load_callable(score: str) -> Callable[[Any], float]:
     return function  # type: ignore[no-any-return]
 
 
+def number(value: Any) -> float:
+    """What a scoring function returned, as a float; a tensor or array of one element counts.
+
+    Raises:
+        DataError: It is not a number.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"the scoring function must return a number, got {value!r}") from error
+
+
 def check_command(score: str) -> list[str]:
     """The words of a score command.
 

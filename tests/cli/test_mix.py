@@ -21,6 +21,7 @@ from sphinxkit.cli import app
 from sphinxkit.cli.scoring_function import check_command, load_callable, run_command
 from sphinxkit.errors import CheckpointError, DataError, RecipeError, SphinxkitError
 from sphinxkit.recipe import Recipe
+from sphinxkit.tensor_source import MappingSource
 
 _spec = importlib.util.spec_from_file_location("mixing_models", Path(__file__).with_name("mixing_models.py"))
 assert _spec is not None
@@ -176,8 +177,56 @@ def test_recipe_file(texts: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_shipped_recipes_are_valid() -> None:
-    for name in ("mix_sphinx", "mix_layers", "mix_ties"):
-        assert Recipe.find(name).kind == "mix"
+    names = ("mix_sphinx", "mix_layers", "mix_ties")
+    assert [Recipe.find(name).kind for name in names] == ["mix"] * 3
+    assert run("check", *names).splitlines() == [f"{name}: valid, kind mix" for name in names]
+
+
+def test_a_recipe_beside_its_base(texts: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = tmp_path / "ties.yaml"
+    recipe.write_text("kind: mix\nmodels: [one, two]\nbase: b\nmethod: {type: ties, density: 1.0}\n")
+    assert run("check", recipe) == f"{recipe}: valid, kind mix\n"
+    run("mix", texts[0], "--recipe", recipe, "-o", tmp_path / "out")  # models of the command line, base of the recipe
+    first, mixed = (models.read_all(path) for path in (texts[0], tmp_path / "out"))
+    assert all(torch.equal(mixed[key], first[key]) for key in first)
+    recipe.write_text("kind: mix\nmodels: [a, b]\nmethod: {type: ties, densty: 0.5}\n")
+    assert "did you mean 'density'" in CliRunner().invoke(app, ["check", str(recipe)]).stderr
+
+
+def test_language_models_of_unlike_models(golden: Path, tmp_path: Path) -> None:
+    """A multimodal model and a text-only one: the language models alone, or with the tower that one of them has."""
+    whole, text, key = golden / "llama_ens5", tmp_path / "text", "llm.layers.1.mlp.up_proj.weight"
+    with checkpoint.open(whole) as opened:
+        noise = {
+            key: opened.read(key) + torch.randn(opened.shape(key), generator=torch.Generator().manual_seed(3))
+            for key in opened.keys()  # noqa: SIM118
+            if key.startswith("llm.")
+        }
+        checkpoint.save(text, MappingSource(noise), format="hf", recipe=opened.recipe, part="llm")
+    a, b = models.read_all(whole), models.read_all(text)
+    fails(
+        "mix", whole, text, "-o", tmp_path / "x", "--beta", 0.3, match=r"only in first: vision.start_token.*212 in all"
+    )
+    run("mix", text, whole, "-o", tmp_path / "alone", "--beta", 0.7, "--llm-only")
+    alone = models.read_all(tmp_path / "alone")
+    assert set(alone) == set(b)
+    assert torch.equal(alone[key], 0.7 * b[key] + (1 - 0.7) * a[key])
+    assert json.loads((tmp_path / "alone" / "provenance.json").read_text())["llm_only"] is True
+    tower = ("--rule", "vision.*=keep second", "--rule", "llma.*=keep second", "--beta", 0.7)
+    fails("mix", text, whole, "-o", tmp_path / "x", *tower, match="holds a language model alone.*--llm-only")
+    run("mix", text, whole, "-o", tmp_path / "both", "--to", "sphinx", *tower)
+    both = models.read_all(tmp_path / "both")
+    assert set(both) == set(a)
+    assert all(torch.equal(both[name], a[name]) for name in a if not name.startswith("llm."))
+    assert torch.equal(both[key], alone[key])
+    with checkpoint.open(tmp_path / "both") as mixed, checkpoint.open(whole) as opened:
+        assert mixed.recipe == opened.recipe
+    assert listing(tmp_path) == ["alone", "both", "text"]
+
+
+def test_format_and_shards_of_the_first(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    run("mix", pair[1], pair[0], "-o", tmp_path / "out", "--to", "sphinx", "--beta", 1, "--llm-only")
+    assert len(list((tmp_path / "out").glob("*.pth"))) == 4
 
 
 def test_vocabulary_rows(texts: tuple[Path, Path], tmp_path: Path) -> None:
@@ -208,7 +257,8 @@ def test_bad_input_leaves_nothing(texts: tuple[Path, Path], tmp_path: Path) -> N
     nan = models.changed(a, tmp_path / "nan", spoil)
     before = listing(tmp_path)
     fails("mix", a, deeper, *out, "--beta", 0.5, match=r"(?s)only in second: llm.layers.2.*llm.num_layers: 2 against 3")
-    fails("mix", nan, b, *out, "--beta", 0.5, match="llm.norm.weight in first: 16 NaN, 0 Inf")
+    nested = tmp_path / "new" / "deep"
+    fails("mix", nan, b, "-o", nested, "--beta", 0.5, match="llm.norm.weight in first: 16 NaN, 0 Inf")
     fails("mix", a, b, *out, "--beta", 1.5, match=r"beta 1.5 lies outside \[0, 1\]", error=DataError)
     fails("mix", a, b, *out, match="linear needs a beta", error=DataError)
     fails("mix", a, b, "--beta", 0.5, match="say where the mix should go", error=DataError)
@@ -360,11 +410,13 @@ def test_sweep_in_memory(texts: tuple[Path, Path], tmp_path: Path) -> None:
     told = json.loads(run(*arguments, "-o", tmp_path / "best", "--json"))
     assert [point["beta"] for point in told["points"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert told["best"]["beta"] == 0.5
+    fails(*arguments, "-o", tmp_path / "best", match="best: exists already; say --overwrite")  # before any scoring
     assert picture.read_bytes().startswith(b"\x89PNG")
     a, b, best = (models.read_all(path)["llm.norm.weight"] for path in (*texts, tmp_path / "best"))
     assert torch.equal(best, 0.5 * a + 0.5 * b)
     said = json.loads((tmp_path / "best" / "provenance.json").read_text())
     assert said["sweep"]["best"] == told["best"]
+    assert [len(entry["files"][0]["sha256"]) for entry in said["inputs"]] == [64, 64]
     table = run(*arguments, "--minimize")
     assert "a alone" in table.replace("\n", " ")
     assert "best" in table
@@ -402,6 +454,7 @@ def test_greedy_soup(texts: tuple[Path, Path], tmp_path: Path) -> None:
     held = {path.name: models.read_all(path)["llm.norm.weight"] for path in (*texts, third)}
     mixed = models.read_all(tmp_path / "out")["llm.norm.weight"]
     torch.testing.assert_close(mixed, torch.stack([held[name] for name in members]).mean(0))
+    fails("mix", *texts, third, "-o", tmp_path / "out", *score, match="out: exists already; say --overwrite")
     assert told["soup"]["score"] >= max(-abs(t.mean().item()) for t in held.values()) - 1
 
 
@@ -412,6 +465,27 @@ def test_bad_sweeps(texts: tuple[Path, Path], tmp_path: Path) -> None:
     fails(
         "mix", *texts, texts[0], "--sweep", "0:1:1", "--score", "x {model}", match="between two models", error=DataError
     )
+
+
+def test_a_sweep_updates_the_model_that_fits(golden: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    whole, text = golden / "llama_ens5", tmp_path / "text"
+    with checkpoint.open(whole) as opened:
+        checkpoint.save(text, opened, part="llm", tokenizer=opened.tokenizer_path)
+    file = tmp_path / "my_score.py"
+    file.write_text("def has_tower(model): return 1.0 if model.vision else 0.0\ndef word(model): return 'good'\n")
+    sweep = ("--sweep", "0:1:1", "--plot", tmp_path / "s.png", "--json", "--score", f"python:{file}:has_tower")
+    tower = ("--rule", "vision.*=keep second", "--rule", "llma.*=drop")
+    told = json.loads(run("mix", text, whole, *sweep, *tower, "-o", tmp_path / "best"))
+    assert [point["score"] for point in told["points"]] == [1.0, 1.0]
+    hashes = [e["content"] for e in json.loads((tmp_path / "best" / "provenance.json").read_text())["inputs"]]
+    assert hashes[0] is None  # its files' sums are recorded by its own index, and beta is 0
+    assert len(hashes[1]["sha256"]) == 64
+    assert [p["score"] for p in json.loads(run("mix", text, whole, *sweep, "--llm-only"))["points"]] == [0.0, 0.0]
+    part = ("--rule", "vision.start*=keep second", "--rule", "vision.*=drop", "--rule", "llma.*=drop")
+    fails("mix", text, whole, *sweep, *part, match="no model holds the tensors of the mix")
+    score = ("--sweep", "0:1:1", "--score", f"python:{file}:word", "--llm-only")
+    fails("mix", text, whole, *score, match="must return a number, got 'good'", error=DataError)
 
 
 def test_scoring_functions(tmp_path: Path) -> None:
