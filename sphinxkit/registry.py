@@ -61,6 +61,7 @@ class Registry(Generic[T]):
     def __init__(self, family: str, builders: Mapping[str, Callable[..., T]] | None = None) -> None:
         self.family = family
         self._builders: dict[str, Callable[..., T]] = dict(builders or {})
+        self._imported: set[str] = set()
 
     def register(self, name: str) -> Callable[[B], B]:
         """Decorator that registers a builder under ``name``.
@@ -101,14 +102,24 @@ class Registry(Generic[T]):
             + (f". Plug-ins that failed to load: {', '.join(failed)}" if failed else "")
         )
 
+    def has_imported(self, path: str) -> bool:
+        """Whether the builder at ``package.module:builder`` has been imported through this registry before."""
+        return path in self._imported
+
     def _import(self, path: str) -> Callable[..., T]:
         module_name, _, attribute = path.partition(":")
         try:
             builder = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise RegistryError(f"{self.family} {path!r} cannot be imported: {error}") from error
+        except Exception as error:  # somebody else's module: whatever it raises means that it cannot be used
+            why = f"{type(error).__name__}: {error}"
+            raise RegistryError(f"{self.family} {path!r} cannot be imported: {why}") from error
         if not callable(builder):
             raise RegistryError(f"{self.family} {path!r} is {type(builder).__name__}, not a callable")
+        try:
+            inspect.signature(builder)
+        except ValueError as error:
+            raise RegistryError(f"{self.family} {path!r} has no signature to check options against") from error
+        self._imported.add(path)
         return typing.cast("Callable[..., T]", builder)
 
     def build(self, name: str, **options: Any) -> T:
@@ -140,7 +151,10 @@ class Registry(Generic[T]):
 
         builder = self.get(name)
         target = builder.__init__ if inspect.isclass(builder) else builder
-        hints = typing.get_type_hints(target)
+        try:
+            hints = typing.get_type_hints(target)
+        except NameError:  # names that exist for type checkers only; such options are taken as they come
+            hints = {}
         factories = {
             field.name: field.default_factory
             for field in (dataclasses.fields(builder) if dataclasses.is_dataclass(builder) else ())

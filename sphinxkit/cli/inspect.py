@@ -28,7 +28,7 @@ def recipe_of(name: str) -> Recipe:
     if not is_checkpoint(name):
         return Recipe.find(name)
     with checkpoint.open(checkpoint.resolve(name)) as opened:
-        return Recipe(opened.recipe)
+        return Recipe.of_checkpoint(opened)
 
 
 def inspect(

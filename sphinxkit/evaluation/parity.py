@@ -30,6 +30,10 @@ LOSS_ATOL = 1e-5
 SCORE_ATOL = 1e-4
 # 16-bit arithmetic (8 bits of mantissa in bfloat16) through encoders and decoder, on logits of scale 8
 HALF_ATOL = 0.5
+# Other devices interpolate the views in float16 in their own way: up to an fp16 step in 39 % of the pixels moves visual
+# tokens by up to 4e-3 and logits by 2e-3 (measured with such pixels on a CPU); our choice leaves a factor of 2.5 and 5
+OTHER_DEVICE_VISUAL_ATOL = 1e-2
+OTHER_DEVICE_LOGITS_ATOL = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +97,12 @@ def compare(model: SphinxModel, golden: GoldenData) -> Iterator[Comparison]:
     """Compare everything a user can see, one quantity at a time.
 
     Args:
-        model: Loaded from the directory of the golden data. In float32 the tolerances are rounding; in 16 bit only
-            logits are held to one, a loose one.
+        model: Loaded from the directory of the golden data. In float32 on a CPU the tolerances are rounding; on other
+            devices and in 16 bit fewer quantities are held to one, and to a looser one.
         golden: Beside that checkpoint.
     """
-    exact = model.dtype == torch.float32
+    is_float32 = model.dtype == torch.float32
+    exact = is_float32 and model.device.type == "cpu"
 
     def within(atol: float) -> float | None:
         return atol if exact else None
@@ -109,16 +114,17 @@ def compare(model: SphinxModel, golden: GoldenData) -> Iterator[Comparison]:
         yield Comparison(f"pixels of {fact['name']}", float(sha256 != fact["sha256_float32"]), 0.0)
     with torch.no_grad():
         visual = model.encode_images(model.preprocess(golden.image("square")))
+        visual_atol = VISUAL_ATOL if exact else OTHER_DEVICE_VISUAL_ATOL if is_float32 else None
         position = 0
         views = [key for key in tensors if key.startswith("visual_tokens.view")]
         for view in range(len(views)):
             tokens = tensors[f"visual_tokens.view{view}"]
             ours = visual[:, position + 1 : position + 1 + tokens.shape[1]]
             position += tokens.shape[1] + 2
-            yield Comparison(f"visual tokens of view {view}", _difference(ours, tokens), within(VISUAL_ATOL))
+            yield Comparison(f"visual tokens of view {view}", _difference(ours, tokens), visual_atol)
         token_ids = tensors["logits.tokens"]
         pair = model.preprocess([golden.image(name) for name in facts["logits"]["images"]])
-        atol = LOGITS_ATOL if exact else HALF_ATOL
+        atol = LOGITS_ATOL if exact else OTHER_DEVICE_LOGITS_ATOL if is_float32 else HALF_ATOL
         yield Comparison("logits of text", _difference(model(token_ids), tensors["logits.text_only"]), atol)
         ours = model(token_ids, pair)
         yield Comparison("logits with an image", _difference(ours, tensors["logits.with_image"]), atol)

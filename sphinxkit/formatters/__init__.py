@@ -1,5 +1,6 @@
 """Text in and out of the model: conversation templates, and the tasks in ``sphinxkit.formatters.tasks``."""
 
+from sphinxkit.formatters import tasks
 from sphinxkit.formatters.conversation import (
     IGNORE_INDEX,
     ConversationTemplate,
@@ -24,4 +25,5 @@ __all__ = [
     "register",
     "registry",
     "sphinx_v1",
+    "tasks",
 ]

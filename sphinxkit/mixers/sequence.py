@@ -21,6 +21,9 @@ class SequenceMixer(nn.Module):
     Source: SPHINX, arXiv:2311.07575, section 3.1 (Q-Former tokens before the channel-mixed ones).
     """
 
+    def __init__(self) -> None:  # nn.Module's own takes anything, and a recipe's options are checked by the signature
+        super().__init__()
+
     def forward(self, tokens: Sequence[Tensor]) -> Tensor:
         """Join the branches' tokens."""
         shapes = [tuple(branch.shape) for branch in tokens]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sphinxkit import encoders, formatters, llama, mixers, projectors, tilers
-from sphinxkit.errors import RecipeError
+from sphinxkit.errors import DataError, RecipeError, RegistryError, ShapeError
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.recipe.schema import ComponentSpec, ModelSpec, VisionSpec
 from sphinxkit.sphinx_model import SphinxModel
@@ -40,17 +40,17 @@ def build(
         ShapeError: Its parts do not fit each other.
     """
     found = _model_recipe(recipe)
-    device = torch.device(device)
+    device, dtype = check_place(device, dtype)
 
     def place(builder: Callable[[], Any]) -> Any:
         """Construct on the device itself, component by component: only one is ever in the constructor's float32."""
         with torch.device(device):
-            return builder().to(dtype)
+            return module_of(builder()).to(dtype)
 
     def place_llm(builder: Callable[[], Any]) -> Any:
         """The largest part goes from meta straight to its dtype."""
         with torch.device("meta"):
-            llm = builder().to(dtype)
+            llm: Any = module_of(builder()).to(dtype)
         if device.type != "meta":
             llm = llm.to_empty(device=device)
             llm.init_weights()
@@ -67,9 +67,26 @@ def build_on_meta(recipe: Recipe, dtype: torch.dtype) -> SphinxModel:
 
     def place(builder: Callable[[], Any]) -> Any:
         with torch.device("meta"):
-            return builder().to(dtype)
+            return module_of(builder()).to(dtype)
 
     return assemble(_model_recipe(recipe), place, place).eval()
+
+
+def check_place(device: str | torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
+    """A device that exists and a floating dtype.
+
+    Raises:
+        DataError: One of them is not; the message says what came.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise DataError(f"dtype: expected a floating torch dtype such as torch.bfloat16, got {dtype!r}")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise DataError(f"device: expected cpu, cuda, cuda:N or meta, got {device!r}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise DataError(f"device {device!r}: this machine has no CUDA device that torch {torch.__version__} can use")
+    return found, dtype
 
 
 def _model_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
@@ -83,6 +100,31 @@ def _without(spec: ComponentSpec, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in spec.options.items() if key not in keys}
 
 
+def _call(builder: Callable[[], Any]) -> Any:
+    return builder()
+
+
+def _at(path: str, place: Place, builder: Callable[[], Any]) -> Any:
+    """Build one component; what it finds wrong is told with its place in the recipe."""
+    try:
+        return place(builder)
+    except RegistryError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    except ShapeError as error:
+        raise ShapeError(f"{path}: {error}") from error
+
+
+def module_of(part: Any) -> torch.nn.Module:
+    """The part itself, if a builder gave a module.
+
+    Raises:
+        RegistryError: It gave something else.
+    """
+    if not isinstance(part, torch.nn.Module):
+        raise RegistryError(f"the builder gave {type(part).__name__}, expected a torch.nn.Module")
+    return part
+
+
 def assemble(recipe: Recipe, place: Place, place_llm: Place, tokenizer: Tokenizer | None = None) -> SphinxModel:
     """Put a model together from its parts.
 
@@ -93,7 +135,7 @@ def assemble(recipe: Recipe, place: Place, place_llm: Place, tokenizer: Tokenize
         tokenizer: Overrides the recipe's own.
     """
     spec = ModelSpec.model_validate(recipe.document)
-    llm = place_llm(partial(llama.create, spec.llm.type, **spec.llm.options))
+    llm = _at("llm", place_llm, partial(llama.create, spec.llm.type, **spec.llm.options))
     vision = None if spec.vision is None else _vision_tower(spec.vision, llm.embed_dim, place)
     if tokenizer is None and spec.tokenizer is not None:
         folder = recipe.source.parent if recipe.source else Path()
@@ -103,11 +145,12 @@ def assemble(recipe: Recipe, place: Place, place_llm: Place, tokenizer: Tokenize
             f"recipe {recipe.source or recipe.name}: the tokenizer has {tokenizer.vocab_size} pieces, but "
             f"llm.vocab_size is {llm.vocab_size}"
         )
+    template = partial(formatters.create, spec.conversation.type, **spec.conversation.options)
     return SphinxModel(
         llm,
         vision,
         tokenizer=tokenizer,
-        conversation=formatters.create(spec.conversation.type, **spec.conversation.options),
+        conversation=_at("conversation", _call, template),
         recipe_yaml=Recipe(recipe.resolved() | {"tokenizer": None}).to_yaml(),
     )
 
@@ -116,7 +159,7 @@ def _vision_tower(spec: VisionSpec, embed_dim: int, place: Place) -> VisionTower
     if spec.tiler is None:
         tiler = tilers.create("grid", rows=1, cols=1, tile_size=spec.image_size, thumbnail=False)
     else:
-        tiler = tilers.create(spec.tiler.type, **spec.tiler.options)
+        tiler = _at("vision.tiler", _call, partial(tilers.create, spec.tiler.type, **spec.tiler.options))
     expected = (spec.image_size, spec.image_size)
     if getattr(tiler, "image_size", expected) != expected:
         raise RecipeError(
@@ -124,24 +167,29 @@ def _vision_tower(spec: VisionSpec, embed_dim: int, place: Place) -> VisionTower
             f"vision.image_size is {spec.image_size}"
         )
     branches = []
-    for branch in spec.branches:
+    for index, branch in enumerate(spec.branches):
+        path = f"vision.branches[{index}]"
         parts = [
-            place(partial(encoders.create, encoder.type, **_without(encoder, "tile_size")))
-            for encoder in branch.encoders
+            _at(
+                f"{path}.encoders[{position}]",
+                place,
+                partial(encoders.create, encoder.type, **_without(encoder, "tile_size")),
+            )
+            for position, encoder in enumerate(branch.encoders)
         ]
         widths = [part.embed_dim for part in parts]
         mixer: nn.Module | None = None
         if branch.mixer is not None:
-            mixer = place(partial(mixers.create, branch.mixer.type, embed_dims=widths, **branch.mixer.options))
+            options = branch.mixer.options
+            mixer = _at(f"{path}.mixer", place, partial(mixers.create, branch.mixer.type, embed_dims=widths, **options))
         elif len(parts) > 1:
-            raise RecipeError(
-                f"vision.branches: {len(parts)} encoders ({', '.join(map(str, widths))} wide) need a mixer"
-            )
+            raise RecipeError(f"{path}: {len(parts)} encoders ({', '.join(map(str, widths))} wide) need a mixer")
         in_dim = widths[0] if mixer is None else mixer.embed_dim
-        projector = place(
-            partial(
-                projectors.create, branch.projector.type, in_dim=in_dim, out_dim=embed_dim, **branch.projector.options
-            )
+        options = branch.projector.options
+        projector = _at(
+            f"{path}.projector",
+            place,
+            partial(projectors.create, branch.projector.type, in_dim=in_dim, out_dim=embed_dim, **options),
         )
         sizes = [encoder.options.get("tile_size") for encoder in branch.encoders]
         branches.append(VisionBranch(parts, projector, mixer, sizes))

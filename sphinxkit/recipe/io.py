@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sphinxkit import checkpoint
-from sphinxkit.recipe.build import build_on_meta
+from sphinxkit.recipe.build import build_on_meta, check_place
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tokenizer import Tokenizer
@@ -35,8 +35,9 @@ def load(
         CheckpointError: Files, keys, shapes or the tokenizer do not fit; one error lists every fault.
         RecipeError: The recipe is not valid.
     """
+    device, dtype = check_place(device, dtype)
     with checkpoint.open(checkpoint.resolve(path_or_hub_id)) as source:
-        found = Recipe(source.recipe) if recipe is None else Recipe.find(recipe)
+        found = Recipe.of_checkpoint(source) if recipe is None else Recipe.find(recipe)
         tokenizer = Tokenizer(source.tokenizer_path) if source.tokenizer_path is not None else None
         model = build_on_meta(found, dtype)
         model.tokenizer = tokenizer or model.tokenizer  # the reader has checked its size

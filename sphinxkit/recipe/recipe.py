@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sphinxkit.checkpoint import Checkpoint
 from sphinxkit.errors import RecipeError
 from sphinxkit.recipe.schema import component_defaults, find_faults, model_slots
 from sphinxkit.registry import suggest
@@ -27,15 +28,17 @@ class Recipe:
     Args:
         document: What the file says, unchanged.
         source: The file it came from, for messages and for paths beside it; None for a dict.
+        trusted: False for what came with a checkpoint: it may name no code to import.
     Raises:
         RecipeError: The document is not valid; the message lists every fault with its path.
     """
 
     document: Mapping[str, Any]
     source: Path | None = None
+    trusted: bool = True
 
     def __post_init__(self) -> None:
-        faults = find_faults(self.document)
+        faults = find_faults(self.document, self.trusted)
         if faults:
             count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
             lines = "".join(f"\n  {fault}" for fault in faults)
@@ -56,6 +59,16 @@ class Recipe:
         return cls(_parse_yaml(text, str(path)), path)
 
     @classmethod
+    def of_checkpoint(cls, opened: Checkpoint) -> Recipe:
+        """The recipe that a checkpoint's files tell; it may name components, but no code to import.
+
+        Raises:
+            CheckpointError: The files do not tell.
+            RecipeError: What they tell is not valid, or names code.
+        """
+        return cls(opened.recipe, opened.path / "recipe.yaml", trusted=False)
+
+    @classmethod
     def find(cls, recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
         """A recipe from whatever names one: a shipped name, a path, a dict or a recipe.
 
@@ -66,6 +79,8 @@ class Recipe:
             return recipe
         if isinstance(recipe, Mapping):
             return cls(recipe)
+        if not isinstance(recipe, str | Path):
+            raise RecipeError(f"a recipe is a shipped name, a path, a dict or a Recipe, got {type(recipe).__name__}")
         shipped = shipped_recipes()
         if str(recipe) in shipped:
             return cls.from_yaml(shipped[str(recipe)])
@@ -73,7 +88,7 @@ class Recipe:
             return cls.from_yaml(recipe)
         raise RecipeError(
             f"no recipe {str(recipe)!r}: neither a file nor a shipped name"
-            f"{suggest(str(recipe), shipped)} Shipped: {', '.join(shipped)}"
+            f"{suggest(str(recipe), shipped) or '.'} Shipped: {', '.join(shipped)}"
         )
 
     @property
@@ -124,7 +139,9 @@ def _parse_yaml(text: str, where: str) -> Any:
     def mapping(loader: UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = loader.construct_object(key_node)
+            key = loader.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise RecipeError(f"recipe {where}, line {key_node.start_mark.line + 1}: key {key!r} is not a name")
             if key in seen:
                 raise RecipeError(f"recipe {where}, line {key_node.start_mark.line + 1}: key {key!r} is written twice")
             seen.add(key)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from sphinxkit.errors import RecipeError, RegistryError
 from sphinxkit.registry import Registry, suggest
 
 KeyPath = tuple[str | int, ...]
+
+UNTRUSTED = "nothing of it is imported; if you trust it, pass its recipe.yaml as recipe= (--recipe)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +96,14 @@ class Slot:
         value: What stands there, not validated.
         registry: Of its family.
         wired: Builder parameters that assembly fills in.
-        assembly: Keys that assembly itself reads, with their types; they are not the builder's.
+        assembly: Keys that assembly itself reads, positive whole numbers; they are not the builder's.
     """
 
     path: KeyPath
     value: Any
     registry: Registry[Any]
     wired: tuple[str, ...] = ()
-    assembly: Mapping[str, type] = field(default_factory=dict)
+    assembly: tuple[str, ...] = ()
 
 
 def _get(value: Any, *keys: str | int) -> Any:
@@ -112,16 +115,20 @@ def _get(value: Any, *keys: str | int) -> Any:
     return value
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def model_slots(document: Mapping[str, Any]) -> Iterator[Slot]:
     """Every component of a ``kind: model`` document, as far as its structure can be made out."""
     yield Slot(("llm",), _get(document, "llm"), llama.registry)
     yield Slot(("conversation",), _get(document, "conversation"), formatters.registry)
     yield Slot(("vision", "tiler"), _get(document, "vision", "tiler"), tilers.registry)
     yield Slot(("vision", "mixer"), _get(document, "vision", "mixer"), mixers.registry)
-    for i, branch in enumerate(_get(document, "vision", "branches") or []):
+    for i, branch in enumerate(_list(_get(document, "vision", "branches"))):
         path: KeyPath = ("vision", "branches", i)
-        for j, encoder in enumerate(_get(branch, "encoders") or []):
-            yield Slot((*path, "encoders", j), encoder, encoders.registry, assembly={"tile_size": int})
+        for j, encoder in enumerate(_list(_get(branch, "encoders"))):
+            yield Slot((*path, "encoders", j), encoder, encoders.registry, assembly=("tile_size",))
         yield Slot((*path, "mixer"), _get(branch, "mixer"), mixers.registry, wired=("embed_dims",))
         yield Slot((*path, "projector"), _get(branch, "projector"), projectors.registry, wired=("in_dim", "out_dim"))
 
@@ -174,23 +181,30 @@ def _options_model(registry: Registry[Any], name: str, wired: tuple[str, ...]) -
     return registry.options_model(name, wired)
 
 
-def _component_faults(slot: Slot) -> list[Fault]:
+def _component_faults(slot: Slot, trusted: bool) -> list[Fault]:
     try:
         spec = _component(slot.value)
     except ValueError:
         return []  # the structure's validation reports it
     if not isinstance(spec, ComponentSpec):
         return []
+    place = (*slot.path, "type") if isinstance(slot.value, Mapping) else slot.path
+    if not trusted and ":" in spec.type and not slot.registry.has_imported(spec.type):
+        return [Fault(place, f"names code to import, {spec.type!r}, and comes with a checkpoint: {UNTRUSTED}")]
     try:
         model = _options_model(slot.registry, spec.type, slot.wired)
+        parameters = inspect.signature(slot.registry.get(spec.type)).parameters
     except RegistryError as error:
-        return [Fault((*slot.path, "type") if isinstance(slot.value, Mapping) else slot.path, str(error))]
+        return [Fault(place, str(error))]
     faults = []
+    lacking = [name for name in slot.wired if name not in parameters]
+    if lacking and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        faults.append(Fault(place, f"{spec.type!r} cannot stand here: it takes no {', '.join(lacking)}"))
     options = dict(spec.options)
-    for key, kind in slot.assembly.items():
+    for key in slot.assembly:
         value = options.pop(key, None)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            faults.append(Fault((*slot.path, key), f"expected {kind.__name__}, got {value!r}"))
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            faults.append(Fault((*slot.path, key), f"expected a positive int, got {value!r}"))
     for key in slot.wired:
         if key in options:
             del options[key]
@@ -207,10 +221,10 @@ def component_defaults(slot: Slot) -> dict[str, Any]:
     return {"type": spec.type, **filled, **{key: value for key, value in spec.options.items() if key in slot.assembly}}
 
 
-def _model_faults(document: Mapping[str, Any]) -> list[Fault]:
+def _model_faults(document: Mapping[str, Any], trusted: bool = True) -> list[Fault]:
     faults = _validate(ModelSpec, document, ())
     for slot in model_slots(document):
-        faults += _component_faults(slot)
+        faults += _component_faults(slot, trusted)
     return faults
 
 
@@ -271,11 +285,13 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], list[Fault]]] = {
 }
 
 
-def find_faults(document: Any) -> list[Fault]:
+def find_faults(document: Any, trusted: bool = True) -> list[Fault]:
     """Every fault of a recipe document, in the order of the file's sections; an empty list when it is valid.
 
     Args:
         document: What the YAML file holds.
+        trusted: Whether ``package.module:builder`` may be imported; False for what comes with a checkpoint, which is
+            of kind ``model`` and may name no code but what this process has imported by such a path before.
     """
     if not isinstance(document, Mapping):
         return [Fault((), f"a recipe is a mapping, got {type(document).__name__}")]
@@ -283,4 +299,8 @@ def find_faults(document: Any) -> list[Fault]:
     if not isinstance(kind, str) or kind not in KINDS:
         hint = suggest(kind, KINDS) if isinstance(kind, str) else ""
         return [Fault(("kind",), f"expected one of {', '.join(KINDS)}, got {kind!r}{hint}")]
-    return KINDS[kind](document)
+    if trusted:
+        return KINDS[kind](document)
+    if kind != "model":
+        return [Fault(("kind",), f"a checkpoint's recipe is of kind model, got {kind!r}")]
+    return _model_faults(document, trusted)

@@ -100,6 +100,14 @@ def test_check(tmp_path: Path) -> None:
     assert "error: " in CliRunner().invoke(app, ["check", str(wrong)]).stderr
 
 
+def test_check_recipes_of_every_kind() -> None:
+    from sphinxkit.recipe import shipped_recipes
+
+    text = run("check", *shipped_recipes())
+    assert text.count(": valid, kind ") == len(shipped_recipes())
+    assert "kind mix\n" in text
+
+
 def test_inspect_a_recipe_and_a_checkpoint(golden: Path) -> None:
     fields = json.loads(run("inspect", "sphinx_1k_13b", "--json"))
     assert (fields["num_image_tokens"], fields["num_views"], fields["image_size"]) == (1455, 5, 448)
@@ -167,6 +175,9 @@ def test_verify(golden: Path) -> None:
     assert "16 of 16 quantities agree" in text
     fields = json.loads(run("verify", str(golden / "llama_ens_light"), "--device", "cpu", "--json"))
     assert fields["failed"] == 0
+    half = run("verify", str(golden / "llama_ens_light"), "--device", "cpu", "--dtype", "bfloat16")
+    assert "5 of 5 quantities agree" in half  # pixels and logits
+    assert "11 more are shown without a claim" in half
 
 
 def test_verify_notices_a_changed_weight(golden: Path, tmp_path: Path) -> None:

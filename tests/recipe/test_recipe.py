@@ -129,7 +129,7 @@ def test_all_faults_come_at_once_with_path_and_suggestion() -> None:
                     "branches": [{"encoders": [{"type": "convnext_xxlarge", "tile_size": "8"}]}],
                 },
             },
-            r"vision.branches\[0\].encoders\[0\].tile_size: expected int, got '8'",
+            r"vision.branches\[0\].encoders\[0\].tile_size: expected a positive int, got '8'",
         ),
     ],
 )
@@ -203,3 +203,106 @@ def test_recipes_are_shipped_in_the_wheel(tmp_path: Path) -> None:
     )
     assert result.stdout.split()[0].startswith(str(site))
     assert result.stdout.split()[1:] == ["291", "512"]
+
+
+def test_a_checkpoints_recipe_may_not_name_code(tmp_path: Path) -> None:
+    import yaml
+
+    model = build({"kind": "model", "llm": TINY_LLM})
+    model.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "recipe.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["conversation"] = {"type": "os:system", "command": f"touch {tmp_path / 'pwned'}"}
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(RecipeError, match="conversation.type: names code to import, 'os:system', and comes with"):
+        sphinxkit.load(tmp_path / "saved")
+    assert not (tmp_path / "pwned").exists()
+
+
+def my_llm(vocab_size: int = 8) -> torch.nn.Module:
+    from sphinxkit.llama import llama
+
+    return llama(vocab_size=vocab_size, embed_dim=8, num_layers=1, num_heads=2, hidden_dim=8)
+
+
+def test_code_that_this_process_uses_anyway_may_be_named_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import types
+
+    module = types.ModuleType("third_party_llm")
+    module.my_llm = my_llm  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "third_party_llm", module)
+    build({"kind": "model", "llm": "third_party_llm:my_llm"}).save(tmp_path / "saved")
+    assert sphinxkit.load(tmp_path / "saved").llm.vocab_size == 8
+
+
+def test_a_checkpoints_recipe_is_a_model() -> None:
+    with pytest.raises(RecipeError, match="a checkpoint's recipe is of kind model, got 'mix'"):
+        Recipe({"kind": "mix", "models": ["a", "b"]}, trusted=False)
+
+
+@pytest.mark.parametrize(
+    ("vision", "message"),
+    [
+        ({"branches": [{"encoders": "blip2_qformer"}]}, r"branches\[0\].encoders: "),
+        (
+            {"branches": [{"encoders": ["blip2_qformer"], "mixer": "sequence"}]},
+            r"branches\[0\].mixer: 'sequence' cannot stand here: it takes no embed_dims",
+        ),
+        (
+            {"branches": [{"encoders": [{"type": "convnext_xxlarge", "tile_size": 0}]}]},
+            r"encoders\[0\].tile_size: expected a positive int, got 0",
+        ),
+    ],
+)
+def test_misplaced_parts(vision: dict, message: str) -> None:
+    text = faults({"kind": "model", "llm": TINY_LLM, "vision": {"image_size": 8} | vision})
+    assert "1 fault:" in text
+    import re
+
+    assert re.search(message, text)
+
+
+def test_what_only_building_finds_is_told_with_its_place() -> None:
+    with pytest.raises(RecipeError, match="llm: unknown attention backend 'flash'"):
+        build({"kind": "model", "llm": TINY_LLM | {"attention": "flash"}}, device="meta")
+    with pytest.raises(sphinxkit.errors.ShapeError, match="llm: LLaMA: embed_dim 8 cannot be divided"):
+        build({"kind": "model", "llm": TINY_LLM | {"num_heads": 3}}, device="meta")
+    encoders = [{"type": "timm", "model": "resnet_18"}]
+    document = {"kind": "model", "llm": TINY_LLM, "vision": {"image_size": 8, "branches": [{"encoders": encoders}]}}
+    with pytest.raises(RecipeError, match=r"vision.branches\[0\].encoders\[0\]: .*resnet_18"):
+        build(document, device="meta")
+    with pytest.raises(RecipeError, match="llm: the builder gave Fraction, expected a torch.nn.Module"):
+        build({"kind": "model", "llm": "fractions:Fraction"}, device="meta")
+    with pytest.raises(RecipeError, match="'builtins:dict' has no signature"):
+        build({"kind": "model", "llm": "builtins:dict"}, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "gpu"}, "device: expected cpu, cuda, cuda:N or meta, got 'gpu'"),
+        ({"dtype": "bfloat16"}, "dtype: expected a floating torch dtype such as torch.bfloat16, got 'bfloat16'"),
+        ({"dtype": torch.int8}, "dtype: expected a floating torch dtype"),
+    ],
+)
+def test_bad_places(arguments: dict, message: str) -> None:
+    with pytest.raises(sphinxkit.errors.DataError, match=message):
+        build("sphinx_micro", **arguments)
+
+
+def test_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(sphinxkit.errors.DataError, match="this machine has no CUDA device"):
+        build("sphinx_micro", device="cuda")
+
+
+def test_not_a_recipe() -> None:
+    with pytest.raises(RecipeError, match="a recipe is a shipped name, a path, a dict or a Recipe, got NoneType"):
+        build(None)  # type: ignore[arg-type]
+
+
+def test_keys_are_names(tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text("kind: model\n? [a, b]\n: c\n")
+    with pytest.raises(RecipeError, match="line 2: key .* is not a name"):
+        Recipe.from_yaml(path)
