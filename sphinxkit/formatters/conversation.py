@@ -204,7 +204,7 @@ class ConversationTemplate:
 
 
 def sphinx_v1(system: str = SPHINX_SYSTEM) -> ConversationTemplate:
-    """The template that SPHINX was trained with: ``### Human: ... ### Assistant: ...``.
+    """The template that SPHINX was trained with: turns that begin with ``### Human:`` and ``### Assistant:``.
 
     Args:
         system: System text.
