@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import llama_twins
-from benchmarks.harness import Case, Context, Sample, Work
+from benchmarks.harness import Case, Context, Sample, Work, nbytes
+from sphinxkit.llama import DecodeGraphs, quantize
 
 # The logits of the first decoded step are compared; bf16 has 8 bits of mantissa.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -35,6 +36,9 @@ def cases(context: Context) -> Iterator[Case]:
             yield Case(f"{size}: transformers", skip="transformers is not installed")
         for batch in batches:
             yield _case(context, size, model, twin, batch, prompt, new)
+        if dtype == torch.bfloat16:
+            for bits in (8, 4):
+                yield _quantised(context, size, model, bits, prompt, new)
         del model, twin
 
 
@@ -45,6 +49,8 @@ def _case(context: Context, size: str, model: Any, twin: Any, batch: int, prompt
         "sphinxkit": lambda: _ours(model, batch, prompt, new),
         "sphinxkit, not fused": lambda: _ours(plain, batch, prompt, new),
     }
+    if context.device.type == "cuda":
+        steps["sphinxkit, CUDA graphs"] = lambda: _graphed(model, batch, prompt, new)
     steps["eager loop, as the public code"] = lambda: _public(model, batch, prompt, new)
     if twin is not None:
         steps["transformers, dynamic cache"] = lambda: _transformers(twin, batch, prompt, new, static=False)
@@ -65,7 +71,39 @@ def _case(context: Context, size: str, model: Any, twin: Any, batch: int, prompt
     )
 
 
-def _timed(context: Context, make: Callable[[], Callable[[Tensor], Tensor]], new: int) -> Callable[[Tensor], Sample]:
+def _quantised(context: Context, size: str, model: Any, bits: int, prompt: int, new: int) -> Case:
+    """Fewer bits beside bf16, with the difference that they make to the logits after a prompt."""
+    quantised = llama_twins.plain_twin(model)  # shares what is not quantised
+    quantize(quantised, bits, group_size=context.pick(64, 32))
+    ids = torch.randint(3, model.vocab_size, (1, prompt), device=context.device)
+    with torch.no_grad():
+        expected, got = (each(each.embed(ids)).float() for each in (model, quantised))
+    facts = {
+        "relative difference of logits": float((got - expected).norm() / expected.norm()),
+        "same next token": float((got.argmax(-1) == expected.argmax(-1)).float().mean()),
+    }
+    kv = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 2
+    seen = sum(range(prompt + 1, prompt + new + 1))
+    flops = 2 * (llama_twins.num_weights(model) + model.lm_head.weight.numel()) * new
+    flops += llama_twins.attention_flops(model, 1) * seen
+    weights = nbytes(quantised) - nbytes(quantised.embed_tokens)
+    return Case(
+        f"{size}, batch 1, {prompt} + {new} tokens, {bits} bits",
+        {
+            "sphinxkit": _timed(context, lambda: _ours(quantised, 1, prompt, new), new, facts),
+            "sphinxkit, bfloat16": _timed(context, lambda: _ours(model, 1, prompt, new), new),
+        },
+        Work(flops, weights * new + kv * seen, kv * new, dtype=torch.bfloat16),
+        [(ids,)],
+        amount=new,
+        unit="tokens",
+        repeats=context.on(None, 5, None),
+    )
+
+
+def _timed(
+    context: Context, make: Callable[[], Callable[[Tensor], Tensor]], new: int, extra: dict[str, float] | None = None
+) -> Callable[[Tensor], Sample]:
     """Prefill outside the clock, then ``new`` greedy steps inside it."""
     step = make()
 
@@ -88,6 +126,18 @@ def _ours(model: Any, batch: int, prompt: int, new: int) -> Callable[[Tensor], T
     def step(tokens: Tensor) -> Tensor:
         if tokens.shape[1] > 1:
             cache.reset()
+        return model(model.embed(tokens), cache=cache, output_rows=slice(-1, None))
+
+    return step
+
+
+def _graphed(model: Any, batch: int, prompt: int, new: int) -> Callable[[Tensor], Tensor]:
+    cache, graphs = model.make_cache(batch, prompt + new), DecodeGraphs(model)
+
+    def step(tokens: Tensor) -> Tensor:
+        if tokens.shape[1] == 1:
+            return graphs(tokens, cache)
+        cache.reset()
         return model(model.embed(tokens), cache=cache, output_rows=slice(-1, None))
 
     return step

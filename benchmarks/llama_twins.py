@@ -17,7 +17,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "llama_220m": {"embed_dim": 1024, "num_layers": 12, "num_heads": 16, "hidden_dim": 2816},
     "tinyllama_1b": {"embed_dim": 2048, "num_layers": 22, "num_heads": 32, "num_kv_heads": 4, "hidden_dim": 5632},
     "llama2_13b": {"embed_dim": 5120, "num_layers": 40, "num_heads": 40, "hidden_dim": 13824},
-    "micro": {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 48},
+    "micro": {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 64},
 }
 VOCAB_SIZE = {"micro": 64}
 

@@ -6,6 +6,7 @@ from sphinxkit.llama import backends
 from sphinxkit.llama.attention import Attention, AttentionStep
 from sphinxkit.llama.backends import AttentionBackend, AttentionPattern
 from sphinxkit.llama.cache import CacheStep, KVCache
+from sphinxkit.llama.graphs import DecodeGraphs
 from sphinxkit.llama.layers import RMSNorm, SwiGLU, apply_rope, rope_rotations
 from sphinxkit.llama.model import LlamaBlock, LlamaModel
 from sphinxkit.llama.quantization import QuantizedLinear, quantize
@@ -26,6 +27,7 @@ __all__ = [
     "AttentionPattern",
     "AttentionStep",
     "CacheStep",
+    "DecodeGraphs",
     "KVCache",
     "LlamaBlock",
     "LlamaModel",

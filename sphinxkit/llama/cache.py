@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -198,6 +199,37 @@ class KVCache:
         if starts is not None and slices and starts[0] + width <= self.num_slots:
             return CacheStep(width, self.lengths, ends, given, starts[0], num_keys, None, None, None)
         return self._scatter(width, given, known, ends, num_keys)
+
+    def has_room(self, width: int) -> bool:
+        """Whether every row can hold ``width`` more tokens, as far as the host knows without asking the device."""
+        return self._longest + width <= self.max_seq_len
+
+    def claim(self, width: int) -> None:
+        """The host's part of a step that a CUDA graph replays: check the capacity, count the tokens.
+
+        Args:
+            width: Columns of the step, all real in every row.
+        Raises:
+            ShapeError: A row would not hold them.
+        """
+        if not self.has_room(width):
+            self.plan(width)  # asks the device; raises if it is so
+        self._longest += width
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Steps inside write where nothing is held, and are not counted afterwards: for recording a CUDA graph.
+
+        Inside, a step of one column that fits does not ask the device for anything, and none takes the places of the
+        others for granted.
+        """
+        lengths, longest = self.lengths.clone(), self._longest
+        self._longest = max(1, longest)  # 0 would say that all rows start at slot 0
+        try:
+            yield
+        finally:
+            self.lengths.copy_(lengths)
+            self._longest = longest
 
     def _scatter(
         self,

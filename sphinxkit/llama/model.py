@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from sphinxkit.llama.attention import Attention, AttentionStep
 from sphinxkit.llama.backends import AttentionPattern
 from sphinxkit.llama.cache import CacheStep, KVCache
 from sphinxkit.llama.fused import FusedLayers
+from sphinxkit.llama.graphs import DecodeGraphs
 from sphinxkit.llama.layers import RMSNorm, SwiGLU, rope_rotations
 
 INIT_STD = 0.02  # our choice, as GPT-2's and Hugging Face's LLaMA
@@ -131,6 +132,7 @@ class LlamaModel(nn.Module):
         self.attention = attention
         self._backend = backends.registry.build(attention)
         self._fused: FusedLayers | None = None
+        self._graphs: DecodeGraphs | None = None
         self.embed_tokens = nn.Embedding(vocab_size, embed_dim)
         self.layers = nn.ModuleList(
             LlamaBlock(embed_dim, num_heads, kv_heads, self.head_dim, hidden_dim, norm_eps) for _ in range(num_layers)
@@ -139,8 +141,8 @@ class LlamaModel(nn.Module):
         self.lm_head = nn.Linear(embed_dim, vocab_size, bias=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, whose weights are not joined."""
-        return {**self.__dict__, "_fused": None}
+        """For copies and pickles, which are not fused and have no graphs."""
+        return {**self.__dict__, "_fused": None, "_graphs": None}
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embeddings of token ids: (B, S) int64 -> (B, S, D)."""
@@ -274,8 +276,41 @@ class LlamaModel(nn.Module):
         self._fused = FusedLayers(list(self.layers), self.norm_eps, self.head_dim)
 
     def unfuse(self) -> None:
-        """Undo ``fuse``; the weights stay where they are."""
+        """Undo ``fuse`` and forget recorded CUDA graphs; the weights stay where they are."""
         self._fused = None
+        if self._graphs is not None:
+            self._graphs.clear()
+
+    def use_cuda_graphs(self, enabled: bool = True) -> None:
+        """Let ``decode`` replay CUDA graphs. After replacing single weights by hand, call it again.
+
+        Args:
+            enabled: False goes back to launching kernel by kernel.
+        """
+        self._graphs = DecodeGraphs(self) if enabled else None
+
+    @torch.no_grad()
+    def decode(self, token_ids: Tensor, cache: KVCache) -> Tensor:
+        """The decoding step: one token for every row, all real. Same as ``forward(embed(token_ids), cache=cache)``.
+
+        Args:
+            token_ids: The last token of each row.
+            cache: What came before; holds ``token_ids`` afterwards.
+        Shape:
+            token_ids: (B, 1)
+            return: (B, 1, V)
+        Raises:
+            ShapeError: As ``hidden_states``.
+            RegistryError: As ``hidden_states``.
+        """
+        if self._graphs is not None:
+            return self._graphs(token_ids, cache)
+        logits: Tensor = self(self.embed(token_ids), cache=cache)
+        return logits
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LlamaModel:
+        self.unfuse()
+        return cast(LlamaModel, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def _layers(self, hidden: Tensor, step: AttentionStep) -> Tensor:
         """All decoder layers."""
