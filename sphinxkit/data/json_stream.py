@@ -7,10 +7,11 @@ that is not valid JSON is reported and skipped when its end can be found by its 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, TypeGuard
 
 from sphinxkit.errors import DataError
 
@@ -29,6 +30,16 @@ class JsonItem(NamedTuple):
     line: int
     key: str | None
     value: Any
+
+
+def is_finite_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a JSON value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
 
 
 class _MalformedError(Exception):
@@ -107,10 +118,11 @@ class _Reader:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.pos)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
                 end_of_element = _element_end(self.text, self.pos)
                 if end_of_element is not None:
-                    line, reason = self.line, getattr(error, "msg", "nested too deeply")
+                    deep = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+                    line, reason = self.line, getattr(error, "msg", deep)
                     if isinstance(error, json.JSONDecodeError):
                         line += self.text.count("\n", self.pos, error.pos)
                     self.advance(end_of_element)

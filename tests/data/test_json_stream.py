@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sphinxkit.data import json_stream
-from sphinxkit.data.json_stream import is_json_lines, iter_json, iter_json_lines, iter_json_members, iter_records
+from sphinxkit.data.json_stream import (
+    is_finite_number,
+    is_json_lines,
+    iter_json,
+    iter_json_lines,
+    iter_json_members,
+    iter_records,
+)
 from sphinxkit.errors import DataError
 
 values = st.recursive(
@@ -116,6 +124,21 @@ def test_nesting_beyond_the_decoders_depth_is_malformed(tmp_path: Path) -> None:
     seen: list[str] = []
     assert [item.value for item in iter_json(path, lambda _, reason: seen.append(reason))] == [1, 2]
     assert seen == ["not JSON: nested too deeply"]
+
+
+def test_an_integer_of_thousands_of_digits_is_malformed(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", f'[1, {{"id": {"9" * 5000}}}, 2]')
+    seen: list[str] = []
+    assert [item.value for item in iter_json(path, lambda _, reason: seen.append(reason))] == [1, 2]
+    assert len(seen) == 1
+    assert "not JSON: Exceeds the limit" in seen[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [(1, True), (-0.5, True), (True, False), ("1", False), (math.inf, False), (10**400, False)]
+)
+def test_is_finite_number(value: object, wanted: bool) -> None:
+    assert is_finite_number(value) is wanted
 
 
 def test_json_lines(tmp_path: Path) -> None:

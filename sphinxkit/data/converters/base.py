@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.data.json_stream import OnMalformed
+from sphinxkit.data.json_stream import OnMalformed, is_finite_number
 from sphinxkit.errors import DataError
 from sphinxkit.formatters.tasks.coordinates import check_box
 from sphinxkit.geometry import Box, ImageGeometry
@@ -76,6 +75,7 @@ class Problems:
         """
         if self.strict:
             raise DataError(f"{file}:{line}: {reason}")
+        reason = reason if is_writable(reason) else ascii(reason)[1:-1]
         problem = Malformed(str(file), line, reason)
         self.count += 1
         if len(self.listed) < LISTED:
@@ -133,6 +133,17 @@ def a_list(record: dict[str, Any], key: str) -> list[Any]:
     return value
 
 
+def is_writable(text: str) -> bool:
+    """Whether text can be written as UTF-8: JSON may hold half of a surrogate pair, which cannot."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def a_text(record: dict[str, Any], key: str) -> str:
     """``record[key]`` as text that is not empty; numbers are written out.
 
@@ -154,7 +165,7 @@ def a_number(record: dict[str, Any], key: str) -> float:
         RecordError: It is missing or something else.
     """
     value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_finite_number(value):
         raise RecordError(f"{key!r} must be a finite number, got {value!r:.60}")
     return float(value)
 
@@ -168,6 +179,8 @@ def an_id(record: dict[str, Any], key: str) -> int | str:
     value = record.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise RecordError(f"{key!r} must be an integer or a text, got {value!r:.60}")
+    if isinstance(value, str) and not is_writable(value):
+        raise RecordError(f"{key!r} holds half of a surrogate pair: {value!a:.60}")
     return value
 
 
@@ -191,7 +204,7 @@ def box_of(values: Any, geometry: ImageGeometry) -> Box:
     """
     if not isinstance(values, list) or len(values) != 4:
         raise RecordError(f"the box must be [x, y, width, height], got {values!r:.60}")
-    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v) for v in values):
+    if not all(map(is_finite_number, values)):
         raise RecordError(f"the box must have four finite numbers, got {values!r:.80}")
     x, y, width, height = values
     if width <= 0 or height <= 0:

@@ -23,7 +23,7 @@ from sphinxkit.data.converters.base import (
     box_of,
 )
 from sphinxkit.data.converters.disk_tables import DiskTables
-from sphinxkit.data.json_stream import iter_json_members
+from sphinxkit.data.json_stream import is_finite_number, iter_json_members
 from sphinxkit.formatters.tasks import CaptionSample, DetectionSample, Keypoints, LayoutSample, PoseSample
 from sphinxkit.geometry import Box, ImageGeometry, Point
 
@@ -144,7 +144,7 @@ def pose(source: Source, problems: Problems) -> Iterator[Converted]:
 
     def keep(record: dict[str, Any]) -> Any:
         values = a_list(record, "keypoints")
-        if len(values) % 3 or not all(isinstance(value, (int, float)) for value in values):
+        if len(values) % 3 or not all(map(is_finite_number, values)):
             raise RecordError(f"'keypoints' must be triples of numbers, got {len(values)} values")
         return [an_id(record, "category_id"), a_list(record, "bbox"), values, str(record.get("id", ""))]
 

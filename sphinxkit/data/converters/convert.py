@@ -12,7 +12,7 @@ from typing import IO, Any
 from sphinxkit.atomic import atomic_file
 from sphinxkit.data.conversations import write_conversation
 from sphinxkit.data.converters import coco, image_folder, regions, vqa
-from sphinxkit.data.converters.base import Converted, Converter, Malformed, Problems, Source
+from sphinxkit.data.converters.base import Converted, Converter, Malformed, Problems, Source, is_writable
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
 from sphinxkit.registry import suggest
@@ -134,6 +134,10 @@ def convert_records(
             messages = word(converted)
         except DataError as error:
             problems.add(converted.file, converted.line, f"{converted.id}: {error}")
+            continue
+        if not is_writable("".join([converted.id, converted.image, *(turn["content"] for turn in messages)])):
+            reason = "half of a surrogate pair cannot be written"
+            problems.add(converted.file, converted.line, f"{converted.id}: {reason}")
             continue
         image = f"{image_prefix}{converted.image}" if converted.image else ""
         yield write_conversation(converted.id, messages, image=image, task=chosen)

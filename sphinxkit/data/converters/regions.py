@@ -186,6 +186,8 @@ def _flickr_boxes(path: Path) -> tuple[ImageGeometry, dict[str, list[Box]]]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RecordError(f"{path.name} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path.name} is not UTF-8: {error.reason} at byte {error.start}") from error
     if "<!DOCTYPE" in text:
         raise RecordError(f"{path.name} has a DOCTYPE, which is not allowed")
     try:
@@ -240,8 +242,12 @@ def flickr30k(source: Source, problems: Problems) -> Iterator[Converted]:
         except RecordError as error:
             problems.add(path, 1, str(error))
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            text, spans = read_entities(line.strip())
+        for number, raw in enumerate(path.read_bytes().splitlines(), 1):
+            try:
+                text, spans = read_entities(raw.decode().strip())
+            except UnicodeDecodeError as error:
+                problems.add(path, number, f"not UTF-8: {error.reason} at byte {error.start} of the line")
+                continue
             if not text:
                 problems.add(path, number, "the sentence is empty")
                 continue

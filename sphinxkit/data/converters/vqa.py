@@ -19,6 +19,7 @@ from sphinxkit.data.converters.base import (
     RecordError,
     Source,
     a_list,
+    a_number,
     a_text,
     an_id,
     an_object,
@@ -70,6 +71,8 @@ def vqav2(source: Source, problems: Problems) -> Iterator[Converted]:
                     raise RecordError(f"question_id {question_id} is not among the questions")
                 image_id, question = found
                 sample = QuestionSample(question, _vqav2_answer(record))
+                if not str(image_id).isdecimal():
+                    raise RecordError(f"image_id {image_id!r} is not one of COCO's")
                 image = f"COCO_{subset}_{int(image_id):012d}.jpg"
                 yield Converted(str(question_id), image, sample, annotations, item.line)
             except RecordError as error:
@@ -102,7 +105,7 @@ def ocrvqa(source: Source, problems: Problems) -> Iterator[Converted]:
     for item in iter_json(source.path, problems.on(source.path)):
         try:
             record = an_object(item.value)
-            if source.split is not None and OCRVQA_SPLITS.get(record.get("split", 0)) != source.split:
+            if source.split is not None and OCRVQA_SPLITS.get(int(a_number(record, "split"))) != source.split:
                 continue
             questions, answers = a_list(record, "questions"), a_list(record, "answers")
             if len(questions) != len(answers):

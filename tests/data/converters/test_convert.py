@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,3 +177,147 @@ def test_annotations_stream_in_bounded_memory(tmp_path: Path) -> None:
     assert malformed == 0
     assert 0.9 * NUM_ANNOTATIONS < written < NUM_ANNOTATIONS  # a few images have two of a category
     assert memory < MEMORY_BOUND
+
+
+# What a file may hold in the place of a text, a number, a list or an object; 10**400 is beyond a float, "\ud800" is
+# half of a surrogate pair, which JSON can hold and UTF-8 cannot.
+ODD_VALUES = (None, [], {}, "", "x", -1, 0, 1.5, True, float("inf"), float("nan"), "\ud800", [1], {"a": 1}, 10**400)
+
+COCO = {
+    "images": [{"id": 1, "file_name": "1.jpg", "width": 200, "height": 100}],
+    "annotations": [{"id": 2, "image_id": 1, "category_id": 3, "bbox": [1, 2, 30, 40], "iscrowd": 0}],
+    "categories": [{"id": 3, "name": "text", "keypoints": ["nose"]}],
+}
+BODY = {**COCO["annotations"][0], "keypoints": [5, 6, 2]}
+SAID = {**COCO["annotations"][0], "caption": "a dog"}
+GENOME_BOX = {"x": 1, "y": 2, "w": 3, "h": 4}
+LAYOUTS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "detection": ("coco", "detection", {"a.json": COCO}),
+    "pose": ("coco", "pose", {"a.json": {**COCO, "annotations": [BODY]}}),
+    "caption": ("coco", "caption", {"a.json": {**COCO, "annotations": [SAID]}}),
+    "layout": ("publaynet", None, {"a.json": COCO}),
+    "gqa": ("gqa", None, {"a.json": {"7": {"imageId": "1", "question": "red?", "answer": "yes"}}}),
+    "textcaps": ("textcaps", None, {"a.json": {"data": [{"image_id": "b", "caption_str": "c", "caption_id": 1}]}}),
+    "ocrvqa": (
+        "ocrvqa",
+        None,
+        {"a.json": {"7": {"imageURL": "http://x/y.jpg", "questions": ["q"], "answers": ["a"], "split": 1}}},
+    ),
+    "llava": (
+        "llava",
+        None,
+        {
+            "a.json": [
+                {
+                    "id": "1",
+                    "image": "1.jpg",
+                    "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+                }
+            ]
+        },
+    ),
+    "vqav2": (
+        "vqav2",
+        None,
+        {
+            "a.json": {
+                "data_subtype": "val2014",
+                "questions": [{"image_id": 1, "question": "q", "question_id": 10}],
+            },
+            "companion.json": {"annotations": [{"question_id": 10, "answers": [{"answer": "a"}]}]},
+        },
+    ),
+    "refcoco": (
+        "refcoco",
+        None,
+        {
+            "instances.json": COCO,
+            "refs.json": [
+                {"image_id": 1, "ann_id": 2, "split": "train", "sentences": [{"sent": "dog", "sent_id": 1}]},
+            ],
+        },
+    ),
+    "genome_regions": (
+        "visual_genome",
+        "rec",
+        {
+            "a.json": [{"id": 1, "regions": [{"region_id": 2, "phrase": "dog", **GENOME_BOX}]}],
+            "image_data.json": [{"image_id": 1, "url": "http://x/VG_100K/1.jpg", "width": 20, "height": 10}],
+        },
+    ),
+    "genome_relations": (
+        "visual_genome",
+        "relation",
+        {
+            "a.json": [
+                {
+                    "image_id": 1,
+                    "relationships": [
+                        {
+                            "predicate": "ON",
+                            "subject": {"name": "dog", **GENOME_BOX},
+                            "object": {"names": ["mat"], **GENOME_BOX},
+                        }
+                    ],
+                }
+            ],
+            "image_data.json": [{"image_id": 1, "url": "http://x/VG_100K/1.jpg", "width": 20, "height": 10}],
+        },
+    ),
+}
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place inside a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])  # every fifth combination, or all
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_odd_value_anywhere_stops_a_conversion(tmp_path: Path, layout: str, step: int) -> None:
+    name, task, files = LAYOUTS[layout]
+    for file, content in files.items():
+        (tmp_path / file).write_text(json.dumps(content))
+    folder = name == "refcoco"
+    companion = tmp_path / "companion.json"
+    source = Source(
+        tmp_path if folder else tmp_path / "a.json",
+        companion if companion.exists() else None,
+        "train" if name in ("ocrvqa", "refcoco") else None,
+    )
+    assert len(list(convert_records(source, name, task, Problems(strict=True)))) == 1
+    for file, content in files.items():
+        for path, odd in list(itertools.product(places(content), ODD_VALUES))[::step]:
+            changed = json.loads(json.dumps(content))
+            inner = changed
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = odd
+            (tmp_path / file).write_text(json.dumps(changed))
+            problems = Problems()
+            try:
+                records = list(convert_records(source, name, task, problems))
+            except DataError as error:  # the file itself is of another form
+                assert len(path) == 1
+                assert "expected" in str(error)  # noqa: PT017
+                continue
+            assert all(json.dumps(record, ensure_ascii=False).encode() for record in records)
+            assert all(problem.reason.encode() for problem in problems.listed)
+        (tmp_path / file).write_text(json.dumps(content))
+
+
+def test_half_a_surrogate_pair_is_malformed(tmp_path: Path) -> None:
+    path = tmp_path / "gqa.json"
+    path.write_text(
+        '{"1": {"imageId": "1", "question": "\\ud800?", "answer": "a"},\n'
+        '"2": {"imageId": "\\ud800", "question": "q", "answer": "a"},\n'
+        '"3": {"imageId": "\\u00e9", "question": "\\ud83d\\ude00", "answer": "a"}}'
+    )
+    report = convert(Source(path), "gqa", output=tmp_path / "out.jsonl")
+    assert (report.num_written, report.num_malformed) == (1, 2)
+    assert [problem.line for problem in report.malformed] == [1, 2]
+    assert "half of a surrogate pair cannot be written" in report.malformed[0].reason
+    assert r"'imageId' holds half of a surrogate pair: '\ud800'" in report.malformed[1].reason

@@ -259,6 +259,19 @@ def test_bad_flickr30k_annotations(flickr: Path, content: str | None, reason: st
     assert problems.listed[0].file.endswith("36979.txt")
 
 
+def test_flickr30k_files_in_another_encoding(flickr: Path) -> None:
+    (flickr / "Sentences" / "1.txt").write_bytes(b"A caf\xe9 .\nA bar .\n")
+    (flickr / "Sentences" / "2.txt").write_bytes(b"A dog .\n")
+    (flickr / "Annotations" / "1.xml").write_text(xml(""))
+    (flickr / "Annotations" / "2.xml").write_bytes(xml("").replace("36979", "\xe9").encode("latin1"))
+    records, problems = run("flickr30k", flickr, split=None)
+    assert [record["id"] for record in records] == ["1:2", "36979:1", "36979:2"]
+    assert [(Path(problem.file).name, problem.line, problem.reason) for problem in problems.listed[:2]] == [
+        ("1.txt", 1, "not UTF-8: invalid continuation byte at byte 5 of the line"),
+        ("2.txt", 1, "2.xml is not UTF-8: invalid continuation byte at byte 22"),
+    ]
+
+
 def test_read_entities() -> None:
     text, spans = read_entities("A [/EN#12/people/clothing man in red] and [/EN#0/notvisual it] .")
     assert text == "A man in red and it ."

@@ -96,6 +96,15 @@ def test_vqav2_faults(tmp_path: Path) -> None:
         run("vqav2", tmp_path)
 
 
+def test_vqav2_image_ids_are_numbers(tmp_path: Path) -> None:
+    asked = {"image_id": "COCO_1.jpg", "question": "Why?", "question_id": 1}
+    write(tmp_path / "a_questions.json", {"data_subtype": "val2014", "questions": [asked]})
+    write(tmp_path / "a_annotations.json", {"annotations": [{"question_id": 1, "answers": answers("x")}]})
+    records, problems = run("vqav2", tmp_path)
+    assert records == []
+    assert problems.listed[0].reason == "annotations: image_id 'COCO_1.jpg' is not one of COCO's"
+
+
 def test_gqa(tmp_path: Path) -> None:
     content = {
         "02930152": {
