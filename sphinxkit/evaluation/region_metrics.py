@@ -6,11 +6,11 @@ lenient ones use what was read.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sphinxkit.data.json_stream import is_finite_number
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation.coco_eval import Detections, average_precision, keypoint_precision
 from sphinxkit.evaluation.inputs import Annotation, Record
@@ -39,7 +39,7 @@ LABEL_KEYS = ("phrase", "category", "label", "text", "name")
 
 def _numbers(annotation: Annotation, value: Any, count: int) -> list[float]:
     good = isinstance(value, (list, tuple)) and len(value) == count
-    if not good or any(isinstance(x, bool) or not isinstance(x, (int, float)) or not math.isfinite(x) for x in value):
+    if not good or not all(map(is_finite_number, value)):
         raise DataError(f"{annotation.where}: expected {count} finite numbers, got {value!r:.80}")
     return [float(x) for x in value]
 
@@ -114,9 +114,10 @@ def precision_at_1(records: Sequence[Record]) -> MetricResult:
         gold = gold_box(annotation)
         box = read_box_strictly(record.prediction)
         unparsable += box is None
-        strict += square_iou(box, gold, annotation.geometry) >= IOU_THRESHOLD
+        is_hit = square_iou(box, gold, annotation.geometry) >= IOU_THRESHOLD
+        strict += is_hit
         read = [item for item in _read(task, record.prediction, annotation).items if isinstance(item, Box)]
-        lenient += bool(read) and read[0].iou(gold) >= IOU_THRESHOLD
+        lenient += is_hit or (bool(read) and read[0].iou(gold) >= IOU_THRESHOLD)
     count = max(len(records), 1)
     return MetricResult({"precision_at_1": strict / count}, unparsable, {"precision_at_1": lenient / count})
 
@@ -225,7 +226,9 @@ def pose(records: Sequence[Record]) -> MetricResult:
         values = annotation.fields.get("box")
         xs, ys = [point.x for point in gold.values()], [point.y for point in gold.values()]
         box = Box(*_numbers(annotation, values, 4)) if values else Box(min(xs), min(ys), max(xs), max(ys))
-        area = float(annotation.fields.get("area", box.area))
+        area = annotation.fields.get("area", box.area)
+        if not is_finite_number(area):
+            raise DataError(f"{annotation.where}: area must be a finite number, got {area!r:.80}")
         result = _read(task, record.prediction, annotation)
         read = next((dict(item.points) for item in result.items if isinstance(item, Keypoints)), {})
         unparsable += not read
@@ -233,8 +236,8 @@ def pose(records: Sequence[Record]) -> MetricResult:
             correct, count = pck(points, gold, box)
             totals[kind][0] += correct
             totals[kind][1] += count
-            similarity[kind] += oks(points, gold, area)
-            people[kind].append((points, gold, box, area))
+            similarity[kind] += oks(points, gold, float(area))
+            people[kind].append((points, gold, box, float(area)))
 
     def scores(kind: str) -> dict[str, Any]:
         correct, count = totals[kind]

@@ -30,8 +30,7 @@ MME_PERCEPTION = (
 )
 MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
-NO_GEOMETRY = ImageGeometry(1, 1)  # the classification parser looks at no image
-_LETTER = re.compile(r"(?<![A-Za-z])\(?([A-E])\)?(?![A-Za-z])")
+NO_GEOMETRY = ImageGeometry(1, 1)  # the parsers of words look at no image
 
 
 def gold_texts(annotation: Annotation) -> list[str]:
@@ -60,10 +59,11 @@ def _empty(records: Sequence[Record]) -> int:
 
 
 def _lenient_choice(prediction: str, gold: str) -> bool:
-    """As ``choice_match``, but a letter may stand anywhere ("The answer is (B)") and other text is VQA-normalised."""
+    """``choice_match``, or the task's parser finds the letter ("The answer is (B)"); other text is VQA-normalised."""
+    if choice_match(prediction, gold):
+        return True
     if gold in OPTION_LETTERS:
-        found = _LETTER.search(prediction.strip())
-        return found is not None and found.group(1) == gold
+        return tasks.create("multiple_choice").parse(prediction, NO_GEOMETRY).items == (gold,)
     return normalize_vqa_answer(prediction) == normalize_vqa_answer(gold)
 
 
@@ -135,7 +135,7 @@ def relaxed_accuracy(records: Sequence[Record]) -> MetricResult:
         return relaxed_match(gold, prediction.strip())
 
     def lenient(prediction: str, gold: str) -> bool:
-        return relaxed_match(_drop_units(prediction), _drop_units(gold))
+        return strict(prediction, gold) or relaxed_match(_drop_units(prediction), _drop_units(gold))
 
     scores = {
         "relaxed_accuracy": _any_match(records, strict),
@@ -176,6 +176,8 @@ def _mme_score(records: Sequence[Record], read: Callable[[str], str]) -> float:
 
 
 def _lenient_yes_no(prediction: str) -> str:
+    if (read := read_yes_no(prediction)) != "other":
+        return read
     words = re.findall(r"[a-z]+", prediction.lower())
     return next((word for word in words if word in ("yes", "no")), "other")
 

@@ -133,6 +133,7 @@ def test_pose() -> None:
     [
         ("precision_at_1", "x", r"a\.json:1: expected 4 finite numbers, got 'x'"),
         ("precision_at_1", [1, 2, 3], r"a\.json:1: expected 4 finite numbers"),
+        ("precision_at_1", [1, 2, 3, 10**400], r"a\.json:1: expected 4 finite numbers"),
         ("detection_f1", "[0.1", r"a\.json:1: gt_answers is no answer of task 'detection'"),
         ("detection_f1", 3, r"a\.json:1: gt_answers must be text, an object or a list, got 3"),
         ("detection_f1", [{"boxes": []}], r"a\.json:1: expected a label and 'boxes' or 'box'"),
@@ -144,6 +145,17 @@ def test_pose() -> None:
 def test_bad_gold(metric: str, gold: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         metrics.score(metric, [_record("x", gold)])
+
+
+def test_a_bad_area() -> None:
+    with pytest.raises(DataError, match=r"a\.json:1: area must be a finite number, got 'x'"):
+        metrics.score("pck", [_record("", {"nose": [1, 2]}, area="x")])
+
+
+def test_what_the_strict_rule_reads_is_right_for_the_lenient_one_as_well() -> None:
+    # the tolerant parser refuses a value of 1.2, the strict rule takes it as it stands
+    result = metrics.score("precision_at_1", [_record("[0.000,0.250,1.200,0.750]", [0, 0, 200, 100])])
+    assert result.scores == result.lenient == {"precision_at_1": 1.0}
 
 
 def test_grounded_phrases_without_boxes_are_no_gold() -> None:

@@ -32,6 +32,18 @@ def test_accuracy_uses_the_letter_rule_by_gold_answer() -> None:
     assert result.unparsable == 2
 
 
+def test_the_lenient_reading_takes_whatever_the_strict_one_takes() -> None:
+    for metric, answer, gold in (
+        ("accuracy", "b", "B"),
+        ("accuracy", "3.5", "35"),  # every '.' is removed
+        ("relaxed_accuracy", "$ ", "$"),
+    ):
+        result = metrics.score(metric, _records([(answer, gold)]))
+        assert result.scores[metric] == result.lenient[metric] == 1.0
+    result = metrics.score("mme", _records([("know", "no")], ["mme/OCR/1.jpg"]))
+    assert result.scores["categories"] == result.lenient["categories"] == {"OCR": 100.0}
+
+
 def test_accuracy_takes_the_best_of_several_gold_answers() -> None:
     assert metrics.score("accuracy", _records([("two", ["2", "two"]), ("3", 3)])).scores == {"accuracy": 1.0}
 

@@ -13,8 +13,20 @@ from sphinxkit.geometry import ImageGeometry
 
 LETTERS = string.ascii_uppercase
 
-_LEADING_LETTER = re.compile(r"\s*\(?([A-Z])(?:[).:,]|\s|$)")
-_STATED_LETTER = re.compile(r"\b[Aa]nswer(?:\s+is)?\s{0,4}:?\s{0,4}\(?([A-Z])\b")
+# Where a letter is looked for, the surest place first. "A" and "I" in front of other words are words themselves.
+_PLACES = (
+    re.compile(r"\b[Aa]nswer(?:\s{1,4}is)?\s{0,4}:?\s{0,4}\(?([A-Z])\b"),  # "the answer is B"
+    re.compile(r"\A\(?([A-Z])(?:[).:,]|$)"),  # "B. Low", "(B)"
+    re.compile(r"\b(?:is|[Oo]ption|[Cc]hoice)\s{1,4}\(?([A-Z])\b(?!\s{0,4}\w)"),  # "I think it is B."
+    re.compile(r"\A([B-HJ-Z])\s"),  # "B low"
+)
+
+
+def _find_letter(words: str) -> str | None:
+    """The letter in an answer of other words."""
+    if len(words) == 1 and words.upper() in LETTERS:
+        return words.upper()
+    return next((found.group(1) for place in _PLACES if (found := place.search(words))), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +102,7 @@ class MultipleChoice(Task[MultipleChoiceSample, str]):
         return LETTERS[sample.answer]
 
     def parse(self, text: str, geometry: ImageGeometry | None = None) -> ParseResult[str]:
-        """The letter: alone, first ("B. Low", "(B)") or stated ("the answer is B")."""
+        """The letter: alone (a small one is a repair), first ("B. Low", "(B)") or stated ("the answer is B")."""
         words = text.strip()
         strict = words.removeprefix(self.answer_start).strip() if self.answer_start else words
         if len(strict) == 1 and strict in LETTERS:
@@ -99,9 +111,9 @@ class MultipleChoice(Task[MultipleChoiceSample, str]):
         if not words:
             log.add("empty", 0, len(text), is_repaired=False)
             return ParseResult((), tuple(log.errors))
-        found = _STATED_LETTER.search(words) or _LEADING_LETTER.match(words)
-        log.add("wording", 0, len(text), is_repaired=found is not None)
-        return ParseResult((found.group(1),) if found else (), tuple(log.errors), words)
+        letter = _find_letter(strict)
+        log.add("wording", 0, len(text), is_repaired=letter is not None)
+        return ParseResult(() if letter is None else (letter,), tuple(log.errors), words)
 
     def items(self, sample: MultipleChoiceSample) -> tuple[str, ...]:
         """The right letter.
