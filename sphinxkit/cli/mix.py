@@ -180,7 +180,7 @@ def _method(name: str | None, options: list[str] | None) -> Any:
     for option in options:
         key, equals, text = option.partition("=")
         try:
-            parsed[key] = json.loads(text)
+            parsed[key] = int(text) if text.strip().lstrip("+-").isdigit() else float(text)
         except ValueError as error:
             raise DataError(f"--option {option!r}: expected NAME=NUMBER, for example density=0.2") from error
         if not equals or not key:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
 from sphinxkit.interpolation import kernels
-from sphinxkit.interpolation.ops import SUM_TOLERANCE, check_fraction, check_weights, ema_weights, normalized, one_hot
+from sphinxkit.interpolation.ops import (
+    SUM_TOLERANCE,
+    check_fraction,
+    check_number,
+    check_weights,
+    ema_weights,
+    normalized,
+    one_hot,
+)
 
 Prepare = Callable[[kernels.Passes, Sequence[float], str], kernels.Combine]
 
@@ -162,10 +170,11 @@ def ties(density: float = 0.2, scale: float = 1.0) -> MixMethod:
         density: Fraction of each task vector that is kept, in (0, 1].
         scale: The paper's lambda.
     Raises:
-        DataError: ``density`` is outside (0, 1].
+        DataError: ``density`` is outside (0, 1], or ``scale`` is not finite.
     Source: TIES-Merging, arXiv:2306.01708.
     """
     check_fraction("density", density, low_open=True)
+    check_number("scale", scale)
 
     def prepare(passes: kernels.Passes, weights: Sequence[float], _: str) -> kernels.Combine:
         return kernels.ties_kernel(passes, weights, density, scale)
@@ -186,10 +195,11 @@ def dare(drop_rate: float = 0.9, seed: int = 0) -> MixMethod:
         drop_rate: Probability that an element is dropped, in [0, 1).
         seed: Each tensor draws with ``tensor_seed(seed, name)``.
     Raises:
-        DataError: ``drop_rate`` is outside [0, 1).
+        DataError: ``drop_rate`` is outside [0, 1), or ``seed`` is not a whole number.
     Source: DARE, arXiv:2311.03099.
     """
     check_fraction("drop_rate", drop_rate, high_open=True)
+    check_number("seed", seed, whole=True)
 
     def prepare(_: kernels.Passes, weights: Sequence[float], name: str) -> kernels.Combine:
         return kernels.dare_kernel(weights, drop_rate, tensor_seed(seed, name))

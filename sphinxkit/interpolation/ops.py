@@ -74,6 +74,17 @@ def check_fraction(name: str, value: float, *, low_open: bool = False, high_open
         raise DataError(f"{name} must be in {interval}, got {value!r}")
 
 
+def check_number(name: str, value: float, *, whole: bool = False) -> None:
+    """Raise unless ``value`` is a finite number, or a whole one.
+
+    Raises:
+        DataError: The message names the value.
+    """
+    kinds = int if whole else (int, float)
+    if not isinstance(value, kinds) or not math.isfinite(value):
+        raise DataError(f"{name} must be a {'whole' if whole else 'finite'} number, got {value!r}")
+
+
 def _apply(tensors: Sequence[Tensor], prepare: Callable[[Passes], Combine], dtype: torch.dtype | None) -> Tensor:
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if not tensors:
@@ -279,11 +290,12 @@ def ties(
         dtype: Of the result.
     Raises:
         ShapeError: Different shapes.
-        DataError: Not one finite weight per tensor, or ``density`` outside (0, 1].
+        DataError: Not one finite weight per tensor, ``density`` outside (0, 1], or ``scale`` is not finite.
     Source: TIES-Merging, arXiv:2306.01708, section 4, Algorithm 1.
     """
     weights = check_weights([1.0] * len(tensors) if weights is None else weights, len(tensors))
     check_fraction("density", density, low_open=True)
+    check_number("scale", scale)
     everything = (base, *tensors)
     chosen = one_hot(weights)
     if chosen is not None and density == 1 and scale == 1:
@@ -312,11 +324,12 @@ def dare(
         dtype: Of the result.
     Raises:
         ShapeError: Different shapes.
-        DataError: Not one finite weight per tensor, or ``drop_rate`` outside [0, 1).
+        DataError: Not one finite weight per tensor, ``drop_rate`` outside [0, 1), or no whole ``seed``.
     Source: DARE, arXiv:2311.03099, section 3.2 (drop and rescale) with 3.3 (merging).
     """
     weights = check_weights(weights, len(tensors))
     check_fraction("drop_rate", drop_rate, high_open=True)
+    check_number("seed", seed, whole=True)
     everything = (base, *tensors)
     chosen = one_hot(weights)
     if chosen is not None and drop_rate == 0:

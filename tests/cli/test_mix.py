@@ -153,7 +153,7 @@ def test_rules_and_provenance(pair: tuple[Path, Path], tmp_path: Path) -> None:
 def test_three_models_with_a_base_and_options(texts: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = texts
     c, base = (models.language_model(tmp_path / name, seed) for name, seed in (("c", 2), ("base", 3)))
-    run("mix", a, b, c, "-o", tmp_path / "out", "--method", "ties", "--option", "density=0.5", "--base", base)
+    run("mix", a, b, c, "-o", tmp_path / "out", "--method", "ties", "--option", "density=.5", "--base", base)
     tensors = [models.read_all(path) for path in (base, a, b, c)]
     for key, tensor in models.read_all(tmp_path / "out").items():
         first, *others = (held[key] for held in tensors)

@@ -28,6 +28,12 @@ def test_unknown_methods_and_options() -> None:
         MixPlan(["a", "b"], method={"type": "ties", "densty": 1})
     with pytest.raises(RecipeError, match=r"method: density must be in \(0, 1\], got 'much'"):
         MixPlan(["a", "b"], method={"type": "ties", "density": "much"})
+    for method, message in (
+        ({"type": "ties", "scale": "x"}, "method: scale must be a finite number, got 'x'"),
+        ({"type": "dare", "seed": 1.5}, "method: seed must be a whole number, got 1.5"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            MixPlan(["a", "b"], method=method)
     rules = {"a.*": {"method": "tis"}, "b.*": {"method": {"type": "dare", "drop_rate": 1}}}
     with pytest.raises(RecipeError, match=r"(?s)rules: rule 'a.\*': unknown.*rules: rule 'b.\*': drop_rate must be"):
         MixPlan(["a", "b"], rules=rules)
