@@ -35,13 +35,14 @@ class LossModule(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Sum of the cross entropy over the learnt tokens of a batch.
 
-        Every trained parameter takes part, also where a batch has no image: processes wait for each other's gradients.
+        Every trained parameter takes part in every batch, with or without an image, used by its encoder or not:
+        processes put their gradients together, so all must have the same ones.
         """
         rows = batch.image_rows if batch.pixels is not None else None
         total, _ = self.model.loss(batch.token_ids, batch.labels, batch.pixels, rows, batch.seq_lens, reduction="none")
-        if batch.pixels is None and self.model.vision is not None:
-            idle = [parameter for parameter in self.model.vision.parameters() if parameter.requires_grad]
-            total = torch.stack([total, *(parameter.sum().float() * 0.0 for parameter in idle)]).sum()
+        if self.model.vision is not None:
+            every = [parameter for parameter in self.model.vision.parameters() if parameter.requires_grad]
+            total = torch.stack([total, *(parameter.sum().float() * 0.0 for parameter in every)]).sum()
         return total
 
 

@@ -11,7 +11,7 @@ import torch
 import sphinxkit
 from sphinxkit.recipe import build
 from sphinxkit.tokenizer import Tokenizer
-from sphinxkit.training import TrainingError, TrainPlan, read_log
+from sphinxkit.training import TrainingError, TrainPlan, read_log, train
 from sphinxkit.training.parallel import check_sizes
 
 # float32 sums in another order, carried through 20 steps of Adam on losses of 5 to 6
@@ -69,6 +69,27 @@ def test_weights_from_a_checkpoint_are_spread(document, run_processes, tmp_path:
     run_processes(base | {"output": str(tmp_path / "one")})
     run_processes(base | {"output": str(tmp_path / "four"), "fsdp": 2, "tensor_parallel": 2, "lr": 1e-2}, 4)
     assert curve(tmp_path / "four") == pytest.approx(curve(tmp_path / "one"), abs=CURVE_ATOL)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": ["projectors", "tags"], "lora": {"rank": 2}},
+        {"train": ["projectors"]},
+        {"train": ["llm", "projectors", "tags", "encoders"]},
+    ],
+    ids=["lora", "projectors", "encoders"],
+)
+def test_variants_on_two(document, changes: dict[str, Any], run_processes, tmp_path: Path) -> None:
+    """Also resumed by another number of processes, and exported."""
+    base = document(steps=4, save_every=None, export=True, **changes)
+    train(TrainPlan(**base | {"output": str(tmp_path / "one")}))
+    run_processes(base | {"output": str(tmp_path / "two"), "stop_after": 2}, 2)
+    train(TrainPlan(**base | {"output": str(tmp_path / "two")}))
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), abs=RESUME_ATOL)
+    one, two = (sphinxkit.load(tmp_path / name / "model").state_dict() for name in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
 
 @pytest.mark.distributed
