@@ -162,7 +162,7 @@ class RunningBatch:
             return
         if self._tokens is None:
             self._tokens = torch.tensor([row.written[-1] for row in rows], device=cache.device)
-        logits: Tensor = self._llm(self._llm.embed(self._tokens[:, None]), cache=cache)
+        logits = self._llm.decode(self._tokens[:, None], cache)
         self._tokens = choose_tokens(logits[:, -1], rows)
         for row, token in zip(rows, self._tokens.tolist(), strict=True):
             row.push(token)

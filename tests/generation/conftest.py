@@ -32,6 +32,9 @@ class ScriptedLlm:
     def embed(self, token_ids: Tensor) -> Tensor:
         return token_ids[..., None].float()
 
+    def decode(self, token_ids: Tensor, cache: KVCache) -> Tensor:
+        return self(self.embed(token_ids), cache=cache)
+
     def choose(self, script: int, position: int) -> Tensor:
         logits = torch.zeros(self.vocab_size)
         line = self.scripts[script]

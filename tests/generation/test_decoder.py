@@ -119,6 +119,9 @@ class RandomLlm:
     def embed(self, token_ids: Tensor) -> Tensor:
         return token_ids[..., None].float()
 
+    def decode(self, token_ids: Tensor, cache: KVCache) -> Tensor:
+        return self(self.embed(token_ids), cache=cache)
+
     def __call__(self, embeds: Tensor, *, cache: KVCache, lengths=None, output_rows=None) -> Tensor:
         return self.logits.expand(len(embeds), -1, -1)
 
