@@ -61,8 +61,8 @@ def test_a_given_cache_is_gone_on_with(tokenizer, scripted) -> None:
     assert int(cache.lengths[0]) == 3
 
 
-def test_static_shapes_give_the_same_tokens(tokenizer) -> None:
-    """The layout that CUDA has: rows join, leave, grow and draft in it as on a CPU."""
+def test_static_shapes_give_the_same_tokens(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout that CUDA has: rows join, leave, grow and draft in it as on a CPU, steps replayed or not."""
     llm = llama(vocab_size=tokenizer.vocab_size, embed_dim=32, num_layers=2, num_heads=2, hidden_dim=64, max_seq_len=90)
     llm.init_weights(torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -99,6 +99,22 @@ def test_static_shapes_give_the_same_tokens(tokenizer) -> None:
     expected = run(False, 1, None)
     for static, at_once, speculate in ((False, 5, None), (False, 2, 3), (True, 1, None), (True, 2, None), (True, 3, 4)):
         assert run(static, at_once, speculate) == expected
+    replays: list[int] = []
+
+    def record(step):  # in place of a CUDA graph
+        step()
+
+        def replay():
+            replays.append(1)
+            return step()
+
+        return replay
+
+    monkeypatch.setattr("sphinxkit.llama.graphs._record_cuda_graph", record)
+    llm.use_cuda_graphs()
+    for at_once, speculate in ((1, None), (2, None), (5, None), (3, 4)):
+        assert run(True, at_once, speculate) == expected
+    assert len(replays) > 50
 
 
 def test_a_step_waits_for_the_device_once(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
