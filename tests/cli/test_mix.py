@@ -377,7 +377,7 @@ print(*seen, len([path for path in folder.iterdir() if "tmp" in path.name]))
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
-        models.language_model(tmp_path / name, seed, layers=2, vocab=2000, dim=256)
+        models.language_model(tmp_path / name, seed, layers=2, vocab=1000, dim=128)
     done = subprocess.run([sys.executable, "-c", KILL, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     *seen, leftovers = done.stdout.split()
