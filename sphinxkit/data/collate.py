@@ -23,12 +23,14 @@ class Example:
         token_ids: Its text.
         labels: Aligned to ``token_ids``; -100 where nothing is learnt.
         pixels: (3, S, S) float32, or None.
+        is_truncated: Whether its text was cut to fit.
     """
 
     id: str
     token_ids: list[int]
     labels: list[int]
     pixels: Tensor | None = None
+    is_truncated: bool = False
 
     def length(self, num_image_tokens: int) -> int:
         """Positions that it takes, image slots included."""
@@ -75,7 +77,7 @@ class ExampleMaker:
             )
         encoded = encode_sample(sample, self.template, self.tokenizer, room, self.over_length)
         pixels = preprocess(sample.open_image(), self.image_size)[0] if has_image else None
-        return Example(sample.id, list(encoded.token_ids), list(encoded.labels), pixels)
+        return Example(sample.id, list(encoded.token_ids), list(encoded.labels), pixels, encoded.is_truncated)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,10 @@ from sphinxkit.errors import DataError
 BAD_RATE_AFTER = 100  # samples before which the rate of bad ones says little; our choice
 
 Transform = Callable[[Sample], Any]
-"""Makes of a sample what training takes; raises ``DataError`` for one that cannot be used (an unreadable image)."""
+"""Makes of a sample what training takes; raises ``DataError`` for one that cannot be used (an unreadable image).
+
+If what it makes has an ``is_truncated`` that is true, the sample counts as truncated.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class MixtureBatch:
         samples: What the transform made of them.
         bad: Samples that could not be used; nothing takes their place.
         skipped: Samples left out for their length under ``over_length: skip``.
+        truncated: Ids of those of ``samples`` that were cut under ``over_length: truncate``.
     """
 
     epoch: int
@@ -49,6 +53,7 @@ class MixtureBatch:
     samples: list[Any]
     bad: list[BadSample] = field(default_factory=list)
     skipped: list[BadSample] = field(default_factory=list)
+    truncated: list[str] = field(default_factory=list)
 
 
 class _EpochDataset(IterableDataset[MixtureBatch]):
@@ -87,6 +92,8 @@ class _EpochDataset(IterableDataset[MixtureBatch]):
             else:
                 batch.ids.append(name)
                 batch.samples.append(made)
+                if getattr(made, "is_truncated", False):
+                    batch.truncated.append(name)
         return batch
 
 
@@ -129,7 +136,7 @@ class MixtureLoader:
         self.mixture, self.transform, self.on_bad = mixture, transform, on_bad
         self.rank, self.world_size, self.num_workers, self.num_epochs = rank, world_size, num_workers, num_epochs
         self.epoch, self.position = 0, 0
-        self.num_seen, self.num_bad, self.num_skipped = 0, 0, 0
+        self.num_seen, self.num_bad, self.num_skipped, self.num_truncated = 0, 0, 0, 0
 
     def __iter__(self) -> Iterator[MixtureBatch]:
         """Batches from where the loader stands.
@@ -159,6 +166,7 @@ class MixtureLoader:
         self.num_seen += len(batch.samples) + len(batch.bad) + len(batch.skipped)
         self.num_bad += len(batch.bad)
         self.num_skipped += len(batch.skipped)
+        self.num_truncated += len(batch.truncated)
         if self.on_bad is not None:
             for bad in batch.bad:
                 self.on_bad(bad)
@@ -179,6 +187,7 @@ class MixtureLoader:
             "num_seen": self.num_seen,
             "num_bad": self.num_bad,
             "num_skipped": self.num_skipped,
+            "num_truncated": self.num_truncated,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -194,3 +203,4 @@ class MixtureLoader:
             )
         self.epoch, self.position = state["epoch"], state["position"]
         self.num_seen, self.num_bad, self.num_skipped = state["num_seen"], state["num_bad"], state["num_skipped"]
+        self.num_truncated = state["num_truncated"]

@@ -96,4 +96,5 @@ def test_faults_name_the_sample(maker: ExampleMaker, tmp_path: Path) -> None:
         maker(text("word " * 300))
     with pytest.raises(OverLengthError, match="sample t:0"):
         replace(maker, over_length="skip")(text("word " * 300))
-    assert len(replace(maker, over_length="truncate")(text("word " * 300)).token_ids) == 200
+    cut = replace(maker, over_length="truncate")(text("word " * 300))
+    assert (len(cut.token_ids), cut.is_truncated) == (200, True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,11 @@ def test_resuming_at_any_sample_goes_on_with_the_same_sequence(
     assert [name for batches in zip(*parts, strict=True) for batch in batches for name in batch] == whole[start:]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resuming_from_a_state(folder: Path, num_workers: int) -> None:
+@pytest.mark.parametrize(("num_workers", "stops"), [(0, (0, 1, 6, 7, 8, 15)), (2, (6, 8))])
+def test_resuming_from_a_state(folder: Path, num_workers: int, stops: tuple[int, ...]) -> None:
     mixture = mixture_of(folder)
     whole = [batch.ids for batch in MixtureLoader(mixture, num_epochs=3)]
-    for stop in (0, 1, 6, 7, 8, 15):
+    for stop in stops:  # an epoch has 6 batches
         first = MixtureLoader(mixture, num_workers=num_workers)
         before = [batch.ids for batch in itertools.islice(first, stop)]
         state = json.loads(json.dumps(first.state_dict()))
@@ -186,6 +187,30 @@ def test_skipped_samples_are_counted_apart(folder: Path) -> None:
     loader = MixtureLoader(mixture_of(folder), skip, num_epochs=1)
     assert sum(len(batch.skipped) for batch in loader) == loader.num_skipped == NUM_TEXT
     assert loader.num_bad == 0
+
+
+@dataclass
+class Cut:
+    """What a transform makes of a sample, as training's examples are."""
+
+    id: str
+    is_truncated: bool
+
+
+def cut_texts(sample: Sample) -> Cut:
+    return Cut(sample.id, sample.type == "text")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_truncated_samples_are_counted(folder: Path, num_workers: int) -> None:
+    loader = MixtureLoader(mixture_of(folder), cut_texts, num_epochs=1, num_workers=num_workers)
+    for batch in loader:
+        assert batch.truncated == (batch.ids if batch.type == "text" else [])
+    state = loader.state_dict()
+    assert state["num_truncated"] == loader.num_truncated == NUM_TEXT
+    other = MixtureLoader(mixture_of(folder))
+    other.load_state_dict(state)
+    assert (other.num_truncated, other.num_skipped, other.num_bad) == (NUM_TEXT, 0, 0)
 
 
 def test_a_fault_of_the_code_is_not_a_bad_sample(folder: Path) -> None:
