@@ -193,6 +193,15 @@ def _compile_layer(layer: nn.Module) -> None:
         part.forward = torch.compile(part.forward, dynamic=True)
 
 
+def _need_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    """Let the backward pass go through every layer of a frozen model, also where a batch has no image.
+
+    Processes gather weights in the backward pass together; a process whose text wants no gradient would not take part.
+    """
+    if torch.is_grad_enabled():
+        output.requires_grad_(True)
+
+
 def parallelize(root: nn.Module, llm: LlamaModel, world: World, plan: TrainPlan) -> None:
     """Share matrices and weights among the processes and prepare the layers, in place.
 
@@ -216,6 +225,8 @@ def parallelize(root: nn.Module, llm: LlamaModel, world: World, plan: TrainPlan)
             _checkpoint_layer(layer)
     if world.mesh is None:
         return
+    if not llm.embed_tokens.weight.requires_grad:
+        llm.embed_tokens.register_forward_hook(_need_gradient)
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(param_dtype=DTYPES[plan.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False)
