@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from sphinxkit.registry import suggest
 Replicas = Literal["equal", "first"]
 """What to do with a tensor that every shard holds whole: insist that the copies are equal, or take the first one."""
 
-_MAX_LISTED = 12  # faults named one by one in a message; our choice
+_MAX_LISTED = 50  # faults named one by one in a message; our choice
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -45,7 +45,7 @@ def raise_faults(what: str, faults: Sequence[str]) -> None:
 
     Args:
         what: Start of the message: the file or folder and what is wrong with it.
-        faults: One line each; more than a dozen are cut short, with their number.
+        faults: One line each; more than fifty are cut short, with their number.
     Raises:
         CheckpointError: ``faults`` is not empty.
     """
@@ -97,6 +97,7 @@ class Entry:
                 raise CheckpointError(f"{first.file}: {first.name!r} is {_describe(first)}, it has no dimension {dim}")
             shape[dim] *= len(parts)
         self.parts = tuple(parts)
+        self.stored_bytes = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
         self.dim = dim if len(parts) > 1 else None
         self.shape = tuple(shape)
         self.dtype = first.dtype
@@ -111,7 +112,7 @@ class Entry:
             if not bitwise_equal(first, part.view()):
                 raise CheckpointError(
                     f"{part.file}: {part.name!r} should be the same in every shard but differs from "
-                    f"{self.parts[0].file.name}; open with replicas='first' to take the first shard's"
+                    f"{self.parts[0].file.name}; pass replicas='first' (--replicas first) to take the first shard's"
                 )
 
     def read(self) -> Tensor:
@@ -168,6 +169,12 @@ class EntrySource:
     def keys(self) -> Iterable[str]:
         """Names, in the files' order."""
         return self._entries.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.read(key)
 
     def __contains__(self, key: object) -> bool:
         return key in self._entries

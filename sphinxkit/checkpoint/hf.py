@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.checkpoint.entries import Entry, EntrySource, StoredTensor, raise_faults
+from sphinxkit.checkpoint.entries import Entry, StoredTensor, bitwise_equal, raise_faults
+from sphinxkit.checkpoint.fitting import Fitting
 from sphinxkit.checkpoint.keymap import hf_key_map
 from sphinxkit.checkpoint.lla2acc import read_json
-from sphinxkit.checkpoint.llm_numbers import META_DEFAULTS, check_llm_shapes
-from sphinxkit.checkpoint.meta import text_recipe
+from sphinxkit.checkpoint.llm_numbers import META_DEFAULTS, refuse_experts, text_recipe
 from sphinxkit.checkpoint.pickle_reader import read_pickle
 from sphinxkit.checkpoint.reader import EMBEDDING, Checkpoint, embedding_rows
 from sphinxkit.checkpoint.safetensors import read_safetensors
 from sphinxkit.checkpoint.sharding import rotary_reorder
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
+from sphinxkit.checkpoint.verification import torch_files_checks
 from sphinxkit.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
 _HEAD = "llm.lm_head.weight"
+_HF_EMBEDDING = "model.embed_tokens.weight"
 _MAX_POSITIONS = 2048  # transformers' default of max_position_embeddings, LlamaConfig
 _MAX_SEQ_LEN = 4096  # default of our llama builder
 
@@ -55,24 +58,30 @@ def find_hf_files(folder: Path) -> tuple[list[Path], Path | None]:
     return [], None
 
 
-def read_files(files: list[Path], index: Path | None, verify: bool = False) -> dict[str, StoredTensor]:
+def read_files(files: list[Path], index: Path | None) -> dict[str, StoredTensor]:
     """The tensors of several files that do not overlap.
 
     Args:
         files: ``.safetensors`` or torch files.
         index: Their index, whose word on what lies where must hold.
-        verify: Whether to check the records' checksums where the format has them.
     Raises:
         CheckpointError: Damaged files, a tensor that is in two of them, or an index that is not true.
     """
     stored: dict[str, StoredTensor] = {}
     faults: list[str] = []
     for file in files:
-        tensors = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_pickle(file, verify)
+        tensors = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_pickle(file)
         faults += [f"{name!r} is in {stored[name].file.name} and in {file.name}" for name in tensors if name in stored]
         stored |= tensors
     if index is not None:
-        for file_name, names in indexed_files(index).items():
+        indexed = indexed_files(index)
+        listed = {name for names in indexed.values() for name in names}
+        faults += [
+            f"{name!r} is in {tensor.file.name} but not in {index.name}"
+            for name, tensor in stored.items()
+            if name not in listed and not hf_key_map().is_derived(name)
+        ]
+        for file_name, names in indexed.items():
             faults += [
                 f"{name!r} should be in {file_name} but is not"
                 for name in names
@@ -93,6 +102,11 @@ def llm_from_hf(config: Mapping[str, Any], file: Path, vocab_size: int) -> dict[
         CheckpointError: Not a Llama, or a Llama with parts that this one does not have.
     """
     faults: list[str] = []
+    kind = str(config.get("model_type")).lower()
+    if "mixtral" in kind or "moe" in kind or config.get("num_local_experts") or config.get("num_experts"):
+        raise CheckpointError(
+            f"{file}: model_type {config.get('model_type')!r} is a mixture-of-experts model, which is not supported yet"
+        )
     if config.get("model_type") != "llama":
         raise CheckpointError(f"{file}: model_type is {config.get('model_type')!r}; only 'llama' can be read")
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -165,12 +179,21 @@ def hf_from_numbers(numbers: Mapping[str, Any], max_seq_len: int, dtype: str) ->
     }
 
 
-def open_hf(folder: Path, verify: bool = False) -> Checkpoint:
+def _check_tie(entries: Mapping[str, Entry], config_path: Path) -> None:
+    head, embedding = entries.get(_HEAD), entries[EMBEDDING]
+    if head is not None and not bitwise_equal(head.read(), embedding.read()):
+        raise CheckpointError(
+            f"{config_path}: tie_word_embeddings is true, but the files hold a 'lm_head.weight' that differs from "
+            f"{_HF_EMBEDDING!r}; set it to false to use the files' own, or take 'lm_head.weight' out of them"
+        )
+
+
+def open_hf(folder: Path, defer: bool = False) -> Checkpoint:
     """Open a folder in Hugging Face's layout.
 
     Args:
         folder: With weight files and ``config.json``.
-        verify: Whether to check the checksums of ``.bin`` records.
+        defer: Whether faults of names and shapes are kept in ``Checkpoint.faults`` instead of raised.
     Raises:
         CheckpointError: Damaged or missing files, not a Llama, names or shapes that do not fit.
     """
@@ -179,14 +202,18 @@ def open_hf(folder: Path, verify: bool = False) -> Checkpoint:
     if not files or not config_path.is_file():
         raise CheckpointError(f"{folder}: needs model.safetensors or pytorch_model.bin, and {CONFIG_NAME}")
     config = read_json(config_path)
-    stored = read_files(files, index, verify)
-    if "model.embed_tokens.weight" not in stored:
-        raise CheckpointError(f"{folder}: holds no 'model.embed_tokens.weight', so it is not a Llama in this layout")
-    llm = llm_from_hf(config, config_path, stored["model.embed_tokens.weight"].shape[0])
-    heads = llm["num_heads"]
+    stored = read_files(files, index)
+    refuse_experts(stored, str(folder))
     key_map = hf_key_map()
+    if not any(key_map.to_ours(name) for name in stored):
+        raise CheckpointError(f"{folder}: holds no 'model.embed_tokens.weight', so it is not a Llama in this layout")
+    fitting = Fitting(folder, key_map)
+    embedding = stored.get(_HF_EMBEDDING)
+    vocab_size = config.get("vocab_size") if embedding is None else embedding.shape[0]
+    llm = llm_from_hf(config, config_path, vocab_size if isinstance(vocab_size, int) else 0)
+    heads = llm["num_heads"]
     entries: dict[str, Entry] = {}
-    unknown: list[str] = []
+    unknown = fitting.faults
     for name, tensor in stored.items():
         if key_map.is_derived(name):
             continue
@@ -195,10 +222,12 @@ def open_hf(folder: Path, verify: bool = False) -> Checkpoint:
             unknown.append(f"{name!r} is not a name this format has")
         else:
             entries[found[0]] = Entry([tensor], reorder=rotary_reorder(found[1], heads, llm.get("num_kv_heads", heads)))
-    raise_faults(f"{folder}: tensors that nothing knows", unknown)
-    if _HEAD not in entries and config.get("tie_word_embeddings"):
-        entries[_HEAD] = entries[EMBEDDING]
-    check_llm_shapes(llm, EntrySource(entries, str(folder)), config_path)
+    if config.get("tie_word_embeddings") and EMBEDDING in entries:
+        _check_tie(entries, config_path)
+        entries.setdefault(_HEAD, entries[EMBEDDING])
+    if EMBEDDING not in entries and not defer:
+        fitting.faults.append(f"there is no {_HF_EMBEDDING!r}")
+    fitting.compare(llm, entries, config_path, defer)
     return Checkpoint(
         folder,
         "hf",
@@ -207,4 +236,7 @@ def open_hf(folder: Path, verify: bool = False) -> Checkpoint:
         recipe=text_recipe(llm),
         tokenizer_path=find_tokenizer(folder, embedding_rows(entries), allow_more_rows=True),
         metadata={"config": config, "num_shards": len(files)},
+        checks=partial(torch_files_checks, [file for file in files if file.suffix != ".safetensors"]),
+        key_map=key_map,
+        faults=fitting.faults,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ NAMED_NUM_HEADS: dict[str, int] = {"llama2_7b": 32, "llama2_13b": 40, "tinyllama
 """Query heads of the sizes a recipe may name instead of giving numbers; the rest follows from the tensors' shapes."""
 
 _WHOLE = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of")
+_EXPERTS = re.compile(r".*\.(feed_forward|block_sparse_moe|mlp)\.(experts|gate\.weight|router|w1_gate).*")
 _MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 
@@ -67,6 +69,8 @@ def check_config_keys(config: Mapping[str, Any], known: tuple[str, ...], file: P
     Raises:
         CheckpointError: There is one; the message suggests the known one that is closest.
     """
+    if moe := next((key for key in config if "moe" in key.lower() or "expert" in key.lower()), None):
+        raise CheckpointError(f"{file}: {moe!r}: a mixture-of-experts model, which is not supported yet")
     raise_faults(
         f"{file}: unknown keys",
         [f"{key!r}{suggest(key, known)}" for key in config if key not in known],
@@ -184,21 +188,35 @@ def meta_from_numbers(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def check_llm_shapes(llm: Mapping[str, Any], source: TensorSource, file: Path) -> None:
-    """Refuse a configuration that the language model's tensors contradict.
+def refuse_experts(names: Iterable[str], where: str) -> None:
+    """Refuse the tensors of a mixture of experts.
+
+    Args:
+        names: As in the files.
+        where: For messages.
+    Raises:
+        CheckpointError: There are some; the message names the first.
+    """
+    if name := next((name for name in names if _EXPERTS.fullmatch(name)), None):
+        raise CheckpointError(
+            f"{where}: {name!r} belongs to a mixture-of-experts model (Mixtral and others), which is not supported yet"
+        )
+
+
+def text_recipe(llm: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe of kind model without a vision part."""
+    return {"kind": "model", "llm": dict(llm), "conversation": "sphinx_v1"}
+
+
+def llm_shapes(llm: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a language model by canonical name.
 
     Args:
         llm: The recipe's ``llm`` part with its numbers.
-        source: Tensors in canonical names.
-        file: The configuration file, for messages.
-    Raises:
-        CheckpointError: Every contradiction: the tensor, its shape and what the configuration asks for.
     """
     dim, heads = llm["embed_dim"], llm["num_heads"]
     kv_heads, hidden = llm.get("num_kv_heads", heads), llm["hidden_dim"]
-    if dim % heads or heads % kv_heads:
-        raise CheckpointError(f"{file}: {heads} heads and {kv_heads} key-value heads do not divide a width of {dim}")
-    expected = {
+    expected: dict[str, tuple[int, ...]] = {
         "llm.embed_tokens.weight": (llm["vocab_size"], dim),
         "llm.lm_head.weight": (llm["vocab_size"], dim),
         "llm.norm.weight": (dim,),
@@ -206,6 +224,8 @@ def check_llm_shapes(llm: Mapping[str, Any], source: TensorSource, file: Path) -
     for index in range(llm["num_layers"]):
         layer = f"llm.layers.{index}."
         expected |= {
+            f"{layer}attention_norm.weight": (dim,),
+            f"{layer}mlp_norm.weight": (dim,),
             f"{layer}attention.q_proj.weight": (dim, dim),
             f"{layer}attention.k_proj.weight": (kv_heads * (dim // heads), dim),
             f"{layer}attention.v_proj.weight": (kv_heads * (dim // heads), dim),
@@ -214,6 +234,24 @@ def check_llm_shapes(llm: Mapping[str, Any], source: TensorSource, file: Path) -
             f"{layer}mlp.up_proj.weight": (hidden, dim),
             f"{layer}mlp.down_proj.weight": (dim, hidden),
         }
+    return expected
+
+
+def llm_faults(llm: Mapping[str, Any], source: TensorSource, file: Path) -> list[str]:
+    """What of the language model's tensors contradicts its configuration, one line each.
+
+    Args:
+        llm: The recipe's ``llm`` part with its numbers.
+        source: Tensors in canonical names.
+        file: The configuration file, for messages.
+    Raises:
+        CheckpointError: The configuration contradicts itself.
+    """
+    dim, heads = llm["embed_dim"], llm["num_heads"]
+    kv_heads = llm.get("num_kv_heads", heads)
+    if dim % heads or heads % kv_heads:
+        raise CheckpointError(f"{file}: {heads} heads and {kv_heads} key-value heads do not divide a width of {dim}")
+    expected = llm_shapes(llm)
     keys = set(source.keys())
     faults = [
         f"{key} is {list(source.shape(key))}, the configuration asks for {list(shape)}"
@@ -225,4 +263,17 @@ def check_llm_shapes(llm: Mapping[str, Any], source: TensorSource, file: Path) -
     )
     if surplus:
         faults.append(f"tensors of layers {surplus} exist, the configuration has {llm['num_layers']} layers")
-    raise_faults(f"{file} and the tensors beside it do not fit together", faults)
+    return faults
+
+
+def check_llm_shapes(llm: Mapping[str, Any], source: TensorSource, file: Path) -> None:
+    """Refuse a configuration that the language model's tensors contradict.
+
+    Args:
+        llm: The recipe's ``llm`` part with its numbers.
+        source: Tensors in canonical names.
+        file: The configuration file, for messages.
+    Raises:
+        CheckpointError: Every contradiction: the tensor, its shape and what the configuration asks for.
+    """
+    raise_faults(f"{file} and the tensors beside it do not fit together", llm_faults(llm, source, file))

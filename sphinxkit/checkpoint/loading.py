@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sphinxkit.checkpoint.entries import EntrySource, bitwise_equal, raise_faults
+from sphinxkit.checkpoint.reader import Checkpoint
 from sphinxkit.registry import suggest
 from sphinxkit.tensor_source import TensorSource
 
@@ -52,6 +53,12 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return module.get_submodule(path), leaf
 
 
+def _with_file_name(source: TensorSource, key: str) -> str:
+    """The name of a tensor, and the one it has in the files where that is another."""
+    theirs = source.name_in_files(key) if isinstance(source, Checkpoint) else key
+    return repr(key) if theirs == key else f"{key!r} ({theirs!r} in the files)"
+
+
 def _faults(slots: Iterable[_Slot], source: TensorSource, strict: bool) -> tuple[list[str], list[str], list[str]]:
     """Faults; missing names; unexpected names."""
     available = list(source.keys())
@@ -59,12 +66,18 @@ def _faults(slots: Iterable[_Slot], source: TensorSource, strict: bool) -> tuple
     expected = {name for slot in slots for name in slot.names}
     missing = [slot.names[0] for slot in slots if not held.intersection(slot.names)]
     unexpected = [key for key in available if key not in expected]
-    faults = [
-        f"{name!r} is {list(source.shape(name))} in the checkpoint, {list(slot.tensor.shape)} in the model"
-        for slot in slots
-        for name in slot.names
-        if name in held and source.shape(name) != tuple(slot.tensor.shape)
-    ]
+    faults = list(source.faults) if isinstance(source, Checkpoint) else []
+    known = {fault.split(" ", 1)[0] for fault in faults}  # the reader's words on a tensor that does not fit
+    for slot in slots:
+        for name in slot.names:
+            if name not in held:
+                continue
+            if source.shape(name) != tuple(slot.tensor.shape) and name not in known:
+                shapes = f"{list(source.shape(name))} in the checkpoint, {list(slot.tensor.shape)} in the model"
+                faults.append(f"{_with_file_name(source, name)} is {shapes}")
+            stored, own = source.dtype(name), slot.tensor.dtype
+            if stored.is_floating_point != own.is_floating_point:
+                faults.append(f"{_with_file_name(source, name)} is {stored} in the checkpoint, {own} in the model")
     for slot in slots:
         present = [name for name in slot.names if name in held]
         if len(present) > 1 and len({source.shape(name) for name in present}) == 1:
@@ -75,7 +88,10 @@ def _faults(slots: Iterable[_Slot], source: TensorSource, strict: bool) -> tuple
                 if not bitwise_equal(first, source.read(name))
             ]
     if strict:
-        faults += [f"{name!r} is missing in the checkpoint{suggest(name, unexpected)}" for name in missing]
+        faults += [
+            f"{_with_file_name(source, name)} is missing in the checkpoint{suggest(name, unexpected)}"
+            for name in missing
+        ]
         faults += [f"{key!r} is in the checkpoint but not in the model{suggest(key, missing)}" for key in unexpected]
     return faults, missing, unexpected
 

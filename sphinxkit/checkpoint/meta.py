@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.checkpoint.entries import EntrySource, Replicas, StoredTensor, raise_faults
+from sphinxkit.checkpoint.entries import Replicas, StoredTensor, raise_faults
+from sphinxkit.checkpoint.fitting import Fitting, check_shard_count
 from sphinxkit.checkpoint.keymap import NameRule, meta_key_map
 from sphinxkit.checkpoint.lla2acc import read_json
-from sphinxkit.checkpoint.llm_numbers import check_llm_shapes, llm_from_meta
+from sphinxkit.checkpoint.llm_numbers import llm_from_meta, refuse_experts, text_recipe
 from sphinxkit.checkpoint.pickle_reader import read_pickle
 from sphinxkit.checkpoint.reader import EMBEDDING, Checkpoint, embedding_rows
 from sphinxkit.checkpoint.sharding import merge_shards
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
+from sphinxkit.checkpoint.verification import torch_files_checks
 from sphinxkit.errors import CheckpointError
 
 META_SHARD_NAME = "consolidated.{:02d}.pth"
@@ -43,18 +45,13 @@ def _split_dim(dim: int | None, rule: NameRule, stored: StoredTensor) -> int | N
     return rule.split_dim
 
 
-def text_recipe(llm: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe of kind model without a vision part."""
-    return {"kind": "model", "llm": dict(llm), "conversation": "sphinx_v1"}
-
-
-def open_meta(folder: Path, replicas: Replicas = "equal", verify: bool = False) -> Checkpoint:
+def open_meta(folder: Path, replicas: Replicas = "equal", defer: bool = False) -> Checkpoint:
     """Open a folder in Meta's layout.
 
     Args:
         folder: With ``consolidated.NN.pth`` and, for a recipe, ``params.json``.
         replicas: See :data:`~sphinxkit.checkpoint.entries.Replicas`.
-        verify: Whether to check every record's checksum.
+        defer: Whether faults of names and shapes are kept in ``Checkpoint.faults`` instead of raised.
     Raises:
         CheckpointError: Damaged or missing files, names or shapes that do not fit, a tokenizer of the wrong size.
     """
@@ -72,13 +69,22 @@ def open_meta(folder: Path, replicas: Replicas = "equal", verify: bool = False) 
     def split_dim(rule: NameRule, stored: StoredTensor) -> int | None:
         return _split_dim(dim, rule, stored)
 
-    shards = [read_pickle(file, verify) for file in files]
-    entries, _ = merge_shards(folder, shards, meta_key_map(), replicas, split_dim)
+    shards = [read_pickle(file) for file in files]
+    refuse_experts((name for shard in shards for name in shard), str(files[0]))
+    if (query := shards[0].get("layers.0.attention.wq.weight")) is not None:
+        check_shard_count(folder, query.shape, len(files), META_SHARD_NAME)
+    fitting = Fitting(folder, meta_key_map())
+    entries, _ = merge_shards(folder, shards, fitting.key_map, replicas, split_dim, fitting.faults)
     rows = embedding_rows(entries)
-    recipe: dict[str, Any] | str = f"there is no {PARAMS_NAME}, so the model's numbers are not known; give a recipe"
-    if params is not None and rows is not None:
-        llm = llm_from_meta(params, path, rows)
-        check_llm_shapes(llm, EntrySource(entries, str(folder)), path)
+    vocab_size = None if params is None else fitting.vocab_size(entries, params)
+    if params is None or vocab_size is None:
+        if not defer:
+            fitting.raise_all()
+        none = f"there is no {PARAMS_NAME}, so the model's numbers are not known; give a recipe"
+        recipe: dict[str, Any] | str = none if params is None else fitting.no_embedding()
+    else:
+        llm = llm_from_meta(params, path, vocab_size)
+        fitting.compare(llm, entries, path, defer)
         recipe = text_recipe(llm)
     return Checkpoint(
         folder,
@@ -88,4 +94,7 @@ def open_meta(folder: Path, replicas: Replicas = "equal", verify: bool = False) 
         recipe=recipe,
         tokenizer_path=find_tokenizer(folder, rows),
         metadata={"config": params, "num_shards": len(files)},
+        checks=partial(torch_files_checks, files),
+        key_map=fitting.key_map,
+        faults=fitting.faults,
     )

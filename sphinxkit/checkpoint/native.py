@@ -8,6 +8,7 @@ The index is the usual ``model.safetensors.index.json`` (so other tools can read
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sphinxkit.checkpoint.lla2acc import read_json
 from sphinxkit.checkpoint.reader import Checkpoint, embedding_rows
 from sphinxkit.checkpoint.safetensors import read_safetensors
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
+from sphinxkit.checkpoint.verification import DAMAGED, Check
 from sphinxkit.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -45,7 +47,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_files(folder: Path, files: dict[str, Any], verify: bool) -> None:
+def _check_files(folder: Path, files: dict[str, Any]) -> None:
     missing = [name for name in files if not (folder / name).is_file()]
     raise_faults(f"{folder}: files that the index names are missing; fetch them", missing)
     faults = []
@@ -53,17 +55,27 @@ def _check_files(folder: Path, files: dict[str, Any], verify: bool) -> None:
         size = (folder / name).stat().st_size
         if size != facts["size"]:
             faults.append(f"{name} has {size} bytes, the index says {facts['size']}")
-        elif verify and facts.get("sha256") and file_sha256(folder / name) != facts["sha256"]:
-            faults.append(f"{name} does not match its SHA-256")
-    raise_faults(f"{folder}: files are truncated or were tampered with; fetch them again", faults)
+    if any(fault.startswith(f"{RECIPE_NAME} ") for fault in faults):
+        faults.append(f"(to use another recipe, leave {RECIPE_NAME} as it was and pass recipe= (--recipe))")
+    raise_faults(f"{folder}: {DAMAGED}", faults)
 
 
-def open_native(folder: Path, verify: bool = False) -> Checkpoint:
+def _checks(folder: Path, files: dict[str, Any]) -> list[Check]:
+    """The small files first, then the tensors' in their order."""
+    ordered = sorted(files, key=lambda name: (name.endswith(".safetensors"), name == UNUSED_NAME, name))
+    checks = []
+    for name in ordered:
+        size, digest = files[name]["size"], files[name]["sha256"]
+        if digest:
+            checks.append(Check(folder / name, 0, size, "sha256", digest, f"{name} does not match its SHA-256"))
+    return checks
+
+
+def open_native(folder: Path) -> Checkpoint:
     """Open a folder in sphinxkit's own layout.
 
     Args:
         folder: With ``model.safetensors.index.json`` and the files that it names.
-        verify: Whether to compare every file's SHA-256 with the index; sizes are always compared.
     Raises:
         CheckpointError: Missing, truncated or changed files, an index that is not true, a damaged ``recipe.yaml``, a
             tokenizer of the wrong size, or a layout of a later version.
@@ -81,7 +93,7 @@ def open_native(folder: Path, verify: bool = False) -> Checkpoint:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{index}: its metadata has no usable list of files: {error!r}") from error
     raise_faults(f"{index}: names files outside its folder", [name for name in facts if Path(name).name != name])
-    _check_files(folder, facts, verify)
+    _check_files(folder, facts)
     files = [folder / name for name in sorted(indexed_files(index))]
     entries = {name: Entry([tensor]) for name, tensor in read_files(files, index).items()}
     unused: dict[str, Entry] = {}
@@ -97,6 +109,7 @@ def open_native(folder: Path, verify: bool = False) -> Checkpoint:
         _read_recipe(folder / RECIPE_NAME),
         find_tokenizer(folder, embedding_rows(entries)),
         {key: value for key, value in metadata.items() if key != "files"} | {"files": facts},
+        partial(_checks, folder, facts),
     )
 
 

@@ -48,6 +48,7 @@ def open_checkpoint(
     verify: bool = False,
     llama_type: str | None = None,
     delta: bool = False,
+    defer_faults: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint folder of any readable format; tensors are read lazily, under canonical names.
 
@@ -59,8 +60,11 @@ def open_checkpoint(
         replicas: What to do with tensors that every shard holds whole: "equal" insists that they agree, "first" takes
             the first shard's.
         verify: Whether to check checksums (SHA-256 of our own files, CRC-32 in torch files); reads everything once.
+            ``Checkpoint.verifying`` does it beside the reading.
         llama_type: For a released directory without ``meta.json``.
         delta: Open ``consolidated.NN-of-MM.model-diff.pth``: differences to a base model, under canonical names.
+        defer_faults: Keep names and shapes that do not fit the format in ``Checkpoint.faults``, for a caller (such as
+            :func:`~sphinxkit.checkpoint.load_into`) that knows of more and raises one error.
     Returns:
         The opened checkpoint: keys, shape, dtype, read, recipe, tokenizer_path, unused.
     Raises:
@@ -76,8 +80,17 @@ def open_checkpoint(
         raise CheckpointError(f"{folder}: there is no such folder")
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is a file; give the folder that it lies in")
+    opened = _open(folder, format, replicas, llama_type, delta, defer_faults)
+    if verify:
+        opened.verify()
+    return opened
+
+
+def _open(
+    folder: Path, format: Format | None, replicas: Replicas, llama_type: str | None, delta: bool, defer: bool
+) -> Checkpoint:
     if delta:
-        return open_released(folder, replicas, verify, llama_type, kind="model-diff")
+        return open_released(folder, replicas, llama_type, "model-diff", defer)
     if format is None:
         found = detect(folder)
         if not found:
@@ -88,13 +101,13 @@ def open_checkpoint(
     if format == "sphinxkit":
         if not is_native(folder):
             raise CheckpointError(f"{folder}: is not in sphinxkit's own format")
-        return open_native(folder, verify)
+        return open_native(folder)
     if format == "sphinx":
-        return open_released(folder, replicas, verify, llama_type)
+        return open_released(folder, replicas, llama_type, defer=defer)
     if format == "meta":
-        return open_meta(folder, replicas, verify)
+        return open_meta(folder, replicas, defer)
     if format == "hf":
-        return open_hf(folder, verify)
+        return open_hf(folder, defer)
     raise CheckpointError(f"unknown checkpoint format {format!r}; known: {', '.join(FORMATS)}")
 
 

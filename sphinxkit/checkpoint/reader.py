@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sphinxkit.checkpoint.entries import Entry, EntrySource
+from torch import Tensor
+
+from sphinxkit.checkpoint.entries import Entry, EntrySource, raise_faults
+from sphinxkit.checkpoint.keymap import KeyMap
+from sphinxkit.checkpoint.verification import Check, Verification, compare, raise_damaged
 from sphinxkit.errors import CheckpointError
 
 EMBEDDING = "llm.embed_tokens.weight"
@@ -28,6 +33,9 @@ class Checkpoint(EntrySource):
         recipe: The recipe (kind model) that the files describe; a string says why there is none.
         tokenizer_path: The tokenizer, if there is one.
         metadata: Whatever else the files say: ``config``, ``llama_type``, ``num_shards``.
+        checks: Gives the checksums that the files carry.
+        key_map: The names in the files; None if they are the canonical ones.
+        faults: What is wrong with the tensors' names and shapes, where opening was asked to go on regardless.
 
     Attributes:
         path: The folder.
@@ -36,6 +44,7 @@ class Checkpoint(EntrySource):
         unused: The unused group as a source of its own.
         tokenizer_path: As above.
         metadata: As above.
+        faults: As above; :func:`sphinxkit.checkpoint.load_into` reports them with its own.
     """
 
     def __init__(
@@ -48,6 +57,9 @@ class Checkpoint(EntrySource):
         recipe: Mapping[str, Any] | str = "",
         tokenizer_path: Path | None = None,
         metadata: Mapping[str, Any] | None = None,
+        checks: Callable[[], Sequence[Check]] = list,
+        key_map: KeyMap | None = None,
+        faults: Sequence[str] = (),
     ) -> None:
         super().__init__(entries, str(path))
         self.path = path
@@ -56,7 +68,11 @@ class Checkpoint(EntrySource):
         self.unused = EntrySource(unused or {}, f"{path} (unused group)")
         self.tokenizer_path = tokenizer_path
         self.metadata = dict(metadata or {})
+        self.faults = tuple(faults)
         self._recipe = recipe
+        self._checks = checks
+        self._key_map = key_map
+        self._verification: Verification | None = None
 
     @property
     def has_recipe(self) -> bool:
@@ -71,8 +87,50 @@ class Checkpoint(EntrySource):
             CheckpointError: The files do not say enough; the message names what is missing.
         """
         if isinstance(self._recipe, str):
+            raise_faults(f"{self.path}: {self._recipe}; and", self.faults)
             raise CheckpointError(f"{self.path}: {self._recipe}")
         return copy.deepcopy(dict(self._recipe))
+
+    def name_in_files(self, key: str) -> str:
+        """The name that the files have, or would have, for the canonical ``key``."""
+        found = None if self._key_map is None else self._key_map.to_theirs(key)
+        return key if found is None else found[0]
+
+    def verify(self) -> None:
+        """Compare every checksum that the files carry, now; reads everything once.
+
+        Raises:
+            CheckpointError: Every file or record that does not match.
+        """
+        raise_damaged(str(self.path), compare(self._checks()))
+
+    @contextmanager
+    def verifying(self) -> Iterator[None]:
+        """Compare every checksum in a second thread while the block reads the tensors.
+
+        Raises:
+            CheckpointError: At the end of the block: every file or record that does not match.
+        """
+        with Verification(str(self.path), self._checks) as verification:
+            self._verification = verification
+            try:
+                yield
+            finally:
+                self._verification = None
+
+    def _count(self, key: str) -> None:
+        if self._verification is not None:
+            self._verification.copied(self._entry(key).stored_bytes)
+
+    def read(self, key: str) -> Tensor:
+        """As :meth:`EntrySource.read`."""
+        self._count(key)
+        return super().read(key)
+
+    def read_into(self, key: str, out: Tensor) -> None:
+        """As :meth:`EntrySource.read_into`."""
+        self._count(key)
+        super().read_into(key, out)
 
     def close(self) -> None:
         """Let go of the mapped files; tensors that were read stay valid."""

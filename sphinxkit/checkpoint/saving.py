@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +60,7 @@ def save(
     delta: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    verify: bool = True,
 ) -> Path:
     """Write a checkpoint folder, tensor by tensor; it appears whole or not at all.
 
@@ -80,6 +82,7 @@ def save(
         delta: The tensors are differences to a base model ("sphinx" only): the files are named ``*.model-diff.pth``.
         overwrite: Whether an existing checkpoint folder may be replaced. Folders with anything else in them never are.
         progress: Called with key and bytes for every tensor that was read.
+        verify: Whether to compare the checksums of an opened checkpoint's files while they are read.
     Returns:
         ``path``.
     Raises:
@@ -100,21 +103,20 @@ def save(
         carried = None
     _check_contents(target, chosen, carried, format, part, num_shards, delta)
     num_bytes = sum(spec.num_bytes for part_ in (chosen, carried) if part_ is not None for spec in specs_of(part_))
-    options = WriteOptions(
-        recipe, recipe_yaml, num_shards or 1, max_shard_bytes, checksum, "model-diff" if delta else "model"
-    )
     try:
+        content = Path(tokenizer).read_bytes() if isinstance(tokenizer, str | Path) else tokenizer
+        kind = "model-diff" if delta else "model"
+        options = WriteOptions(recipe, recipe_yaml, num_shards or 1, max_shard_bytes, checksum, kind, content)
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
         if num_bytes + _SPARE_BYTES > free:
             raise CheckpointError(f"{target}: needs {num_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
         with atomic_directory(target) as folder:
-            for name, text in _WRITERS[format](folder, chosen, carried, options).items():
-                (folder / name).write_text(text, encoding="utf-8")
-            for name, text in (extra_files or {}).items():
-                (folder / name).write_text(text, encoding="utf-8")
-            if tokenizer is not None:
-                content = tokenizer if isinstance(tokenizer, bytes) else Path(tokenizer).read_bytes()
+            with source.verifying() if verify and isinstance(source, Checkpoint) else nullcontext():
+                texts = _WRITERS[format](folder, chosen, carried, options)
+            for name, text in {**texts, **(extra_files or {})}.items():
+                (folder / name).write_text(text, encoding="utf-8", newline="\n")
+            if content is not None:
                 (folder / TOKENIZER_NAME).write_bytes(content)
                 rows = chosen.shape(EMBEDDING)[0] if EMBEDDING in chosen.keys() else None  # noqa: SIM118
                 find_tokenizer(folder, rows, allow_more_rows=format == "hf")
@@ -136,7 +138,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
             "will not be replaced"
         )
     if items and not overwrite:
-        raise CheckpointError(f"{target}: exists already; pass overwrite=True to replace it")
+        raise CheckpointError(f"{target}: exists already; pass overwrite=True (--overwrite) to replace it")
 
 
 def _check_contents(
@@ -151,7 +153,7 @@ def _check_contents(
     if not source.keys():
         raise CheckpointError(f"{target}: there is nothing to save" + (f" in part {part!r}" if part else ""))
     if num_shards is not None and (num_shards < 1 or format not in ("sphinx", "meta")):
-        raise CheckpointError(f"num_shards={num_shards}: a positive number, for the formats 'sphinx' and 'meta' only")
+        raise CheckpointError(f"num_shards={num_shards} (--shards): a positive number, for 'sphinx' and 'meta' only")
     if delta and format != "sphinx":
         raise CheckpointError(f"delta=True is for format 'sphinx' only, not {format!r}")
     if unused is not None and (format in ("meta", "hf") or part is not None):
@@ -160,5 +162,5 @@ def _check_contents(
     if format in ("meta", "hf") and beside:
         raise CheckpointError(
             f"format {format!r} holds a language model alone, but there is also {beside[0]!r} (and {len(beside) - 1} "
-            "more); pass part='llm' to leave them out"
+            "more); pass part='llm' (--llm-only) to leave them out"
         )

@@ -12,6 +12,7 @@ from sphinxkit.checkpoint.entries import Entry, Replicas, StoredTensor, raise_fa
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
 from sphinxkit.errors import CheckpointError
 
+UNFIT = "the tensors do not fit together"
 SplitDim = Callable[[NameRule, StoredTensor], int | None]
 
 
@@ -27,6 +28,7 @@ def merge_shards(
     key_map: KeyMap,
     replicas: Replicas = "equal",
     split_dim: SplitDim = split_by_rule,
+    faults: list[str] | None = None,
 ) -> tuple[dict[str, Entry], dict[str, Entry]]:
     """Join tensor-parallel shards by name.
 
@@ -36,6 +38,7 @@ def merge_shards(
         key_map: The format's names.
         replicas: See :data:`~sphinxkit.checkpoint.entries.Replicas`.
         split_dim: Which dimension is split.
+        faults: Takes up what would be raised, for a caller who has more to say.
     Returns:
         Entries under canonical names; entries of the unused group under their own names.
     Raises:
@@ -43,12 +46,12 @@ def merge_shards(
     """
     named: dict[str, Entry] = {}
     unused: dict[str, Entry] = {}
-    faults: list[str] = []
+    found_faults: list[str] = []
     names = list(dict.fromkeys(name for shard in shards for name in shard))
     for name in names:
         lacking = [next(iter(shard.values())).file.name for shard in shards if name not in shard]
         if lacking:
-            faults.append(f"{name!r} is missing in {', '.join(lacking)}; fetch the shards again")
+            found_faults.append(f"{name!r} is missing in {', '.join(lacking)}; fetch the shards again")
             continue
         parts = [shard[name] for shard in shards]
         if key_map.is_derived(name):
@@ -58,14 +61,17 @@ def merge_shards(
             if key_map.is_unused(name):
                 unused[name] = Entry(parts, replicas=replicas)
             elif found is None:
-                faults.append(f"{name!r} is not a name this format has")
+                found_faults.append(f"{name!r} is not a name this format has")
             elif found[0] in named:
-                faults.append(f"{name!r} is a second tensor for {found[0]!r}")
+                found_faults.append(f"{name!r} is a second tensor for {found[0]!r}")
             else:
                 named[found[0]] = Entry(parts, split_dim(found[1], parts[0]), replicas=replicas)
         except CheckpointError as error:
-            faults.append(str(error))
-    raise_faults(f"{folder}: the tensors do not fit together", faults)
+            found_faults.append(str(error))
+    if faults is None:
+        raise_faults(f"{folder}: {UNFIT}", found_faults)
+    else:
+        faults += found_faults
     return named, unused
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from sphinxkit.checkpoint.native import FORMAT_NAME, FORMAT_VERSION, INDEX_NAME,
 from sphinxkit.checkpoint.pickle_writer import TorchFileWriter
 from sphinxkit.checkpoint.safetensors import TensorSpec, WrittenFile, write_safetensors
 from sphinxkit.checkpoint.sharding import rotary_to_halves, shard_shape, take_shard
+from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_source import ChunkedSource, TensorSource
 
@@ -110,6 +112,7 @@ class WriteOptions:
     max_shard_bytes: int
     checksum: bool
     kind: str
+    tokenizer: bytes | None = None
 
 
 def _pieces(source: TensorInput, key_map: KeyMap, count: int, reorder: Mapping[str, int] | None = None) -> list[_Piece]:
@@ -214,6 +217,17 @@ def write_native(
         written[UNUSED_NAME] = write_safetensors(
             folder / UNUSED_NAME, specs_of(unused), unused.read, checksum=options.checksum, chunks=unused.chunks
         )
+    recipe_yaml = options.recipe_yaml
+    if recipe_yaml is None and options.recipe is not None:
+        import yaml
+
+        recipe_yaml = yaml.safe_dump(dict(options.recipe), sort_keys=False)
+    texts = {} if recipe_yaml is None else {RECIPE_NAME: recipe_yaml}
+    small = {name: text.encode() for name, text in texts.items()}
+    if options.tokenizer is not None:
+        small[TOKENIZER_NAME] = options.tokenizer
+    for name, content in small.items():
+        written[name] = WrittenFile(len(content), hashlib.sha256(content).hexdigest() if options.checksum else "")
     metadata = {
         "format": FORMAT_NAME,
         "version": FORMAT_VERSION,
@@ -223,20 +237,12 @@ def write_native(
             for name, file in written.items()
         },
     }
-    texts = {INDEX_NAME: _json({"metadata": metadata, "weight_map": weight_map})}
-    recipe_yaml = options.recipe_yaml
-    if recipe_yaml is None and options.recipe is not None:
-        import yaml
-
-        recipe_yaml = yaml.safe_dump(dict(options.recipe), sort_keys=False)
-    if recipe_yaml is not None:
-        texts[RECIPE_NAME] = recipe_yaml
-    return texts
+    return {INDEX_NAME: _json({"metadata": metadata, "weight_map": weight_map}), **texts}
 
 
 def _numbers(source: TensorInput, options: WriteOptions, format: str) -> dict[str, Any]:
     if options.recipe is None or "llm" not in options.recipe:
-        raise CheckpointError(f"format {format!r} writes the model's numbers beside it; pass recipe=")
+        raise CheckpointError(f"format {format!r} writes the model's numbers beside it; pass recipe= (--recipe)")
     return full_numbers(options.recipe["llm"], source)
 
 

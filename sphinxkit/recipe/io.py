@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +21,10 @@ def load(
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    *,
+    verify: bool = True,
+    replicas: Literal["equal", "first"] = "equal",
+    llama_type: str | None = None,
 ) -> SphinxModel:
     """Load a model: a sphinxkit directory, or a released SPHINX, Meta or HF Llama one.
 
@@ -30,16 +35,24 @@ def load(
         recipe: Overrides what the directory says about the model's structure.
         device: Where the weights go.
         dtype: Of every parameter.
+        verify: Whether to compare the checksums that the files carry, in a second thread beside the loading: the
+            SHA-256 of each file of sphinxkit's own directories, the CRC-32 of each record of torch files. Hugging
+            Face's safetensors carry none.
+        replicas: What to do where shards differ in a tensor that each holds whole: "equal" refuses, "first" takes the
+            first shard's.
+        llama_type: The type of a released directory without ``meta.json``.
 
     Raises:
         CheckpointError: Files, keys, shapes or the tokenizer do not fit; one error lists every fault.
         RecipeError: The recipe is not valid.
     """
     device, dtype = check_place(device, dtype)
-    with checkpoint.open(checkpoint.resolve(path_or_hub_id)) as source:
+    path = checkpoint.resolve(path_or_hub_id)
+    with checkpoint.open(path, replicas=replicas, llama_type=llama_type, defer_faults=True) as source:
         found = Recipe.of_checkpoint(source) if recipe is None else Recipe.find(recipe)
         tokenizer = Tokenizer(source.tokenizer_path) if source.tokenizer_path is not None else None
         model = build_on_meta(found, dtype)
         model.tokenizer = tokenizer or model.tokenizer  # the reader has checked its size
-        checkpoint.load_into(model, source, device=device, dtype=dtype)
+        with source.verifying() if verify else nullcontext():
+            checkpoint.load_into(model, source, device=device, dtype=dtype)
     return model.eval()

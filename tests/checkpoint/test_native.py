@@ -31,7 +31,7 @@ def test_layout(folder: Path, text_model: Model) -> None:
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     assert len(files) > 2
     assert files[0] == f"model-00001-of-0000{len(files)}.safetensors"
-    assert sorted(index["metadata"]["files"]) == files
+    assert sorted(index["metadata"]["files"]) == [*files, "recipe.yaml"]
     for name, facts in index["metadata"]["files"].items():
         content = (folder / name).read_bytes()
         assert facts == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -52,7 +52,7 @@ def test_reads_what_it_wrote(folder: Path, text_model: Model, same: Callable[...
         assert opened.tokenizer_path is None
 
 
-def test_a_changed_byte_is_found_when_asked_and_a_changed_size_always(folder: Path) -> None:
+def test_a_changed_byte_is_found_by_its_checksum_and_a_changed_size_always(folder: Path) -> None:
     path = min(folder.glob("model-*.safetensors"))
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
@@ -94,6 +94,11 @@ def test_damaged_index_and_recipe(folder: Path, write_json: Callable[..., Path])
     write_json(index, metadata=metadata | {"files": {"../a": {"size": 1}}})
     with pytest.raises(CheckpointError, match=r"names files outside its folder:\n  - ../a"):
         checkpoint.open(folder)
+    write_json(index, metadata=metadata)
+    (folder / "recipe.yaml").write_text("a: 1")
+    with pytest.raises(CheckpointError, match=r"recipe.yaml has 4 bytes, the index says \d+\n.*recipe= \(--recipe\)"):
+        checkpoint.open(folder)
+    del metadata["files"]["recipe.yaml"]  # as in directories of earlier versions
     write_json(index, metadata=metadata)
     for text, message in [("a: [", "cannot be read as YAML"), ("- a", "holds list, expected a recipe")]:
         (folder / "recipe.yaml").write_text(text)
