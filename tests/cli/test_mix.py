@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
+import io
 import json
 import math
 import shutil
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import sphinxkit
@@ -32,15 +35,20 @@ _spec.loader.exec_module(models)
 LOGITS = 1e-5  # the mix is the same bits either way; the bound is only that of running the model twice
 
 
+COMMAND = get_command(app)  # made once: CliRunner would do so for every call
+
+
 def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = COMMAND.main([str(argument) for argument in arguments], "sphinxkit", standalone_mode=False)
+    assert not code, output.getvalue()
+    return output.getvalue()
 
 
 def fails(*arguments: object, match: str, error: type[SphinxkitError] = CheckpointError) -> None:
     with pytest.raises(error, match=match):
-        CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+        run(*arguments)
 
 
 @pytest.fixture(scope="module")
