@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.data.json_stream import JsonItem, is_json_lines, iter_json, iter_json_lines, iter_json_members
+from sphinxkit.data.json_stream import (
+    JsonItem,
+    is_finite_number,
+    is_json_lines,
+    iter_json,
+    iter_json_lines,
+    iter_json_members,
+)
 from sphinxkit.errors import DataError
 from sphinxkit.geometry import ImageGeometry
 
@@ -44,13 +51,15 @@ class Annotation:
         """The image's geometry.
 
         Raises:
-            DataError: The record does not tell the size.
+            DataError: The record does not tell the size, or one that no image has.
         """
         if self.size is None:
             raise DataError(
                 f"{self.where}: the image size is needed: 'width' and 'height', or a question_id such as "
                 "height480_width640"
             )
+        if not all(is_finite_number(side) and side > 0 for side in self.size):
+            raise DataError(f"{self.where}: width and height must be positive, got {self.size!r:.80}")
         return ImageGeometry(*self.size)
 
 

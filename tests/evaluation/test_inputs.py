@@ -164,3 +164,9 @@ def test_json_lines_have_their_manifest_beside_them(tmp_path: Path, annotations:
     _write(manifest_path(path), {"template": "sphinx_v1"})
     assert manifest_path(path) == tmp_path / "p.jsonl.manifest.json"
     assert read_predictions(path, annotations).manifest == {"template": "sphinx_v1"}
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, -1), (10**400, 5)])
+def test_a_size_that_no_image_has(size: tuple[int, int]) -> None:
+    with pytest.raises(DataError, match=r"^a\.json:3: width and height must be positive, got \("):
+        _ = Annotation(1, "", "", "x", "a.json:3", size, {}).geometry
