@@ -160,7 +160,7 @@ def _admit(
     for request in ready:
         image = None if request.image is None else visual[request.image]
         try:
-            [prompt] = model.embed_prompts([request.prompt], [image], truncate)
+            [prompt] = model.embed_prompts([request.prompt], [image], truncate, request.sampling.max_new_tokens)
             sampling = request.sampling
             row = Row(
                 model.require_tokenizer(),

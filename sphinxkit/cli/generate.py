@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sphinxkit.cli.options import Checkpoint, Device, Dtype, Json, RecipeOption, load_model
+from sphinxkit.cli.options import (
+    Checkpoint,
+    Device,
+    Dtype,
+    Json,
+    LlamaType,
+    NoVerify,
+    RecipeOption,
+    Replicas,
+    load_model,
+)
 from sphinxkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,6 +57,9 @@ def generate(
     recipe: RecipeOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    no_verify: NoVerify = False,
+    replicas: Replicas = "equal",
+    llama_type: LlamaType = None,
     as_json: Json = False,
 ) -> None:
     r"""Answer a prompt, about a picture or without; or all prompts of a file.
@@ -74,7 +87,7 @@ def generate(
     truncate: Literal["left"] | None = "left" if truncate_left else None
     if source is not None and output is not None:
         rank, world_size = read_ranks()
-        model = load_model(checkpoint, recipe, own_device(device), dtype)
+        model = load_model(checkpoint, recipe, own_device(device), dtype, no_verify, replicas, llama_type)
         facts = {"checkpoint": checkpoint, "recipe": recipe, "dtype": str(model.dtype), "truncate": truncate}
         run: dict[str, Any] = {
             "rank": rank,
@@ -86,12 +99,15 @@ def generate(
         }
         _answer_file(model, source, output, sampling, raw, facts, run, as_json)
         return
-    model = load_model(checkpoint, recipe, device, dtype)
     question = prompt or ""
+    if not question.strip():
+        raise DataError("--prompt is empty")
+    picture = None if image is None else load_image(image)  # a wrong picture is told before the model is loaded
+    model = load_model(checkpoint, recipe, device, dtype, no_verify, replicas, llama_type)
     text, ends = (question, ()) if raw else model.chat_prompt([{"role": "user", "content": question}])
     [answer] = model.generate(
         [text],
-        [image],
+        [picture],
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,

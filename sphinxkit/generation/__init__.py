@@ -8,7 +8,7 @@ from sphinxkit.generation.decoder import Decoder
 from sphinxkit.generation.lookup import PromptLookup
 from sphinxkit.generation.prefill import prefill_groups
 from sphinxkit.generation.rows import FinishReason, Generation, Row
-from sphinxkit.generation.sampling import Sampling, top_p_probs
+from sphinxkit.generation.sampling import Sampling, stop_strings, top_p_probs
 
 __all__ = [
     "Decoder",
@@ -20,5 +20,6 @@ __all__ = [
     "Sampling",
     "copy_rows",
     "prefill_groups",
+    "stop_strings",
     "top_p_probs",
 ]

@@ -78,6 +78,7 @@ class Row:
         self.num_accepted = 0
         self._eos_id = tokenizer.eos_id
         self._decoder = tokenizer.stream()
+        self._incomplete_bytes = tokenizer.incomplete_bytes
         self._speculate = speculate
         self._lookup = None if speculate is None else PromptLookup(prompt_ids)
         self._pieces: list[str] = []
@@ -138,6 +139,9 @@ class Row:
             self.token_ids = [token for token, end in zip(self.token_ids, self._ends, strict=True) if end <= cut]
             self.finish_reason = "stop"
             self._pieces = ["".join(self._pieces)[:cut]]
+            if not self._pieces[0].endswith("\ufffd"):  # the stop string's own first bytes stand for no text before it
+                partial = self._incomplete_bytes(self.token_ids)
+                self.token_ids = self.token_ids[: len(self.token_ids) - partial]
             self._hidden = ["".join(self._hidden)[: cut - self._length]]
 
     def take(self) -> str:

@@ -45,6 +45,15 @@ class Sampling:
             raise DataError(f"top_p must be in (0, 1], got {self.top_p}")
         if any(not stop for stop in self.stop):
             raise DataError("a stop string is empty")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise DataError(f"seed must be in [0, 2**63), got {self.seed}")
+
+
+def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One stop string, several, or none, as ``Sampling`` takes them."""
+    if stop is None:
+        return ()
+    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def top_p_probs(logits: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
@@ -61,7 +70,9 @@ def top_p_probs(logits: Tensor, temperature: float, top_p: float) -> tuple[Tenso
     Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv:1904.09751; the border case as in
         LLaMA2-Accessory, accessory/model/meta.py.
     """
-    probs = torch.softmax(logits.float() / temperature, dim=-1)
+    # relative to the largest, so that no temperature makes infinities
+    logits = logits.float() - logits.float().amax(dim=-1, keepdim=True)
+    probs = torch.softmax(logits / max(temperature, torch.finfo(torch.float32).tiny), dim=-1)
     probs, ids = torch.sort(probs, dim=-1, descending=True)
     probs = probs.masked_fill(probs.cumsum(-1) - probs > top_p, 0.0)
     return probs / probs.sum(-1, keepdim=True), ids

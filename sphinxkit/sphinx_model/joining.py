@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sphinxkit.errors import ShapeError
+from sphinxkit.errors import DataError, ShapeError
 
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model.model import SphinxModel
@@ -28,6 +28,7 @@ def hidden_states(
     llm = model.llm
     if token_ids.ndim != 2:
         raise ShapeError(f"token_ids: expected (B, S), got {tuple(token_ids.shape)}")
+    check_vocabulary("token_ids", token_ids, llm.vocab_size)
     token_ids = token_ids.to(model.device)
     if seq_lens is not None:
         seq_lens = [int(length) for length in seq_lens]
@@ -37,7 +38,7 @@ def hidden_states(
                 f"row of token_ids {tuple(token_ids.shape)}"
             )
     text: Tensor = llm.embed(token_ids)
-    if pixels is None:
+    if pixels is None or len(pixels) == 0:
         if image_rows:
             raise ShapeError(f"image_rows {list(image_rows)} without pixels")
         return llm.hidden_states(text, seq_lens=seq_lens)
@@ -48,6 +49,19 @@ def hidden_states(
         joined = torch.cat([text[:, :1], images, text[:, 1:]], dim=1)
         return llm.hidden_states(joined)[:, images.shape[1] :]
     return _hidden_of_some(model, text, images, rows, seq_lens)
+
+
+def check_vocabulary(what: str, token_ids: Tensor, vocab_size: int) -> None:
+    """Raise if an id is outside the vocabulary; ids that are on an accelerator already are not waited for.
+
+    Raises:
+        DataError: One is; the message names it and the size.
+    """
+    if token_ids.device.type != "cpu" or token_ids.numel() == 0:
+        return
+    for value in (int(token_ids.min()), int(token_ids.max())):
+        if not 0 <= value < vocab_size:
+            raise DataError(f"{what}: {value} is outside the vocabulary of {vocab_size}")
 
 
 def _hidden_of_some(
@@ -93,6 +107,7 @@ def loss_sums(
         starts = torch.tensor(seq_lens[:-1], device=model.device, dtype=torch.long).cumsum(0) - 1
         targets = targets.index_fill(1, starts, IGNORE_INDEX)
     learnt = targets != IGNORE_INDEX
+    check_vocabulary("labels", targets[learnt], model.llm.vocab_size)
     count = learnt.sum()
     if count == 0:
         return model.llm.lm_head(hidden[:, :1]).float().sum() * 0.0, count

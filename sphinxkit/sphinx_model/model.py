@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, DataError, ShapeError
-from sphinxkit.generation import Decoder, Generation, Sampling
+from sphinxkit.generation import Decoder, Generation, Sampling, stop_strings
 from sphinxkit.sphinx_model import joining, scoring
 from sphinxkit.sphinx_model import prompts as prompts_module
 from sphinxkit.sphinx_model.prompts import ImageInput, Prompt
@@ -167,6 +167,8 @@ class SphinxModel(nn.Module):
         Raises:
             ShapeError: As ``forward``; or labels of another shape.
         """
+        if reduction not in ("mean", "none"):
+            raise DataError(f"loss: reduction must be 'mean' or 'none', got {reduction!r}")
         if labels.shape != token_ids.shape:
             raise ShapeError(f"labels {tuple(labels.shape)} do not match token_ids {tuple(token_ids.shape)}")
         hidden = joining.hidden_states(self, token_ids, pixels, image_rows, seq_lens)
@@ -182,7 +184,7 @@ class SphinxModel(nn.Module):
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        stop: Sequence[str] = ("\n###",),
+        stop: str | Sequence[str] | None = ("\n###",),
         seed: int | None = None,
         truncate: Literal["left"] | None = None,
         speculate: int | None = None,
@@ -199,7 +201,7 @@ class SphinxModel(nn.Module):
             stop: Strings that end an answer.
             seed: Of the sampling.
             truncate: "left" drops text after the beginning-of-sentence token (and the image) until an over-long prompt
-                fits; None makes such a prompt an error.
+                and ``max_new_tokens`` fit; None makes such a prompt an error.
             speculate: Draft up to this many tokens by prompt lookup; see ``generation.Decoder``.
 
         Returns:
@@ -208,7 +210,7 @@ class SphinxModel(nn.Module):
         Raises:
             DataError: Empty or over-long prompts, more images than prompts or fewer, an image that cannot be read.
         """
-        sampling = Sampling(max_new_tokens, temperature, top_p, tuple(stop), seed)
+        sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop), seed)
         return self._decoder(prompts, images, sampling, truncate, speculate).run()
 
     def stream(
@@ -218,13 +220,13 @@ class SphinxModel(nn.Module):
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        stop: Sequence[str] = ("\n###",),
+        stop: str | Sequence[str] | None = ("\n###",),
         seed: int | None = None,
         truncate: Literal["left"] | None = None,
         speculate: int | None = None,
     ) -> Iterator[str]:
         """As ``generate`` for one prompt, piece by piece: never half a character, never a part of a stop string."""
-        sampling = Sampling(max_new_tokens, temperature, top_p, tuple(stop), seed)
+        sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop), seed)
         return self._decoder([prompt], [image], sampling, truncate, speculate).stream()
 
     def chat(
@@ -257,7 +259,10 @@ class SphinxModel(nn.Module):
         """The conversation as a prompt in the model's template, and the strings that end the answer."""
         if self.conversation is None:
             raise DataError("this model has no conversation template: set model.conversation, or use generate")
-        return self.conversation.prompt(messages), self.conversation.stop
+        prompt = self.conversation.prompt(messages)
+        if messages[-1]["role"] != "user":
+            raise DataError("chat: the last message is the assistant's, so there is nothing to answer")
+        return prompt, self.conversation.stop
 
     def session(
         self, image: ImageInput | None = None, system: str | None = None, speculate: int | None = None
@@ -279,6 +284,7 @@ class SphinxModel(nn.Module):
         prompts: str | Sequence[str],
         images: ImageInput | Sequence[ImageInput | None] | None = None,
         truncate: Literal["left"] | None = None,
+        max_new_tokens: int = 1,
     ) -> list[Prompt]:
         """Prompts as the language model reads them; their text is checked before any work is done.
 
@@ -286,11 +292,12 @@ class SphinxModel(nn.Module):
             prompts: As in ``generate``.
             images: As in ``generate``.
             truncate: As in ``generate``.
+            max_new_tokens: Positions that truncating leaves for the answer.
 
         Raises:
             DataError: As ``generate``.
         """
-        return prompts_module.embed_prompts(self, prompts, images, truncate)
+        return prompts_module.embed_prompts(self, prompts, images, truncate, max_new_tokens)
 
     def _decoder(
         self,
@@ -300,7 +307,7 @@ class SphinxModel(nn.Module):
         truncate: Literal["left"] | None,
         speculate: int | None,
     ) -> Decoder:
-        given = self.embed_prompts(prompts, images, truncate)
+        given = self.embed_prompts(prompts, images, truncate, sampling.max_new_tokens)
         return Decoder(
             self.llm,
             self.require_tokenizer(),

@@ -85,7 +85,11 @@ def encode_each(model: SphinxModel, images: Sequence[Any]) -> list[Tensor]:
 
 
 def tokenize_prompts(
-    model: SphinxModel, prompts: str | Sequence[str], pictures: Sequence[Any], truncate: Literal["left"] | None
+    model: SphinxModel,
+    prompts: str | Sequence[str],
+    pictures: Sequence[Any],
+    truncate: Literal["left"] | None,
+    max_new_tokens: int = 1,
 ) -> list[list[int]]:
     """Token ids of each prompt, checked to leave room for an answer; nothing is computed."""
     tokenizer = model.require_tokenizer()
@@ -102,7 +106,8 @@ def tokenize_prompts(
         slots = num_slots if pictures[row] is not None else 0
         room = limit - 1 - slots  # at least one token is to be written
         if len(ids) > room and truncate == "left":
-            token_ids[row] = ids[:1] + ids[len(ids) - room + 1 :]
+            kept = max(1, limit - slots - max_new_tokens - 1)
+            token_ids[row] = ids[:1] + ids[len(ids) - kept :]
         elif len(ids) > room:
             raise DataError(
                 f"prompt {row} has {len(ids)} tokens and {slots} image tokens, but the context holds "
@@ -113,17 +118,23 @@ def tokenize_prompts(
 
 @torch.no_grad()
 def embed_prompts(
-    model: SphinxModel, prompts: str | Sequence[str], images: Any, truncate: Literal["left"] | None
+    model: SphinxModel,
+    prompts: str | Sequence[str],
+    images: Any,
+    truncate: Literal["left"] | None,
+    max_new_tokens: int = 1,
 ) -> list[Prompt]:
     """See ``SphinxModel.embed_prompts``."""
     model.require_tokenizer()
+    if not isinstance(prompts, Sequence):
+        raise DataError(f"generate: prompts must be a text or a list of texts, got {type(prompts).__name__}")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise DataError("generate: there are no prompts")
     if truncate not in (None, "left"):
         raise DataError(f"truncate must be None or 'left', got {truncate!r}")
     pictures = check_images(images, len(prompts))
-    token_ids = tokenize_prompts(model, prompts, pictures, truncate)
+    token_ids = tokenize_prompts(model, prompts, pictures, truncate, max_new_tokens)
     visual = iter(encode_each(model, [picture for picture in pictures if picture is not None]))
     embedded = []
     for picture, ids in zip(pictures, token_ids, strict=True):

@@ -45,6 +45,8 @@ def score(
 ) -> list[Score]:
     """See ``SphinxModel.score``."""
     tokenizer = model.require_tokenizer()
+    if isinstance(contexts, str) or isinstance(continuations, str):
+        raise DataError("score: contexts and continuations are lists of texts, got a single text")
     if len(contexts) != len(continuations) or not contexts:
         raise DataError(f"score: {len(contexts)} contexts but {len(continuations)} continuations")
     pictures = check_images(images, len(contexts))
