@@ -78,6 +78,7 @@ def generate(
     `sphinxkit generate models/sphinx_1k --input questions.jsonl --output answers.jsonl --batch-size 32`
     """
     from sphinxkit.generation import Sampling
+    from sphinxkit.tilers import load_image
 
     if (prompt is None) == (source is None):
         raise typer.BadParameter("give either --prompt or --input", param_hint="--prompt")
