@@ -49,6 +49,10 @@ def _case(context: Context, size: str, model: Any, twin: Any, batch: int, prompt
         "sphinxkit": lambda: _ours(model, batch, prompt, new),
         "sphinxkit, not fused": lambda: _ours(plain, batch, prompt, new),
     }
+    if context.device.type == "cpu" and dtype == torch.bfloat16:
+        packed = llama_twins.plain_twin(model)
+        packed.fuse(pack=True)
+        steps["sphinxkit, packed"] = lambda: _ours(packed, batch, prompt, new)
     if context.device.type == "cuda":
         steps["sphinxkit, CUDA graphs"] = lambda: _graphed(model, batch, prompt, new)
     steps["eager loop, as the public code"] = lambda: _public(model, batch, prompt, new)

@@ -72,16 +72,19 @@ def test_greedy_tokens_are_the_same(small_llama: Builder, num_kv_heads: int) -> 
     assert torch.equal(greedy(model, prompts, [9, 4, 1], 30), plain)
 
 
-def test_bf16_stays_close_to_fp32(small_llama: Builder) -> None:
+@pytest.mark.parametrize("pack", [False, True])
+def test_bf16_stays_close_to_fp32(small_llama: Builder, pack: bool) -> None:
     half = small_llama().requires_grad_(False).to(torch.bfloat16)
     exact = copy.deepcopy(half).float()
-    half.fuse()
+    half.fuse(pack=pack)
+    calls = count_module_calls(half)
     embeds = embeds_of(2, 9).to(torch.bfloat16)
     expected = exact(embeds.float())
     cache = half.make_cache(2)
     parts = [half(piece, cache=cache) for piece in embeds.split([5, 1, 3], dim=1)]
     tolerance = BF16_RELATIVE_TOLERANCE * float(expected.std())
     torch.testing.assert_close(torch.cat(parts, 1).float(), expected, atol=tolerance, rtol=0)
+    assert not calls
 
 
 def test_the_state_dict_stays_and_no_memory_is_added(pair: tuple[LlamaModel, LlamaModel]) -> None:
@@ -154,6 +157,11 @@ def test_training_a_fused_model_is_training_a_plain_one(small_llama: Builder) ->
     got = fused(embeds_of(1, 6), cache=fused.make_cache(1))
     assert not calls
     torch.testing.assert_close(got, plain(embeds_of(1, 6)), atol=LOGITS_TOLERANCE, rtol=0)
+
+
+def test_packing_elsewhere_is_refused(small_llama: Builder) -> None:
+    with pytest.raises(TypeError, match=r"only 16-bit weights on a CPU can be packed, got torch.float32 on cpu"):
+        small_llama().fuse(pack=True)
 
 
 def test_wrapped_layers_are_refused(small_llama: Builder) -> None:
