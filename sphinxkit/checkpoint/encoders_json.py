@@ -76,6 +76,21 @@ _ACTIVATIONS = {
 _ACTIVATION_WORDS = {"gelu": "gelu (exact erf)", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu (tanh)"}
 
 
+def _wrong_value(value: Any, default: Any) -> str | None:
+    """What was expected instead of ``value``, whose kind the default tells; None if it will do."""
+    if isinstance(default, str):
+        return None  # activations, looked up before
+    if isinstance(default, list):
+        good = isinstance(value, list) and len(value) == len(default) and not any(_wrong_value(v, 1) for v in value)
+        return None if good else f"{len(default)} positive whole numbers"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    if isinstance(default, float):
+        return None if is_number else "a positive number"
+    if default is None and value is None:
+        return None
+    return None if is_number and isinstance(value, int) else "a positive whole number"
+
+
 def encoder_options(config: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
     """Builder options from an ``encoders.json``, where they differ from the builders' defaults.
 
@@ -113,6 +128,8 @@ def encoder_options(config: Mapping[str, Any], file: Path) -> dict[str, dict[str
                     faults.append(f"{where} is {value!r}; the encoder only exists with {fixed[key]!r}")
             elif key not in names:
                 faults.append(f"{where} is not known{suggest(key, [*names, *fixed])}")
+            elif fault := _wrong_value(value, ENCODER_DEFAULTS[builder][names[key]]):
+                faults.append(f"{where} is {value!r}, expected {fault}")
             elif options.setdefault(names[key], value) != value:
                 faults.append(f"{where} is {value!r}, which contradicts {options[names[key]]!r} given before")
     raise_faults(f"{file} cannot be followed", faults)

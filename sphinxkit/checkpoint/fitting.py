@@ -40,8 +40,22 @@ class Fitting:
         path = self.folder / TOKENIZER_NAME
         return tokenizer_size(path) if path.is_file() else None
 
-    def no_embedding(self) -> str:
-        """Says that neither the embedding nor anything else tells the vocabulary's size."""
+    def missing(self, llm: Mapping[str, Any], entries: Mapping[str, Entry]) -> list[str]:
+        """The language model's tensors that are not there, one line each."""
+        return [
+            f"{key!r} ({found[0]!r} in the files) is missing"
+            for key in llm_shapes(llm)
+            if key not in entries and (found := self.key_map.to_theirs(key))
+        ]
+
+    def no_embedding(self, llm: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
+        """Says that neither the embedding nor anything else tells the vocabulary's size; notes what else is missing.
+
+        Args:
+            llm: The recipe's ``llm`` part but for that size.
+            entries: Under canonical names.
+        """
+        self.faults += self.missing(llm, entries)
         found = self.key_map.to_theirs(EMBEDDING)
         return f"there is no embedding ({EMBEDDING!r}, {found[0] if found else EMBEDDING!r} in the files)"
 
@@ -60,9 +74,7 @@ class Fitting:
         named = bool(self.faults)
         self.faults += shapes
         if self.faults and not defer:
-            for key in llm_shapes(llm):
-                if key not in entries and (found := self.key_map.to_theirs(key)):
-                    self.faults.append(f"{key!r} ({found[0]!r} in the files) is missing")
+            self.faults += self.missing(llm, entries)
             unfit = f"{config_path} and the tensors beside it do not fit together"
             raise_faults(f"{self.folder}: {UNFIT}" if named else unfit, self.faults)
 

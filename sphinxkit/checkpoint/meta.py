@@ -81,7 +81,9 @@ def open_meta(folder: Path, replicas: Replicas = "equal", defer: bool = False) -
         if not defer:
             fitting.raise_all()
         none = f"there is no {PARAMS_NAME}, so the model's numbers are not known; give a recipe"
-        recipe: dict[str, Any] | str = none if params is None else fitting.no_embedding()
+        recipe: dict[str, Any] | str = none
+        if params is not None:
+            recipe = fitting.no_embedding(llm_from_meta(params, path, 1), entries)
     else:
         llm = llm_from_meta(params, path, vocab_size)
         fitting.compare(llm, entries, path, defer)

@@ -69,7 +69,7 @@ def open_released(
     if config is None:
         recipe = "there is no config.json, so the model's numbers are not known; give a recipe"
     elif vocab_size is None:
-        recipe = fitting.no_embedding()
+        recipe = fitting.no_embedding(llm_from_meta(config, config_path, 1), entries)
     else:
         llm = llm_from_meta(config, config_path, vocab_size)
         fitting.compare(llm, entries, config_path, defer)

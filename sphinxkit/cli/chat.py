@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.cli.options import Checkpoint, Device, Dtype, RecipeOption, load_model
+from sphinxkit.cli.options import Checkpoint, Device, Dtype, LlamaType, NoVerify, RecipeOption, Replicas, load_model
 from sphinxkit.errors import DataError
 
 HELP = "/image PATH asks about another picture, /reset starts anew, /exit or Ctrl-D ends."
@@ -27,6 +27,9 @@ def chat(
     recipe: RecipeOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    no_verify: NoVerify = False,
+    replicas: Replicas = "equal",
+    llama_type: LlamaType = None,
 ) -> None:
     """Talk with a model about a picture, the answers written as they come.
 
@@ -36,7 +39,7 @@ def chat(
 
     `sphinxkit chat models/sphinx_1k --image photo.jpg`
     """
-    model = load_model(checkpoint, recipe, device, dtype)
+    model = load_model(checkpoint, recipe, device, dtype, no_verify, replicas, llama_type)
     session = model.session(image, system, speculate)
     typer.echo(HELP, err=True)
     while True:

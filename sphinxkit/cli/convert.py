@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.cli.options import Checkpoint, parse_dtype
+from sphinxkit.cli.options import (
+    Checkpoint,
+    LlamaType,
+    NoVerify,
+    RecipeOption,
+    Replicas,
+    parse_dtype,
+    parse_replicas,
+)
 
 
 def convert(
@@ -23,6 +31,10 @@ def convert(
         bool, typer.Option("--llm-only", help="The language model alone; meta and hf hold no more.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    recipe: RecipeOption = None,
+    no_verify: NoVerify = False,
+    replicas: Replicas = "equal",
+    llama_type: LlamaType = None,
 ) -> None:
     """Convert a checkpoint, tensor by tensor.
 
@@ -41,8 +53,12 @@ def convert(
 
     if to not in checkpoint.FORMATS:
         raise CheckpointError(f"--to {to!r}: expected one of {', '.join(checkpoint.FORMATS)}")
-    with checkpoint.open(checkpoint.resolve(source)) as opened:
-        recipe = Recipe(opened.recipe).resolved() if opened.has_recipe else None
+    with checkpoint.open(
+        checkpoint.resolve(source), replicas=parse_replicas(replicas), llama_type=llama_type
+    ) as opened:
+        found = Recipe.find(recipe) if recipe is not None else None
+        if found is None and opened.has_recipe:
+            found = Recipe.of_checkpoint(opened)
         cast = None if dtype is None else parse_dtype(dtype)
         total = sum(math.prod(opened.shape(key)) * (cast or opened.dtype(key)).itemsize for key in opened.keys())  # noqa: SIM118
         with byte_progress(f"converting {source}", total) as progress:
@@ -53,10 +69,11 @@ def convert(
                 part="llm" if llm_only else None,
                 num_shards=num_shards,
                 dtype=cast,
-                recipe=recipe,
+                recipe=None if found is None else found.resolved(),
                 tokenizer=opened.tokenizer_path,
                 unused=None if llm_only or to in ("meta", "hf") else opened.unused,
                 overwrite=overwrite,
                 progress=progress,
+                verify=not no_verify,
             )
     typer.echo(f"wrote {output}", err=True)

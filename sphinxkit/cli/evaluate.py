@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.cli.options import Checkpoint, Device, Dtype, Json, RecipeOption, load_model
+from sphinxkit.cli.options import (
+    Checkpoint,
+    Device,
+    Dtype,
+    Json,
+    LlamaType,
+    NoVerify,
+    RecipeOption,
+    Replicas,
+    load_model,
+)
 
 
 def evaluate(
@@ -25,6 +35,9 @@ def evaluate(
     recipe: RecipeOption = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    no_verify: NoVerify = False,
+    replicas: Replicas = "equal",
+    llama_type: LlamaType = None,
     as_json: Json = False,
 ) -> None:
     """Ask a model every question of a benchmark, greedily, and score its answers.
@@ -45,7 +58,7 @@ def evaluate(
     from sphinxkit.evaluation import benchmarks, run
 
     name = benchmarks.get(benchmark).name
-    model = load_model(checkpoint, recipe, device, dtype)
+    model = load_model(checkpoint, recipe, device, dtype, no_verify, replicas, llama_type)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

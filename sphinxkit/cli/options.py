@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +24,16 @@ RecipeOption = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto (bfloat16 where the hardware has it), float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Do not compare the checksums that the checkpoint's files carry.")
+]
+Replicas = Annotated[
+    str, typer.Option(help="equal: refuse shards that differ in what each holds whole; first: take the first's.")
+]
+LlamaType = Annotated[
+    str | None, typer.Option("--llama-type", help="Type of a released directory without meta.json (llama_ens5).")
+]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # CPU flags that mean bfloat16 arithmetic in hardware, as Linux names them in /proc/cpuinfo.
@@ -91,9 +101,36 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def load_model(checkpoint: str, recipe: str | None, device: str, dtype: str) -> SphinxModel:
+def parse_replicas(name: str) -> Literal["equal", "first"]:
+    """What to do where shards differ, by name.
+
+    Raises:
+        DataError: Neither equal nor first.
+    """
+    if name not in ("equal", "first"):
+        raise DataError(f"--replicas {name!r}: expected equal or first")
+    return "first" if name == "first" else "equal"
+
+
+def load_model(
+    checkpoint: str,
+    recipe: str | None,
+    device: str,
+    dtype: str,
+    no_verify: bool = False,
+    replicas: str = "equal",
+    llama_type: str | None = None,
+) -> SphinxModel:
     """Load a checkpoint as the options say."""
     import sphinxkit
 
     place = pick_device(device)
-    return sphinxkit.load(checkpoint, recipe=recipe, device=place, dtype=pick_dtype(dtype, place))
+    return sphinxkit.load(
+        checkpoint,
+        recipe=recipe,
+        device=place,
+        dtype=pick_dtype(dtype, place),
+        verify=not no_verify,
+        replicas=parse_replicas(replicas),
+        llama_type=llama_type,
+    )

@@ -143,3 +143,25 @@ def test_encoders_of_somebody_else_are_left_out() -> None:
     written = encoders_json(vision)
     assert written is not None
     assert list(written) == ["convnext"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("dinov2", "embed_dim", "x", "a positive whole number"),
+        ("dinov2", "hidden", "x", "a positive whole number"),
+        ("dinov2", "layers", 2.5, "a positive whole number"),
+        ("dinov2", "heads", 0, "a positive whole number"),
+        ("dinov2", "heads", True, "a positive whole number"),
+        ("clip", "mlp_ratio", "4", "a positive number"),
+        ("convnext", "dims", 384, "4 positive whole numbers"),
+        ("convnext", "depths", [3, 4, 30, "x"], "4 positive whole numbers"),
+    ],
+)
+def test_values_of_another_kind(section: str, key: str, value: object, expected: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        encoder_options({section: {key: value}}, Path("d/encoders.json"))
+    assert (
+        str(caught.value)
+        == f"d/encoders.json cannot be followed:\n  - {section}.{key} is {value!r}, expected {expected}"
+    )

@@ -220,3 +220,42 @@ def test_a_tokenizer_may_have_fewer_pieces_than_rows_but_not_more(
     with checkpoint.open(folder) as opened:
         assert opened.tokenizer_path == folder / "tokenizer.model"
         assert opened.recipe["llm"]["vocab_size"] == 520
+
+
+def test_a_head_of_its_own_beside_tied_embeddings(folder: Path, write_json: Callable[..., Path]) -> None:
+    write_json(folder / "config.json", tie_word_embeddings=True)
+    with pytest.raises(CheckpointError, match=r"tie_word_embeddings is true, but .*'lm_head.weight' that differs from"):
+        checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "mixtral"}, {"model_type": "qwen2_moe"}, {"num_local_experts": 8}])
+def test_mixtures_of_experts(folder: Path, write_json: Callable[..., Path], changes: dict[str, object]) -> None:
+    write_json(folder / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=r"model_type '\w+' is a mixture-of-experts model, .* not supported yet"):
+        checkpoint.open(folder)
+
+
+def test_a_tensor_that_the_index_does_not_list(
+    tmp_path: Path, text_model: Model, write_json: Callable[..., Path]
+) -> None:
+    source, recipe = text_model
+    folder = checkpoint.save(tmp_path / "hf", source, recipe=recipe, format="hf", max_shard_bytes=20_000)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())["weight_map"]
+    file = index.pop("model.norm.weight")
+    write_json(path, weight_map=index)
+    with pytest.raises(CheckpointError, match=rf"'model.norm.weight' is in {file} but not in model.safetensors.index"):
+        checkpoint.open(folder)
+
+
+def test_without_an_embedding_all_else_is_listed_too(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.embed_tokens.weight"], tensors["model.norm.weight"]
+    save_file({**tensors, "what": tensors["lm_head.weight"].clone()}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="do not fit together") as caught:
+        checkpoint.open(folder)
+    assert "'what' is not a name this format has" in str(caught.value)
+    assert "there is no 'model.embed_tokens.weight'" in str(caught.value)
+    assert "('model.norm.weight' in the files) is missing" in str(caught.value)

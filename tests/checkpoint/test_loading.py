@@ -214,7 +214,8 @@ def watch():
 thread = threading.Thread(target=watch)
 thread.start()
 with checkpoint.open(folder) as opened:
-    checkpoint.load_into(model, opened, dtype=torch.bfloat16)
+    with opened.verifying():
+        checkpoint.load_into(model, opened, dtype=torch.bfloat16)
 running[0] = False
 thread.join()
 print(peak[0] - before, sum(p.numel() * 2 for p in model.parameters()))

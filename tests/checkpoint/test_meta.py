@@ -86,3 +86,12 @@ def test_missing_and_wrong_files(folder: Path, write_json: Callable[..., Path]) 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no consolidated.NN.pth in it"):
         checkpoint.open(tmp_path, format="meta")
+
+
+@pytest.mark.parametrize("with_params", [True, False])
+def test_a_last_shard_that_is_missing_is_named(folder: Path, with_params: bool) -> None:
+    if not with_params:
+        (folder / "params.json").unlink()
+    (folder / "consolidated.01.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"holds 1 of 2 shards; missing consolidated.01.pth; fetch them"):
+        checkpoint.open(folder)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import sphinxkit
 from sphinxkit import checkpoint
 from sphinxkit.checkpoint.keymap import sphinx_key_map
 from sphinxkit.checkpoint.lla2acc import vision_of_type
@@ -301,3 +302,93 @@ def test_differences_to_a_base(released: Copy) -> None:
         checkpoint.open(folder)
     with checkpoint.open(folder, delta=True) as opened:
         assert opened.read("llm.norm.weight").shape == (64,)
+
+
+def test_every_key_fault_in_one_error(released: Copy) -> None:
+    folder = released()
+
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["llma.adapter.weight"] = torch.zeros(2)
+        del tensors["llma.layers.0.attention_norm.weight"]
+        del tensors["llma.dinov2_vitg14.norm.weight"]
+        tensors["llma.norm.weight"] = torch.zeros(3)
+        tensors["llma.start_img"] = torch.zeros(1, 1, 3)
+        tensors["llma.end_img"] = tensors["llma.end_img"].long()
+
+    for rank in (0, 1):
+        change_shard(folder, rank, damage)
+    with pytest.raises(CheckpointError, match="does not fit the model") as caught:
+        sphinxkit.load(folder)
+    lines = str(caught.value).split("\n  - ")[1:]
+    assert len(lines) == 6
+    text = "\n".join(lines)
+    assert "'llma.adapter.weight' is not a name this format has" in text
+    assert (
+        "'llm.layers.0.attention_norm.weight' ('llma.layers.0.attention_norm.weight' in the files) is missing" in text
+    )
+    assert "('llma.dinov2_vitg14.norm.weight' in the files) is missing" in text
+    assert "llm.norm.weight is [3], the configuration asks for [64]" in text
+    assert "('llma.start_img' in the files) is [1, 1, 3] in the checkpoint, [1, 1, 64] in the model" in text
+    assert "('llma.end_img' in the files) is torch.int64 in the checkpoint, torch.float32 in the model" in text
+    with pytest.raises(CheckpointError, match="do not fit together") as caught:
+        checkpoint.open(folder)
+    assert "'llma.adapter.weight' is not a name this format has" in str(caught.value)
+    assert "('llma.layers.0.attention_norm.weight' in the files) is missing" in str(caught.value)
+    with checkpoint.open(folder, defer_faults=True) as opened:
+        assert opened.faults == (
+            "'llma.adapter.weight' is not a name this format has",
+            "llm.norm.weight is [3], the configuration asks for [64]",
+        )
+
+
+def test_without_an_embedding(released: Copy, write_json: Callable[..., Path]) -> None:
+    folder = released()
+    for rank in (0, 1):
+        change_shard(folder, rank, lambda t: [t.pop(n) for n in ("llma.tok_embeddings.weight", "llma.norm.weight")])
+    with pytest.raises(CheckpointError, match="does not fit the model") as caught:
+        sphinxkit.load(folder)
+    assert "'llm.embed_tokens.weight' ('llma.tok_embeddings.weight' in the files) is missing" in str(caught.value)
+    assert "'llm.norm.weight' ('llma.norm.weight' in the files) is missing" in str(caught.value)
+    (folder / "tokenizer.model").unlink()
+    write_json(folder / "config.json", vocab_size=-1)
+    message = (
+        r"(?s)no embedding \('llm.embed_tokens.weight', 'llma.tok_embeddings.weight' in the files\); and:.*"
+        r"'llma.norm.weight' in the files\) is missing"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        sphinxkit.load(folder)
+
+
+def test_replicas_and_types_from_load(released: Copy) -> None:
+    folder = released("llama_ens_light")
+    change_shard(folder, 1, lambda tensors: tensors["llma.norm.weight"].add_(1))
+    (folder / "meta.json").unlink()
+    with pytest.raises(CheckpointError, match=r"pass llama_type= \(--llama-type\)"):
+        sphinxkit.load(folder)
+    with pytest.raises(CheckpointError, match=r"pass replicas='first' \(--replicas first\)"):
+        sphinxkit.load(folder, llama_type="llama_ens_light")
+    model = sphinxkit.load(folder, llama_type="llama_ens_light", replicas="first")
+    assert torch.equal(model.llm.norm.weight, load_shards(folder)[0]["llma.norm.weight"])
+
+
+def test_experts_are_refused_by_name(released: Copy, write_json: Callable[..., Path]) -> None:
+    folder = released()
+    write_json(folder / "config.json", moe={"num_experts": 8})
+    with pytest.raises(CheckpointError, match="config.json: 'moe': a mixture-of-experts model, .* not supported yet"):
+        checkpoint.open(folder)
+    (folder / "meta.json").unlink()
+    for rank in (0, 1):
+        change_shard(
+            folder, rank, lambda t: t.update({"llma.layers.0.feed_forward.experts.0.w1.weight": torch.zeros(1)})
+        )
+    with pytest.raises(CheckpointError, match=r"experts.0.w1.weight' belongs to a mixture-of-experts .* not supported"):
+        checkpoint.open(folder)
+
+
+def test_reading_by_index_and_iteration(golden: Path) -> None:
+    with checkpoint.open(golden / "llama_ens_light") as opened:
+        assert list(opened) == list(opened.keys())
+        assert torch.equal(opened["llm.norm.weight"], opened.read("llm.norm.weight"))
+        with pytest.raises(CheckpointError, match=r"holds no tensor 'llm.nrom.weight'; did you mean 'llm.norm.weight'"):
+            _ = opened["llm.nrom.weight"]
+        assert [name for name in opened.unused] == list(opened.unused.keys())  # noqa: C416

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import venv
@@ -214,6 +215,10 @@ def test_a_checkpoints_recipe_may_not_name_code(tmp_path: Path) -> None:
     document = yaml.safe_load(path.read_text())
     document["conversation"] = {"type": "os:system", "command": f"touch {tmp_path / 'pwned'}"}
     path.write_text(yaml.safe_dump(document))
+    index = tmp_path / "saved" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["metadata"]["files"]["recipe.yaml"]  # its checksum, which would give the change away
+    index.write_text(json.dumps(content))
     with pytest.raises(RecipeError, match="conversation.type: names code to import, 'os:system', and comes with"):
         sphinxkit.load(tmp_path / "saved")
     assert not (tmp_path / "pwned").exists()

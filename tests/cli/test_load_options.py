@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sphinxkit import checkpoint
+from sphinxkit.checkpoint.verification import zip_checks
+from sphinxkit.cli import app
+from sphinxkit.errors import CheckpointError, DataError
+
+
+@pytest.fixture
+def folder(golden: Path, tmp_path: Path) -> Path:
+    """A released directory whose shards differ in a replica."""
+    folder = tmp_path / "released"
+    shutil.copytree(golden / "llama_ens_light", folder, ignore=shutil.ignore_patterns("golden.*", "resized*"))
+    path = folder / "consolidated.01-of-02.model.pth"
+    content = torch.load(path, weights_only=True)
+    content["model"]["llma.norm.weight"].add_(1)
+    torch.save(content, path)
+    return folder
+
+
+def run(*arguments: str) -> None:
+    CliRunner().invoke(app, [*arguments], catch_exceptions=False)
+
+
+def test_convert_takes_the_first_replica_and_a_type(folder: Path, tmp_path: Path) -> None:
+    (folder / "meta.json").unlink()
+    arguments = ("convert", str(folder), "-o", str(tmp_path / "own"))
+    with pytest.raises(CheckpointError, match=r"--replicas first"):
+        run(*arguments)
+    with pytest.raises(DataError, match="--replicas 'last': expected equal or first"):
+        run(*arguments, "--replicas", "last")
+    run(*arguments, "--replicas", "first", "--llama-type", "llama_ens_light")
+    with checkpoint.open(tmp_path / "own", verify=True) as opened:
+        assert opened.recipe["vision"]["image_size"] == 512
+
+
+def test_checksums_unless_told_otherwise(folder: Path, tmp_path: Path) -> None:
+    path = folder / "consolidated.00-of-02.model.pth"
+    record = next(check for check in zip_checks(path) if "/data/" in check.fault)
+    raw = bytearray(path.read_bytes())
+    raw[record.end - 1] ^= 1
+    path.write_bytes(raw)
+    arguments = ("convert", str(folder), "-o", str(tmp_path / "own"), "--replicas", "first")
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        run(*arguments)
+    ask = (
+        "generate",
+        str(folder),
+        "-p",
+        "a",
+        "--raw",
+        "--max-new-tokens",
+        "1",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    )
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        run(*ask, "--replicas", "first")
+    run(*ask, "--replicas", "first", "--no-verify")
+    run(*arguments, "--no-verify")
+    assert (tmp_path / "own" / "recipe.yaml").is_file()
