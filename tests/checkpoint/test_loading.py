@@ -223,7 +223,7 @@ print(peak[0] - before, sum(p.numel() * 2 for p in model.parameters()))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)])
 def test_peak_memory_is_the_weights(tmp_path: Path, dtype: torch.dtype) -> None:
     width = 1024
     layers = MEGABYTES * 2**20 // (3 * 2 * width * width)

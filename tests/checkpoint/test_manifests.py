@@ -68,7 +68,7 @@ def test_every_name_has_its_place(manifest: Manifest, key_map: KeyMap, llama_typ
         assert back[0] == name
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize("count", [1, 2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_shards_of_any_number_merge_to_the_manifest(manifest: Manifest, key_map: KeyMap, count: int) -> None:
     shards = []
     for rank in range(count):

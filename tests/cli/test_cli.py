@@ -241,7 +241,7 @@ def test_recipe_override(golden: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("kind: model\nllm: tinyllama_1b\n")
     with pytest.raises(
-        CheckpointError, match="'llm.embed_tokens.weight' is .512, 64. in the checkpoint, .32000, 2048. in the model"
+        CheckpointError, match="'llm.embed_tokens.weight' .* is .512, 64. in the checkpoint, .32000, 2048. in"
     ):
         run("generate", str(golden / "llama_ens"), "-p", "x", "--recipe", str(other), "--device", "cpu")
     with pytest.raises(RecipeError, match="no recipe 'nothing'"):
