@@ -121,11 +121,12 @@ def load_model(
     replicas: str = "equal",
     llama_type: str | None = None,
 ) -> SphinxModel:
-    """Load a checkpoint as the options say."""
+    """Load a checkpoint as the options say, its language model made ready for fast inference."""
     import sphinxkit
+    from sphinxkit.llama import LlamaModel
 
     place = pick_device(device)
-    return sphinxkit.load(
+    model = sphinxkit.load(
         checkpoint,
         recipe=recipe,
         device=place,
@@ -134,3 +135,6 @@ def load_model(
         replicas=parse_replicas(replicas),
         llama_type=llama_type,
     )
+    if isinstance(model.llm, LlamaModel):  # another's language model has its own ways
+        model.llm.fuse()
+    return model

@@ -117,7 +117,7 @@ def estimate_memory(
 
     Args:
         recipe: Of kind ``model``.
-        dtype: Of weights, cache and activations.
+        dtype: Of weights, cache and activations. (On a CPU a 16-bit model keeps its cache in float32, twice of this.)
         batch_size: Rows answered together.
         text_tokens: Prompt and answer of a row, in tokens, without the image.
         images: Images in the batch; None: one for each row if the model has eyes.
