@@ -78,7 +78,7 @@ def parse_dtype(name: str) -> torch.dtype:
     import torch
 
     if name not in DTYPES[1:]:
-        raise DataError(f"--dtype {name!r}: expected one of {', '.join(DTYPES)}")
+        raise DataError(f"--dtype {name!r}: expected one of {', '.join(DTYPES[1:])}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
@@ -87,6 +87,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype asked for; ``auto`` is bfloat16 where the hardware has it, and says on stderr what it took."""
     import torch
 
+    if name not in DTYPES:
+        raise DataError(f"--dtype {name!r}: expected one of {', '.join(DTYPES)}")
     if name != "auto":
         return parse_dtype(name)
     if device.type == "cuda":

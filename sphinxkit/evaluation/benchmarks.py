@@ -104,7 +104,7 @@ def get(name: str) -> Benchmark:
     if name in tasks.names():
         metric = TASK_METRICS.get(name) or tasks.create(name).metric
         return Benchmark(name, metric, name, TASK_MAX_NEW_TOKENS)
-    raise DataError(f"unknown benchmark {name!r}{suggest(name, names())} Known: {', '.join(names())}")
+    raise DataError(f"unknown benchmark {name!r}{suggest(name, names()) or '.'} Known: {', '.join(names())}")
 
 
 @dataclass(frozen=True, slots=True)

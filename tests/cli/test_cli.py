@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import sphinxkit
 from sphinxkit.cli import app, main
-from sphinxkit.cli.options import cpu_has_bf16, parse_dtype, pick_device
+from sphinxkit.cli.options import cpu_has_bf16, parse_dtype, pick_device, pick_dtype
 from sphinxkit.errors import CheckpointError, DataError, RecipeError
 
 COMMANDS = sorted(command.name for command in app.registered_commands if command.name)
@@ -221,8 +221,10 @@ def test_chat(golden: Path, tmp_path: Path) -> None:
 
 
 def test_options() -> None:
-    with pytest.raises(DataError, match="--dtype 'fp32': expected one of auto, float32"):
-        parse_dtype("fp32")
+    with pytest.raises(DataError, match="--dtype 'auto': expected one of float32, bfloat16, float16"):
+        parse_dtype("auto")
+    with pytest.raises(DataError, match="--dtype 'fp32': expected one of auto, float32, bfloat16, float16"):
+        pick_dtype("fp32", pick_device("cpu"))
     with pytest.raises(DataError, match="--device 'gpu'"):
         pick_device("gpu")
     assert pick_device("cpu").type == "cpu"

@@ -93,7 +93,8 @@ def _choose(format_name: str, task: str | None) -> tuple[str, str, Converter]:
     spellings = {_plain(known): known for known in FORMATS} | SPELLINGS
     name = spellings.get(_plain(format_name), format_name)
     if name not in FORMATS:
-        raise DataError(f"unknown format {format_name!r}{suggest(name, FORMATS)} Known: {', '.join(sorted(FORMATS))}")
+        hint = suggest(name, FORMATS) or "."
+        raise DataError(f"unknown format {format_name!r}{hint} Known: {', '.join(sorted(FORMATS))}")
     converters = FORMATS[name]
     if ANY_TASK in converters:
         return name, task or "", converters[ANY_TASK]
