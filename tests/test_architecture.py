@@ -31,7 +31,9 @@ LAYERS = [
     {"sphinx_model", "batch_inference", "evaluation"},
     {"recipe"},
     {"training"},
+    {"nano"},
     {"cli"},
+    {"__main__"},
 ]
 LAYER_OF = {family: layer for layer, families in enumerate(LAYERS) for family in families}
 
@@ -118,6 +120,7 @@ def test_heavy_imports_stay_inside_functions(path: Path) -> None:
         ("from sphinxkit.checkpoint import open", LAZY),
         ("from sphinxkit.formatters import tasks", LAZY),
         ("from sphinxkit.sphinx_model import SphinxModel", LAZY),
+        ("import sphinxkit.nano", {"torch", "pydantic", "yaml", "timm", "open_clip"}),
         ("import sphinxkit.cli", {"torch", "pydantic", "yaml", "timm", "open_clip"}),
     ],
 )

@@ -7,40 +7,34 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.cli.options import Checkpoint, Device, Dtype, LlamaType, NoVerify, RecipeOption, Replicas, load_model
+from sphinxkit.cli.options import AnswerOptions, LoadOptions, OptionalCheckpoint, option_groups
 from sphinxkit.errors import DataError
 
 HELP = "/image PATH asks about another picture, /reset starts anew, /exit or Ctrl-D ends."
 
 
+@option_groups
 def chat(
-    checkpoint: Checkpoint,
+    *,
+    checkpoint: OptionalCheckpoint = None,
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture to talk about.")] = None,
     system: Annotated[str | None, typer.Option(help="Replaces the template's system text.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens an answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    speculate: Annotated[
-        int | None, typer.Option(min=1, help="Draft up to this many tokens by prompt lookup (greedy only).")
-    ] = None,
-    recipe: RecipeOption = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    no_verify: NoVerify = False,
-    replicas: Replicas = "equal",
-    llama_type: LlamaType = None,
+    answering: AnswerOptions,
+    loading: LoadOptions,
 ) -> None:
     """Talk with a model about a picture, the answers written as they come.
 
-    The picture is read once; every further question costs its own words only.
+    The picture is read once; every further question costs its own words only. Without a CHECKPOINT it is SPHINX-nano,
+    which comes with sphinxkit.
 
-    Example:
+    Examples:
+
+    `sphinxkit chat --image scene.png`
 
     `sphinxkit chat models/sphinx_1k --image photo.jpg`
     """
-    model = load_model(checkpoint, recipe, device, dtype, no_verify, replicas, llama_type)
-    session = model.session(image, system, speculate)
+    model = loading.load(checkpoint)
+    session = model.session(image, system, answering.speculate)
     typer.echo(HELP, err=True)
     while True:
         typer.echo("you> ", nl=False, err=True)
@@ -51,12 +45,14 @@ def chat(
             if line == "/reset":
                 session.reset()
             elif line.startswith("/image"):
-                session = model.session(Path(line.removeprefix("/image").strip()), system, speculate)
+                session = model.session(Path(line.removeprefix("/image").strip()), system, answering.speculate)
             elif line.startswith("/"):
                 typer.echo(HELP, err=True)
             elif line:
                 is_begun = False
-                for piece in session.stream(line, max_new_tokens, temperature, top_p, seed):
+                for piece in session.stream(
+                    line, answering.max_new_tokens, answering.temperature, answering.top_p, answering.seed
+                ):
                     shown = piece if is_begun else piece.lstrip()
                     is_begun = is_begun or bool(shown)
                     typer.echo(shown, nl=False)

@@ -7,20 +7,12 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.cli.options import (
-    Checkpoint,
-    Device,
-    Dtype,
-    Json,
-    LlamaType,
-    NoVerify,
-    RecipeOption,
-    Replicas,
-    load_model,
-)
+from sphinxkit.cli.options import Checkpoint, Json, LoadOptions, option_groups
 
 
+@option_groups
 def evaluate(
+    *,
     checkpoint: Checkpoint,
     benchmark: Annotated[str, typer.Argument(help="A benchmark (refcocog_val, MME_benchmark, ...) or a task.")],
     annotations: Annotated[Path, typer.Option(help="JSON list of annotations, each with question and gt_answers.")],
@@ -32,12 +24,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions that are asked at once.")] = 8,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. Default: the benchmark's.")] = None,
     strip_prefix: Annotated[str, typer.Option(help="Taken off the front of every image path (data/coco/).")] = "",
-    recipe: RecipeOption = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    no_verify: NoVerify = False,
-    replicas: Replicas = "equal",
-    llama_type: LlamaType = None,
+    loading: LoadOptions,
     as_json: Json = False,
 ) -> None:
     """Ask a model every question of a benchmark, greedily, and score its answers.
@@ -58,7 +45,7 @@ def evaluate(
     from sphinxkit.evaluation import benchmarks, run
 
     name = benchmarks.get(benchmark).name
-    model = load_model(checkpoint, recipe, device, dtype, no_verify, replicas, llama_type)
+    model = loading.load(checkpoint)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,15 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sphinxkit.cli.options import (
-    Checkpoint,
-    Device,
-    Dtype,
+    AnswerOptions,
     Json,
-    LlamaType,
-    NoVerify,
-    RecipeOption,
-    Replicas,
-    load_model,
+    LoadOptions,
+    OptionalCheckpoint,
+    option_groups,
+    tell_checkpoint,
 )
 from sphinxkit.errors import DataError
 
@@ -27,12 +25,26 @@ if TYPE_CHECKING:
     from sphinxkit.sphinx_model import SphinxModel
 
 
+@option_groups
 def generate(
-    checkpoint: Checkpoint,
+    *,
+    checkpoint: OptionalCheckpoint = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The question; with --raw the whole prompt.")
     ] = None,
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture that the prompt is about.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", "-t", help="Ask in the wording of a task (rec, detection, pose, ...); see docs/tasks.md."
+        ),
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(help="X1,Y1,X2,Y2 in pixels: the region that --task pose or reg asks about.")
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option("--draw", help="Write the picture with the answer's boxes and key points on it.")
+    ] = None,
     source: Annotated[
         Path | None,
         typer.Option("--input", help="JSON lines {prompt, image, ...}; image paths are relative to its folder."),
@@ -43,33 +55,31 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of the input that are answered at once.")] = 8,
     num_workers: Annotated[int, typer.Option(min=1, help="Threads that load the input's images.")] = 2,
     raw: Annotated[bool, typer.Option("--raw", help="Do not put the prompt through the chat template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable; row i of an input adds i.")] = None,
+    answering: AnswerOptions,
     stop: Annotated[
         list[str] | None, typer.Option(help="Ends the answer; may be repeated. Default: the template's.")
     ] = None,
     truncate_left: Annotated[bool, typer.Option(help="Shorten an over-long prompt from the left.")] = False,
-    speculate: Annotated[
-        int | None, typer.Option(min=1, help="Draft up to this many tokens by prompt lookup (greedy only).")
-    ] = None,
-    recipe: RecipeOption = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    no_verify: NoVerify = False,
-    replicas: Replicas = "equal",
-    llama_type: LlamaType = None,
+    loading: LoadOptions,
     as_json: Json = False,
 ) -> None:
     r"""Answer a prompt, about a picture or without; or all prompts of a file.
 
+    Without a CHECKPOINT it is SPHINX-nano, which comes with sphinxkit.
+
+    With --task, --prompt holds what the task asks about: rec a phrase, detection a category, vqa a question; pose,
+    layout, text_detection and grounded_caption take none. --json then also gives what the answer says, in pixels.
+
     A row of --input may hold id, prompt (or messages), image, max_new_tokens, temperature, top_p, stop, seed and meta,
-    which is copied to the answer. Answers are written to OUTPUT.rank-0-of-1.part as they come, and to OUTPUT in the
-    input's order when all are there. The same command goes on after a kill. With torchrun every process takes its
-    share of the rows.
+    which is copied to the answer; row i draws from --seed + i. Answers are written to OUTPUT.rank-0-of-1.part as they
+    come, and to OUTPUT in the input's order when all are there. The same command goes on after a kill. With torchrun
+    every process takes its share of the rows.
 
     Examples:
+
+    `sphinxkit generate --image scene.png --prompt "How many circles are there?"`
+
+    `sphinxkit generate --image scene.png --task rec --prompt "the red circle" --draw found.png`
 
     `sphinxkit generate models/sphinx_1k --image photo.jpg --prompt "What is in the picture?"`
 
@@ -77,59 +87,129 @@ def generate(
 
     `sphinxkit generate models/sphinx_1k --input questions.jsonl --output answers.jsonl --batch-size 32`
     """
-    from sphinxkit.generation import Sampling
-    from sphinxkit.tilers import load_image
-
-    if (prompt is None) == (source is None):
-        raise typer.BadParameter("give either --prompt or --input", param_hint="--prompt")
-    if (source is None) != (output is None) or (source is not None and image is not None):
-        raise typer.BadParameter("--input goes with --output, and names images in its rows", param_hint="--input")
-    sampling = Sampling(max_new_tokens, temperature, top_p, tuple(stop or ()), seed)
+    is_single = source is None
+    named = {"--image": image, "--task": task, "--box": box, "--draw": draw}
+    wrong_usage = (
+        ((prompt is None) == is_single and not (is_single and task), "give either --prompt or --input", "--prompt"),
+        (is_single != (output is None), "--input goes with --output", "--input"),
+        (
+            not is_single and any(value is not None for value in named.values()),
+            f"--input names images in its rows, and goes without {', '.join(named)}",
+            "--input",
+        ),
+        (
+            image is None and (task is not None or draw is not None),
+            "--task and --draw are about a picture: give --image",
+            "--image",
+        ),
+        (task is None and box is not None, "--box goes with --task", "--box"),
+        (task is not None and raw, "--task words the prompt, with --raw you do", "--raw"),
+    )
+    for is_wrong, message, option in wrong_usage:
+        if is_wrong:
+            raise typer.BadParameter(message, param_hint=option)
     truncate: Literal["left"] | None = "left" if truncate_left else None
     if source is not None and output is not None:
+        from sphinxkit.generation import Sampling
+
+        sampling = Sampling(
+            answering.max_new_tokens, answering.temperature, answering.top_p, tuple(stop or ()), answering.seed
+        )
         rank, world_size = read_ranks()
-        model = load_model(checkpoint, recipe, own_device(device), dtype, no_verify, replicas, llama_type)
-        facts = {"checkpoint": checkpoint, "recipe": recipe, "dtype": str(model.dtype), "truncate": truncate}
+        model = dataclasses.replace(loading, device=own_device(loading.device)).load(checkpoint)
+        facts = {
+            "checkpoint": tell_checkpoint(checkpoint),
+            "recipe": loading.recipe,
+            "dtype": str(model.dtype),
+            "truncate": truncate,
+        }
         run: dict[str, Any] = {
             "rank": rank,
             "world_size": world_size,
             "batch_size": batch_size,
             "num_workers": num_workers,
-            "speculate": speculate,
+            "speculate": answering.speculate,
             "truncate": truncate,
         }
         _answer_file(model, source, output, sampling, raw, facts, run, as_json)
         return
-    question = prompt or ""
-    if not question.strip():
+    fields = _answer_one(
+        checkpoint, loading, Question(prompt, image, task, box, draw, raw), answering, tuple(stop or ()), truncate
+    )
+    typer.echo(json.dumps(fields, ensure_ascii=False) if as_json else fields["text"].strip())
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What one prompt is made of; see the options of ``generate``."""
+
+    prompt: str | None
+    image: Path | None = None
+    task: str | None = None
+    box: str | None = None
+    draw: Path | None = None
+    is_raw: bool = False
+
+
+def _answer_one(
+    checkpoint: str | None,
+    loading: LoadOptions,
+    question: Question,
+    answering: AnswerOptions,
+    stop: tuple[str, ...],
+    truncate: Literal["left"] | None,
+) -> dict[str, Any]:
+    """Answer one prompt, and draw; whatever is wrong with the question is told before the model is loaded."""
+    from sphinxkit.cli.drawing import picture_format, read_places, write_drawing
+    from sphinxkit.cli.task_prompt import task_instruction
+    from sphinxkit.formatters import tasks
+    from sphinxkit.geometry import ImageGeometry
+    from sphinxkit.tilers import load_image
+
+    if question.prompt is not None and not question.prompt.strip():
         raise DataError("--prompt is empty")
-    picture = None if image is None else load_image(image)  # a wrong picture is told before the model is loaded
-    model = load_model(checkpoint, recipe, device, dtype, no_verify, replicas, llama_type)
-    text, ends = (question, ()) if raw else model.chat_prompt([{"role": "user", "content": question}])
+    picture = None if question.image is None else load_image(question.image)
+    task = None if question.task is None else tasks.create(question.task)
+    words = question.prompt or ""
+    if task is not None and picture is not None:
+        words = task_instruction(task, question.prompt, question.box, ImageGeometry(*picture.size))
+    form = ""
+    if question.draw is not None and question.image is not None:
+        form = picture_format(question.draw, question.image)
+    model = loading.load(checkpoint)
+    messages = [{"role": "user", "content": words}]
+    text, ends = (words, ()) if question.is_raw else model.chat_prompt(messages)
+    if task is not None and task.answer_start and model.conversation is not None:
+        text = model.conversation.prompt(messages, task.answer_start)
     [answer] = model.generate(
         [text],
         [picture],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        stop=tuple(stop) if stop else ends,
+        max_new_tokens=answering.max_new_tokens,
+        temperature=answering.temperature,
+        top_p=answering.top_p,
+        seed=answering.seed,
+        stop=stop or ends,
         truncate=truncate,
-        speculate=speculate,
+        speculate=answering.speculate,
     )
-    if as_json:
-        fields: dict[str, Any] = {
-            "prompt": text,
-            "image": None if image is None else str(image),
-            "text": answer.text,
-            "token_ids": answer.token_ids,
-            "finish_reason": answer.finish_reason,
-        }
-        if speculate is not None:
-            fields |= {"num_drafted": answer.num_drafted, "num_accepted": answer.num_accepted}
-        typer.echo(json.dumps(fields, ensure_ascii=False))
-    else:
-        typer.echo(answer.text.strip())
+    fields: dict[str, Any] = {
+        "prompt": text,
+        "image": None if question.image is None else str(question.image),
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+    }
+    if answering.speculate is not None:
+        fields |= {"num_drafted": answer.num_drafted, "num_accepted": answer.num_accepted}
+    if picture is not None and (task is not None or question.draw is not None):
+        found = read_places(answer.text, picture, task, question.prompt if task is not None else None)
+        fields["items"] = [item if isinstance(item, str) else dataclasses.asdict(item) for item in found.items]
+        fields["unread"] = [error._asdict() for error in found.failures]
+        for error in found.failures:
+            typer.echo(f"not read: {error.text!r} ({tasks.FAULTS[error.kind]})", err=True)
+        if question.draw is not None:
+            typer.echo(write_drawing(question.draw, form, picture, found.items), err=True)
+    return fields
 
 
 def read_ranks() -> tuple[int, int]:

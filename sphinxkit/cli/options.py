@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -17,6 +22,13 @@ if TYPE_CHECKING:
 Checkpoint = Annotated[
     str,
     typer.Argument(help="Directory of a checkpoint (sphinxkit, released SPHINX, Meta or HF Llama) or hf://org/repo."),
+]
+OptionalCheckpoint = Annotated[
+    str | None,
+    typer.Argument(
+        help="Directory of a checkpoint (sphinxkit, released SPHINX, Meta or HF Llama) or hf://org/repo. Default: "
+        "SPHINX-nano, which comes with sphinxkit."
+    ),
 ]
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", help="Recipe (name or file) that overrides what the checkpoint says.")
@@ -115,7 +127,7 @@ def parse_replicas(name: str) -> Literal["equal", "first"]:
 
 
 def load_model(
-    checkpoint: str,
+    checkpoint: str | None,
     recipe: str | None,
     device: str,
     dtype: str,
@@ -123,13 +135,17 @@ def load_model(
     replicas: str = "equal",
     llama_type: str | None = None,
 ) -> SphinxModel:
-    """Load a checkpoint as the options say, its language model made ready for fast inference."""
+    """Load a checkpoint as the options say, its language model made ready for fast inference.
+
+    Without a checkpoint it is SPHINX-nano, which is said on stderr.
+    """
     import sphinxkit
+    from sphinxkit import nano
     from sphinxkit.llama import LlamaModel
 
     place = pick_device(device)
     model = sphinxkit.load(
-        checkpoint,
+        nano.path() if checkpoint is None else checkpoint,
         recipe=recipe,
         device=place,
         dtype=pick_dtype(dtype, place),
@@ -137,6 +153,82 @@ def load_model(
         replicas=parse_replicas(replicas),
         llama_type=llama_type,
     )
+    if checkpoint is None:
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        typer.echo(f"no checkpoint named: {nano.NAME}, {millions:.1f} M parameters", err=True)
     if isinstance(model.llm, LlamaModel):  # another's language model has its own ways
         model.llm.fuse()
     return model
+
+
+def tell_checkpoint(checkpoint: str | None) -> str:
+    """What names the weights in a record of a run; SPHINX-nano's also tells which release of them."""
+    from sphinxkit import nano
+
+    if checkpoint is not None:
+        return checkpoint
+    index = (nano.path() / "model.safetensors.index.json").read_bytes()  # it holds the checksum of every file
+    return f"{nano.NAME} {hashlib.sha256(index).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is loaded."""
+
+    recipe: RecipeOption = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    no_verify: NoVerify = False
+    replicas: Replicas = "equal"
+    llama_type: LlamaType = None
+
+    def load(self, checkpoint: str | None) -> SphinxModel:
+        """See ``load_model``."""
+        return load_model(
+            checkpoint, self.recipe, self.device, self.dtype, self.no_verify, self.replicas, self.llama_type
+        )
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How an answer is written."""
+
+    max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens an answer.")] = 512
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
+    top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.")] = 1.0
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None
+    speculate: Annotated[
+        int | None, typer.Option(min=1, help="Draft up to this many tokens by prompt lookup (greedy only).")
+    ] = None
+
+
+def option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Put the fields of every parameter that is a dataclass in its place, each an option of its own.
+
+    ``def chat(image: ..., loading: LoadOptions)`` becomes a command with ``--image``, ``--recipe``, ``--device``, ...
+    """
+    groups: dict[str, type[Any]] = {}
+    parameters = []
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in inspect.signature(command).parameters.items():
+        if not is_dataclass(hints[name]):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            continue
+        groups[name] = hints[name]
+        inner = get_type_hints(hints[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=inner[option.name]
+            )
+            for option in fields(hints[name])
+        ]
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{option.name: values.pop(option.name) for option in fields(group)})
+        command(**values)
+
+    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return expanded

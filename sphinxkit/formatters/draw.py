@@ -1,4 +1,4 @@
-"""Drawing what an answer says onto its image: boxes, phrases and key points.
+"""Reading what an answer of any task says about places, and drawing it: boxes, phrases and key points.
 
 Coordinates are original pixels, as the parsers give them. Sizes follow the image's, so that a thumbnail and a scan look
 alike.
@@ -12,8 +12,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks.base import GroundedPhrase, Keypoints
-from sphinxkit.geometry import Box, Point
+from sphinxkit.formatters.tasks.base import ErrorLog, GroundedPhrase, Keypoints, ParseResult
+from sphinxkit.formatters.tasks.coordinates import read_boxes, read_points
+from sphinxkit.formatters.tasks.grounding import Scanner
+from sphinxkit.formatters.tasks.pose import COCO_KEYPOINTS
+from sphinxkit.geometry import Box, ImageGeometry, Point
 
 # Okabe and Ito's colours without black: told apart by colour-blind readers as well. Source: Okabe and Ito, "Color
 # Universal Design", 2008.
@@ -32,6 +35,44 @@ COCO_SKELETON = (
 LINE_FRACTION = 1 / 250  # of the image's mean side (our choice)
 TEXT_FRACTION = 1 / 28  # likewise (our choice)
 MAX_LABEL = 40  # characters of a label that are drawn (our choice)
+
+
+def find_places(answer: str, geometry: ImageGeometry) -> ParseResult[GroundedPhrase | Keypoints | Point]:
+    """Every box and point of an answer, whatever task it is an answer to.
+
+    Lists of four numbers are boxes, with the phrase in front of them if there is one; pairs are points. Points named
+    as COCO's key points make a body, and a name that comes again begins the next body. A task's own ``parse`` reads
+    more: it knows what to expect and repairs accordingly.
+
+    Args:
+        answer: The model's words.
+        geometry: The image's size.
+    Returns:
+        Boxes and points in original pixels, inside the image, in the answer's order; the errors are those of reading
+        coordinates and markup.
+    """
+    log = ErrorLog(answer)
+    items: list[GroundedPhrase | Keypoints | Point] = []
+    body: dict[str, Point] = {}
+    for group in Scanner(log, running_text=True).groups():
+        phrase = group.phrase or ""
+        name = "_".join(phrase.lower().replace("-", " ").split())
+        boxes: list[Box] = []
+        for start, end in group.lists:
+            if answer[start:end].partition(";")[0].count(",") != 1:
+                boxes += read_boxes(log, start, end, geometry)
+                continue
+            for point in read_points(log, start, end, geometry):
+                if name not in COCO_KEYPOINTS:
+                    items.append(point)
+                    continue
+                if not body or name in body:
+                    body = {}
+                    items.append(Keypoints(body))
+                body[name] = point
+        if boxes:
+            items.append(GroundedPhrase(phrase, tuple(boxes)))
+    return ParseResult(tuple(items), tuple(log.errors))
 
 
 def _scaled(image: Image.Image, fraction: float, least: int) -> int:

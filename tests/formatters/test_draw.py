@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
-from sphinxkit.formatters.draw import COCO_SKELETON, PALETTE, draw_boxes, draw_items, draw_keypoints
+from sphinxkit.formatters.draw import COCO_SKELETON, PALETTE, draw_boxes, draw_items, draw_keypoints, find_places
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS, GroundedPhrase, Keypoints
 from sphinxkit.geometry import Box, ImageGeometry, Point
 
@@ -86,3 +88,29 @@ def test_errors() -> None:
         draw_boxes(blank(), [Box(0, 0, 1, 1)] * 2, colours=["red"] * 3)
     with pytest.raises(DataError, match="draw: cannot draw a dict"):
         draw_items(blank(), [{}])
+
+
+def test_places_of_an_answer_to_any_question() -> None:
+    geometry = ImageGeometry(200, 100)  # padded by 50 above
+    answer = (
+        "A <p>red ball</p>[0.1,0.3,0.2,0.4;0.5,0.5,0.6,0.6] lies [0.25,0.5,0.5,0.75] near <p>Nose</p>[0.5,0.5] "
+        "<p>left eye</p>[0.6,0.5] <p>nose</p>[0.1,0.5] and <p>door</p>[0.5,0.25;0.25,0.5]."
+    )
+    found = find_places(answer, geometry)
+    assert found.items == (
+        GroundedPhrase("red ball", (Box(20.0, 10.0, 40.0, 30.0), Box(100.0, 50.0, 120.0, 70.0))),
+        GroundedPhrase("", (Box(50.0, 50.0, 100.0, 100.0),)),
+        Keypoints({"nose": Point(100.0, 50.0), "left_eye": Point(120.0, 50.0)}),
+        Keypoints({"nose": Point(20.0, 50.0)}),
+        Point(100.0, 0.0),
+        Point(50.0, 50.0),
+    )
+    assert not found.failures
+    assert find_places("No places, [1] or [see, there].", geometry).items == ()
+    assert find_places("<p>dog</p>[] [0.1,x,0.2,0.3]", geometry).items == ()
+
+
+@given(st.text(alphabet="<p>/[],;.0159 nose", max_size=80))
+def test_no_answer_breaks_the_search_for_places(answer: str) -> None:
+    drawn = draw_items(blank(), find_places(answer, ImageGeometry(200, 100)).items)
+    assert drawn.size == (200, 100)

@@ -1,0 +1,94 @@
+"""Commands without a checkpoint: the one that comes with the package."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import sphinxkit
+from sphinxkit.cli import app
+from sphinxkit.cli.options import tell_checkpoint
+from sphinxkit.errors import CheckpointError, DataError
+
+PLAIN = ("--device", "cpu", "--dtype", "float32")
+
+
+def invoke(*arguments: str, stdin: str | None = None) -> Result:
+    result = CliRunner().invoke(app, arguments, input=stdin, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture
+def announcement(golden: Path) -> str:
+    count = sum(parameter.numel() for parameter in sphinxkit.load(golden / "llama_ens").parameters())
+    return f"no checkpoint named: SPHINX-nano, {count / 1e6:.1f} M parameters"
+
+
+def test_generate(embedded: Path, announcement: str, golden: Path) -> None:
+    question = ("-p", "What is in the image?", "-i", str(golden / "images" / "wide.png"), "--max-new-tokens", "4")
+    unnamed = invoke("generate", *question, *PLAIN, "--json")
+    named = invoke("generate", str(embedded), *question, *PLAIN, "--json")
+    assert unnamed.stdout == named.stdout
+    assert announcement in unnamed.stderr
+    assert "no checkpoint named" not in named.stderr
+
+
+@pytest.mark.usefixtures("embedded")
+def test_chat(announcement: str) -> None:
+    result = invoke("chat", "--max-new-tokens", "3", *PLAIN, stdin="What is it?\n/exit\n")
+    assert announcement in result.stderr
+    assert result.stdout.strip()
+
+
+def test_a_file_of_prompts(embedded: Path, announcement: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "What?"}\n')
+    files = ("--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), "--max-new-tokens", "3")
+    first = invoke("generate", *files, *PLAIN)
+    assert announcement in first.stderr
+    assert first.stdout.startswith("1 rows answered, 0 were before")
+    assert invoke("generate", *files, *PLAIN).stdout.startswith("0 rows answered, 1 were before")
+    answer = json.loads((tmp_path / "out.jsonl").read_text())["text"]
+    model = sphinxkit.load(embedded)
+    assert answer.strip() == model.chat([{"role": "user", "content": "What?"}], max_new_tokens=3)
+
+
+def test_other_weights_under_the_same_name_are_another_run(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tell_checkpoint("models/mine") == "models/mine"
+    told = tell_checkpoint(None)
+    assert told.startswith("SPHINX-nano ")
+    other = embedded.parent / "other"
+    model = sphinxkit.load(embedded)
+    model.llm.norm.weight.data.add_(1)
+    model.save(other, overwrite=True)
+    monkeypatch.setattr("sphinxkit.nano.path", lambda: other)
+    assert tell_checkpoint(None) != told
+
+
+@pytest.mark.parametrize("command", [("generate", "-p", "What?"), ("chat",)])
+def test_an_installation_without_the_weights(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sphinxkit.nano._FOLDER", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"comes without SPHINX-nano's weights \(missing: recipe.yaml, tokenizer"):
+        invoke(*command, *PLAIN)
+
+
+def test_a_wrong_picture_costs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sphinxkit.nano._FOLDER", str(tmp_path))
+    with pytest.raises(DataError, match="there is no such file"):
+        invoke("generate", "-p", "What?", "-i", "nowhere.png")
+
+
+def test_module_of_the_package() -> None:
+    found = [
+        subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True).stdout
+        for module in ("sphinxkit", "sphinxkit.cli")
+    ]
+    assert found == [f"sphinxkit {sphinxkit.__version__}\n"] * 2
