@@ -114,7 +114,8 @@ def draw_boxes(
     width = _scaled(canvas, LINE_FRACTION, 1)
     colours = [PALETTE[i % len(PALETTE)] for i in range(len(boxes))] if colours is None else colours
     for box, colour in zip(boxes, colours, strict=True):
-        draw.rectangle((box.x1, box.y1, max(box.x1, box.x2 - 1), max(box.y1, box.y2 - 1)), outline=colour, width=width)
+        x1, y1, x2, y2 = (round(side) for side in (box.x1, box.y1, box.x2, box.y2))  # PIL would cut the decimals off
+        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=width)
     for box, colour, label in zip(boxes, colours, labels or [""] * len(boxes), strict=True):
         _label(draw, canvas, label, Point(box.x1, box.y1), colour)
     return canvas

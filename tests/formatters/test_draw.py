@@ -31,6 +31,12 @@ def test_a_box_is_where_it_says() -> None:
     assert changed(image, image) is None  # the original is untouched
 
 
+def test_rounded_coordinates_give_the_pixels_that_they_were_written_from() -> None:
+    image = blank(112, 112)
+    [box] = tasks.create("rec").parse("[0.652,0.491,0.866,0.705]", ImageGeometry(112, 112)).items
+    assert changed(image, draw_boxes(image, [box])) == (73, 55, 97, 79)
+
+
 def test_colours_follow_the_palette() -> None:
     boxes = [Box(0.0, 0.0, 10.0, 10.0), Box(50.0, 50.0, 60.0, 60.0)]
     drawn = draw_boxes(blank(), boxes)
