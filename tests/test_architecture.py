@@ -38,7 +38,10 @@ LAYERS = [
 LAYER_OF = {family: layer for layer, families in enumerate(LAYERS) for family in families}
 
 # Imported only inside the functions that need them; pydantic belongs to the one module that is about schemas.
-LAZY = {"timm", "open_clip", "xformers", "pydantic", "yaml", "transformers", "torchvision", "matplotlib", "torchao"}
+LAZY = {
+    *("timm", "open_clip", "xformers", "pydantic", "yaml", "transformers", "torchvision", "matplotlib", "torchao"),
+    "gradio",
+}
 ABOUT = {"pydantic": {"recipe/schema.py"}}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

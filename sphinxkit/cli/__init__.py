@@ -15,6 +15,7 @@ from sphinxkit.cli.check import check
 from sphinxkit.cli.convert import convert
 from sphinxkit.cli.convert_data import convert_data
 from sphinxkit.cli.delta import app as delta_app
+from sphinxkit.cli.demo import demo
 from sphinxkit.cli.diff import diff
 from sphinxkit.cli.evaluate import evaluate
 from sphinxkit.cli.generate import generate
@@ -54,7 +55,7 @@ def _root(
 
 
 for _command in (
-    *(generate, chat, verify, inspect, memory, check, convert, mix, diff),
+    *(generate, chat, demo, verify, inspect, memory, check, convert, mix, diff),
     *(convert_data, inspect_data, evaluate, score, train),
 ):
     app.command(_command.__name__.replace("_", "-"))(_command)

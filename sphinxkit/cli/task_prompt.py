@@ -25,7 +25,7 @@ def parse_box(text: str) -> Box:
     try:
         x1, y1, x2, y2 = (float(word) for word in text.split(","))
     except ValueError as error:
-        raise DataError(f"--box {text!r}: expected X1,Y1,X2,Y2 in pixels") from error
+        raise DataError(f"region {text!r} (--box): expected X1,Y1,X2,Y2 in pixels") from error
     return Box(x1, y1, x2, y2)
 
 
@@ -48,15 +48,15 @@ def task_instruction(task: Task[Any, Any], prompt: str | None, box: str | None, 
     words = [name for name in words if name not in ("box", "geometry")]
     values: dict[str, Any] = {"geometry": geometry} if "geometry" in parameters else {}
     if len(words) > 1:
-        raise DataError(f"--task {task.name}: it takes more than one text ({', '.join(words)}); write the prompt out")
+        raise DataError(f"task {task.name!r}: it takes more than one text ({', '.join(words)}); write the question out")
     if words and prompt is None:
-        raise DataError(f"--task {task.name}: give its {words[0]} as --prompt")
+        raise DataError(f"task {task.name!r}: it asks about a {words[0]}; give one (--prompt)")
     if prompt is not None:
         if not words:
-            raise DataError(f"--task {task.name}: it takes no --prompt")
+            raise DataError(f"task {task.name!r}: it takes no words (--prompt)")
         values[words[0]] = prompt
     if box is not None and "box" not in parameters:
-        raise DataError(f"--task {task.name}: it takes no --box")
+        raise DataError(f"task {task.name!r}: it takes no region (--box)")
     if "box" in parameters:
         if box is None:
             typer.echo("no --box: the whole picture", err=True)

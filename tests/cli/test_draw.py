@@ -159,10 +159,10 @@ def test_wrong_usage(arguments: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("--task", "rec"), DataError, "--task rec: give its phrase as --prompt"),
-        (("--task", "caption", "-p", "dog"), DataError, "--task caption: it takes no --prompt"),
-        (("--task", "rec", "-p", "dog", "--box", "1,2,3,4"), DataError, "--task rec: it takes no --box"),
-        (("--task", "pose", "--box", "1,2,3"), DataError, "--box '1,2,3': expected X1,Y1,X2,Y2 in pixels"),
+        (("--task", "rec"), DataError, "task 'rec': it asks about a phrase; give one .--prompt"),
+        (("--task", "caption", "-p", "dog"), DataError, "task 'caption': it takes no words .--prompt"),
+        (("--task", "rec", "-p", "dog", "--box", "1,2,3,4"), DataError, "task 'rec': it takes no region .--box"),
+        (("--task", "pose", "--box", "1,2,3"), DataError, "region '1,2,3' .--box.: expected X1,Y1,X2,Y2 in pixels"),
         (("--task", "pose", "--box", "1,2,3,900"), DataError, "lies outside the image of 200x100"),
         (("--task", "pos"), RegistryError, "did you mean 'pose'"),
         (("-p", " "), DataError, "--prompt is empty"),
@@ -190,7 +190,7 @@ def test_a_task_of_several_texts() -> None:
         def prompt(self, one: str, other: str) -> str:
             return one + other
 
-    with pytest.raises(DataError, match=r"--task two: it takes more than one text \(one, other\)"):
+    with pytest.raises(DataError, match=r"task 'two': it takes more than one text \(one, other\)"):
         task_instruction(Two(), "a", None, GEOMETRY)
 
 

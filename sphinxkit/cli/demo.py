@@ -1,0 +1,211 @@
+"""``sphinxkit demo``: a page in the browser to ask about pictures, the answers drawn onto them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sphinxkit.cli.options import AnswerOptions, LoadOptions, OptionalCheckpoint, option_groups
+from sphinxkit.errors import DataError, SphinxkitError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sphinxkit.sphinx_model import ChatSession, SphinxModel
+
+FREE = "(own words)"  # the choice of no task
+MAX_VISITORS = 16  # whose caches are kept at once; our choice
+
+
+@option_groups
+def demo(
+    *,
+    checkpoint: OptionalCheckpoint = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is open to the network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 7860,
+    answering: AnswerOptions,
+    loading: LoadOptions,
+) -> None:
+    """Ask about pictures on a page in the browser; boxes and key points of the answers are drawn.
+
+    Without a CHECKPOINT it is SPHINX-nano, which comes with sphinxkit. Needs `pip install "sphinxkit[demo]"`. The page
+    is served from this machine and sends nothing elsewhere.
+
+    Example:
+
+    `sphinxkit demo --port 8000`
+    """
+    gradio = import_gradio()
+    page = make_page(gradio, loading.load(checkpoint), answering)
+    try:
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            state_session_capacity=MAX_VISITORS,
+        )
+    except OSError as error:
+        raise DataError(f"--host {host} --port {port}: cannot listen there: {error}") from error
+    typer.echo(f"{url} (Ctrl-C ends)")
+    page.block_thread()
+
+
+def import_gradio() -> Any:
+    """The gradio package.
+
+    Raises:
+        DataError: It is not installed.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise DataError('the demo needs gradio: pip install "sphinxkit[demo]"') from error
+    return gradio
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the page shows for a question.
+
+    Args:
+        asked: The question as the model read it.
+        text: The answer.
+        drawing: The picture with the answer's places on it; None without a picture.
+        notes: What was drawn and what could not be read.
+    """
+
+    asked: str
+    text: str
+    drawing: Image | None
+    notes: str
+
+
+class Talk:
+    """One visitor's conversation; a new picture begins a new one.
+
+    Args:
+        model: Who answers.
+        answering: How.
+    """
+
+    def __init__(self, model: SphinxModel, answering: AnswerOptions) -> None:
+        self._model = model
+        self._answering = answering
+        self._session: ChatSession | None = None
+        self._source: Path | None = None
+        self._picture: Image | None = None
+
+    def ask(self, source: Path | None, task: str | None, words: str, box: str, keeps_history: bool) -> Reply:
+        """Answer a question.
+
+        Args:
+            source: Picture that it is about.
+            task: Name of a task that words it; None: the words are the question.
+            words: See ``task_prompt.task_instruction``.
+            box: Likewise; "" is none.
+            keeps_history: Whether earlier questions about the picture count.
+        Raises:
+            DataError: The picture cannot be read, or the question is not complete.
+        """
+        from sphinxkit.cli.drawing import count_places, read_places
+        from sphinxkit.cli.task_prompt import task_instruction
+        from sphinxkit.formatters import tasks
+        from sphinxkit.formatters.draw import draw_items
+        from sphinxkit.geometry import ImageGeometry
+        from sphinxkit.tilers import load_image
+
+        if self._session is None or source != self._source:
+            picture = None if source is None else load_image(source)
+            self._session = self._model.session(picture, speculate=self._answering.speculate)
+            self._source, self._picture = source, picture
+        if not keeps_history:
+            self._session.reset()
+        words = words.strip()
+        formatter = None if task is None else tasks.create(task)
+        asked = words
+        if formatter is not None:
+            if self._picture is None:
+                raise DataError(f"task {task!r} is about a picture: give one")
+            asked = task_instruction(formatter, words or None, box or None, ImageGeometry(*self._picture.size))
+        if not asked:
+            raise DataError("there is no question")
+        how = self._answering
+        text = self._session.ask(asked, how.max_new_tokens, how.temperature, how.top_p, how.seed)
+        if self._picture is None:
+            return Reply(asked, text, None, "")
+        found = read_places(text, self._picture, formatter, words if formatter is not None else None)
+        notes = [f"{count_places(found.items) or 'nothing'} drawn"]
+        notes += [f"not read: {error.text!r} ({tasks.FAULTS[error.kind]})" for error in found.failures]
+        drawing = draw_items(self._picture, [item for item in found.items if not isinstance(item, str)])
+        return Reply(asked, text, drawing, "; ".join(notes))
+
+
+def add_corner(box: str, x: float, y: float) -> str:
+    """The region after a click: the first sets a corner, the second the opposite one, the third begins anew.
+
+    Args:
+        box: ``X,Y`` or ``X1,Y1,X2,Y2``, in pixels, or nothing.
+        x: Of the click, in the picture's pixels.
+        y: Likewise.
+    """
+    try:
+        given = [float(word) for word in box.split(",")]
+    except ValueError:
+        given = []
+    if len(given) != 2:
+        return f"{x:g},{y:g}"
+    return ",".join(f"{side:g}" for side in (*map(min, given, (x, y)), *map(max, given, (x, y))))
+
+
+def make_page(gradio: Any, model: SphinxModel, answering: AnswerOptions) -> Any:
+    """The page: picture, task, words and region on the left, conversation and drawing on the right.
+
+    Args:
+        gradio: The package.
+        model: Who answers.
+        answering: How.
+    """
+    from sphinxkit.formatters import tasks
+
+    def respond(
+        talk: Talk | None, messages: list[Any], source: str | None, task: str, words: str, box: str, keeps_history: bool
+    ) -> tuple[Any, ...]:
+        talk = talk or Talk(model, answering)
+        try:
+            reply = talk.ask(
+                None if source is None else Path(source), None if task == FREE else task, words, box, keeps_history
+            )
+        except SphinxkitError as error:
+            raise gradio.Error(str(error), print_exception=False) from error
+        said = [{"role": "user", "content": reply.asked}, {"role": "assistant", "content": reply.text or "(no answer)"}]
+        return talk, [*messages, *said], reply.drawing, reply.notes
+
+    def click(box: str, event: Any) -> str:
+        return add_corner(box, *event.index)
+
+    click.__annotations__["event"] = gradio.SelectData  # gradio looks for it to pass the place
+    with gradio.Blocks(title="SPHINX", analytics_enabled=False) as page:
+        talk = gradio.State(None, time_to_live=3600)
+        with gradio.Row():
+            with gradio.Column():
+                picture = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Picture", height=320)
+                task = gradio.Dropdown([FREE, *tasks.names()], value=FREE, label="Task: words the question")
+                words = gradio.Textbox(label="Question, phrase or category", autofocus=True)
+                box = gradio.Textbox(label="Region X1,Y1,X2,Y2 (pose, reg): click two corners in the picture")
+                keeps_history = gradio.Checkbox(False, label="Remember earlier questions")
+                button = gradio.Button("Ask", variant="primary")
+            with gradio.Column():
+                chat = gradio.Chatbot(label="Conversation", height=320, render_markdown=False)
+                drawing = gradio.Image(type="pil", format="png", label="What it found", interactive=False, height=320)
+                notes = gradio.Textbox(label="Notes", interactive=False)
+        asked = [talk, chat, picture, task, words, box, keeps_history]
+        for event in (button.click, words.submit):
+            event(respond, asked, [talk, chat, drawing, notes], api_visibility="private", concurrency_id="model")
+        picture.change(lambda: ([], None, "", ""), None, [chat, drawing, notes, box], api_visibility="private")
+        picture.select(click, box, box, api_visibility="private")
+    return page
