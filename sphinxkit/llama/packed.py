@@ -1,0 +1,96 @@
+"""Attention over packed samples for training in 16 bit on a CPU, out of plain matrix products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+MAX_LENGTH = 1024  # where torch's kernel, which keeps no weights, is as fast; they are 2 H n^2 bytes of a sample
+_BLOCK = 128  # queries whose float32 scores are held at a time: they stay in the second-level cache; our choice
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Causal attention within each of the packed samples.
+
+    Scores and softmax are float32, the weights are rounded to the inputs' dtype and kept for the backward pass, whose
+    products are in that dtype. torch's CPU kernel computes the weights again, in small tiles; at samples of 30 to 430
+    tokens, 8 heads of 32 channels, bfloat16, it takes 2 to 3 times as long for both passes (the backward pass 3 to 5),
+    and its gradients are no closer to those in float64.
+
+    Args:
+        q: Queries, in 16 bit.
+        k: Keys, as many heads.
+        v: Values, likewise.
+        lengths: Of the samples; they sum to S.
+    Shape:
+        q, k, v: (1, H, S, D)
+        return: (1, H, S, D), in the memory order (1, S, H, D)
+    """
+    out: Tensor = _PackedAttention.apply(q, k, v, tuple(lengths))
+    return out
+
+
+def _like(x: Tensor) -> Tensor:
+    """Empty (1, H, S, D) in the memory order (1, S, H, D)."""
+    batch, heads, width, channels = x.shape
+    return x.new_empty(batch, width, heads, channels).transpose(1, 2)
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor, scores: Tensor, softmax: Tensor) -> Tensor:
+    """Attention weights (H, n, n) of one sample, in the dtype of ``q``; ``scores`` and ``softmax`` are scratch."""
+    heads, length, channels = q.shape
+    weights = q.new_empty(heads, length, length)
+    queries, keys = q.float() * channels**-0.5, k.float().transpose(1, 2)
+    for start in range(0, length, _BLOCK):
+        stop = min(length, start + _BLOCK)
+        shape = (heads, stop - start, stop)
+        block, soft = (scratch[: math.prod(shape)].view(shape) for scratch in (scores, softmax))
+        torch.bmm(queries[:, start:stop], keys[:, :, :stop], out=block)
+        block[:, :, start:] += mask[: stop - start, : stop - start]
+        torch._softmax(block, -1, False, out=soft)
+        weights[:, start:stop, :stop] = soft
+        weights[:, start:stop, stop:] = 0
+    return weights
+
+
+class _PackedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        out = _like(q)
+        rows = min(max(lengths), _BLOCK)
+        mask = torch.full((rows, rows), -torch.inf, device=q.device).triu_(1)
+        scratch = [torch.empty(q.shape[1] * rows * max(lengths), device=q.device) for _ in range(2)]
+        kept, start = [], 0
+        for length in lengths:
+            queries, keys, values = (x[0, :, start : start + length] for x in (q, k, v))
+            kept.append(_weights(queries, keys, mask, *scratch))
+            out[0, :, start : start + length] = kept[-1] @ values
+            start += length
+        ctx.save_for_backward(q, k, v, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, *kept = ctx.saved_tensors
+        found = [_like(x) for x in (q, k, v)]
+        scale = q.shape[-1] ** -0.5
+        size = max(weights.numel() for weights in kept)
+        scratch = [q.new_empty(size) for _ in range(2)]
+        start = 0
+        for weights in kept:
+            span = slice(start, start + weights.shape[1])
+            start = span.stop
+            queries, keys, values, outer = (x[0, :, span] for x in (q, k, v, grad))
+            of_weights, of_scores = (memory[: weights.numel()].view(weights.shape) for memory in scratch)
+            torch.bmm(outer, values.transpose(1, 2), out=of_weights)
+            torch._softmax_backward_data(of_weights, weights, -1, weights.dtype, grad_input=of_scores)
+            found[0][0, :, span] = (of_scores @ keys) * scale
+            found[1][0, :, span] = (of_scores.transpose(1, 2) @ queries) * scale
+            found[2][0, :, span] = weights.transpose(1, 2) @ outer
+        return found[0], found[1], found[2], None

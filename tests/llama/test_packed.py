@@ -1,0 +1,91 @@
+"""Attention over packed samples by matrix products, beside ten lines of float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sphinxkit.llama import packed
+from sphinxkit.llama.backends import AttentionPattern, SDPAAttention
+from sphinxkit.llama.packed import packed_attention
+
+# bfloat16 has 8 bits: the weights, the output and every product of the backward pass are rounded to 2^-9 of their size,
+# and a few such roundings add up; torch's own kernel has 1.7e-3 to 4.6e-3 on these sizes
+TOLERANCE = 8e-3
+LENGTHS = (1, 7, 130, 300)  # a single token; several blocks, the last one not full
+
+
+def oracle(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    parts = []
+    for queries, keys, values in zip(*(torch.split(x, lengths, dim=2) for x in (q, k, v)), strict=True):
+        scores = queries @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5
+        unseen = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        parts.append(scores.masked_fill(unseen, -torch.inf).softmax(-1) @ values)
+    return torch.cat(parts, dim=2)
+
+
+def draw(dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    size = (1, sum(LENGTHS), 3, 16)
+    return [torch.randn(size, generator=generator).mul(2).to(dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return float((got.detach().double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_output_and_gradients_are_those_of_float64(dtype: torch.dtype) -> None:
+    inputs = draw(dtype)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    out, expected = packed_attention(*inputs, LENGTHS), oracle(*exact, LENGTHS)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    assert out.dtype == dtype
+    assert relative(out, expected.detach()) < TOLERANCE
+    found = torch.autograd.grad(out, inputs, grad)
+    for got, wanted in zip(found, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+        assert got.dtype == dtype
+        assert relative(got, wanted) < TOLERANCE
+
+
+def test_samples_do_not_see_each_other_nor_the_future() -> None:
+    q, k, v = draw(torch.bfloat16)
+    before = packed_attention(q, k, v, LENGTHS)
+    keys, values = k.detach().clone(), v.detach().clone()
+    start = sum(LENGTHS[:2])
+    last = start + 129  # of the third sample
+    keys[:, :, last] += 1
+    values[:, :, last] -= 1
+    changed = (packed_attention(q, keys, values, LENGTHS) != before).any(dim=-1).any(dim=1)[0]
+    assert changed.nonzero().flatten().tolist() == [last]
+
+
+def test_a_cpu_that_trains_in_16_bit_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def spy(*args: object) -> Tensor:
+        calls.append(args[-1])
+        return packed_attention(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("sphinxkit.llama.backends.packed_attention", spy)
+    pattern = AttentionPattern(1, sum(LENGTHS), torch.device("cpu"), seq_lens=LENGTHS)
+    backend = SDPAAttention()
+    half, single = draw(torch.bfloat16), draw(torch.float32)
+    out = backend.attend(*half, pattern, None)
+    assert calls == [LENGTHS]
+    with torch.no_grad():
+        plain = backend.attend(*half, pattern, None)
+    backend.attend(*single, pattern, None)
+    monkeypatch.setattr("sphinxkit.llama.backends.MAX_LENGTH", max(LENGTHS) - 1)
+    backend.attend(*half, pattern, None)
+    assert len(calls) == 1
+    assert relative(out, plain.double()) < TOLERANCE
+
+
+def test_block_bounds_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = draw(torch.bfloat16)
+    blocked = packed_attention(*inputs, LENGTHS)
+    monkeypatch.setattr(packed, "_BLOCK", 512)
+    # the same sums over the same float32 scores; softmax may add them up in another order
+    assert relative(blocked, packed_attention(*inputs, LENGTHS).detach().double()) < 1e-3
