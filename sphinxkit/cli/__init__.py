@@ -23,6 +23,7 @@ from sphinxkit.cli.inspect import inspect
 from sphinxkit.cli.inspect_data import inspect_data
 from sphinxkit.cli.memory import memory
 from sphinxkit.cli.mix import mix
+from sphinxkit.cli.reproduce import reproduce
 from sphinxkit.cli.score import score
 from sphinxkit.cli.train import train
 from sphinxkit.cli.verify import verify
@@ -56,7 +57,7 @@ def _root(
 
 for _command in (
     *(generate, chat, demo, verify, inspect, memory, check, convert, mix, diff),
-    *(convert_data, inspect_data, evaluate, score, train),
+    *(convert_data, inspect_data, evaluate, score, train, reproduce),
 ):
     app.command(_command.__name__.replace("_", "-"))(_command)
 app.add_typer(delta_app, name="delta")

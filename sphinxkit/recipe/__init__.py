@@ -2,6 +2,6 @@
 
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.io import load
-from sphinxkit.recipe.recipe import Recipe, shipped_recipes
+from sphinxkit.recipe.recipe import Recipe, shipped_folder, shipped_recipes
 
-__all__ = ["Recipe", "build", "load", "shipped_recipes"]
+__all__ = ["Recipe", "build", "load", "shipped_folder", "shipped_recipes"]

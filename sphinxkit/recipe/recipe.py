@@ -14,11 +14,17 @@ from sphinxkit.recipe.schema import component_defaults, find_faults, model_slots
 from sphinxkit.registry import suggest
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with sphinxkit, by name (the file's stem)."""
+def shipped_folder() -> Path:
+    """Where the recipes that come with sphinxkit are."""
     packaged = Path(str(resources.files("sphinxkit.recipe"))) / "shipped"
-    folder = packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with sphinxkit, by name: the file's stem, behind its folder's if it is in one."""
+    folder = shipped_folder()
+    files = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("*/*.yaml"))]
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sphinxkit.data.procedural.draws import Draws
-from sphinxkit.data.procedural.font import GLYPH_HEIGHT, text_mask
+from sphinxkit.data.procedural.font import ADVANCE, GLYPH_HEIGHT, text_mask
 from sphinxkit.data.procedural.palette import COLORS
 from sphinxkit.data.procedural.scene import Bar, Chart, Rect
 from sphinxkit.data.procedural.words import draw_word
@@ -11,6 +11,10 @@ from sphinxkit.data.procedural.words import draw_word
 LEAST_BARS, MOST_BARS = 2, 5  # one fewer where they stand side by side, for the labels
 HIGHEST_VALUE = 20
 LABEL_LETTERS = 3
+
+
+def _margin(width: int, height: int) -> int:
+    return max(3, min(width, height) * 5 // 100)
 
 
 def draw_chart(draws: Draws, width: int, height: int, scale: int, held_out: bool) -> Chart:
@@ -24,7 +28,8 @@ def draw_chart(draws: Draws, width: int, height: int, scale: int, held_out: bool
         held_out: Whether the labels are words that training never sees.
     """
     is_horizontal = draws.chance(60)
-    count = draws.between(LEAST_BARS, MOST_BARS if is_horizontal else MOST_BARS - 1)
+    side_by_side = min(MOST_BARS - 1, (width - 2 * _margin(width, height)) // (ADVANCE * LABEL_LETTERS))
+    count = draws.between(LEAST_BARS, MOST_BARS if is_horizontal else side_by_side)
     labels: list[str] = []
     while len(labels) < count:
         label = draw_word(draws, held_out, longest=LABEL_LETTERS, numerals=False)
@@ -37,7 +42,7 @@ def draw_chart(draws: Draws, width: int, height: int, scale: int, held_out: bool
 
 
 def _horizontal(width: int, height: int, scale: int, labels: list[str], values: list[int], colors: list[str]) -> Chart:
-    margin = max(3, min(width, height) * 5 // 100)
+    margin = _margin(width, height)
     pitch = (height - 2 * margin) // len(labels)
     while scale > 1 and (pitch < (GLYPH_HEIGHT + 2) * scale or 40 * scale > width // 2 + 24):
         scale -= 1
@@ -58,7 +63,7 @@ def _horizontal(width: int, height: int, scale: int, labels: list[str], values: 
 
 
 def _vertical(width: int, height: int, scale: int, labels: list[str], values: list[int], colors: list[str]) -> Chart:
-    margin = max(3, min(width, height) * 5 // 100)
+    margin = _margin(width, height)
     pitch = (width - 2 * margin) // len(labels)
     while scale > 1 and pitch < max(text_mask(label, scale).shape[1] for label in labels) + 2 * scale:
         scale -= 1

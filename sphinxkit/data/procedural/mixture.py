@@ -11,7 +11,7 @@ from sphinxkit.data.conversations import OverLength
 from sphinxkit.data.mixture import Mixture, MixtureSource, Remainder, SampleRef
 from sphinxkit.data.permutation import derive_key
 from sphinxkit.data.procedural.scene import Domain, Scene
-from sphinxkit.data.procedural.world import TASKS, TEXT_TASK, World
+from sphinxkit.data.procedural.world import ALL_TASKS, TASKS, TEXT_TASK, World
 from sphinxkit.data.samples import Sample, SampleType
 from sphinxkit.errors import DataError
 from sphinxkit.registry import suggest
@@ -51,7 +51,7 @@ class WorldSource:
     """One task's samples in one domain.
 
     Args:
-        task: A name of ``world.TASKS``; "text" is plain text.
+        task: A name of ``world.TASKS``; "text" is plain text, "all" asks about a scene in all of its tasks.
         weight: Its share of an epoch relative to the others' weights.
         domain: ``real`` or ``synthetic``.
         num_turns: Questions about a scene, at most.
@@ -184,7 +184,7 @@ def _open(index: int, given: WorldSource | Mapping[str, Any] | str, shared: Mapp
         world = World(**options)
     except TypeError as error:
         raise DataError(f"world mixture: sources[{index}]: {error}") from error
-    if source.task not in TASKS:
+    if source.task not in (*TASKS, ALL_TASKS):
         raise DataError(f"world mixture: sources[{index}]: unknown task {source.task!r}{suggest(source.task, TASKS)}")
     name = source.name or f"{source.domain}-{source.task}"
     kind: SampleType = "text" if source.task == TEXT_TASK else "image-text"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sphinxkit.data.conversations import write_conversation
@@ -9,7 +10,7 @@ from sphinxkit.data.procedural.composition import Style, compose
 from sphinxkit.data.procedural.draws import Draws
 from sphinxkit.data.procedural.prose import prose
 from sphinxkit.data.procedural.scene import Domain, Scene
-from sphinxkit.data.procedural.task_samples import KINDS_OF_TASK, MAKERS
+from sphinxkit.data.procedural.task_samples import KINDS_OF_TASK, MAKERS, Weights
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
 from sphinxkit.registry import suggest
@@ -20,7 +21,40 @@ VERSION = 1
 TEXT_TASK = "text"
 """Names plain text where a task's name is expected."""
 
+ALL_TASKS = "all"
+"""Names conversations of several tasks about one scene where a task's name is expected."""
+
 TASKS = (*KINDS_OF_TASK, TEXT_TASK)
+TASK_WEIGHTS: Mapping[str, int] = {
+    "vqa": 6,
+    "rec": 4,
+    "reg": 3,
+    "detection": 4,
+    "grounded_caption": 3,
+    "text_detection": 4,
+    "pose": 3,
+    "layout": 4,
+    "chart": 2,
+    "relation": 1,
+    "multiple_choice": 1,
+    "vizwiz": 1,
+    "detailed_caption": 1,
+    "caption": 1,
+    "classification": 1,
+}
+"""How often each task is drawn, among those that a scene has samples of, for conversations of all tasks; our choice."""
+
+KIND_WEIGHTS: Weights = (
+    ("shapes", 6),
+    ("mixed", 4),
+    ("texts", 3),
+    ("people", 3),
+    ("page", 3),
+    ("chart", 2),
+    ("single", 1),
+)
+"""The kinds of scenes of conversations of all tasks; our choice."""
+
 MAX_ATTEMPTS = 200  # scenes that are drawn until one has a sample of the task; one in three has at least
 
 
@@ -134,7 +168,7 @@ class World:
 
         Args:
             index: Any whole number from 0.
-            task: A name of ``KINDS_OF_TASK``.
+            task: A name of ``KINDS_OF_TASK``; or "all": every turn is of another of the scene's tasks.
             num_turns: Questions at most; a scene may hold fewer samples.
         Returns:
             The scene and ``{"role", "content"}`` messages.
@@ -143,19 +177,35 @@ class World:
         """
         if num_turns < 1:
             raise DataError(f"world: num_turns must be at least 1, got {num_turns}")
+        if task == ALL_TASKS:
+            return self._conversation_of_all_tasks(index, num_turns)
         scene, samples = self._find(index, task)
+        draws = self._draws("wording", task, index)
+        return scene, [message for sample in samples[:num_turns] for message in self._turn(task, sample, draws)]
+
+    def _turn(self, task: str, sample: Any, draws: Draws) -> list[dict[str, str]]:
         if task not in self._formatters:
             self._formatters[task] = tasks.create(task)
         formatter = self._formatters[task]
-        draws = self._draws("wording", task, index)
-        messages = []
-        for sample in samples[:num_turns]:
-            wording = draws.below(len(formatter.wordings)) if self.has_all_wordings else 0
-            example = formatter.format(sample, wording)
-            messages += [
-                {"role": "user", "content": example.instruction},
-                {"role": "assistant", "content": example.answer},
-            ]
+        wording = draws.below(len(formatter.wordings)) if self.has_all_wordings else 0
+        example = formatter.format(sample, wording)
+        return [
+            {"role": "user", "content": example.instruction},
+            {"role": "assistant", "content": example.answer},
+        ]
+
+    def _conversation_of_all_tasks(self, index: int, num_turns: int) -> tuple[Scene, list[dict[str, str]]]:
+        draws = self._draws("all tasks", index)
+        kind = draws.weighted(KIND_WEIGHTS)
+        scene = self.scene_of_kind(index, kind)
+        # a task that is about other kinds of scenes is not asked for here
+        own = [task for task, kinds in KINDS_OF_TASK.items() if kind in dict(kinds)]
+        left = {task: samples for task in own if (samples := MAKERS[task](scene, self._draws("task", task, index)))}
+        messages: list[dict[str, str]] = []
+        while left and len(messages) < 2 * num_turns:
+            task = draws.weighted([(task, TASK_WEIGHTS[task]) for task in left])
+            messages += self._turn(task, left[task].pop(), draws)
+            left = {task: samples for task, samples in left.items() if samples}
         return scene, messages
 
     def record_id(self, index: int, task: str) -> str:

@@ -1,0 +1,161 @@
+"""SPHINX-nano from nothing: every stage in order, in slices that go on where the last one stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.errors import RecipeError
+from sphinxkit.nano.perception import PerceptionPlan, train_encoders
+from sphinxkit.nano.scores import evaluate_nano
+from sphinxkit.recipe import Recipe, build, shipped_folder
+from sphinxkit.registry import suggest
+from sphinxkit.training import TrainPlan, train
+
+Report = Callable[[str, Mapping[str, Any]], None]
+
+RECIPES_OUTPUT = "runs/nano"
+"""Where the recipes of ``recipes/nano`` put their runs; replaced by the folder that is asked for."""
+
+BETA = 0.5
+"""Weight of the real domain's model in the mix; SPHINX's own default."""
+
+
+@dataclass
+class Slice:
+    """A share of the work: until it is over, or for so many minutes.
+
+    Args:
+        minutes: None: until everything is done.
+    """
+
+    minutes: float | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is spent."""
+        return self.minutes is not None and time.monotonic() - self.began > 60 * self.minutes
+
+
+def recipes() -> Path:
+    """The folder of SPHINX-nano's recipes."""
+    return shipped_folder() / "nano"
+
+
+def _encoders(output: Path, share: Slice, report: Report) -> bool:
+    import torch
+
+    torch.manual_seed(0)
+    model = build(Recipe.from_yaml(recipes() / "model.yaml"))
+    if model.vision is None:
+        raise RecipeError("nano/model.yaml: there is no vision tower")
+    encoders = [encoder for branch in model.vision.branches for encoder in branch.encoders]
+    folder = output / "encoders"
+    is_done = train_encoders(
+        encoders,
+        PerceptionPlan(),
+        folder,
+        should_stop=lambda: share.is_over,
+        report=lambda record: report("encoders", record),
+    )
+    if is_done:
+        model.save(folder / "model", overwrite=True)
+    return is_done
+
+
+def _training(name: str) -> Callable[[Path, Slice, Report], bool]:
+    def run(output: Path, share: Slice, report: Report) -> bool:
+        def told(record: Mapping[str, Any]) -> None:
+            report(name, record)
+            if share.is_over:
+                os.kill(os.getpid(), signal.SIGTERM)  # the run saves and returns
+
+        plan = training_plan(name, output)
+        return train(plan, folder=recipes(), report=told).status == "done"
+
+    return run
+
+
+def training_plan(name: str, output: str | Path) -> TrainPlan:
+    """A stage's plan with its folders below ``output``.
+
+    Args:
+        name: A recipe of ``recipes/nano``.
+        output: Folder of all stages.
+    """
+    document = dict(Recipe.from_yaml(recipes() / f"{name}.yaml").document)
+    del document["kind"]
+    for key in ("init", "output"):
+        document[key] = str(document[key]).replace(RECIPES_OUTPUT, str(output), 1)
+    return TrainPlan(**document)
+
+
+def _mix(output: Path, share: Slice, report: Report) -> bool:
+    from sphinxkit import checkpoint
+    from sphinxkit.interpolation import MixedSource, create
+
+    target = output / "mixed"
+    models = [output / "pretrain_real" / "model", output / "pretrain_synthetic" / "model"]
+    with checkpoint.open(models[0]) as real, checkpoint.open(models[1]) as synthetic:
+        mixed = MixedSource([real, synthetic], create("linear"), [BETA, 1 - BETA])
+        recipe = (models[0] / "recipe.yaml").read_text(encoding="utf-8")
+        tokenizer = (models[0] / "tokenizer.model").read_bytes()
+        checkpoint.save(target, mixed, recipe_yaml=recipe, tokenizer=tokenizer, overwrite=True)
+    report("mixed", {"beta": BETA})
+    return True
+
+
+def _scores(output: Path, share: Slice, report: Report) -> bool:
+    return evaluate_nano(
+        output / "finetune_subimages" / "model",
+        output / "scores",
+        should_stop=lambda: share.is_over,
+        report=lambda record: report("scores", record),
+    )
+
+
+STAGES: Mapping[str, tuple[str, Callable[[Path, Slice, Report], bool]]] = {
+    "encoders": ("encoders/model", _encoders),
+    "pretrain_real": ("pretrain_real/model", _training("pretrain_real")),
+    "pretrain_synthetic": ("pretrain_synthetic/model", _training("pretrain_synthetic")),
+    "mixed": ("mixed", _mix),
+    "finetune": ("finetune/model", _training("finetune")),
+    "finetune_subimages": ("finetune_subimages/model", _training("finetune_subimages")),
+    "scores": ("scores/scores.json", _scores),
+}
+"""What each stage writes when it is done, below the output folder, and what does it; in order."""
+
+
+def reproduce(
+    output: str | Path, *, minutes: float | None = None, last: str | None = None, report: Report | None = None
+) -> str | None:
+    """Train and score SPHINX-nano from nothing; go on where a former call stopped.
+
+    Args:
+        output: Folder of all stages' runs.
+        minutes: Stop after about this long; call again to go on. None: go on to the end.
+        last: Stop behind this stage.
+        report: Called with a stage's name and each record of its log.
+    Returns:
+        The stage that the next call goes on with; None if everything is done.
+    Raises:
+        RecipeError: There is no such stage, or the folder holds a run of other recipes.
+        SphinxkitError: As the stages.
+    """
+    if last is not None and last not in STAGES:
+        raise RecipeError(
+            f"reproduce: there is no stage {last!r}{suggest(last, STAGES) or '.'} Stages: {', '.join(STAGES)}"
+        )
+    share, place = Slice(minutes), Path(output)
+    for name, (result, run) in STAGES.items():
+        if not (place / result).exists() and (share.is_over or not run(place, share, report or (lambda *_: None))):
+            return name
+        if name == last:
+            break
+    return None

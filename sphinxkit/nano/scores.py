@@ -1,0 +1,178 @@
+"""How good SPHINX-nano is: held-out scenes of every task, beside the same model blind and the most frequent answer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sphinxkit.atomic import atomic_file
+from sphinxkit.data.procedural import World, export_annotations
+from sphinxkit.data.procedural.scene import Domain
+from sphinxkit.evaluation import benchmarks, read_annotations, run
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sphinxkit.generation import Generation
+    from sphinxkit.sphinx_model import SphinxModel
+
+NUM_SCENES = 500
+SEED = 20231113
+"""Of the held-out scenes; training uses 0. (What is held out is so at every seed; see ``procedural.splits``.)"""
+
+NUM_COUNTED = 2000  # training answers among which the most frequent one is found
+BATCH_SIZE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table.
+
+    Args:
+        name: What it is called.
+        task: Whose scenes are asked about.
+        score: Which of the task's scores.
+        goal: What it should reach.
+        max_new_tokens: Longest answer.
+    """
+
+    name: str
+    task: str
+    score: str
+    goal: float
+    max_new_tokens: int
+
+
+ROWS = (
+    Row("VQA accuracy", "vqa", "vqa_accuracy", 0.90, 16),
+    Row("OCR, all words exact", "text_detection", "exact", 0.80, 80),
+    Row("REC, IoU >= 0.5", "rec", "precision_at_1", 0.80, 12),
+    Row("REG exact", "reg", "exact", 0.85, 16),
+    Row("detection F1@0.5", "detection", "f1", 0.70, 64),
+    Row("layout F1@0.5", "layout", "f1", 0.70, 128),
+    Row("pose PCK@0.1", "pose", "pck", 0.70, 160),
+    Row("grounded caption, phrase and box recall", "grounded_caption", "recall", 0.70, 128),
+)
+"""The table's lines; the goals are the project's own."""
+
+
+class Blind:
+    """The same model without the image.
+
+    Args:
+        model: Which.
+    """
+
+    def __init__(self, model: SphinxModel) -> None:
+        self._model = model
+        self.tokenizer, self.vision, self.conversation = model.tokenizer, model.vision, model.conversation
+
+    def generate(self, prompts: Sequence[str], images: Sequence[Image | None], **options: Any) -> list[Generation]:
+        """Answers to the questions alone."""
+        return self._model.generate(prompts, [None] * len(images), **options)
+
+
+def majority_answer(task: str, size: int, domain: Domain) -> str:
+    """The most frequent answer in training.
+
+    Args:
+        task: Whose.
+        size: Of the pictures.
+        domain: Of the scenes.
+    """
+    world = World(domain, size=size)
+    answers = (world.conversation(index, task)[1][1]["content"] for index in range(NUM_COUNTED))
+    return Counter(answers).most_common(1)[0][0]
+
+
+def evaluate_nano(
+    model: str | Path,
+    folder: str | Path,
+    *,
+    rows: Sequence[Row] = ROWS,
+    domain: Domain = "synthetic",
+    num_scenes: int = NUM_SCENES,
+    baselines: bool = True,
+    should_stop: Callable[[], bool] | None = None,
+    report: Callable[[Mapping[str, Any]], None] | None = None,
+) -> bool:
+    """Score a model on held-out scenes of every task and write ``scores.json``; goes on where a former call stopped.
+
+    Scenes and predictions stay in the folder: ``sphinxkit score TASK --annotations FOLDER/TASK/annotations.json
+    --predictions FOLDER/TASK/model.jsonl`` gives each number again.
+
+    Args:
+        model: Checkpoint.
+        folder: For scenes, predictions and scores.
+        rows: What is scored.
+        domain: Of the scenes.
+        num_scenes: Of each task, one question each.
+        baselines: Whether the blind model and the most frequent answer are scored, too.
+        should_stop: Asked between parts.
+        report: Called with each score.
+    Returns:
+        Whether everything is scored.
+    """
+    import sphinxkit
+
+    loaded = sphinxkit.load(model)
+    facts = run.describe(loaded)
+    size = 64 if loaded.vision is None else loaded.vision.image_size
+    place = Path(folder)
+    world = World(domain, "test", size, SEED)
+    found: dict[str, Any] = {"model": facts, "world": world.name, "num_scenes": num_scenes, "rows": {}}
+    for row in rows:
+        here = place / row.task
+        annotations = here / "annotations.json"
+        if not annotations.exists():
+            export_annotations(world, row.task, num_scenes, here)
+        began = time.perf_counter()
+        scores: dict[str, Any] = {"task": row.task, "score": row.score, "goal": row.goal}
+        for name in ("model", "blind", "majority") if baselines else ("model",):
+            if should_stop is not None and should_stop():
+                return False
+            predictions = here / f"{name}.jsonl"
+            if name == "majority":
+                _write_constant(predictions, annotations, majority_answer(row.task, size, domain))
+                result = benchmarks.score(row.task, annotations, predictions)
+            else:
+                result = run.evaluate(
+                    loaded if name == "model" else Blind(loaded),
+                    row.task,
+                    annotations,
+                    here,
+                    predictions,
+                    model_facts=facts | {"eyes": name},
+                    batch_size=BATCH_SIZE,
+                    max_new_tokens=row.max_new_tokens,
+                )
+            scores[name] = result.scores[row.score]
+            if name == "model":
+                scores["scores"], scores["unparsable"] = result.scores, result.unparsable
+        scores["seconds"] = round(time.perf_counter() - began, 1)
+        found["rows"][row.name] = scores
+        if report is not None:
+            report({"row": row.name, **{key: value for key, value in scores.items() if key != "scores"}})
+    with atomic_file(place / "scores.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return True
+
+
+def _write_constant(path: Path, annotations: Path, answer: str) -> None:
+    lines = [json.dumps({"question_id": x.question_id, "answer": answer}) for x in read_annotations(annotations)]
+    with atomic_file(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """A scores document as a table in Markdown."""
+    lines = ["| task | goal | SPHINX-nano | blind | most frequent answer |", "|---|---|---|---|---|"]
+    for name, row in scores["rows"].items():
+        baselines = [f"{row[key]:.3f}" if key in row else "" for key in ("blind", "majority")]
+        lines.append(f"| {name} | {row['goal']:.2f} | {row['model']:.3f} | {' | '.join(baselines)} |")
+    return "\n".join(lines)
