@@ -137,7 +137,7 @@ class Probe(nn.Module):
 
     def _read_whole(self, prefix: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         read = self.whole(self.whole_norm(prefix.flatten(1))).float()
-        *counts, pairs = read.split((*_COUNT_SIZES, len(COLORS) * len(SHAPES)), dim=1)
+        *counts, pairs = torch.split(read, [*_COUNT_SIZES, len(COLORS) * len(SHAPES)], dim=1)
         losses = [F.cross_entropy(scores, targets["counts"][:, index]) for index, scores in enumerate(counts)]
         right = [
             (scores.argmax(1) == targets["counts"][:, index]).float().mean() for index, scores in enumerate(counts)
@@ -151,7 +151,7 @@ class Probe(nn.Module):
     def _read_cells(self, read: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         part = CELLS // self.side
         read = read.view(len(read), self.side, self.side, part, part, -1).permute(0, 1, 3, 2, 4, 5)
-        thing, color, box, points, seen, marks = read.reshape(-1, sum(_SIZES)).split(_SIZES, dim=1)
+        thing, color, box, points, seen, marks = torch.split(read.reshape(-1, sum(_SIZES)), list(_SIZES), dim=1)
         wanted = {name: targets[name].flatten(0, 1) for name in ("thing", "color", "box", "points", "point_seen")}
         covered = wanted["thing"] != NO_THING
         person = wanted["thing"] == THINGS.index("person")
@@ -183,7 +183,8 @@ class Probe(nn.Module):
 
 
 def _batches(plan: PerceptionPlan, start: int) -> Iterator[dict[str, Tensor]]:
-    numbers = [range(step * plan.batch_size, (step + 1) * plan.batch_size) for step in range(start, plan.steps)]
+    size = plan.batch_size
+    numbers = [list(range(step * size, (step + 1) * size)) for step in range(start, plan.steps)]
     loader = DataLoader(Views(plan.seed), batch_sampler=numbers, num_workers=plan.workers)
     yield from loader
 
@@ -237,8 +238,7 @@ def train_encoders(
             for encoder, probe in zip(encoders, probes, strict=True):
                 features = encoder(pixels)
                 found.append(probe(features, batch))
-        names = [name for name in found[0] | found[1] if "right" not in name and "error" not in name]
-        loss = torch.stack([losses[name] for losses in found for name in names if name in losses]).sum()
+        loss = torch.stack([value for values in found for name, value in values.items() if not _is_measure(name)]).sum()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(module.parameters(), plan.clip)
         for group in optimizer.param_groups:
@@ -255,7 +255,7 @@ def train_encoders(
             }
             for encoder, values in zip(encoders, found, strict=True):
                 record[encoder.name] = {
-                    name: round(value.item(), 4) for name, value in values.items() if "right" in name or "error" in name
+                    name: round(value.item(), 4) for name, value in values.items() if _is_measure(name)
                 }
             with (place / "log.jsonl").open("a") as log:
                 log.write(json.dumps(record) + "\n")
@@ -276,6 +276,11 @@ def train_encoders(
         encoder.trainable = False
         encoder.requires_grad_(False).eval()
     return step >= plan.steps
+
+
+def _is_measure(name: str) -> bool:
+    """Whether a probe's value is told and not learnt."""
+    return name.startswith("right_") or name.endswith("_error")
 
 
 def _speed(steps: int, plan: PerceptionPlan, began: float) -> float:
