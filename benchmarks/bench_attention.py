@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -129,13 +130,13 @@ def _case(context: Context, shape: Shape, dtype: torch.dtype, backward: bool = F
             continue
         state = backend.prepare(pattern, dtype)
         candidates[label] = lambda q, k, v, backend=backend, state=state: backend.attend(q, k, v, pattern, state)
-    if device.type == "cuda":
+    if device.type == "cuda" or context.micro:
         try:
-            candidates |= _torch_alternatives(shape, step)
+            candidates |= _torch_alternatives(shape, step, device)
         except Exception as error:  # what torch cannot express must not cost the others
             skipped.append(f"torch's alternatives: {str(error)[:200]}")
     if backward:
-        candidates = {name: _with_backward(call) for name, call in candidates.items() if name != "flex, compiled"}
+        candidates = {name: _with_backward(call) for name, call in candidates.items() if not name.startswith("flex")}
     factor = 2 + 5 * backward  # two products forward; five more backward, the scores' recomputation included
     flops = factor * 2 * shape.heads * shape.head_dim * shape.pairs()
     kept = 2 * shape.kv_heads * shape.head_dim * dtype.itemsize
@@ -165,8 +166,11 @@ def _with_backward(call: Callable[..., object]) -> Callable[..., object]:
     return both
 
 
-def _torch_alternatives(shape: Shape, step: Any) -> dict[str, Callable[..., object]]:
-    """FlexAttention and torch's variable-length kernel, where they can express the shape."""
+def _torch_alternatives(shape: Shape, step: Any, device: torch.device) -> dict[str, Callable[..., object]]:
+    """FlexAttention and torch's variable-length kernel, where they can express the shape.
+
+    On a CPU (micro sizes only) FlexAttention runs uncompiled, which proves the mask, and the other has no kernel.
+    """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -176,15 +180,24 @@ def _torch_alternatives(shape: Shape, step: Any) -> dict[str, Callable[..., obje
             return key <= step.starts[batch] + query
         return key <= query
 
-    device = "cuda"
     keys = shape.queries if step is None else step.num_keys
     if shape.seq_lens is not None:
         lengths = torch.tensor(shape.seq_lens, device=device)
         samples = torch.arange(len(shape.seq_lens), device=device).repeat_interleave(lengths)
-    mask = create_block_mask(visible, shape.batch if step is not None else None, None, shape.queries, keys, device)
+    rows = shape.batch if step is not None else None
+    mask = create_block_mask(visible, rows, None, shape.queries, keys, str(device))
+    is_grouped = shape.heads != shape.kv_heads
+    if device.type == "cpu":
+
+        def uncompiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+                return flex_attention(q, k, v, block_mask=mask, enable_gqa=is_grouped)
+
+        return {"flex, not compiled": uncompiled}
     compiled = torch.compile(flex_attention)
     found: dict[str, Callable[..., object]] = {
-        "flex, compiled": lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=shape.heads != shape.kv_heads)
+        "flex, compiled": lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=is_grouped)
     }
     try:
         from torch.nn.attention.varlen import varlen_attn

@@ -1,9 +1,11 @@
-"""From a photograph and a question to the first token and to an answer: the whole model with random weights."""
+"""A photograph and a question: time to the first token, to an answer, and to the next question, whole models."""
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,10 +15,15 @@ from torch import Tensor
 import sphinxkit
 from benchmarks import bench_encoders, llama_twins, released_layout
 from benchmarks.bench_tilers import photograph
-from benchmarks.harness import Case, Context, Sample, Work, count_flops, nbytes
+from benchmarks.harness import Case, Context, Sample, Work, build_random, count_flops, nbytes
 from sphinxkit.tokenizer import Tokenizer
 
 PROMPT = "### Human: What is in this image, and where is it?\n### Assistant:"
+FIRST_QUESTION = "What is in this image, and where is it?"
+ANOTHER_QUESTION = "Is there anything written on it?"
+SECOND_QUESTION = "What colour is the largest of the things in it, and what stands to its left?"
+# What each kind of candidate does with an image and a number of tokens: token ids.
+Answer = Callable[[Image.Image, int], Tensor]
 
 
 def cases(context: Context) -> Iterator[Case]:
@@ -26,10 +33,12 @@ def cases(context: Context) -> Iterator[Case]:
         [("sphinx_micro", torch.float32)],
     )
     for recipe, dtype in runs:
-        model = sphinxkit.build(recipe, device=context.device, dtype=dtype)
+        model = build_random(lambda name=recipe: sphinxkit.build(name, device="meta"), context.device, dtype)
         if model.tokenizer is None:
             model.tokenizer = _tokenizer(model.llm.vocab_size)
-        yield from _cases(context, recipe, model)
+        model.llm.fuse()  # as the command line does; before the twins are made, which share the weights
+        yield from _answers(context, recipe, model)
+        yield _second_question(context, recipe, model)
         del model
 
 
@@ -38,104 +47,121 @@ def _tokenizer(vocab_size: int) -> Tokenizer:
     return Tokenizer(released_layout.pad_tokenizer(small, Tokenizer(small).vocab_size, vocab_size))
 
 
-def _cases(context: Context, recipe: str, model: Any) -> Iterator[Case]:
-    new = context.on(128, 32, 4)
+def _answers(context: Context, recipe: str, model: Any) -> Iterator[Case]:
+    """Time to the first token, then whole answers."""
     images = [(photograph(*context.pick((1920, 1080), (64, 36)), seed=seed),) for seed in range(2)]
-    plain, missing = None, ""
+    clock = _Clock(context)
+    calls: dict[str, Answer] = {"sphinxkit": _ours(model, clock)}
+    if context.device.type == "cuda":
+        calls["sphinxkit, CUDA graphs"] = _ours(model, clock, graphs=True)
+    missing = ""
     try:
-        plain = _plain(model)
+        visual = _public_visual(model, clock)
+        calls["eager, as the public code"] = _public(model, visual, clock)
+        calls["open_clip, timm, transformers"] = _transformers(model, visual, clock)
     except ImportError as error:
         missing = str(error)
     if missing:
         yield Case(f"{recipe}: upstream libraries", skip=missing)
+    # the same greedy tokens in float32; in 16 bit the ways part where two tokens are nearly as likely
+    tolerance = 0 if model.dtype == torch.float32 else None
+    flops, dtype = _flops(model), str(model.dtype).removeprefix("torch.")
+    views = model.vision.tiler.num_views
+    positions = model.vision.num_tokens + len(model.tokenizer.encode(PROMPT, bos=True))
+    for new in (1, context.on(128, 32, 4)):
+        name = "time to first token" if new == 1 else f"answer of {new} tokens"
+        timed = {
+            label: _timed(context, clock, lambda image, call=call, new=new: call(image, new), new, flops)
+            for label, call in calls.items()
+        }
+        yield Case(
+            f"{recipe}, {name}, {views} views, {positions} positions, {dtype}",
+            timed,
+            Work(flops, nbytes(model.vision) + llama_twins.weight_bytes(model.llm) * new, dtype=model.dtype),
+            images,
+            amount=new,
+            unit="tokens",
+            tolerance=tolerance,
+            repeats=context.on(5, 3 if new == 1 else 2, None),
+            max_seconds=context.on(30, 240, 60),
+        )
 
-    def ours(image: Image.Image) -> Tensor:
-        [answer] = model.generate([PROMPT], [image], max_new_tokens=new, stop=())
-        return torch.tensor(answer.token_ids)
 
-    candidates: dict[str, Callable[..., object]] = {"sphinxkit": _with_first_token(context, ours, model.llm.lm_head)}
-    if plain is not None:
-        call, head = plain
-        candidates["open_clip, timm, transformers"] = _with_first_token(context, lambda image: call(image, new), head)
-    yield Case(
-        f"{recipe}, answer of {new} tokens, {str(model.dtype).removeprefix('torch.')}",
-        candidates,
-        _work(model, new),
-        images,
-        amount=new,
-        unit="tokens",
-        # the same greedy tokens in float32; in 16 bit the ways part where two tokens are nearly as likely
-        tolerance=0 if model.dtype == torch.float32 else None,
-        repeats=context.on(5, 2, None),
-        max_seconds=300,
-    )
+class _Clock:
+    """When the parts of the call that runs were ready; on a GPU it waits for them."""
+
+    def __init__(self, context: Context) -> None:
+        self._cuda = context.device.type == "cuda"
+        self.moments: dict[str, float] = {}
+
+    def note(self, name: str) -> None:
+        """Only the first time of a call counts."""
+        if name not in self.moments:
+            if self._cuda:
+                torch.cuda.synchronize()
+            self.moments[name] = time.perf_counter()
 
 
-def _with_first_token(
-    context: Context, call: Callable[[Image.Image], Tensor], head: torch.nn.Module
+def _timed(
+    context: Context, clock: _Clock, call: Callable[[Image.Image], Tensor], new: int, flops: float
 ) -> Callable[[Image.Image], Sample]:
-    """Time the whole call, and note when the output layer first had its logits."""
-
     def timed(image: Image.Image) -> Sample:
-        moments: list[float] = []
-
-        def note(*_: object) -> None:
-            if not moments:
-                if context.device.type == "cuda":
-                    torch.cuda.synchronize()
-                moments.append(time.perf_counter())
-
-        hook = head.register_forward_hook(note)
+        clock.moments = {}
         begin, cpu_begin = time.perf_counter(), time.process_time()
-        try:
-            tokens = call(image)
-        finally:
-            hook.remove()
-        seconds, first = time.perf_counter() - begin, moments[0] - begin
-        cpu = time.process_time() - cpu_begin if context.device.type == "cpu" else None
-        extra = {"first token s": first, "tokens": len(tokens)}
-        if len(tokens) > 1:
+        tokens = call(image).cpu()
+        seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu_begin
+        if len(tokens) != new and not context.micro:
+            raise RuntimeError(f"{len(tokens)} tokens instead of {new}: the random weights ended the answer")
+        image_ready, first = clock.moments["visual tokens"] - begin, clock.moments["first logits"] - begin
+        extra = {"visual tokens s": image_ready, "prefill s": first - image_ready, "first token s": first}
+        if new > 1:
             extra["tokens/s after the first"] = (len(tokens) - 1) / (seconds - first)
-        return Sample(seconds, output=tokens, extra=extra, cpu_seconds=cpu)
+        else:
+            extra["TFLOP/s"] = flops / seconds / 1e12
+        return Sample(seconds, output=tokens, extra=extra, cpu_seconds=cpu if context.device.type == "cpu" else None)
 
     return timed
 
 
-def _work(model: Any, count: int) -> Work:
-    """Encoders, projectors and prefill are arithmetic; every further token reads the language model once."""
-    tiler, llm = model.vision.tiler, model.llm
-    flops = 0
-    for branch in model.vision.branches:
-        for encoder in branch.encoders:
-            side = encoder.input_size
-            # the trunk on meta: a copy of the structure, no data
-            flops += count_flops(lambda encoder=encoder: _structure(encoder), (tiler.num_views, 3, side, side))
-    tokens = model.vision.num_tokens + len(model.tokenizer.encode(PROMPT, bos=True))
-    flops += 2 * llama_twins.num_weights(llm) * tokens + llama_twins.attention_flops(llm, tokens)
-    weights = llama_twins.weight_bytes(llm)
-    return Work(flops, nbytes(model.vision) + weights * count, dtype=model.dtype)
+class _Hooks(AbstractContextManager[None]):
+    """Tells the clock when a module has its output."""
+
+    def __init__(self, clock: _Clock, modules: Mapping[str, torch.nn.Module]) -> None:
+        self._clock, self._modules = clock, modules
+
+    def __enter__(self) -> None:
+        self._handles = [
+            module.register_forward_hook(lambda *_, label=label: self._clock.note(label))
+            for label, module in self._modules.items()
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
-def _structure(encoder: Any) -> Callable[[Tensor], object]:
-    import copy
+def _ours(model: Any, clock: _Clock, graphs: bool = False) -> Answer:
+    def call(image: Image.Image, count: int) -> Tensor:
+        if graphs:
+            model.llm.use_cuda_graphs()
+        try:
+            with _Hooks(clock, {"visual tokens": model.vision, "first logits": model.llm.lm_head}):
+                [answer] = model.generate([PROMPT], [image], max_new_tokens=count, stop=())
+        finally:
+            if graphs:
+                model.llm.use_cuda_graphs(False)
+        return torch.tensor(answer.token_ids)
 
-    twin = copy.deepcopy(
-        encoder, {id(p): torch.nn.Parameter(p.detach().to("meta"), False) for p in encoder.parameters()}
-    )
-    return twin.float()
+    return call
 
 
-def _plain(model: Any) -> tuple[Callable[[Image.Image, int], Tensor], torch.nn.Module]:
-    """The same weights through upstream libraries, part by part, as the public code strings them together.
-
-    Returns:
-        (image, number of tokens) -> token ids, and the output layer.
-    """
-    twin = llama_twins.transformers_twin(model.llm)
-    vision, tokenizer = model.vision, model.tokenizer
+def _public_visual(model: Any, clock: _Clock) -> Callable[[Image.Image], Tensor]:
+    """The visual tokens of the same weights through upstream libraries, one encoder after the other."""
+    vision = model.vision
     calls = [[bench_encoders.COMPETITORS[e.name][1](e) for e in branch.encoders] for branch in vision.branches]
 
-    def visual(pixels: Tensor) -> Tensor:
+    def visual(image: Image.Image) -> Tensor:
+        pixels = model.preprocess([image]).to(model.device)
         views = {size: tensor.flatten(0, 1) for size, tensor in vision.views(pixels).items()}
         parts = []
         for branch, functions in zip(vision.branches, calls, strict=True):
@@ -145,24 +171,11 @@ def _plain(model: Any) -> tuple[Callable[[Image.Image, int], Tensor], torch.nn.M
             parts.append(branch.projector(torch.cat(sequences, dim=-1)))
         tokens = torch.cat(parts, dim=1)
         start, end = (token.expand(tokens.shape[0], -1, -1) for token in (vision.start_token, vision.end_token))
-        return torch.cat([start, tokens, end], dim=1).flatten(0, 1)[None]
+        tokens = torch.cat([start, tokens, end], dim=1).flatten(0, 1)[None]
+        clock.note("visual tokens")
+        return tokens
 
-    def call(image: Image.Image, count: int) -> Tensor:
-        ids = torch.tensor([tokenizer.encode(PROMPT, bos=True)], device=model.device)
-        text = twin.model.embed_tokens(ids)
-        image_tokens = visual(model.preprocess([image]).to(model.device)).to(text.dtype)
-        embeds = torch.cat([text[:, :1], image_tokens, text[:, 1:]], dim=1)
-        out = twin.generate(
-            inputs_embeds=embeds,
-            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device),
-            max_new_tokens=count,
-            do_sample=False,
-            eos_token_id=tokenizer.eos_id,
-            pad_token_id=tokenizer.eos_id,
-        )
-        return out[0].cpu()
-
-    return call, twin.lm_head
+    return visual
 
 
 def _repeated(sequence: Tensor, length: int) -> Tensor:
@@ -173,3 +186,149 @@ def _repeated(sequence: Tensor, length: int) -> Tensor:
     grid = sequence[:, 1:].unflatten(1, (side, side))
     grid = grid.repeat_interleave(wanted // side, dim=1).repeat_interleave(wanted // side, dim=2)
     return torch.cat([sequence[:, :1], grid.flatten(1, 2)], dim=1)
+
+
+class _Embedded:
+    """A language model whose embedding lets embeddings through, for loops that take tokens only."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        return tokens if tokens.is_floating_point() else self._llm.embed_tokens(tokens)
+
+
+def _public(model: Any, visual: Callable[[Image.Image], Tensor], clock: _Clock) -> Answer:
+    """One operator at a time, a new cache of full length for every answer, a wait after every token."""
+    llm, tokenizer = model.llm, model.tokenizer
+
+    def call(image: Image.Image, count: int) -> Tensor:
+        ids = torch.tensor([tokenizer.encode(PROMPT, bos=True)], device=model.device)
+        text = llm.embed_tokens(ids)
+        embeds = torch.cat([text[:, :1], visual(image).to(text.dtype), text[:, 1:]], dim=1)
+        step = llama_twins.public_loop(_Embedded(llm), 1, llm.max_seq_len)  # type: ignore[arg-type]
+        logits = step(embeds, 0)
+        clock.note("first logits")
+        written: list[int] = []
+        while True:
+            token = int(logits[0, -1].argmax())
+            if token == tokenizer.eos_id:
+                break
+            written.append(token)
+            if len(written) == count:
+                break
+            logits = step(torch.tensor([[token]], device=model.device), embeds.shape[1] + len(written) - 1)
+        return torch.tensor(written)
+
+    return call
+
+
+def _transformers(model: Any, visual: Callable[[Image.Image], Tensor], clock: _Clock) -> Answer:
+    twin = llama_twins.transformers_twin(model.llm)
+    tokenizer = model.tokenizer
+
+    def call(image: Image.Image, count: int) -> Tensor:
+        ids = torch.tensor([tokenizer.encode(PROMPT, bos=True)], device=model.device)
+        text = twin.model.embed_tokens(ids)
+        embeds = torch.cat([text[:, :1], visual(image).to(text.dtype), text[:, 1:]], dim=1)
+        with _Hooks(clock, {"first logits": twin.lm_head}):
+            out = twin.generate(
+                inputs_embeds=embeds,
+                attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=model.device),
+                max_new_tokens=count,
+                do_sample=False,
+                eos_token_id=tokenizer.eos_id,
+                pad_token_id=tokenizer.eos_id,
+            )
+        written = out[0]
+        return written[written != tokenizer.eos_id]
+
+    return call
+
+
+def _flops(model: Any) -> float:
+    """Encoders, projectors and prefill up to the first token."""
+    vision, llm = model.vision, model.llm
+    views = vision.tiler.num_views
+    flops = 0
+    for branch in vision.branches:
+        for encoder in branch.encoders:
+            side = encoder.input_size
+            flops += count_flops(lambda encoder=encoder: _structure(encoder), (views, 3, side, side))
+        weights = sum(parameter.numel() for parameter in branch.projector.parameters() if parameter.ndim == 2)
+        flops += 2 * weights * branch.num_tokens(False) * views
+    tokens = vision.num_tokens + len(model.tokenizer.encode(PROMPT, bos=True))
+    return flops + _prefill_flops(llm, tokens)
+
+
+def _prefill_flops(llm: Any, tokens: int, before: int = 0) -> float:
+    products = 2 * (llama_twins.num_weights(llm) * tokens + llm.lm_head.weight.numel())
+    return products + llama_twins.attention_flops(llm, tokens, before)
+
+
+def _structure(encoder: Any) -> Callable[[Tensor], object]:
+    """The encoder on meta: its structure, no data."""
+    nowhere = {id(p): torch.nn.Parameter(p.detach().to("meta"), False) for p in encoder.parameters()}
+    return copy.deepcopy(encoder, nowhere).float()
+
+
+def _second_question(context: Context, recipe: str, model: Any) -> Case:
+    """The next question about the same image: on with the session, beside the whole conversation asked anew."""
+    picture = photograph(*context.pick((1920, 1080), (64, 36)))
+    length = context.pick(16, 2)
+    sessions: list[Any] = []
+    tokenizer = model.tokenizer
+
+    def opened() -> Any:
+        """A session after its first answer, which stands in the text and in the cache."""
+        if not sessions:
+            [tokens] = model.encode_images(model.preprocess(picture))
+            session = model.session(tokens)
+            session.ask(FIRST_QUESTION, max_new_tokens=length)
+            sessions.append((session, list(session.messages), tokens))
+        session, first_turn, _ = sessions[0]
+        session.messages = list(first_turn)
+        session.ask(ANOTHER_QUESTION, max_new_tokens=1)  # the cache must not hold the question that is timed
+        session.messages = list(first_turn)
+        return session
+
+    def conversation() -> list[dict[str, str]]:
+        return [*opened().messages, {"role": "user", "content": SECOND_QUESTION}]
+
+    def timed(call: Callable[[], str]) -> Sample:
+        with context.timer() as timer:
+            answer = call()
+        return Sample(timer.seconds, None, answer, {}, timer.cpu_seconds)
+
+    def goes_on() -> Sample:
+        session = opened()
+        read, reused = session.num_prefilled, session.num_reused
+        sample = timed(lambda: session.ask(SECOND_QUESTION, max_new_tokens=1))
+        sample.extra["positions read"] = session.num_prefilled - read
+        sample.extra["positions reused"] = session.num_reused - reused
+        return sample
+
+    def anew() -> Sample:
+        messages = conversation()
+        return timed(lambda: model.chat(messages, picture, max_new_tokens=1))
+
+    def same_features() -> Sample:
+        messages = conversation()
+        tokens = sessions[0][2]
+        return timed(lambda: model.chat(messages, tokens, max_new_tokens=1))
+
+    new = len(tokenizer.encode(SECOND_QUESTION)) + len(tokenizer.encode("### Human: \n### Assistant:"))
+    held = model.vision.num_tokens + len(tokenizer.encode(PROMPT, bos=True)) + length
+    return Case(
+        f"{recipe}, second question, first token, {str(model.dtype).removeprefix('torch.')}",
+        {"sphinxkit": goes_on, "features kept, all read again": same_features, "asked anew": anew},
+        Work(_prefill_flops(model.llm, new, held), llama_twins.weight_bytes(model.llm), dtype=model.dtype),
+        amount=1,
+        unit="answers",
+        tolerance=0 if model.dtype == torch.float32 else None,
+        repeats=context.on(5, 3, None),
+        max_seconds=context.on(30, 150, 60),
+    )

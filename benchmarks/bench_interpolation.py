@@ -283,7 +283,9 @@ def _run_mergekit(program: str, paths: list[Path], out: Path, cold: bool, expect
         _prepare(paths, out, cold)
         begin = time.perf_counter()
         with (out.parent / "mergekit.log").open("w+") as log:
-            process = subprocess.Popen([program, str(config), str(out), "--allow-crimes"], stdout=log, stderr=log)
+            # the random models have no tokenizer, without which mergekit stops unless told so
+            command = [program, str(config), str(out), "--allow-crimes", "--no-copy-tokenizer"]
+            process = subprocess.Popen(command, stdout=log, stderr=log)
             peak = 0
             while process.poll() is None:
                 peak = max(peak, _anonymous(process.pid))

@@ -38,6 +38,9 @@ FOLDER = Path(__file__).resolve().parent
 # (a microsecond; a few for a pair of CUDA events) stays below a thousandth.
 MIN_TIMED_SECONDS = 2e-3
 MAX_CALLS = 200
+# Random weights repeat after so many: drawing billions of them takes a CPU minutes. A prime, so that no two rows of a
+# matrix are alike (which would make ties); our choice.
+NOISE_ELEMENTS = 2**22 + 15
 PACKAGES = ["torch", "torchvision", "timm", "open_clip_torch", "transformers", "xformers", "safetensors", "pillow"]
 
 
@@ -76,7 +79,7 @@ class Sample:
         cpu_seconds: Its processor time, if known.
         peak_bytes: Peak extra memory, if known.
         output: What to compare with the other candidates' outputs.
-        extra: Facts for the document (JSON-serialisable); of several rounds, the last is kept.
+        extra: Facts for the document (JSON-serialisable). Of several rounds, floats give their median, others the last.
     """
 
     seconds: float
@@ -163,6 +166,7 @@ class Context:
         micro: Sizes so small that everything runs in a second: proves the code, measures nothing.
         repeats: Rounds per case.
         deadline: ``time.monotonic()`` after which cases are skipped; None: no limit.
+        case_seconds: After this long no case begins a further round, whatever it allows itself; None: no such limit.
     """
 
     device: torch.device
@@ -170,6 +174,7 @@ class Context:
     micro: bool = False
     repeats: int = 7
     deadline: float | None = None
+    case_seconds: float | None = None
 
     def pick(self, full: T, micro: T) -> T:
         """``full``, or ``micro`` in a micro run."""
@@ -224,10 +229,17 @@ def build_random(build: Callable[[], Module], device: torch.device, dtype: torch
     if any(True for _ in module.buffers()):
         raise ValueError(f"{type(module).__name__} has buffers: {[name for name, _ in module.named_buffers()]}")
     module = module.to(dtype).to_empty(device=device)
+    largest = max((parameter.numel() for parameter in module.parameters()), default=0)
+    noise = torch.randn(min(NOISE_ELEMENTS, largest), device=device)
     for name, parameter in module.named_parameters():
         centre = 1.0 if parameter.ndim == 1 and name.endswith(("weight", "gamma")) else 0.0
         fan_in = parameter.numel() // parameter.shape[0] if parameter.ndim in (2, 4) else 2500
-        torch.nn.init.normal_(parameter, mean=centre, std=fan_in**-0.5)
+        values = (noise * fan_in**-0.5 + centre).to(dtype)
+        shift = torch.randint(len(noise), ()).item()  # small tensors must not all begin alike
+        values = values.roll(-int(shift))
+        with torch.no_grad():
+            for part in parameter.view(-1).split(len(values)):
+                part.copy_(values[: len(part)])
     return module.eval()
 
 
@@ -342,9 +354,10 @@ def measure(benchmark: str, case: Case, context: Context) -> CaseRecord:
                 calls[name] = min(MAX_CALLS, math.ceil(MIN_TIMED_SECONDS / max(once.seconds, 1e-7)))
         samples: dict[str, list[Sample]] = {name: [] for name in names}
         begin = time.monotonic()
+        limit = min(case.max_seconds, math.inf if context.case_seconds is None else context.case_seconds)
         for round_index in range(context.pick(case.repeats or context.repeats, 2)):
             spent = time.monotonic() - begin
-            if round_index and (spent > min(case.max_seconds, context.seconds_left + spent)):
+            if round_index and (spent > min(limit, context.seconds_left + spent)):
                 break
             inputs = case.inputs[round_index % len(case.inputs)]
             shift = round_index % len(names)
@@ -388,8 +401,17 @@ def _summarise(samples: list[Sample], calls: int, distance: float | None, peak: 
         difference=distance,
         cpu=statistics.median(cpu) if cpu else None,
         peak_bytes=max(peaks, default=peak),
-        extra=samples[-1].extra,
+        extra=_typical([sample.extra for sample in samples]),
     )
+
+
+def _typical(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The last round's facts, floats by their median over the rounds that have them."""
+    last = dict(facts[-1])
+    for name, value in facts[-1].items():
+        if isinstance(value, float):
+            last[name] = statistics.median(other[name] for other in facts if isinstance(other.get(name), float))
+    return last
 
 
 def names() -> list[str]:
@@ -463,6 +485,7 @@ def run(
     only: str = "",
     note: str = "",
     log: Callable[[str], None] = print,
+    plan: Mapping[str, float] | None = None,
 ) -> Document:
     """Run benchmarks one after the other, writing the document after every case.
 
@@ -473,6 +496,8 @@ def run(
         only: Regular expression that a case's name must contain a match of; others are left out.
         note: Goes into the document: what a reader of the numbers must know.
         log: Gets one line per case.
+        plan: Seconds that each benchmark is expected to take. The time to the deadline is divided in these proportions,
+            so that none starves those behind it; what one leaves goes to the next. None: first come, first served.
     """
     modules = [(name, module(name)) for name in benchmarks]
     disk = any(getattr(m, "USES_DISK", False) for _, m in modules)
@@ -488,8 +513,10 @@ def run(
         ceilings=ceilings.measure(context.device, context.scratch, context.micro, disk),
     )
     document.write(out)
+    deadlines = _deadlines(benchmarks, context, plan)
     for name, benchmark in modules:
-        for record in _records(name, benchmark, context, only):
+        own = dataclasses.replace(context, deadline=deadlines.get(name, context.deadline))
+        for record in _records(name, benchmark, own, only):
             document.results.append(record)
             document.write(out)
             log(line(record))
@@ -499,6 +526,18 @@ def run(
     document.finished = True
     document.write(out)
     return document
+
+
+def _deadlines(names: Sequence[str], context: Context, plan: Mapping[str, float] | None) -> dict[str, float]:
+    """Until when each benchmark may begin rounds."""
+    total = sum((plan or {}).get(name, 0.0) for name in names)
+    if plan is None or context.deadline is None or not total:
+        return {}
+    found, end, available = {}, time.monotonic(), max(context.seconds_left, 0.0)
+    for name in names:
+        end += available * plan.get(name, 0.0) / total
+        found[name] = end
+    return found
 
 
 def _records(name: str, benchmark: ModuleType, context: Context, only: str) -> Iterator[CaseRecord]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ from benchmarks import harness, results
 from benchmarks.harness import Case, Context, Sample, Work
 
 SLEEP_LIMIT = 1.0  # a sleep may last longer on a busy machine, never shorter
+
+PLAN_SLACK = 60.0  # seconds that importing and measuring ceilings may take on a busy machine
 
 
 @pytest.fixture
@@ -112,6 +115,37 @@ def test_a_broken_case_is_recorded_and_the_next_one_runs(context: Context) -> No
     assert "ValueError: no more" in records[2].reason
 
 
+def test_a_context_can_cut_every_case_short(tmp_path: Path) -> None:
+    context = Context(torch.device("cpu"), tmp_path, repeats=5, case_seconds=0.001)
+    record = harness.measure("x", Case("sleep", {"sphinxkit": lambda: time.sleep(0.01)}), context)
+    assert record.candidates["sphinxkit"].repeats == 1  # the first round is always finished
+
+
+def test_a_plan_divides_the_time_and_hands_on_what_is_left(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: dict[str, float] = {}
+
+    def bench(name: str):
+        def cases(own: Context):
+            left[name] = own.seconds_left
+            yield Case(name, {"sphinxkit": lambda: None})
+
+        return SimpleNamespace(cases=cases)
+
+    modules = {name: bench(name) for name in ("a", "b", "c")}
+    monkeypatch.setattr(harness, "module", modules.__getitem__)
+    limited = dataclasses.replace(context, deadline=time.monotonic() + 1000.0, micro=True)
+    document = harness.run(["a", "b", "c"], limited, tmp_path / "x.json", log=lambda _: None, plan={"a": 1, "b": 3})
+    assert [record.status for record in document.results] == ["ok"] * 3
+    # a quarter, all, all: nothing took its time; what the machine's ceilings took is less than the slack
+    assert left["a"] == pytest.approx(250.0, abs=PLAN_SLACK)
+    assert left["b"] == pytest.approx(1000.0, abs=PLAN_SLACK)
+    assert left["c"] == pytest.approx(1000.0, abs=PLAN_SLACK)
+    harness.run(["a"], limited, tmp_path / "x.json", log=lambda _: None)
+    assert left["a"] == pytest.approx(1000.0, abs=PLAN_SLACK)  # no plan: the first may take it all
+
+
 def test_only_leaves_out_other_cases(context: Context) -> None:
     module = SimpleNamespace(cases=lambda _: (Case(name, {"sphinxkit": lambda: None}) for name in ("ab", "cd")))
     assert [record.case for record in harness._records("x", module, context, "^c")] == ["cd"]
@@ -127,6 +161,13 @@ def test_benchmark_is_not_even_set_up_when_time_is_out(tmp_path: Path) -> None:
     context = Context(torch.device("cpu"), tmp_path, deadline=0.0)
     [record] = harness._records("x", SimpleNamespace(cases=pytest.fail), context, "")
     assert (record.status, record.reason) == ("skipped", "out of time")
+
+
+def test_facts_of_several_rounds_are_medians_where_they_are_measured(context: Context) -> None:
+    seconds = iter([9.0, 1.0, 5.0, 2.0])
+    case = Case("x", {"sphinxkit": lambda: Sample(1.0, extra={"first s": next(seconds), "bytes": 7, "way": "a"})})
+    measured = harness.measure("x", case, context).candidates["sphinxkit"]
+    assert measured.extra == {"first s": 2.0, "bytes": 7, "way": "a"}  # of 1, 5 and 2; 9 was the check
 
 
 @pytest.mark.parametrize(
