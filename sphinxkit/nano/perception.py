@@ -74,7 +74,7 @@ class PerceptionPlan:
     lr: float = 1.5e-3
     warmup: int = 60
     weight_decay: float = 0.05
-    clip: float = 1.0
+    clip: float = 10.0
     seed: int = 0
     workers: int = 1
     save_every: int = 200
@@ -163,14 +163,15 @@ class Probe(nn.Module):
         edges = box[covered].view(-1, BINS + 1).float()
         distance = (points[person].view(-1, _POINTS, 2).float() - wanted["points"][person]).abs().mean(-1)
         return {
-            "thing": F.cross_entropy(thing.float(), wanted["thing"]),
+            "thing": 2 * F.cross_entropy(thing[covered].float(), wanted["thing"][covered]),
+            "nothing": F.cross_entropy(thing[~covered].float(), wanted["thing"][~covered]),
             "color": 0.5 * F.cross_entropy(color[covered].float(), wanted["color"][covered]),
             "box": 0.5 * F.cross_entropy(edges, wanted["box"][covered].flatten(), label_smoothing=0.05),
             "points": 10 * (distance * seen_points).sum() / seen_points.sum().clamp(min=1),
             "seen": 0.2 * F.binary_cross_entropy_with_logits(seen[person].float(), seen_points.float())
             if len(seen_points)
             else seen.sum() * 0.0,
-            "written": F.cross_entropy(marks[written].float(), letters[written])
+            "written": 3 * F.cross_entropy(marks[written].float(), letters[written])
             if written.any()
             else marks.sum() * 0.0,
             "blank": F.cross_entropy(marks[~written].float(), letters[~written]),
