@@ -79,7 +79,7 @@ def test_gpu_dry_run_covers_its_benchmarks(tmp_path: Path, monkeypatch: pytest.M
 
 def test_gpu_plan_holds_what_runs_on_a_gpu_and_fits_its_time() -> None:
     on_gpu = {name for name in harness.names() if "cuda" in getattr(harness.module(name), "DEVICES", ("cpu", "cuda"))}
-    assert set(command_line.GPU_PLAN) == on_gpu
+    assert set(command_line.GPU_PLAN) == on_gpu - {"loading"}  # which writes for minutes before it measures
     assert sum(command_line.GPU_PLAN.values()) + command_line.GPU_TEST_SECONDS <= command_line.GPU_SECONDS
 
 
