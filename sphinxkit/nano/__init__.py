@@ -31,7 +31,7 @@ def path() -> Path:
     if missing:
         raise CheckpointError(
             f"{folder}: this installation comes without {NAME}'s weights (missing: {', '.join(missing)}); "
-            "name another checkpoint"
+            "name another checkpoint, or train it (sphinxkit reproduce nano)"
         )
     return folder
 
