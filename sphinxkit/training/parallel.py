@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sphinxkit.encoders import Encoder
 from sphinxkit.errors import RecipeError
 from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.plan import TrainPlan
@@ -193,6 +194,23 @@ def _compile_layer(layer: nn.Module) -> None:
         part.forward = torch.compile(part.forward, dynamic=True)
 
 
+def _attend_plainly(encoder: nn.Module) -> None:
+    """Let an encoder that a CPU trains in 16 bit attend by matrix products in float32.
+
+    torch's fused CPU kernel has a backward pass that takes 5 times as long in bfloat16 as in float32 (65 tokens of 4
+    heads of 32 channels); products and softmax in float32 take a third of the time for both passes, and are more exact.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    forward = encoder.forward
+
+    def attend_plainly(*args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            return forward(*args, **kwargs)
+
+    encoder.forward = attend_plainly
+
+
 def _need_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
     """Let the backward pass go through every layer of a frozen model, also where a batch has no image.
 
@@ -223,6 +241,10 @@ def parallelize(root: nn.Module, llm: LlamaModel, world: World, plan: TrainPlan)
             _compile_layer(layer)
         if plan.activation_checkpointing:
             _checkpoint_layer(layer)
+    if world.device.type == "cpu" and plan.dtype == "bfloat16":
+        for encoder in root.modules():
+            if isinstance(encoder, Encoder) and encoder.trainable:
+                _attend_plainly(encoder)
     if world.mesh is None:
         return
     if not llm.embed_tokens.weight.requires_grad:

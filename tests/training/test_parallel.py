@@ -11,8 +11,9 @@ import torch
 import sphinxkit
 from sphinxkit.recipe import build
 from sphinxkit.tokenizer import Tokenizer
-from sphinxkit.training import TrainingError, TrainPlan, read_log, train
-from sphinxkit.training.parallel import check_sizes
+from sphinxkit.training import LossModule, TrainingError, TrainPlan, read_log, train
+from sphinxkit.training.assembly import choose_trained
+from sphinxkit.training.parallel import World, check_sizes, parallelize
 
 # float32 sums in another order, carried through 20 steps of Adam on losses of 5 to 6
 CURVE_ATOL = 1e-4
@@ -111,3 +112,19 @@ def test_bfloat16_keeps_float32_weights(document, straight: Path, run_processes,
 def test_sizes_are_checked(document, changes: dict[str, Any], processes: int, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         check_sizes(TrainPlan(**document(**changes)), processes, num_heads=4, num_kv_heads=2)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_encoders_trained_in_16_bit_on_a_cpu_attend_by_products(document, trains: bool) -> None:
+    """torch's fused kernel has a slow backward pass there."""
+    plan = TrainPlan(**document(dtype="bfloat16", train=["llm", "encoders"] if trains else ["llm"]))
+    model = build(plan.model, tokenizer=Tokenizer(document()["tokenizer"]))
+    assert model.vision is not None
+    choose_trained(model, plan)
+    encoder = model.vision.branches[0].encoders[0]
+    fused = []
+    encoder.trunk.ln_post.register_forward_hook(lambda *_: fused.append(torch.backends.cuda.flash_sdp_enabled()))
+    parallelize(LossModule(model), model.llm, World(0, 1, torch.device("cpu")), plan)
+    encoder(torch.zeros(1, 3, 28, 28))
+    assert fused == [not trains]
+    assert torch.backends.cuda.flash_sdp_enabled()
