@@ -28,5 +28,4 @@ def copy_rows(source: KVCache, rows: Sequence[int], target: KVCache, places: Seq
     for ours, theirs in zip((*target.keys, *target.values), (*source.keys, *source.values), strict=True):
         ours[wanted, :, :num_tokens] = theirs[given, :, :num_tokens].to(ours.dtype)
     target.lengths[wanted] = source.lengths[given]
-    # A cache with static shapes bounds its longest row on the host; planning with known counts makes it look again.
-    target.plan(2, [0] * target.batch_size)
+    target.lengths_changed()

@@ -56,7 +56,8 @@ class KVCache:
     with running ones may write its padding.
 
     A row's slots beyond its length hold what was there before and are never attended to; ``lengths`` may be lowered
-    in place to forget the end of a row. The tensors keep their addresses, so a captured CUDA graph stays valid.
+    in place to forget the end of a row, or raised where slots were filled from outside (``lengths_changed``). The
+    tensors keep their addresses, so a captured CUDA graph stays valid.
 
     Args:
         num_layers: Number of decoder layers.
@@ -199,6 +200,14 @@ class KVCache:
         if starts is not None and slices and starts[0] + width <= self.num_slots:
             return CacheStep(width, self.lengths, ends, given, starts[0], num_keys, None, None, None)
         return self._scatter(width, given, known, ends, num_keys)
+
+    def lengths_changed(self) -> None:
+        """Say that ``lengths`` were raised from outside (to lower them needs no word).
+
+        With static shapes the host keeps a bound of the longest row instead of asking the device; the next step will
+        ask.
+        """
+        self._longest = self.max_seq_len
 
     def has_room(self, width: int) -> bool:
         """Whether every row can hold ``width`` more tokens, as far as the host knows without asking the device."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sphinxkit.errors import ShapeError
-from sphinxkit.llama import backends
+from sphinxkit.llama import backends, huge_pages
 from sphinxkit.llama.attention import Attention, AttentionStep
 from sphinxkit.llama.backends import AttentionPattern
 from sphinxkit.llama.cache import CacheStep, KVCache
@@ -265,10 +265,10 @@ class LlamaModel(nn.Module):
     def fuse(self, *, pack: bool = False) -> None:
         """Prepare for fast inference: q, k, v and gate, up become one matrix product each, and layers plain functions.
 
-        State-dict names, shapes and values stay as they are, and no more memory is used. It speeds up what runs with a
-        cache; training and passes without a cache go through the modules as before. Call it once the weights are on
-        their device in their dtype: moving or replacing them afterwards (``to``, ``load_state_dict(assign=True)``,
-        adapters, quantisation) undoes it, and nothing else.
+        State-dict names, shapes and values stay as they are, and no more memory is used; on a CPU the weights move to
+        large pages (``huge_pages.empty``). It speeds up what runs with a cache; training and passes without a cache go
+        through the modules as before. Call it once the weights are on their device in their dtype: moving or replacing
+        them afterwards (``to``, ``load_state_dict(assign=True)``, adapters, quantisation) undoes it, and nothing else.
 
         Args:
             pack: On a CPU in 16 bit: also keep a copy of the layers' weights in the layout of oneDNN. It takes their
@@ -278,6 +278,10 @@ class LlamaModel(nn.Module):
             TypeError: A linear layer is wrapped, quantised or sharded, or ``pack`` is asked for elsewhere.
         """
         self._fused = FusedLayers(list(self.layers), self.norm_eps, self.head_dim, pack=pack)
+        head = self.lm_head
+        if type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.weight.device.type == "cpu":
+            memory = huge_pages.empty(head.weight.numel(), head.weight.dtype).view(head.weight.shape)
+            head.weight.data = memory.copy_(head.weight.detach())
 
     def unfuse(self) -> None:
         """Undo ``fuse`` and forget recorded CUDA graphs; the weights stay where they are."""

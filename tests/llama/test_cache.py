@@ -122,6 +122,18 @@ def test_a_static_decoding_step_does_not_read_the_lengths(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("static", [False, True])
+def test_lengths_that_were_raised_from_outside_are_looked_at_again(static: bool) -> None:
+    cache = filled([1, 1], static=static, capacity=8)
+    cache.lengths.copy_(torch.tensor([1, 7]))
+    cache.lengths_changed()
+    step = cache.plan(1)
+    assert step.ends == (2, 8)
+    cache.advance(step)
+    with pytest.raises(ShapeError, match="row 1 holds 8 tokens and 1 more make 9, but its capacity is 8"):
+        cache.plan(1)
+
+
+@pytest.mark.parametrize("static", [False, True])
 def test_reset_forgets_all_or_some_rows(static: bool) -> None:
     cache = filled([3, 1, 2], static=static)
     cache.reset([0, 2])
