@@ -153,7 +153,10 @@ class WorldMixture(Mixture):
 
     def fingerprint(self) -> str:
         """Changes whenever the samples or their order could."""
-        styles = [(part.name, repr(part.world.style), part.world.seed, part.source.num_turns) for part in self._parts]
+        styles = [
+            (part.name, repr(part.world.style), part.world.seed, part.source.num_turns, *_telling(part.world))
+            for part in self._parts
+        ]
         return f"{derive_key(Mixture.fingerprint(self), styles):016x}"
 
     def read(self, ref: SampleRef) -> Sample:
@@ -169,6 +172,12 @@ class WorldMixture(Mixture):
         scene, messages = part.world.conversation(ref.index, task, part.source.num_turns)
         image = Path(part.world.image_path(ref.index, task))
         return WorldSample(name, task, tuple(messages), "", image, where, scene)
+
+
+def _telling(world: World) -> list[object]:
+    """What a world's conversations do differently, as far as its style does not say it."""
+    wordings: list[object] = ["all wordings"] if world.has_all_wordings else []
+    return wordings if world.point_grid is None else [*wordings, ("point grid", world.point_grid)]
 
 
 def _open(index: int, given: WorldSource | Mapping[str, Any] | str, shared: Mapping[str, Any]) -> _Part:

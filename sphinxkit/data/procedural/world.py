@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sphinxkit.data.conversations import write_conversation
@@ -13,6 +15,7 @@ from sphinxkit.data.procedural.scene import Domain, Scene
 from sphinxkit.data.procedural.task_samples import KINDS_OF_TASK, MAKERS, Weights
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
+from sphinxkit.geometry import Point
 from sphinxkit.registry import suggest
 
 VERSION = 1
@@ -58,6 +61,24 @@ KIND_WEIGHTS: Weights = (
 MAX_ATTEMPTS = 200  # scenes that are drawn until one has a sample of the task; one in three has at least
 
 
+def on_grid(sample: tasks.PoseSample, steps: int) -> tasks.PoseSample:
+    """The sample with every key point moved to the left and up, to a whole step of the padded square's side.
+
+    Args:
+        sample: Any.
+        steps: Along the square's side.
+    """
+    geometry = sample.geometry
+
+    def move(point: Point) -> Point:
+        told = geometry.point_to_square(point)
+        moved = Point(math.floor(told.x * steps) / steps, math.floor(told.y * steps) / steps)
+        return geometry.clip_point(geometry.point_to_pixels(moved))
+
+    points = {name: move(point) for name, point in sample.keypoints.points.items()}
+    return replace(sample, keypoints=tasks.Keypoints(points))
+
+
 class World:
     """Scenes, samples and conversations by number; every one is a function of the arguments and its number.
 
@@ -71,6 +92,9 @@ class World:
         sizes: Names of the shapes' sizes; see ``composition.SIZES``.
         has_small_text: Set words at half the size.
         has_all_wordings: Draw among each task's wordings; else the default one.
+        point_grid: Conversations tell key points in whole steps of 1/``point_grid`` of the padded square's side; None:
+            exactly. (Joints are the middles of pixels: twice as fine as boxes. A small tokenizer has not that many
+            coordinates.)
     Raises:
         DataError: One of them is not possible.
     """
@@ -86,11 +110,15 @@ class World:
         sizes: tuple[str, ...] = ("small", "medium", "large"),
         has_small_text: bool = False,
         has_all_wordings: bool = False,
+        point_grid: int | None = None,
     ) -> None:
+        if point_grid is not None and point_grid < 1:
+            raise DataError(f"world: point_grid must be at least 1, got {point_grid}")
         width, height = (size, size) if isinstance(size, int) else size
         self.style = Style(width, height, domain, split, max_objects, tuple(sizes), has_small_text)
         self.seed = seed
         self.has_all_wordings = has_all_wordings
+        self.point_grid = point_grid
         self.name = f"{domain}-{split}-{width}x{height}-{seed}"
         self._formatters: dict[str, tasks.Task[Any, Any]] = {}
 
@@ -187,6 +215,8 @@ class World:
         if task not in self._formatters:
             self._formatters[task] = tasks.create(task)
         formatter = self._formatters[task]
+        if isinstance(sample, tasks.PoseSample) and self.point_grid is not None:
+            sample = on_grid(sample, self.point_grid)
         wording = draws.below(len(formatter.wordings)) if self.has_all_wordings else 0
         example = formatter.format(sample, wording)
         return [

@@ -91,6 +91,8 @@ def test_the_fingerprint_tells_other_worlds() -> None:
         mixture(seed=1),
         mixture(split="val"),
         mixture(options={"max_objects": 2}),
+        mixture(options={"point_grid": 128}),
+        mixture(options={"has_all_wordings": True}),
         mixture(sources=[*SOURCES[:2], {"task": "text", "options": {"domain": "real"}}]),
         mixture(sources=[{"task": "vqa", "weight": 2}, *SOURCES[1:]]),
     ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,25 @@ def test_wordings_vary_only_where_asked_for() -> None:
     assert instructions(World(has_all_wordings=True)) == set(tasks.Caption.wordings)
 
 
+@pytest.mark.parametrize("size", [64, 128, (128, 96), (96, 128)])
+def test_key_points_are_told_on_a_grid_where_asked_for(size: int | tuple[int, int]) -> None:
+    """On 64 pixels the grid of 128 has every pixel's middle; on 128 it has every pixel's edge, half a pixel off."""
+    exact, coarse = World(size=size), World(size=size, point_grid=128)
+    on_grid = {f"{step / 128:.3f}" for step in range(129)}
+    for index in range(20):
+        scene, (asked, told) = exact.conversation(index, "pose")
+        assert coarse.conversation(index, "pose")[1][0] == asked
+        answer = coarse.conversation(index, "pose")[1][1]["content"]
+        numbers = re.findall(r"\d\.\d{3}", answer)
+        assert len(numbers) >= 24  # of twelve joints at least: those that a back shows
+        assert set(numbers) <= on_grid
+        true = re.findall(r"\d\.\d{3}", told["content"])
+        most = 0.0 if size == 64 else 0.5 / 128 + 0.001
+        assert all(0 <= float(b) - float(a) <= most for a, b in zip(numbers, true, strict=True))
+        assert (answer == told["content"]) == (size == 64)
+        assert scene.geometry.side in (64, 128)
+
+
 def test_tasks_share_scenes() -> None:
     world = World()
     for index in range(30):
@@ -70,6 +90,8 @@ def test_what_does_not_exist() -> None:
         world.scene(-1)
     with pytest.raises(DataError, match="texts are numbered from 0, got -2"):
         world.text(-2)
+    with pytest.raises(DataError, match="point_grid must be at least 1, got 0"):
+        World(point_grid=0)
     with pytest.raises(DataError, match="num_turns must be at least 1, got 0"):
         world.record(0, "vqa", 0)
 
