@@ -10,6 +10,9 @@ import typer
 
 from sphinxkit.errors import RecipeError
 
+# What a run's totals count that should not happen, and how the progress line says it
+_FAULTS = {"bad": "bad samples", "too_long": "too long", "truncated": "cut to fit", "skipped_steps": "steps left out"}
+
 
 def train(
     recipe: Annotated[str, typer.Argument(help="Recipe of kind train: a shipped name or a file.")],
@@ -110,10 +113,12 @@ def _say(record: Mapping[str, Any]) -> None:
     parts = f" ({', '.join(f'{name} {loss:.4f}' for name, loss in losses.items())})" if len(losses) > 1 else ""
     used = "" if record["mfu"] is None else f"  MFU {record['mfu']:.1%}"
     samples_per_second = record["samples"] / record["seconds"]
-    bad = f"  {len(record['bad'])} bad samples" if "bad" in record else ""
+    total = record["total"]
+    faults = [f"{total[key]:,.0f} {words}" for key, words in _FAULTS.items() if total.get(key)]
+    so_far = f"  so far {', '.join(faults)}" if faults else ""
     typer.echo(
         f"{place}  loss {record['loss']:.4f}{parts}  norm {record['grad_norm']:.3f}  lr {record['lr']:.2e}  "
-        f"{samples_per_second:.1f} samples/s  {record['tokens_per_second']:,.0f} tokens/s{used}{bad}  "
+        f"{samples_per_second:.1f} samples/s  {record['tokens_per_second']:,.0f} tokens/s{used}{so_far}  "
         f"{duration(record['seconds_left'])} left",
         err=True,
     )

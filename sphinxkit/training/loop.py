@@ -120,14 +120,16 @@ class _Run:
         self.optimizer = make_optimizer(self.assembly.parts, plan)
         weights = {name: stream.weight for name, stream in plan.data.items()}
         self.train_step = TrainStep(self.assembly.module, self.optimizer, world, weights, plan.clip)
-        self.totals: dict[str, float] = {"samples": 0, "tokens": 0, "bad": 0, "skipped_steps": 0, "seconds": 0.0}
+        counted = ("samples", "tokens", "bad", "too_long", "truncated", "skipped_steps", "seconds")
+        self.totals: dict[str, float] = dict.fromkeys(counted, 0.0)
         if self.step:
             self._restore()
         if plan.encoder_cache is not None:
             cache_encoders(self.assembly.model, Path(plan.encoder_cache))
         peak = plan.peak_flops or peak_flops(world.device, plan.dtype)
         self.peak = peak
-        self.image_flops = vision_flops(self.assembly.model) if peak is not None else 0.0
+        passes = 3 if "encoders" in plan.train else 1  # a backward pass is two: for inputs and for weights
+        self.image_flops = passes * vision_flops(self.assembly.model) if peak is not None else 0.0
         self.log = RunLog(self.output, self.step, tensorboard=plan.tensorboard) if world.is_main else None
         self.saved_step = self.step
         self.data_state = self.streams.state()
@@ -256,17 +258,22 @@ class _Run:
         images = sum(batch.num_images for batches in data.batches.values() for batch in batches)
         llm = self.assembly.model.llm
         flops = llm_flops(llm, data.lengths, learnt, is_trained="llm" in self.plan.train) + images * self.image_flops
-        sums = [len(data.lengths), sum(data.lengths), len(data.bad), images, flops]
-        samples, tokens, bad, images, flops = self.world.reduce(
+        faults = [len(data.bad), len(data.skipped), len(data.truncated)]
+        sums = [images, flops, len(data.lengths), sum(data.lengths), *faults]
+        images, flops, samples, tokens, *faults = self.world.reduce(
             torch.tensor(sums, dtype=torch.float64, device=self.world.device)
         ).tolist()
-        for key, value in (("samples", samples), ("tokens", tokens), ("bad", bad), ("seconds", seconds)):
+        counted = {"samples": samples, "tokens": tokens, "seconds": seconds}
+        counted |= zip(("bad", "too_long", "truncated"), faults, strict=True)
+        for key, value in counted.items():
             self.totals[key] += value
         record |= {
             "data": hashlib.blake2b(repr(data.ids).encode(), digest_size=8).hexdigest(),
             "samples": int(samples),
             "images": int(images),
             "tokens": int(tokens),
+            "too_long": int(counted["too_long"]),
+            "truncated": int(counted["truncated"]),
             "seconds": seconds,
             "data_seconds": waited,
             "tokens_per_second": tokens / seconds,

@@ -58,12 +58,16 @@ class StepData:
         ids: Of the samples, by stream.
         lengths: Positions of each sample, image slots included.
         bad: Samples that could not be used.
+        skipped: Samples that were left out for their length.
+        truncated: Ids of the samples that were cut to fit.
     """
 
     batches: dict[str, list[Batch]]
     ids: dict[str, list[str]]
     lengths: list[int]
     bad: list[BadSample] = field(default_factory=list)
+    skipped: list[BadSample] = field(default_factory=list)
+    truncated: list[str] = field(default_factory=list)
 
 
 class Streams:
@@ -149,6 +153,8 @@ class Streams:
             ids={name: list(batch.ids) for name, batch in found.items()},
             lengths=[sample.length(self.num_image_tokens) for batch in found.values() for sample in batch.samples],
             bad=[bad for batch in found.values() for bad in batch.bad],
+            skipped=[skipped for batch in found.values() for skipped in batch.skipped],
+            truncated=[name for batch in found.values() for name in batch.truncated],
         )
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:

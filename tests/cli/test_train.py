@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sphinxkit.cli import app
-from sphinxkit.cli.train import duration, override
+from sphinxkit.cli.train import _say, duration, override
 from sphinxkit.errors import RecipeError
 
 LLM = {"type": "llama", "vocab_size": 512, "embed_dim": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
@@ -34,6 +34,30 @@ def test_overrides() -> None:
         with pytest.raises(RecipeError, match=message):
             override(document, [setting])
     assert duration(3723.4) == "1:02:03"
+
+
+def test_the_progress_line_tells_what_was_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {
+        "step": 4,
+        "num_steps": 10,
+        "loss": 1.5,
+        "losses": {"all": 1.5},
+        "grad_norm": 0.25,
+        "lr": 1e-3,
+        "mfu": 0.125,
+        "samples": 8,
+        "seconds": 2.0,
+        "tokens_per_second": 1234.5,
+        "seconds_left": 61.0,
+        "total": {"bad": 0, "too_long": 3, "truncated": 1200, "skipped_steps": 0},
+    }
+    _say(record)
+    assert capsys.readouterr().err == (
+        "step 5/10  loss 1.5000  norm 0.250  lr 1.00e-03  4.0 samples/s  1,234 tokens/s  MFU 12.5%"
+        "  so far 3 too long, 1,200 cut to fit  0:01:01 left\n"
+    )
+    _say(record | {"total": {}, "mfu": None})
+    assert "so far" not in capsys.readouterr().err
 
 
 def test_a_run_from_the_command_line(tmp_path: Path) -> None:

@@ -18,9 +18,12 @@ from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.recipe import build
 from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.training import NonFiniteError, TrainingError, TrainPlan, read_log, train
+from sphinxkit.training.flops import vision_flops
 
 # float32 sums in another order, over a few steps
 PACKING_ATOL = 1e-5
+# bfloat16 has 8 bits; what is fused is rounded less often
+BF16_ATOL = 5e-2
 
 
 def test_what_a_run_leaves(straight: Path) -> None:
@@ -57,6 +60,23 @@ def test_padded_rows_and_the_other_options_change_nothing(document, straight: Pa
     records = read_log(Path(document()["output"]))
     assert [record["loss"] for record in records] == pytest.approx(expected, abs=PACKING_ATOL)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 24  # three batches of eight: each image once
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", PACKING_ATOL), ("bfloat16", BF16_ATOL)])
+def test_compiled_layers_change_nothing(document, tmp_path: Path, dtype: str, atol: float) -> None:
+    counters = torch._dynamo.utils.counters
+    curves = []
+    for compiled in (False, True):
+        counters.clear()
+        output = tmp_path / f"compiled-{compiled}"
+        train(TrainPlan(**document(steps=4, dtype=dtype, compile=compiled, output=str(output))))
+        curves.append([record["loss"] for record in read_log(output)])
+    # forward and backward of three kinds of modules, which all layers share; lengths are symbols, but for a few
+    assert 3 <= counters["stats"]["unique_graphs"] <= 9
+    assert not counters["graph_break"]
+    assert curves[1] == pytest.approx(curves[0], abs=atol)
 
 
 def test_encoders_can_be_trained(document) -> None:
@@ -140,6 +160,16 @@ def test_tensorboard_that_is_not_installed(document, monkeypatch) -> None:
         train(TrainPlan(**document(tensorboard=True)))
 
 
+def test_trained_encoders_count_in_the_utilisation(document, tmp_path: Path) -> None:
+    records: list[Any] = []
+    for extra in ([], ["encoders"]):
+        changes = {"train": ["llm", "projectors", "tags", *extra], "output": str(tmp_path / f"run{len(extra)}")}
+        train(TrainPlan(**document(steps=1, peak_flops=1.0, **changes)), report=records.append)
+    frozen, trained = (record["mfu"] * record["seconds"] for record in records)
+    forward = records[0]["images"] * vision_flops(build(document()["model"]))
+    assert trained - frozen == pytest.approx(2 * forward)
+
+
 def test_a_mixture_of_another_kind(document, straight: Path) -> None:
     """Whatever has a mixture's methods: here the same one by its import path."""
     plan = document(stop_after=2)
@@ -203,6 +233,19 @@ def test_an_unreadable_image_is_left_out_and_told(own_samples) -> None:
     assert [bad["id"] for bad in told] == ["captions:3"]
     assert "3.png" in told[0]["reason"]
     assert read_log(Path(plan.output))[-1]["total"]["bad"] == 1
+
+
+def test_what_is_too_long_is_counted(own_samples) -> None:
+    _, make = own_samples
+    plan = make(steps=3, max_tokens=40)
+    plan["data"]["captions"]["mixture"]["over_length"] = "skip"
+    plan["data"]["texts"]["mixture"]["over_length"] = "truncate"
+    records: list[Any] = []
+    assert train(TrainPlan(**plan), report=records.append).status == "done"
+    total = records[-1]["total"]
+    for key in ("too_long", "truncated"):
+        assert total[key] == sum(record[key] for record in records) > 0
+    assert all(record["samples"] + record["too_long"] == 16 for record in records)
 
 
 def test_too_many_bad_samples_stop_the_run_with_its_state_intact(own_samples, straight: Path) -> None:
