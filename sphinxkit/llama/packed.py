@@ -1,4 +1,4 @@
-"""Attention over packed samples for training in 16 bit on a CPU, out of plain matrix products."""
+"""Causal attention in 16 bit on a CPU out of plain matrix products: long prompts, and packed samples in training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 MAX_LENGTH = 1024  # where torch's kernel, which keeps no weights, is as fast; they are 2 H n^2 bytes of a sample
 _BLOCK = 128  # queries whose float32 scores are held at a time: they stay in the second-level cache; our choice
+_SCORES = 300_000  # of them for each thread in ``causal_attention``: 1.2 MB, best of those tried from 100k to 3M
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -35,8 +36,60 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) ->
     return out
 
 
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention over long rows; no gradient is recorded.
+
+    Scores and softmax are float32, the weights are rounded to the inputs' dtype for their product with the values: as
+    exact as torch's CPU kernel (2.3e-3 and 2.0e-3 beside float64 in bfloat16). That kernel multiplies small tiles; at
+    1519 tokens of 16 heads of 64 channels in bfloat16 it takes 1.4 times as long.
+
+    Args:
+        q: Queries, in 16 bit.
+        k: Keys, as many heads.
+        v: Values, likewise.
+    Shape:
+        q, k, v: (B, H, S, D)
+        return: (B, H, S, D), in the memory order (B, S, H, D)
+    """
+    batch, heads, length, channels = q.shape
+    rows = max(1, _SCORES * torch.get_num_threads() // length)
+    block = min(_BLOCK, rows, length)
+    together = min(heads, max(1, rows // block))
+    mask = torch.full((block, block), -torch.inf, device=q.device).triu_(1)
+    size = together * block * length
+    scores, softmax = (torch.empty(size, device=q.device) for _ in range(2))
+    rounded = q.new_empty(size)
+    out = _like(q)
+    for row in range(batch):
+        for first in range(0, heads, together):
+            group = slice(first, first + together)
+            queries, keys = q[row, group].float().mul_(channels**-0.5), k[row, group].float().transpose(1, 2)
+            values = v[row, group].contiguous()
+            for start in range(0, length, block):
+                stop = min(length, start + block)
+                soft = _softmax(queries, keys, start, stop, mask, scores, softmax)
+                weights = rounded[: soft.numel()].view(soft.shape).copy_(soft)
+                out[row, group, start:stop] = torch.bmm(weights, values[:, :stop])
+    return out
+
+
+def _softmax(
+    queries: Tensor, keys: Tensor, start: int, stop: int, mask: Tensor, scores: Tensor, softmax: Tensor
+) -> Tensor:
+    """What queries ``start`` to ``stop`` give to the keys before ``stop``, (H, stop - start, stop), in ``softmax``.
+
+    Queries (H, S, D) are scaled, keys are (H, D, S), both float32; the flat ``scores`` is scratch.
+    """
+    shape = (len(queries), stop - start, stop)
+    block, soft = (scratch[: math.prod(shape)].view(shape) for scratch in (scores, softmax))
+    torch.bmm(queries[:, start:stop], keys[:, :, :stop], out=block)
+    block[:, :, start:] += mask[: stop - start, : stop - start]
+    torch._softmax(block, -1, False, out=soft)
+    return soft
+
+
 def _like(x: Tensor) -> Tensor:
-    """Empty (1, H, S, D) in the memory order (1, S, H, D)."""
+    """Empty (B, H, S, D) in the memory order (B, S, H, D)."""
     batch, heads, width, channels = x.shape
     return x.new_empty(batch, width, heads, channels).transpose(1, 2)
 
@@ -48,12 +101,7 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor, scores: Tensor, softmax: Tensor
     queries, keys = q.float() * channels**-0.5, k.float().transpose(1, 2)
     for start in range(0, length, _BLOCK):
         stop = min(length, start + _BLOCK)
-        shape = (heads, stop - start, stop)
-        block, soft = (scratch[: math.prod(shape)].view(shape) for scratch in (scores, softmax))
-        torch.bmm(queries[:, start:stop], keys[:, :, :stop], out=block)
-        block[:, :, start:] += mask[: stop - start, : stop - start]
-        torch._softmax(block, -1, False, out=soft)
-        weights[:, start:stop, :stop] = soft
+        weights[:, start:stop, :stop] = _softmax(queries, keys, start, stop, mask, scores, softmax)
         weights[:, start:stop, stop:] = 0
     return weights
 

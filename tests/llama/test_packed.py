@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sphinxkit.llama import packed
+from sphinxkit.llama import backends, packed
 from sphinxkit.llama.backends import AttentionPattern, SDPAAttention
-from sphinxkit.llama.packed import packed_attention
+from sphinxkit.llama.packed import causal_attention, packed_attention
 
 # bfloat16 has 8 bits: the weights, the output and every product of the backward pass are rounded to 2^-9 of their size,
 # and a few such roundings add up; torch's own kernel has 1.7e-3 to 4.6e-3 on these sizes
@@ -89,3 +89,71 @@ def test_block_bounds_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "_BLOCK", 512)
     # the same sums over the same float32 scores; softmax may add them up in another order
     assert relative(blocked, packed_attention(*inputs, LENGTHS).detach().double()) < 1e-3
+
+
+def rows_of(batch: int, length: int, dtype: torch.dtype = torch.bfloat16, heads: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    size = (batch, length, heads, 16)
+    return [torch.randn(size, generator=generator).mul(2).to(dtype).transpose(1, 2) for _ in range(3)]
+
+
+@pytest.mark.parametrize("scores", [1, 700, 300_000])  # blocks of one query; of a few; of 128, all heads at once
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 131), (1, 300)])
+def test_rows_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, scores: int, batch: int, length: int) -> None:
+    monkeypatch.setattr(packed, "_SCORES", scores)
+    q, k, v = rows_of(batch, length)
+    expected = torch.cat([oracle(*(x[i : i + 1].double() for x in (q, k, v)), (length,)) for i in range(batch)])
+    out = causal_attention(q, k, v)
+    assert (out.shape, out.dtype) == (q.shape, q.dtype)
+    assert out.transpose(1, 2).is_contiguous()
+    assert relative(out, expected) < TOLERANCE
+
+
+def test_long_rows_without_gradients_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def count(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        calls.append(q.shape[2])
+        return causal_attention(q, k, v)
+
+    monkeypatch.setattr(backends, "causal_attention", count)
+    monkeypatch.setattr(backends, "_has_slow_tiles", lambda: True)
+    monkeypatch.setattr(backends, "BLOCKED_LENGTHS", range(64, 200))
+    backend = SDPAAttention()
+
+    def attend(length: int, *, grad: bool = False, dtype: torch.dtype = torch.bfloat16) -> None:
+        inputs = [x.requires_grad_(grad) for x in rows_of(2, length, dtype)]
+        pattern = AttentionPattern(2, length, torch.device("cpu"))
+        out = backend.attend(*inputs, pattern, backend.prepare(pattern, dtype))
+        exact = torch.cat([oracle(*(x[i : i + 1].double() for x in inputs), (length,)) for i in range(2)])
+        assert relative(out, exact.detach()) < TOLERANCE
+
+    attend(64)
+    attend(199)
+    assert calls == [64, 199]
+    attend(63)
+    attend(200)
+    attend(64, grad=True)
+    attend(64, dtype=torch.float32)
+    assert calls == [64, 199]
+    with torch.no_grad():
+        attend(64, grad=True)
+    assert calls == [64, 199, 64]
+    monkeypatch.setattr(backends, "_has_slow_tiles", lambda: False)
+    attend(64)
+    assert calls == [64, 199, 64]
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [({"avx512_bf16": True, "amx_bf16": False}, True), ({"avx512_bf16": True, "amx_bf16": True}, False), ({}, False)],
+)
+def test_which_processors_want_blocks(
+    monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    backends._has_slow_tiles.cache_clear()
+    try:
+        assert backends._has_slow_tiles() is expected
+    finally:
+        backends._has_slow_tiles.cache_clear()
