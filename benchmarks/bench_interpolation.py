@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import subprocess
 import time
@@ -281,7 +282,7 @@ def _run_mergekit(program: str, paths: list[Path], out: Path, cold: bool, expect
 
     def call() -> Sample:
         _prepare(paths, out, cold)
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), _children_seconds()
         with (out.parent / "mergekit.log").open("w+") as log:
             # the random models have no tokenizer, without which mergekit stops unless told so
             command = [program, str(config), str(out), "--allow-crimes", "--no-copy-tokenizer"]
@@ -296,11 +297,17 @@ def _run_mergekit(program: str, paths: list[Path], out: Path, cold: bool, expect
         for file in out.glob("*.safetensors"):
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
-        seconds = time.perf_counter() - begin
+        seconds, cpu_seconds = time.perf_counter() - begin, _children_seconds() - cpu_begin
         _verify(out, expected)
-        return Sample(seconds, peak_bytes=float(peak))
+        return Sample(seconds, peak_bytes=float(peak), cpu_seconds=cpu_seconds)
 
     return call
+
+
+def _children_seconds() -> float:
+    """Processor time of the child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _anonymous(pid: int) -> int:
