@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,18 +27,16 @@ def cases(context: Context) -> Iterator[Case]:
 
 
 def _cases(context: Context, size: str, dtype: torch.dtype, tokens: int) -> Iterator[Case]:
-    model = llama_twins.build(size, context, dtype)
-    model.fuse()
+    model, plain = llama_twins.fused_and_plain(llama_twins.build(size, context, dtype))
     for batch in context.on([1, 8], [1], [1, 2]):
         cache = model.make_cache(batch, tokens + 8)
-
-        def ours(embeds: Tensor, cache: Any = cache) -> Tensor:
-            cache.reset()
-            return model(embeds, cache=cache, output_rows=slice(-1, None))
-
-        candidates = {"sphinxkit": ours}
+        candidates: dict[str, Any] = {"sphinxkit": functools.partial(_ours, model, cache)}
+        if context.device.type == "cpu" and dtype == torch.bfloat16:
+            packed = llama_twins.plain_twin(plain)
+            packed.fuse(pack=True)
+            candidates["sphinxkit, packed"] = functools.partial(_ours, packed, cache)
         try:
-            candidates |= _transformers(model, tokens)
+            candidates |= _transformers(plain, tokens)
         except ImportError:
             yield Case("transformers", skip="transformers is not installed")
         head = model.lm_head.weight.numel()
@@ -54,7 +53,12 @@ def _cases(context: Context, size: str, dtype: torch.dtype, tokens: int) -> Iter
             tolerance=TOLERANCE[dtype],
             repeats=context.on(None, 5, None),
         )
-        del cache
+        del cache, candidates
+
+
+def _ours(model: Any, cache: Any, embeds: Tensor) -> Tensor:
+    cache.reset()
+    return model(embeds, cache=cache, output_rows=slice(-1, None))
 
 
 def _transformers(model: Any, tokens: int) -> dict[str, Any]:

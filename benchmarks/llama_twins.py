@@ -38,6 +38,16 @@ def plain_twin(model: LlamaModel) -> LlamaModel:
     return twin.eval()
 
 
+def fused_and_plain(model: LlamaModel) -> tuple[LlamaModel, LlamaModel]:
+    """The model prepared for inference, and the one that its rivals are made from.
+
+    On a CPU these hold the weights twice, as fusing moves them to large pages, which would serve the rivals, too.
+    """
+    fused = plain_twin(model) if model.norm.weight.device.type == "cpu" else model
+    fused.fuse()
+    return fused, model
+
+
 def weight_bytes(model: LlamaModel) -> int:
     """Bytes of the weights that one decoding step must read: all but the embedding table."""
     return nbytes(model) - nbytes(model.embed_tokens)

@@ -1,0 +1,190 @@
+"""Greedy answers in float32 are the golden ones with every switch on or off."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import sphinxkit
+from sphinxkit.evaluation.parity import GoldenData
+from sphinxkit.generation import Decoder, Row, RunningBatch, Sampling
+from sphinxkit.llama import DecodeGraphs, LlamaModel
+from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.tokenizer import Tokenizer
+
+TINY = ["llama_ens", "llama_ens5", "llama_ens_light", "llama_ens5_light"]
+CROSSED = TINY[0]  # all combinations; the others have the same language model behind other images
+CACHES = {
+    "as made": {},
+    "float64": {"dtype": torch.float64},
+    "static shapes": {"static_shapes": True},
+    "static shapes, float64": {"static_shapes": True, "dtype": torch.float64},
+}
+
+
+class Question:
+    """A prompt of the golden data, its embeddings with the image, and the tokens that must follow."""
+
+    def __init__(self, ids: Sequence[int], embeds: Tensor, budget: int, expected: list[int]) -> None:
+        self.ids, self.embeds, self.budget, self.expected = ids, embeds, budget, expected
+
+
+@functools.cache
+def load(folder: Path) -> tuple[SphinxModel, list[Question]]:
+    """Once for all tests: they leave the model as it was."""
+    model, data = sphinxkit.load(folder), GoldenData(folder)
+    questions = []
+    for fact in data.facts["generate"]:
+        images = fact["images"] and [data.image(name) for name in fact["images"]]
+        for index, expected in enumerate(fact["single_prompt_generate_eos_only"]):
+            text, image = fact["prompts"][index], images and images[index]
+            visual = None if image is None else model.encode_images(model.preprocess(image))[0].detach()
+            [prompt] = model.embed_prompts([text], [visual], None, fact["max_gen_len"])
+            questions.append(Question(prompt.token_ids, prompt.embeds.detach(), fact["max_gen_len"], expected))
+    assert len(questions) >= 4
+    return model, questions
+
+
+@pytest.fixture
+def asked(request: pytest.FixtureRequest, golden: Path) -> tuple[SphinxModel, list[Question]]:
+    return load(golden / request.param)
+
+
+@pytest.fixture(params=["modules", "fused", "eager attention"])
+def llm(request: pytest.FixtureRequest, asked: tuple[SphinxModel, list[Question]]) -> Iterator[LlamaModel]:
+    """The language model in one of its forms."""
+    model = asked[0].llm
+    backend = model._backend
+    if request.param == "fused":
+        model.fuse()
+    elif request.param == "eager attention":
+        model._backend = sphinxkit.llama.backends.registry.build("eager")
+    yield model
+    model.unfuse()
+    model._backend = backend
+
+
+def all_at_once(
+    llm: LlamaModel, tokenizer: Tokenizer, questions: Sequence[Question], speculate: int | None
+) -> list[list[int]]:
+    decoder = Decoder(
+        llm,
+        tokenizer,
+        [question.embeds for question in questions],
+        Sampling(max_new_tokens=max(question.budget for question in questions)),
+        speculate=speculate,
+        token_ids=[question.ids for question in questions],
+    )
+    answers = decoder.run()
+    return [answer.token_ids[: question.budget] for answer, question in zip(answers, questions, strict=True)]
+
+
+def joining(
+    llm: LlamaModel, tokenizer: Tokenizer, questions: Sequence[Question], speculate: int | None, at_once: int
+) -> list[list[int]]:
+    """Continuous batching: a row joins whenever one has left."""
+    batch = RunningBatch(llm)
+    rows = [
+        Row(tokenizer, Sampling(), question.budget, prompt_ids=question.ids, speculate=speculate)
+        for question in questions
+    ]
+    waiting = list(zip(rows, questions, strict=True))
+    while waiting or len(batch):
+        while waiting and len(batch) < at_once:
+            row, question = waiting.pop(0)
+            batch.add(row, question.embeds)
+        batch.step()
+    return [row.token_ids for row in rows]
+
+
+def reusing(
+    llm: LlamaModel, tokenizer: Tokenizer, questions: Sequence[Question], speculate: int | None
+) -> list[list[int]]:
+    """Each prompt's first two thirds are in a cache already, as in a further turn of a chat."""
+    answers = []
+    for question in questions:
+        length = len(question.embeds)
+        start = 2 * length // 3
+        cache = llm.make_cache(1, length + question.budget)
+        with torch.no_grad():
+            llm(question.embeds[None, :-1], cache=cache)  # more than what is reused: a turn that was taken back
+        cache.lengths.fill_(start)
+        batch = RunningBatch(llm, cache=cache)
+        row = Row(tokenizer, Sampling(), question.budget, prompt_ids=question.ids, speculate=speculate)
+        batch.add(row, question.embeds[start:], start)
+        while len(batch):
+            batch.step()
+        answers.append(row.token_ids)
+    return answers
+
+
+WAYS = {
+    "one by one": functools.partial(joining, at_once=1),
+    "two that run": functools.partial(joining, at_once=2),
+    "all at once": all_at_once,
+    "prefix reused": reusing,
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "way", "cache"),
+    [
+        *((CROSSED, way, cache) for way in WAYS for cache in CACHES),
+        *((name, "two that run", "as made") for name in TINY[1:]),
+    ],
+    indirect=["asked"],
+)
+def test_golden_tokens_with_every_switch(
+    asked: tuple[SphinxModel, list[Question]],
+    llm: LlamaModel,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+    cache: str,
+) -> None:
+    model, questions = asked
+    made = type(llm).make_cache
+
+    def make(batch_size: int, max_seq_len: int | None = None) -> object:
+        like = made(llm, batch_size, max_seq_len)
+        options = {"dtype": like.dtype, **CACHES[cache]}
+        sizes = (like.num_layers, batch_size, like.max_seq_len, like.num_kv_heads, like.head_dim)
+        return sphinxkit.llama.KVCache(*sizes, **options)
+
+    monkeypatch.setattr(llm, "make_cache", make)
+    for speculate in (None, 4):
+        answers = WAYS[way](llm, model.require_tokenizer(), questions, speculate)
+        assert answers == [question.expected for question in questions]
+
+
+@pytest.mark.parametrize("asked", [CROSSED], indirect=True)
+def test_golden_tokens_with_replayed_steps(
+    asked: tuple[SphinxModel, list[Question]], llm: LlamaModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of CUDA graphs, with a stand-in that runs the recorded step instead of replaying it."""
+    model, questions = asked
+    replayed = []
+
+    def record(step):
+        def replay() -> Tensor:
+            replayed.append(1)
+            return step()
+
+        return replay
+
+    made = type(llm).make_cache
+
+    def make(batch_size: int, max_seq_len: int | None = None) -> object:
+        like = made(llm, batch_size, max_seq_len)
+        sizes = (like.num_layers, batch_size, like.max_seq_len, like.num_kv_heads, like.head_dim)
+        return sphinxkit.llama.KVCache(*sizes, static_shapes=True)
+
+    monkeypatch.setattr(llm, "make_cache", make)
+    monkeypatch.setattr(llm, "_graphs", DecodeGraphs(llm, record))
+    for way in WAYS.values():
+        assert way(llm, model.require_tokenizer(), questions, None) == [question.expected for question in questions]
+    assert replayed
