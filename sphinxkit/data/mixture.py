@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from sphinxkit.data.conversations import OverLength, read_sample
 from sphinxkit.data.permutation import Permutation, derive_key
@@ -80,13 +80,39 @@ class TableRow:
     share: float
 
 
+class OpenedSource(Protocol):
+    """What a mixture asks of a source: records by number, and a place to note how many of them an epoch has."""
+
+    spec: MixtureSource
+    name: str
+    count: int
+
+    def __len__(self) -> int:
+        """Records."""
+        ...
+
+    def read(self, index: int, sample_id: str) -> Sample:
+        """One record as a sample of that name; raises ``DataError`` where it cannot be used."""
+        ...
+
+
 @dataclass(slots=True)
-class _Source:
+class _FileSource:
     spec: MixtureSource
     name: str
     file: JsonLinesFile
     root: Path
     count: int = 0
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def read(self, index: int, sample_id: str) -> Sample:
+        where = self.file.where(index)
+        sample = read_sample(self.file.read(index), sample_id, where, self.root, self.spec.task)
+        if sample.type != self.spec.type:
+            raise DataError(f"{where}: the sample is {sample.type}, its source {self.name!r} is {self.spec.type}")
+        return sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +164,7 @@ class Mixture:
         self.batch_size, self.seed, self.remainder = batch_size, seed, remainder
         self.over_length, self.max_bad_rate, self.temperature = over_length, max_bad_rate, temperature
         base = Path(folder)
-        self._sources = [_open(spec, base) for spec in specs]
+        self._sources: Sequence[OpenedSource] = [_open(spec, base) for spec in specs]
         self._set_counts(epoch_size)
         self._groups = self._make_groups()
 
@@ -146,19 +172,17 @@ class Mixture:
         specs = [source.spec for source in self._sources]
         if self.temperature is None and all(spec.weight is None for spec in specs):
             for source in self._sources:
-                source.count = round(len(source.file) * source.spec.ratio * source.spec.repeat)
+                source.count = round(len(source) * source.spec.ratio * source.spec.repeat)
             if epoch_size is not None:
                 weights = [float(source.count) for source in self._sources]
                 self._share_out(weights, epoch_size)
             return
         power = 0.0 if self.temperature is None else 1 / self.temperature
         weights = [
-            len(source.file) ** power * (1.0 if source.spec.weight is None else source.spec.weight)
+            len(source) ** power * (1.0 if source.spec.weight is None else source.spec.weight)
             for source in self._sources
         ]
-        self._share_out(
-            weights, sum(len(source.file) for source in self._sources) if epoch_size is None else epoch_size
-        )
+        self._share_out(weights, sum(len(source) for source in self._sources) if epoch_size is None else epoch_size)
 
     def _share_out(self, weights: Sequence[float], size: int) -> None:
         """Whole numbers in proportion that add up to ``size``: rounded down, the largest remainders rounded up."""
@@ -203,7 +227,7 @@ class Mixture:
 
     def fingerprint(self) -> str:
         """Changes whenever the order of the samples could: a state is only good for the mixture it came from."""
-        parts = [(source.name, len(source.file), source.count, source.spec.type) for source in self._sources]
+        parts = [(source.name, len(source), source.count, source.spec.type) for source in self._sources]
         return f"{derive_key(parts, self.batch_size, self.seed, self.remainder):016x}"
 
     def _locate(self, position: int, epoch: int) -> tuple[_Group, int, int]:
@@ -252,9 +276,9 @@ class Mixture:
         member = bisect_right(group.ends, entry)
         number = entry - (group.ends[member - 1] if member else 0)
         source = self._sources[group.members[member]]
-        copy, index = divmod(number, len(source.file))
-        if (copy + 1) * len(source.file) > source.count:  # this pass takes only some: another choice in every epoch
-            index = Permutation(len(source.file), derive_key(self.seed, epoch, source.name, copy))(index)
+        copy, index = divmod(number, len(source))
+        if (copy + 1) * len(source) > source.count:  # this pass takes only some: another choice in every epoch
+            index = Permutation(len(source), derive_key(self.seed, epoch, source.name, copy))(index)
         return SampleRef(group.members[member], index, copy)
 
     def sample_id(self, ref: SampleRef) -> str:
@@ -267,13 +291,7 @@ class Mixture:
         Raises:
             DataError: The record cannot be used, or its type is not its source's; names file and line.
         """
-        source = self._sources[ref.source]
-        where = source.file.where(ref.index)
-        record = source.file.read(ref.index)
-        sample = read_sample(record, self.sample_id(ref), where, source.root, source.spec.task)
-        if sample.type != source.spec.type:
-            raise DataError(f"{where}: the sample is {sample.type}, its source {source.name!r} is {source.spec.type}")
-        return sample
+        return self._sources[ref.source].read(ref.index, self.sample_id(ref))
 
     def order(self, epoch: int = 0, start: int = 0) -> Iterator[SampleRef]:
         """Every sample of an epoch from number ``start`` on, in order."""
@@ -290,7 +308,7 @@ class Mixture:
                 name=source.name,
                 task=source.spec.task,
                 type=source.spec.type,
-                size=len(source.file),
+                size=len(source),
                 count=source.count,
                 share=source.count / total,
             )
@@ -328,10 +346,10 @@ def _as_source(index: int, source: MixtureSource | Mapping[str, Any]) -> Mixture
         raise DataError(f"mixture: sources[{index}]: {error}") from error
 
 
-def _open(spec: MixtureSource, base: Path) -> _Source:
+def _open(spec: MixtureSource, base: Path) -> _FileSource:
     path = base / spec.path
     root = base / spec.root if spec.root else path.parent
-    return _Source(spec, spec.name or path.stem, JsonLinesFile(path), root)
+    return _FileSource(spec, spec.name or path.stem, JsonLinesFile(path), root)
 
 
 def _faults(

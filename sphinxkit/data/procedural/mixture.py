@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sphinxkit.data.conversations import OverLength
-from sphinxkit.data.mixture import Mixture, MixtureSource, Remainder, SampleRef
+from sphinxkit.data.mixture import Mixture, MixtureSource, Remainder
 from sphinxkit.data.permutation import derive_key
 from sphinxkit.data.procedural.scene import Domain, Scene
 from sphinxkit.data.procedural.world import ALL_TASKS, TASKS, TEXT_TASK, World
@@ -72,30 +72,25 @@ class WorldSource:
 
 
 @dataclass(slots=True)
-class _Records:
-    """What ``Mixture`` asks of a source's file."""
-
-    name: str
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
-
-    def where(self, index: int) -> str:
-        return f"{self.name}:{index}"
-
-
-@dataclass(slots=True)
 class _Part:
-    """What ``Mixture`` keeps of a source, and the world that it is drawn from."""
+    """A source with the world that it is drawn from."""
 
     spec: MixtureSource
     name: str
-    file: _Records
-    root: Path
     world: World
     source: WorldSource
     count: int = 0
+
+    def __len__(self) -> int:
+        return self.source.num_scenes
+
+    def read(self, index: int, sample_id: str) -> Sample:
+        where, task = f"{self.world.name}:{index}", self.source.task
+        if task == TEXT_TASK:
+            return WorldSample(sample_id, task, (), self.world.text(index), None, where)
+        scene, messages = self.world.conversation(index, task, self.source.num_turns)
+        image = Path(self.world.image_path(index, task))
+        return WorldSample(sample_id, task, tuple(messages), "", image, where, scene)
 
 
 class WorldMixture(Mixture):
@@ -147,7 +142,7 @@ class WorldMixture(Mixture):
             raise DataError(
                 f"world mixture: names must be unique and weights positive; repeated: {repeated}, weights: {weights}"
             )
-        self._sources = cast("Any", self._parts)
+        self._sources = self._parts
         self._share_out(weights, epoch_size)
         self._groups = self._make_groups()
 
@@ -159,25 +154,15 @@ class WorldMixture(Mixture):
         ]
         return f"{derive_key(Mixture.fingerprint(self), styles):016x}"
 
-    def read(self, ref: SampleRef) -> Sample:
-        """Draw one sample.
-
-        Raises:
-            DataError: The world's style is too narrow for the task.
-        """
-        part = self._parts[ref.source]
-        name, where, task = self.sample_id(ref), part.file.where(ref.index), part.source.task
-        if task == TEXT_TASK:
-            return WorldSample(name, task, (), part.world.text(ref.index), None, where)
-        scene, messages = part.world.conversation(ref.index, task, part.source.num_turns)
-        image = Path(part.world.image_path(ref.index, task))
-        return WorldSample(name, task, tuple(messages), "", image, where, scene)
-
 
 def _telling(world: World) -> list[object]:
     """What a world's conversations do differently, as far as its style does not say it."""
-    wordings: list[object] = ["all wordings"] if world.has_all_wordings else []
-    return wordings if world.point_grid is None else [*wordings, ("point grid", world.point_grid)]
+    found: list[object] = ["all wordings"] if world.has_all_wordings else []
+    if world.point_grid is not None:
+        found.append(("point grid", world.point_grid))
+    if world.wordings:
+        found.append(tuple(sorted(world.wordings.items())))
+    return found
 
 
 def _open(index: int, given: WorldSource | Mapping[str, Any] | str, shared: Mapping[str, Any]) -> _Part:
@@ -198,4 +183,4 @@ def _open(index: int, given: WorldSource | Mapping[str, Any] | str, shared: Mapp
     name = source.name or f"{source.domain}-{source.task}"
     kind: SampleType = "text" if source.task == TEXT_TASK else "image-text"
     spec = MixtureSource(path="", name=name, task=source.task, type=kind)
-    return _Part(spec, name, _Records(world.name, source.num_scenes), Path(), world, source)
+    return _Part(spec, name, world, source)
