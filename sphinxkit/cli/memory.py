@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sphinxkit.cli.options import Json, parse_dtype
+
+if TYPE_CHECKING:
+    from sphinxkit.recipe import Recipe
 
 GIB = 2**30
 
@@ -18,20 +23,31 @@ def memory(
     text_tokens: Annotated[int, typer.Option(min=1, help="Prompt and answer of a row, without the image.")] = 512,
     images: Annotated[int | None, typer.Option(help="Images in the batch; default one for each row.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: float32 and bfloat16.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Of a training run: how many torchrun starts.")] = 1,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Of a training run: as for `sphinxkit train`.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict the memory of weights, KV cache and activations, without loading anything.
+
+    For a recipe of kind train: what training takes in each process.
 
     Examples:
 
     `sphinxkit memory sphinx_1k_13b`
 
     `sphinxkit memory models/sphinx_1k --batch-size 8 --text-tokens 1024 --dtype bfloat16 --json`
+
+    `sphinxkit memory finetune_7b --processes 2 --set pack_tokens=4096`
     """
     from sphinxkit.cli.inspect import recipe_of
     from sphinxkit.recipe.memory import estimate_memory
 
     found = recipe_of(recipe)
+    if found.kind == "train":
+        _say_training(found, settings or [], processes, text_tokens, as_json)
+        return
     results: dict[str, Any] = {}
     for name in dtype or ["float32", "bfloat16"]:
         estimate = estimate_memory(
@@ -52,3 +68,22 @@ def memory(
             typer.echo(f"  weights  {part:<28} {size / GIB:9.3f}")
         for purpose in ("kv_cache", "activations", "total"):
             typer.echo(f"  {purpose:<37} {sizes[purpose] / GIB:9.3f}")
+
+
+def _say_training(recipe: Recipe, settings: Sequence[str], processes: int, text_tokens: int, as_json: bool) -> None:
+    from sphinxkit.cli.train import plan_of
+    from sphinxkit.training.memory import estimate_training
+
+    plan, folder = plan_of(recipe, settings)
+    estimate = estimate_training(plan, processes=processes, text_tokens=text_tokens, folder=folder)
+    sizes = dataclasses.asdict(estimate) | {"total": estimate.total}
+    tokens, images = sizes.pop("row_tokens"), sizes.pop("row_images")
+    if as_json:
+        row = {"tokens": tokens, "images": images}
+        typer.echo(
+            json.dumps({"recipe": str(recipe.source), "unit": "bytes", "processes": processes, "row": row} | sizes)
+        )
+        return
+    typer.echo(f"each of {processes} processes, {plan.dtype}, rows of {tokens} tokens with {images} images, GiB")
+    for purpose, size in sizes.items():
+        typer.echo(f"  {purpose:<37} {size / GIB:9.3f}")

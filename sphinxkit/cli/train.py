@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sphinxkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from sphinxkit.recipe import Recipe
+    from sphinxkit.training import TrainPlan
 
 # What a run's totals count that should not happen, and how the progress line says it
 _FAULTS = {"bad": "bad samples", "too_long": "too long", "truncated": "cut to fit", "skipped_steps": "steps left out"}
@@ -35,20 +40,34 @@ def train(
     `torchrun --nproc-per-node 8 -m sphinxkit.cli train pretrain_13b --set tensor_parallel=2 --set output=runs/real`
     """
     from sphinxkit.recipe import Recipe
-    from sphinxkit.training import TrainPlan
     from sphinxkit.training import train as run
 
     found = Recipe.find(recipe)
-    document = Recipe(override(found.document, settings or []), found.source).document
-    if document["kind"] != "train":
-        raise RecipeError(f"recipe {recipe}: expected kind train, got kind {document['kind']}")
-    plan = TrainPlan(**{key: value for key, value in document.items() if key != "kind"})
-    folder = None if found.source is None else found.source.parent
+    if found.kind != "train":
+        raise RecipeError(f"recipe {recipe}: expected kind train, got kind {found.kind}")
+    plan, folder = plan_of(found, settings or [])
     result = run(plan, folder=folder, resume=not fresh, report=_say)
     if os.environ.get("RANK", "0") == "0":  # of torchrun
         typer.echo(f"{result.status} at step {result.step} of {result.num_steps}: {result.folder}", err=True)
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)
+
+
+def plan_of(recipe: Recipe, settings: Sequence[str]) -> tuple[TrainPlan, Path | None]:
+    """The plan of a recipe of kind train, and the folder that its paths may be relative to.
+
+    Args:
+        recipe: It.
+        settings: See ``override``.
+    Raises:
+        RecipeError: A setting is not possible, or the recipe is not valid with it.
+    """
+    from sphinxkit.recipe import Recipe
+    from sphinxkit.training import TrainPlan
+
+    document = Recipe(override(recipe.document, settings), recipe.source).document
+    plan = TrainPlan(**{key: value for key, value in document.items() if key != "kind"})
+    return plan, None if recipe.source is None else recipe.source.parent
 
 
 def override(document: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

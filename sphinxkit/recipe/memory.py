@@ -58,7 +58,7 @@ def parts_of(model: nn.Module) -> dict[str, nn.Module]:
     return parts
 
 
-class _PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the bytes of every storage that operators make, and remembers the most that lived at once."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ def _peak_bytes(module: nn.Module, *shapes: tuple[tuple[int, ...], torch.dtype],
             for name, tensor in (*module.named_parameters(), *module.named_buffers())
         }
         inputs = [torch.empty(shape, dtype=dtype) for shape, dtype in shapes]
-        with _PeakTracker() as tracker:
+        with PeakTracker() as tracker:
             torch.func.functional_call(module, state, tuple(inputs), options)
     peak: int = tracker.peak
     return peak

@@ -180,7 +180,8 @@ def _tensor_plan(llm: LlamaModel) -> dict[str, Any]:
     return styles
 
 
-def _checkpoint_layer(layer: nn.Module) -> None:
+def checkpoint_layer(layer: nn.Module) -> None:
+    """Let a layer compute again in the backward pass what it does not keep; changed in place."""
     from torch.utils.checkpoint import checkpoint
 
     forward = layer.forward
@@ -240,7 +241,7 @@ def parallelize(root: nn.Module, llm: LlamaModel, world: World, plan: TrainPlan)
         if plan.compile:
             _compile_layer(layer)
         if plan.activation_checkpointing:
-            _checkpoint_layer(layer)
+            checkpoint_layer(layer)
     if world.device.type == "cpu" and plan.dtype == "bfloat16":
         for encoder in root.modules():
             if isinstance(encoder, Encoder) and encoder.trainable:
