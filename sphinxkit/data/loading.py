@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +102,12 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and the SIGTERM of a batch system go to every process of a group: the main one decides when to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class MixtureLoader:
     """Iterate over a mixture's batches, for one rank, without end or for some epochs.
 
@@ -154,6 +161,7 @@ class MixtureLoader:
                     batch_size=None,
                     num_workers=self.num_workers,
                     collate_fn=_as_it_is,
+                    worker_init_fn=_leave_signals,
                     generator=torch.Generator(),  # its own, or every start would draw from the run's random state
                 )
                 for batch in batches:

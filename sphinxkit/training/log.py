@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,9 +53,16 @@ class RunLog:
         self._file = (folder / LOG_FILE).open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add a record; it is on its way to the disk when this returns."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Add a record; it is on its way to the disk when this returns.
+
+        Raises:
+            TrainingError: The disk is full or fails.
+        """
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise TrainingError(f"{self._file.name} cannot be written: {error}") from error
         if self._board is not None:
             for key, value in record.items():
                 values = (
@@ -68,7 +76,8 @@ class RunLog:
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written has been told
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

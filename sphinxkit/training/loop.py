@@ -171,17 +171,16 @@ class _Run:
         skipped = 0
         while self.step < stop and not self._is_interrupted():
             self.data_state = self.streams.state()
+            started = time.perf_counter()
             try:
-                is_good = self._do_step()
-                skipped = 0 if is_good else skipped + 1
+                record, data = self._do_step()
+                skipped = skipped + 1 if "skipped" in record else 0
                 if skipped > MAX_SKIPPED:
                     raise TrainingError(f"{skipped} steps in a row without a finite loss")
             except SphinxkitError as error:
                 self.train_step.clear()
-                self._save(wait=True)
-                raise type(error)(
-                    f"step {self.step + 1}: {error}\nthe state before this step was saved: {self.store.path(self.step)}"
-                ) from error
+                raise type(error)(f"step {self.step + 1}: {error}\n{self._rescue()}") from error
+            self._finish_record(record, data, time.perf_counter() - started)
             self.step += 1
             self.data_state = self.streams.state()
             self.store.poll()
@@ -194,6 +193,14 @@ class _Run:
         model = self._export()
         plot = plot_losses(self.output) if self.world.is_main else None
         return TrainResult("done", self.step, self.num_steps, self.output, model, plot)
+
+    def _rescue(self) -> str:
+        """Save the state before the step that failed; says what came of it."""
+        try:
+            self._save(wait=True)
+        except TrainingError as error:
+            return f"the state before this step could not be saved, either: {error}"
+        return f"the state before this step was saved: {self.store.path(self.step)}"
 
     def _is_interrupted(self) -> bool:
         return self.world.any(self.signals.received is not None)
@@ -232,14 +239,14 @@ class _Run:
             raise next(found for found in self.world.gather(fault) if found is not None)
         return data
 
-    def _do_step(self) -> bool:
-        """One step; False if it was left out because its loss was not finite."""
+    def _do_step(self) -> tuple[dict[str, Any], StepData]:
+        """One step: what the log says of it, with ``skipped`` if its loss was not finite; and its data."""
         started = time.perf_counter()
         torch.manual_seed(derive_key(self.plan.seed, self.step, self.world.dp_rank))
         data = self._read()
         waited = time.perf_counter() - started
         rate = learning_rate(self.step, self.num_steps, self.plan.lr, warmup=self.plan.warmup, minimum=self.plan.min_lr)
-        record: dict[str, Any] = {"step": self.step, "lr": rate}
+        record: dict[str, Any] = {"step": self.step, "lr": rate, "data_seconds": waited}
         try:
             losses = self.train_step.backward(data.batches)
             norm = self.train_step.update(rate)
@@ -250,10 +257,9 @@ class _Run:
             self.train_step.clear()
             self.totals["skipped_steps"] += 1
             record["skipped"] = str(error)
-        self._finish_record(record, data, time.perf_counter() - started, waited)
-        return "skipped" not in record
+        return record, data
 
-    def _finish_record(self, record: dict[str, Any], data: StepData, seconds: float, waited: float) -> None:
+    def _finish_record(self, record: dict[str, Any], data: StepData, seconds: float) -> None:
         learnt = sum(batch.num_learnt for batches in data.batches.values() for batch in batches)
         images = sum(batch.num_images for batches in data.batches.values() for batch in batches)
         llm = self.assembly.model.llm
@@ -275,7 +281,6 @@ class _Run:
             "too_long": int(counted["too_long"]),
             "truncated": int(counted["truncated"]),
             "seconds": seconds,
-            "data_seconds": waited,
             "tokens_per_second": tokens / seconds,
             "mfu": utilization(flops, seconds, self.peak, self.world.size),
             "total": dict(self.totals),

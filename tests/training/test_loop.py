@@ -293,6 +293,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_state_intact(document,
     assert [r["loss"] for r in read_log(Path(plan["output"]))] == pytest.approx(expected, abs=PACKING_ATOL)
 
 
+def test_a_fault_is_told_although_the_disk_is_full_too(document, monkeypatch) -> None:
+    plan = TrainPlan(**document(pack_tokens=2000))
+    poison(monkeypatch, 5)
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr("sphinxkit.training.state.shutil.disk_usage", lambda path: usage)
+    message = r"(?s)step 3: the loss is not finite; samples .*could not be saved, either: .* step 2 .*the disk is full"
+    with pytest.raises(NonFiniteError, match=message):
+        train(plan)
+
+
 def test_a_step_that_is_not_finite_can_be_skipped(document, monkeypatch) -> None:
     plan = document(pack_tokens=2000, on_nonfinite="skip")
     poison(monkeypatch, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import torch
 
 import sphinxkit
 from sphinxkit.training import TrainingError, TrainPlan, read_log, train
+from sphinxkit.training.log import RunLog
 
 EXACT = ("step", "lr", "loss", "losses", "grad_norm", "data", "samples", "tokens")
 
@@ -46,6 +48,23 @@ def test_sigterm_saves_and_exits(document, straight: Path) -> None:
     result = train(plan, report=lambda record: os.kill(os.getpid(), signal.SIGTERM) if record["step"] == 3 else None)
     assert (result.status, result.step, result.signal) == ("interrupted", 4, signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+    assert train(plan).status == "done"
+    assert exact(Path(plan.output)) == exact(straight)
+
+
+def test_a_signal_to_the_whole_group_is_not_a_dead_worker(document, straight: Path) -> None:
+    """Ctrl-C and batch systems signal every process, those that read the data too."""
+
+    def interrupt(record: Any) -> None:
+        if record["step"] == 3:
+            readers = multiprocessing.active_children()
+            assert len(readers) == 2  # one for each stream
+            for process in (*readers, multiprocessing.current_process()):
+                os.kill(process.pid or 0, signal.SIGINT)
+
+    plan = TrainPlan(**document(save_every=None, workers=1))
+    result = train(plan, report=interrupt)
+    assert (result.status, result.step, result.signal) == ("interrupted", 4, signal.SIGINT)
     assert train(plan).status == "done"
     assert exact(Path(plan.output)) == exact(straight)
 
@@ -118,6 +137,25 @@ def test_a_disk_that_is_too_small_is_noticed_before(document, monkeypatch) -> No
         train(TrainPlan(**document()))
 
 
+def test_a_log_that_cannot_be_written(document, straight: Path, monkeypatch) -> None:
+    """The step was done: its weights must not be saved as those of the step before."""
+    plan = document()
+    with monkeypatch.context() as patch:
+
+        def write(self: RunLog, record: Any, original: Any = RunLog.write) -> None:
+            if record["step"] == 4:
+                self._file.close()
+                self._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
+            original(self, record)
+
+        patch.setattr(RunLog, "write", write)
+        with pytest.raises(TrainingError, match=r"full cannot be written: .*No space left on device"):
+            train(TrainPlan(**plan))
+    assert [path.name for path in (Path(plan["output"]) / "checkpoints").iterdir()] == ["step-00000003"]
+    assert train(TrainPlan(**plan)).status == "done"
+    assert exact(Path(plan["output"])) == exact(straight)
+
+
 def test_another_recipe_is_refused_with_the_keys(document) -> None:
     train(TrainPlan(**document(stop_after=2)))
     changed = document(lr=5e-3, betas=[0.9, 0.99], stop_after=None, keep=1, workers=1)
@@ -163,9 +201,11 @@ def test_a_damaged_checkpoint_is_an_error(document) -> None:
     plan = TrainPlan(**document(stop_after=1))
     train(plan)
     folder = Path(plan.output) / "checkpoints" / "step-00000001"
-    (folder / "__0_0.distcp").write_bytes(b"")
-    with pytest.raises(TrainingError, match=r"the checkpoint .*step-00000001 cannot be read"):
-        train(TrainPlan(**document()))
+    shard = folder / "__0_0.distcp"
+    for damage in (lambda: shard.write_bytes(b""), shard.unlink):
+        damage()
+        with pytest.raises(TrainingError, match=r"the checkpoint .*step-00000001 cannot be read"):
+            train(TrainPlan(**document()))
     (folder / "run.json").write_text("{")
     with pytest.raises(TrainingError, match=r"run.json cannot be read"):
         train(TrainPlan(**document()))
