@@ -36,6 +36,8 @@ def cases(context: Context) -> Iterator[Case]:
         model = build_random(lambda name=recipe: sphinxkit.build(name, device="meta"), context.device, dtype)
         if model.tokenizer is None:
             model.tokenizer = _tokenizer(model.llm.vocab_size)
+        with torch.no_grad():
+            model.llm.lm_head.weight[model.tokenizer.eos_id] = 0  # no answer ends early: some logit is above 0
         model.llm.fuse()  # as the command line does; before the twins are made, which share the weights
         yield from _answers(context, recipe, model)
         yield _second_question(context, recipe, model)

@@ -10,11 +10,8 @@ import dataclasses
 import datetime
 import importlib
 import math
-import os
-import platform
 import re
 import statistics
-import subprocess
 import sys
 import time
 import traceback
@@ -27,21 +24,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks import ceilings
+from benchmarks import ceilings, surroundings
+from benchmarks.counting import build_random as build_random
+from benchmarks.counting import count_flops as count_flops
+from benchmarks.counting import difference as difference
+from benchmarks.counting import nbytes as nbytes
 from benchmarks.results import CaseRecord, Document, Measurement, WorkRecord
 
 T = TypeVar("T")
-Module = TypeVar("Module", bound=torch.nn.Module)
 OURS = "sphinxkit"
 FOLDER = Path(__file__).resolve().parent
 # Our choice: shorter calls are repeated inside one timing until it lasts this long, so that the clock's own cost
 # (a microsecond; a few for a pair of CUDA events) stays below a thousandth.
 MIN_TIMED_SECONDS = 2e-3
 MAX_CALLS = 200
-# Random weights repeat after so many: drawing billions of them takes a CPU minutes. A prime, so that no two rows of a
-# matrix are alike (which would make ties); our choice.
-NOISE_ELEMENTS = 2**22 + 15
-PACKAGES = ["torch", "torchvision", "timm", "open_clip_torch", "transformers", "xformers", "safetensors", "pillow"]
 
 
 @dataclass(frozen=True)
@@ -202,80 +198,6 @@ class Context:
         return math.inf if self.deadline is None else self.deadline - time.monotonic()
 
 
-def nbytes(*values: object) -> int:
-    """Bytes of tensors, nested in lists, tuples and modules (their parameters and buffers)."""
-    total = 0
-    for value in values:
-        if isinstance(value, Tensor):
-            total += value.numel() * value.element_size()
-        elif isinstance(value, torch.nn.Module):
-            total += nbytes(*value.parameters(), *value.buffers())
-        elif isinstance(value, list | tuple):
-            total += nbytes(*value)
-    return total
-
-
-def build_random(build: Callable[[], Module], device: torch.device, dtype: torch.dtype) -> Module:
-    """A module with random weights, built on meta so that it exists only once, in its dtype, on its device.
-
-    Our choice, so that every layer matters and activations stay finite: matrices and kernels have a standard deviation
-    of 1 / sqrt(fan in), vectors called ``weight`` or ``gamma`` (norms, layer scales) lie around 1, the rest around 0.
-
-    Raises:
-        ValueError: The module has buffers, which would be left without values.
-    """
-    with torch.device("meta"):
-        module = build()
-    if any(True for _ in module.buffers()):
-        raise ValueError(f"{type(module).__name__} has buffers: {[name for name, _ in module.named_buffers()]}")
-    module = module.to(dtype).to_empty(device=device)
-    largest = max((parameter.numel() for parameter in module.parameters()), default=0)
-    noise = torch.randn(min(NOISE_ELEMENTS, largest), device=device)
-    for name, parameter in module.named_parameters():
-        centre = 1.0 if parameter.ndim == 1 and name.endswith(("weight", "gamma")) else 0.0
-        fan_in = parameter.numel() // parameter.shape[0] if parameter.ndim in (2, 4) else 2500
-        values = (noise * fan_in**-0.5 + centre).to(dtype)
-        shift = torch.randint(len(noise), ()).item()  # small tensors must not all begin alike
-        values = values.roll(-int(shift))
-        with torch.no_grad():
-            for part in parameter.view(-1).split(len(values)):
-                part.copy_(values[: len(part)])
-    return module.eval()
-
-
-def count_flops(build: Callable[[], Callable[..., object]], *shapes: tuple[int, ...]) -> int:
-    """FLOPs of a model's forward, counted operator by operator on the meta device: nothing is computed or allocated.
-
-    Args:
-        build: Builds the callable; runs under ``torch.device("meta")``.
-        shapes: Shapes of its (float32) inputs.
-    """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        model = build()
-        inputs = [torch.empty(shape) for shape in shapes]
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(*inputs)
-    return counter.get_total_flops()
-
-
-def difference(output: object, reference: object) -> float:
-    """Relative L2 distance in float64; infinite for other shapes, other lengths or NaN."""
-    if isinstance(output, Tensor) and isinstance(reference, Tensor):
-        if output.shape != reference.shape:
-            return math.inf
-        a, b = output.detach().double().cpu(), reference.detach().double().cpu()
-        if torch.equal(a, b):
-            return 0.0
-        distance = ((a - b).norm() / b.norm().clamp_min(1e-30)).item()
-        return distance if math.isfinite(distance) else math.inf
-    if isinstance(output, list | tuple) and isinstance(reference, list | tuple) and len(output) == len(reference):
-        return max((difference(a, b) for a, b in zip(output, reference, strict=True)), default=0.0)
-    return 0.0 if output == reference else math.inf
-
-
 def _call(function: Callable[..., object], inputs: tuple[Any, ...], calls: int, device: torch.device) -> Sample:
     samples: list[Sample] = []
     output: object = None
@@ -430,53 +352,6 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(f"benchmarks.bench_{name}")
 
 
-def _git_commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=FOLDER, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        cpu = found.group(1) if found else cpu
-        memory = int(re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text()).group(1)) * 1024  # type: ignore[union-attr]
-    except OSError:
-        memory = 0
-    facts: dict[str, Any] = {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": memory,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "system": f"{platform.system()} {platform.release()}",
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        facts |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
-    return facts
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    import sphinxkit
-
-    found = {"python": platform.python_version(), "sphinxkit": sphinxkit.__version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _load() -> float:
-    return round(os.getloadavg()[0], 2)
-
-
 def run(
     benchmarks: Sequence[str],
     context: Context,
@@ -506,10 +381,10 @@ def run(
         device=context.device.type,  # type: ignore[arg-type]
         micro=context.micro,
         note=note,
-        commit=_git_commit(),
-        machine=_machine(context.device),
-        versions=_versions(),
-        load_average=[_load()],
+        commit=surroundings.git_commit(),
+        machine=surroundings.machine(context.device),
+        versions=surroundings.versions(),
+        load_average=[surroundings.load()],
         ceilings=ceilings.measure(context.device, context.scratch, context.micro, disk),
     )
     document.write(out)
@@ -520,7 +395,7 @@ def run(
             document.results.append(record)
             document.write(out)
             log(line(record))
-        document.load_average.append(_load())
+        document.load_average.append(surroundings.load())
         if context.seconds_left > 5 and not context.micro:  # what the machine gives may drift: take the best
             document.ceilings = document.ceilings.best(ceilings.measure(context.device, context.scratch, False, disk))
     document.finished = True
