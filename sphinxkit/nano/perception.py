@@ -163,24 +163,29 @@ class Probe(nn.Module):
         edges = box[covered].view(-1, BINS + 1).float()
         distance = (points[person].view(-1, _POINTS, 2).float() - wanted["points"][person]).abs().mean(-1)
         return {
-            "thing": 2 * F.cross_entropy(thing[covered].float(), wanted["thing"][covered]),
-            "nothing": F.cross_entropy(thing[~covered].float(), wanted["thing"][~covered]),
-            "color": 0.5 * F.cross_entropy(color[covered].float(), wanted["color"][covered]),
-            "box": 0.5 * F.cross_entropy(edges, wanted["box"][covered].flatten(), label_smoothing=0.05),
+            "thing": 2 * _loss(thing[covered], wanted["thing"][covered]),
+            "nothing": _loss(thing[~covered], wanted["thing"][~covered]),
+            "color": 0.5 * _loss(color[covered], wanted["color"][covered]),
+            "box": 0.5 * _loss(edges, wanted["box"][covered].flatten(), label_smoothing=0.05),
             "points": 10 * (distance * seen_points).sum() / seen_points.sum().clamp(min=1),
             "seen": 0.2 * F.binary_cross_entropy_with_logits(seen[person].float(), seen_points.float())
             if len(seen_points)
             else seen.sum() * 0.0,
-            "written": 3 * F.cross_entropy(marks[written].float(), letters[written])
-            if written.any()
-            else marks.sum() * 0.0,
-            "blank": F.cross_entropy(marks[~written].float(), letters[~written]),
+            "written": 3 * _loss(marks[written], letters[written]),
+            "blank": _loss(marks[~written], letters[~written]),
             "right_things": (thing[covered].argmax(1) == wanted["thing"][covered]).float().mean(),
             "right_colors": (color[covered].argmax(1) == wanted["color"][covered]).float().mean(),
             "right_letters": (marks[written].argmax(1) == letters[written]).float().mean(),
             "edge_error": (edges.argmax(1) - wanted["box"][covered].flatten()).abs().float().mean(),
             "point_error": (distance * seen_points).sum() / seen_points.sum().clamp(min=1),
         }
+
+
+def _loss(scores: Tensor, wanted: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy; 0 where nothing is wanted."""
+    if not len(wanted):
+        return scores.float().sum() * 0.0
+    return F.cross_entropy(scores.float(), wanted, label_smoothing=label_smoothing)
 
 
 def _batches(plan: PerceptionPlan, start: int) -> Iterator[dict[str, Tensor]]:

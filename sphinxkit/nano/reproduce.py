@@ -69,15 +69,28 @@ def _encoders(output: Path, share: Slice, report: Report) -> bool:
     return is_done
 
 
+def train_slice(plan: TrainPlan, share: Slice, report: Callable[[Mapping[str, Any]], None]) -> bool:
+    """Train until the run is done or the share is over.
+
+    Args:
+        plan: What to do; paths beside SPHINX-nano's recipes are found.
+        share: Of the work.
+        report: Called with each record of the log.
+    Returns:
+        Whether the run is done.
+    """
+
+    def told(record: Mapping[str, Any]) -> None:
+        report(record)
+        if share.is_over:
+            os.kill(os.getpid(), signal.SIGTERM)  # the run saves and returns
+
+    return train(plan, folder=recipes(), report=told).status == "done"
+
+
 def _training(name: str) -> Callable[[Path, Slice, Report], bool]:
     def run(output: Path, share: Slice, report: Report) -> bool:
-        def told(record: Mapping[str, Any]) -> None:
-            report(name, record)
-            if share.is_over:
-                os.kill(os.getpid(), signal.SIGTERM)  # the run saves and returns
-
-        plan = training_plan(name, output)
-        return train(plan, folder=recipes(), report=told).status == "done"
+        return train_slice(training_plan(name, output), share, lambda record: report(name, record))
 
     return run
 
@@ -96,17 +109,29 @@ def training_plan(name: str, output: str | Path) -> TrainPlan:
     return TrainPlan(**document)
 
 
-def _mix(output: Path, share: Slice, report: Report) -> bool:
+def mix_models(real: Path, synthetic: Path, beta: float, target: Path) -> None:
+    """Combine two models' weights: ``beta * real + (1 - beta) * synthetic``.
+
+    Args:
+        real: The real domain's checkpoint; recipe and tokenizer are its own.
+        synthetic: The synthetic domain's.
+        beta: Weight of the first.
+        target: Folder of the mix.
+
+    Source: SPHINX, arXiv:2311.07575, section 3.1.
+    """
     from sphinxkit import checkpoint
     from sphinxkit.interpolation import MixedSource, create
 
-    target = output / "mixed"
-    models = [output / "pretrain_real" / "model", output / "pretrain_synthetic" / "model"]
-    with checkpoint.open(models[0]) as real, checkpoint.open(models[1]) as synthetic:
-        mixed = MixedSource([real, synthetic], create("linear"), [BETA, 1 - BETA])
-        recipe = (models[0] / "recipe.yaml").read_text(encoding="utf-8")
-        tokenizer = (models[0] / "tokenizer.model").read_bytes()
+    with checkpoint.open(real) as first, checkpoint.open(synthetic) as second:
+        mixed = MixedSource([first, second], create("linear"), [beta, 1 - beta])
+        recipe = (real / "recipe.yaml").read_text(encoding="utf-8")
+        tokenizer = (real / "tokenizer.model").read_bytes()
         checkpoint.save(target, mixed, recipe_yaml=recipe, tokenizer=tokenizer, overwrite=True)
+
+
+def _mix(output: Path, share: Slice, report: Report) -> bool:
+    mix_models(output / "pretrain_real" / "model", output / "pretrain_synthetic" / "model", BETA, output / "mixed")
     report("mixed", {"beta": BETA})
     return True
 

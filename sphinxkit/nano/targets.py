@@ -12,7 +12,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sphinxkit.data.procedural.font import ADVANCE, GLYPH_HEIGHT, GLYPHS, glyph
+from sphinxkit.data.procedural.font import ADVANCE, GLYPH_HEIGHT, GLYPHS, glyph, text_mask
+from sphinxkit.data.procedural.page_blocks import TITLE_GAP
 from sphinxkit.data.procedural.palette import COLORS
 from sphinxkit.data.procedural.scene import Rect, Scene
 from sphinxkit.data.procedural.shapes import SHAPES
@@ -119,7 +120,7 @@ def _texts(scene: Scene) -> list[tuple[str, int, int, int]]:
         left = block.rect.x1
         for text in block.text:
             found.append((text, left, block.rect.y1, block.grain))
-            left += (ADVANCE * len(text) + 3) * block.grain
+            left += text_mask(text, block.grain).shape[1] + TITLE_GAP * block.grain
     if scene.chart is not None:
         for bar in scene.chart.bars:
             found.append((bar.label, *bar.label_at, scene.chart.scale))

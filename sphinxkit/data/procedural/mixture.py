@@ -157,8 +157,12 @@ class WorldMixture(Mixture):
 
 def _telling(world: World) -> list[object]:
     """What a world's conversations do differently, as far as its style does not say it."""
-    wordings: list[object] = ["all wordings"] if world.has_all_wordings else []
-    return wordings if world.point_grid is None else [*wordings, ("point grid", world.point_grid)]
+    found: list[object] = ["all wordings"] if world.has_all_wordings else []
+    if world.point_grid is not None:
+        found.append(("point grid", world.point_grid))
+    if world.wordings:
+        found.append(tuple(sorted(world.wordings.items())))
+    return found
 
 
 def _open(index: int, given: WorldSource | Mapping[str, Any] | str, shared: Mapping[str, Any]) -> _Part:

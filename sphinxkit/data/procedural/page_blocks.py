@@ -17,6 +17,7 @@ Canvas = NDArray[np.uint8]
 INK: RGB = (70, 70, 74)
 LINE: RGB = (90, 90, 96)
 SHADE: RGB = (198, 202, 210)
+TITLE_GAP = 4  # pixels of the font between a title's words
 
 
 def paint_block(canvas: Canvas, block: Block, tint: RGB) -> None:
@@ -41,7 +42,7 @@ def _title(region: Canvas, block: Block) -> None:
     for word in block.text:
         mask = text_mask(word, block.grain)
         region[: mask.shape[0], left : left + mask.shape[1]][mask] = DARK
-        left += mask.shape[1] + 4 * block.grain
+        left += mask.shape[1] + TITLE_GAP * block.grain
 
 
 def _line(row: Canvas, draws: Draws, unit: int, tint: RGB, end: int) -> None:

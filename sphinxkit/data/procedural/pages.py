@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sphinxkit.data.procedural.draws import Draws
 from sphinxkit.data.procedural.font import text_mask
+from sphinxkit.data.procedural.page_blocks import TITLE_GAP
 from sphinxkit.data.procedural.scene import Block, Rect
 from sphinxkit.data.procedural.splits import is_held_out_layout
 from sphinxkit.data.procedural.words import draw_word
@@ -78,9 +79,9 @@ def _title(draws: Draws, left: int, top: int, right: int, scale: int, held_out: 
 
 
 def title_width(words: tuple[str, ...], scale: int) -> int:
-    """Columns that a title takes: its words and four font pixels between them."""
+    """Columns that a title takes: its words and the gaps between them."""
     widths: list[int] = [text_mask(word, scale).shape[1] for word in words]
-    return sum(widths) + 4 * scale * (len(words) - 1)
+    return sum(widths) + TITLE_GAP * scale * (len(words) - 1)
 
 
 def _column(draws: Draws, kinds: tuple[str, ...], room: Rect, margin: int) -> tuple[Block, ...]:

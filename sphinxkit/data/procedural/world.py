@@ -79,6 +79,13 @@ def on_grid(sample: tasks.PoseSample, steps: int) -> tasks.PoseSample:
     return replace(sample, keypoints=tasks.Keypoints(points))
 
 
+def _reworded(task: str, wording: str) -> tasks.Task[Any, Any]:
+    """A task with one instruction, which is not its own."""
+    own = type(tasks.create(task))
+    changed: tasks.Task[Any, Any] = type(own.__name__, (own,), {"wordings": (wording,)})()
+    return changed
+
+
 class World:
     """Scenes, samples and conversations by number; every one is a function of the arguments and its number.
 
@@ -95,6 +102,7 @@ class World:
         point_grid: Conversations tell key points in whole steps of 1/``point_grid`` of the padded square's side; None:
             exactly. (Joints are the middles of pixels: twice as fine as boxes. A small tokenizer has not that many
             coordinates.)
+        wordings: Task to the instruction that takes the place of its own, with its own's fields in braces.
     Raises:
         DataError: One of them is not possible.
     """
@@ -111,6 +119,7 @@ class World:
         has_small_text: bool = False,
         has_all_wordings: bool = False,
         point_grid: int | None = None,
+        wordings: Mapping[str, str] | None = None,
     ) -> None:
         if point_grid is not None and point_grid < 1:
             raise DataError(f"world: point_grid must be at least 1, got {point_grid}")
@@ -120,7 +129,11 @@ class World:
         self.has_all_wordings = has_all_wordings
         self.point_grid = point_grid
         self.name = f"{domain}-{split}-{width}x{height}-{seed}"
-        self._formatters: dict[str, tasks.Task[Any, Any]] = {}
+        self.wordings = dict(wordings or {})
+        unknown = [task for task in self.wordings if task not in MAKERS]
+        if unknown:
+            raise DataError(f"world: wordings: there is no task {unknown[0]!r}{suggest(unknown[0], MAKERS)}")
+        self._formatters = {task: _reworded(task, wording) for task, wording in self.wordings.items()}
 
     def __repr__(self) -> str:
         return f"World({self.name})"

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sphinxkit.data.conversations import read_conversation, read_sample
-from sphinxkit.data.procedural import TASKS, World
+from sphinxkit.data.procedural import (
+    COLORS,
+    KINDS_OF_TASK,
+    SHAPES,
+    TASKS,
+    Scene,
+    World,
+    WorldMixture,
+    is_held_out_pair,
+    is_held_out_word,
+)
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
 
@@ -73,6 +85,18 @@ def test_key_points_are_told_on_a_grid_where_asked_for(size: int | tuple[int, in
         assert scene.geometry.side in (64, 128)
 
 
+def test_wordings_can_be_replaced() -> None:
+    plain, other = World(), World(wordings={"rec": "Where? {phrase}", "caption": "Say."})
+    question, answer = other.conversation(2, "rec")[1]
+    phrase = plain.samples(2, "rec")[0].phrase
+    assert question["content"] == f"Where? {phrase}"
+    assert answer == plain.conversation(2, "rec")[1][1]
+    assert other.conversation(2, "caption")[1][0]["content"] == "Say."
+    assert other.conversation(2, "vqa") == plain.conversation(2, "vqa")
+    with pytest.raises(DataError, match="wordings: there is no task 'capton'; did you mean 'caption'"):
+        World(wordings={"capton": "Say."})
+
+
 def test_tasks_share_scenes() -> None:
     world = World()
     for index in range(30):
@@ -101,3 +125,79 @@ def test_a_style_that_is_too_narrow() -> None:
     index = next(n for n in range(100) if world._draws("kind", "relation", n).below(8) < 5)
     with pytest.raises(DataError, match="no sample of task 'relation' in 200 scenes"):
         world.samples(index, "relation")
+
+
+class Recorder(World):
+    """Remembers which sample of which task each turn asks about."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.asked: list[tuple[str, Any]] = []
+
+    def _turn(self, task: str, sample: Any, draws: Any) -> list[dict[str, str]]:
+        self.asked.append((task, sample))
+        return super()._turn(task, sample, draws)
+
+    def turns(self, index: int, num_turns: int) -> tuple[Scene, list[tuple[str, Any]]]:
+        self.asked = []
+        scene, messages = self.conversation(index, "all", num_turns)
+        assert len(messages) == 2 * len(self.asked)
+        assert [message["role"] for message in messages] == ["user", "assistant"] * len(self.asked)
+        return scene, self.asked
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_conversations_of_all_tasks(size: int) -> None:
+    world = Recorder(size=size)
+    first, anywhere = set(), Counter()  # type: ignore[var-annotated]
+    for index in range(300):
+        scene, asked = world.turns(index, 5)
+        assert len(asked) == 5
+        first.add(asked[0][0])
+        anywhere.update(task for task, _ in asked)
+        assert all(scene.kind in dict(KINDS_OF_TASK[task]) for task, _ in asked)
+        said = [(task, repr(sample)) for task, sample in asked]
+        assert len(set(said)) == len(said), said
+    assert first == set(KINDS_OF_TASK)
+    assert set(anywhere) == set(KINDS_OF_TASK)
+
+
+@pytest.mark.parametrize("num_turns", [1, 2, 30])
+def test_conversations_of_all_tasks_have_as_many_turns_as_there_are(num_turns: int) -> None:
+    world = Recorder()
+    counts = {len(world.turns(index, num_turns)[1]) for index in range(40)}
+    assert max(counts) <= num_turns
+    assert counts == {num_turns} if num_turns < 30 else min(counts) < 30
+    _, asked = world.turns(7, 200)  # everything that the scene holds
+    assert len(asked) == len({(task, repr(sample)) for task, sample in asked}) > 5
+    assert world.conversation(7, "all", 2)[1] == world.conversation(7, "all", 200)[1][:4]
+
+
+def test_conversations_of_all_tasks_hold_out_what_others_do() -> None:
+    """Training says nothing of held-out pairs and words; in test, what is pointed at is held out."""
+    held_out = {f"{color} {shape}" for color in COLORS for shape in SHAPES if is_held_out_pair(color, shape)}
+    regions = 0
+    for index in range(80):
+        scene, messages = World(size=64).conversation(index, "all", 6)
+        text = "\n".join(message["content"] for message in messages)
+        assert not [pair for pair in held_out if re.search(rf"\b{pair}\b", text)]
+        assert not [word for word in re.findall(r"\b[A-Z]{3,5}\b", text) if is_held_out_word(word)]
+        scene, asked = Recorder("synthetic", "test", 64).turns(index, 6)
+        boxes = {shape.rect.box for shape in scene.shapes if is_held_out_pair(shape.color, shape.shape)}
+        boxes |= {thing.rect.box for thing in (*scene.people, *scene.words)}
+        for task, sample in asked:
+            if task in ("rec", "reg"):
+                regions += 1
+                assert sample.box in boxes, (index, task)
+    assert regions > 15
+
+
+def test_a_mixture_of_all_tasks() -> None:
+    found = WorldMixture([{"task": "all", "num_turns": 3}, "text"], batch_size=2, epoch_size=8, size=64)
+    for ref in found.order():
+        sample = found.read(ref)
+        if sample.type == "text":
+            continue
+        assert sample.task == "all"
+        assert list(sample.messages) == World(size=64).conversation(ref.index, "all", 3)[1]
+        assert sample.open_image().size == (64, 64)

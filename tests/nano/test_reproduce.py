@@ -1,0 +1,111 @@
+"""The stages in order, in slices, at micro size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import sphinxkit
+from sphinxkit.cli import app
+from sphinxkit.errors import RecipeError
+from sphinxkit.nano import reproduce as module
+from sphinxkit.nano.perception import PerceptionPlan
+from sphinxkit.nano.reproduce import STAGES, Slice, reproduce
+from sphinxkit.nano.scores import ROWS, evaluate_nano
+from sphinxkit.training import loop, read_log
+
+MIX_ATOL = 1e-6  # float32 sums of two halves
+
+
+@pytest.fixture
+def micro(micro_recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = PerceptionPlan(steps=2, batch_size=8, warmup=1, workers=0)
+    monkeypatch.setattr(module, "recipes", lambda: micro_recipes)
+    monkeypatch.setattr(module, "PerceptionPlan", lambda: plan)
+    few = partial(evaluate_nano, num_scenes=2, rows=ROWS[:1], baselines=False)
+    monkeypatch.setattr(module, "evaluate_nano", few)
+    monkeypatch.setattr(loop, "plot_losses", lambda folder: None)  # a third of the time
+
+
+def test_all_stages_in_order_in_slices(micro: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, Mapping[str, Any]]] = []
+
+    def report(stage: str, record: Mapping[str, Any]) -> None:
+        told.append((stage, record))
+
+    # no time at all: nothing is done
+    assert reproduce(tmp_path, minutes=0.0, report=report) == "encoders"
+    assert not told
+    assert not list(tmp_path.iterdir())
+    # until the first stage of training is over
+    assert reproduce(tmp_path, last="encoders", report=report) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["encoders"]
+    # a slice that is over in the middle of a stage
+    answers: Iterator[bool] = iter([False, True])
+    monkeypatch.setattr(Slice, "is_over", property(lambda _: next(answers)))
+    assert reproduce(tmp_path, minutes=1.0, report=report) == "pretrain_real"
+    assert [record["step"] for record in read_log(tmp_path / "pretrain_real")] == [0]
+    monkeypatch.undo()
+
+
+def test_going_on_to_the_end(micro: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, Mapping[str, Any]]] = []
+    answers: Iterator[bool] = iter([False] * 5 + [True])
+    monkeypatch.setattr(Slice, "is_over", property(lambda _: next(answers, False)))
+    # asked before the encoders, behind the first of their two steps, before pre-training, behind its two steps
+    following = reproduce(tmp_path, report=lambda *record: told.append(record))
+    assert following == "pretrain_synthetic"
+    assert reproduce(tmp_path, report=lambda *record: told.append(record)) is None
+    assert list(dict.fromkeys(stage for stage, _ in told)) == list(STAGES)
+    for name in ("pretrain_real", "pretrain_synthetic", "finetune", "finetune_subimages"):
+        assert [record["step"] for record in read_log(tmp_path / name)] == [0, 1]
+    # the mix is the mean of both domains
+    models = [
+        sphinxkit.load(tmp_path / name).state_dict() for name in ("pretrain_real/model", "pretrain_synthetic/model")
+    ]
+    mixed = sphinxkit.load(tmp_path / "mixed").state_dict()
+    for key, tensor in mixed.items():
+        assert (tensor - (models[0][key] + models[1][key]) / 2).abs().max() <= MIX_ATOL, key
+    # frozen encoders: the same from the first stage to the last
+    first = sphinxkit.load(tmp_path / "encoders" / "model").state_dict()
+    last = sphinxkit.load(tmp_path / "finetune_subimages" / "model")
+    assert last.vision is not None
+    assert last.vision.image_size == 128
+    for key, tensor in last.state_dict().items():
+        if ".encoders." in key:
+            assert (tensor - first[key]).abs().max() <= 0, key
+    # all is there: nothing runs again, whatever the time; the command prints the table
+    before = len(told)
+    assert reproduce(tmp_path, minutes=0.0, report=lambda *record: told.append(record)) is None
+    assert len(told) == before
+    result = CliRunner().invoke(app, ["reproduce", "nano", "--output", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("| task | goal | SPHINX-nano |")
+    assert ROWS[0].name in result.stdout
+    scored = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert scored["rows"][ROWS[0].name]["task"] == ROWS[0].task
+
+
+def test_the_command_says_where_it_stopped(micro: None, tmp_path: Path) -> None:
+    arguments = ["reproduce", "nano", "--output", str(tmp_path), "--minutes", "0"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert result.stderr == "stopped; the next call goes on with encoders\n"
+
+
+def test_a_stage_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"there is no stage 'finetun'; did you mean 'finetune'.*Stages: encoders, "):
+        reproduce(tmp_path, last="finetun")
+
+
+def test_a_slice() -> None:
+    assert not Slice().is_over
+    assert Slice(0.0, began=0.0).is_over
+    assert not Slice(60.0).is_over
