@@ -1,0 +1,411 @@
+"""SPHINX's claims as ablations on SPHINX-nano: small arms of equal budgets, one result file each."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sphinxkit.atomic import atomic_file
+from sphinxkit.errors import RecipeError
+from sphinxkit.formatters import tasks as task_family
+from sphinxkit.nano.measures import Measure, measure, summarize
+from sphinxkit.nano.reproduce import Report, Slice, mix_models, recipes, train_slice
+from sphinxkit.nano.scores import ROWS
+from sphinxkit.recipe import Recipe, build
+from sphinxkit.registry import suggest
+from sphinxkit.training import TrainPlan, read_log
+
+if TYPE_CHECKING:
+    from sphinxkit.sphinx_model import SphinxModel
+
+ENCODERS = ("blip2_qformer", "clip_vit_large_patch14", "convnext_xxlarge", "dinov2_vit_giant_patch14")
+BETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+CLAIMS = ("weights", "text", "tasks", "embeddings", "sub_images")
+"""In the order in which their arms are run: the cheaper ones first."""
+
+_SMALL = {"size": 128, "sizes": ["tiny", "small"], "has_small_text": True, "point_grid": 128}
+_TASKS = tuple(row.task for row in ROWS)
+
+
+def _shared_wordings(instruction: str = "Answer:") -> dict[str, str]:
+    """One instruction for every task; what a question is about still stands behind it."""
+    wordings = {}
+    for name in task_family.names():
+        fields = [part.partition("}")[0] for part in task_family.create(name).wordings[0].split("{")[1:]]
+        kept = [f"{{{key}}}" for key in fields if key != "classes"]  # a layout's classes are its instruction
+        wordings[name] = " ".join([instruction, *kept])
+    return wordings
+
+
+SHARED = {"wordings": _shared_wordings()}
+
+
+@dataclass(frozen=True, slots=True)
+class AblationPlan:
+    """The budget of every arm; all of it our choice.
+
+    Args:
+        conversations: That an arm is trained on.
+        batch_size: Conversations in a step.
+        num_scenes: That each task is measured on.
+        seeds: Of weights, order and scenes; an arm is run with each.
+        llm: The language model's sizes where they differ from SPHINX-nano's.
+        dtype: Of the arithmetic in training.
+    """
+
+    conversations: int = 12288
+    batch_size: int = 64
+    num_scenes: int = 128
+    seeds: tuple[int, ...] = (0, 1)
+    llm: Mapping[str, int] = field(
+        default_factory=lambda: {"embed_dim": 160, "num_layers": 4, "num_heads": 5, "hidden_dim": 432}
+    )
+    dtype: str = "bfloat16"
+
+    @property
+    def steps(self) -> int:
+        """Of an arm."""
+        return max(1, self.conversations // self.batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One arm.
+
+    Args:
+        name: Of its results and runs.
+        title: What is different about it.
+        claims: That it speaks for or against.
+        measures: What is measured at its end.
+        recipe: Of ``recipes/nano``, that its training is derived from; None: nothing is trained.
+        streams: Stream of the recipe to its share of a batch.
+        options: Of the world, over the recipe's.
+        encoders: Of its model.
+        model: Recipe of its model.
+        after: The arm whose model it starts from; None: random weights beside the trained encoders.
+        beta: Weight of the real domain's model, for a mix.
+    """
+
+    name: str
+    title: str
+    claims: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    recipe: str | None = "finetune"
+    streams: Mapping[str, float] = field(default_factory=lambda: {"tasks": 1.0})
+    options: Mapping[str, Any] = field(default_factory=dict)
+    encoders: tuple[str, ...] = ENCODERS
+    model: str = "model"
+    after: str | None = None
+    beta: float | None = None
+
+
+def make_arms() -> tuple[Arm, ...]:
+    """Every arm, each behind those that it starts from."""
+    answers = (Measure("answers", _TASKS),)
+    captions = {
+        "real": Measure("real", ("caption", "detailed_caption", "text_detection"), domain="real"),
+        "synthetic": Measure("synthetic", ("grounded_caption", "detailed_caption", "text_detection")),
+    }
+    domains = tuple(captions.values())
+    writing = (Measure("text", ("text",)), captions["synthetic"])
+    small = (Measure("answers", ("rec", "detection", "text_detection", "vqa", "reg"), size=128, options=_SMALL),)
+    beside = {"captions": 0.75, "text": 0.25}
+    pretrain = "pretrain_synthetic"
+    return (
+        Arm("all", "all four encoders, own instructions", ("embeddings", "tasks"), answers),
+        *(
+            Arm(f"only_{name.partition('_')[0]}", f"{name} alone", ("embeddings",), answers, encoders=(name,))
+            for name in ENCODERS
+        ),
+        Arm(
+            "shared",
+            "one shared instruction",
+            ("tasks",),
+            (Measure("answers", _TASKS, options=SHARED),),
+            options=SHARED,
+        ),
+        Arm("one_view", "one view of 64 pixels", ("sub_images",), small, options=_SMALL),
+        Arm(
+            "sub_images",
+            "one view and four sub-images",
+            ("sub_images",),
+            small,
+            options=_SMALL,
+            model="model_subimages",
+        ),
+        Arm("writing", "text alone, before any caption", ("text",), writing, pretrain, {"text": 1.0}),
+        Arm("captions", "captions alone", ("text",), writing, pretrain, {"captions": 1.0}, after="writing"),
+        Arm("captions_text", "captions, text beside", ("text",), writing, pretrain, beside, after="writing"),
+        Arm("real", "the real domain", ("weights",), domains, "pretrain_real", beside),
+        Arm("synthetic", "then the synthetic domain", ("weights",), domains, pretrain, beside, after="real"),
+        *(
+            Arm(f"beta_{beta:.2f}", f"mixed, beta {beta:g}", ("weights",), domains, None, beta=beta)
+            for beta in BETAS[1:-1]
+        ),
+    )
+
+
+def choose_arms(claim: str | None = None) -> tuple[Arm, ...]:
+    """The arms of one claim, or all.
+
+    Raises:
+        RecipeError: There is no such claim.
+    """
+    if claim is not None and claim not in CLAIMS:
+        raise RecipeError(
+            f"ablations: there is no claim {claim!r}{suggest(claim, CLAIMS) or '.'} Claims: {', '.join(CLAIMS)}"
+        )
+    return tuple(arm for arm in make_arms() if claim is None or claim in arm.claims)
+
+
+def model_document(arm: Arm, plan: AblationPlan) -> dict[str, Any]:
+    """The arm's model: SPHINX-nano's recipe with a smaller language model, and only the arm's encoders."""
+    document: dict[str, Any] = deepcopy(dict(Recipe.from_yaml(recipes() / f"{arm.model}.yaml").document))
+    document["llm"] |= plan.llm
+    document["tokenizer"] = str(recipes() / document["tokenizer"])
+    branches = document["vision"]["branches"]
+    for branch in branches:
+        branch["encoders"] = [entry for entry in branch["encoders"] if entry["type"] in arm.encoders]
+    document["vision"]["branches"] = [branch for branch in branches if branch["encoders"]]
+    return document
+
+
+def training_document(arm: Arm, plan: AblationPlan, seed: int, output: Path) -> dict[str, Any]:
+    """The arm's training as a recipe: one of SPHINX-nano's, with the arm's data, model and budget.
+
+    Args:
+        arm: That is trained.
+        plan: The budget.
+        seed: Of everything random.
+        output: Folder of all arms.
+    """
+    document: dict[str, Any] = deepcopy(dict(Recipe.from_yaml(recipes() / f"{arm.recipe}.yaml").document))
+    start = _start(arm, seed, output) if arm.after is None else _run(arm.after, seed, output) / "model"
+    data = {name: document["data"][name] for name in arm.streams}
+    for name, stream in data.items():
+        stream["batch_size"] = round(plan.batch_size * arm.streams[name])
+        stream["mixture"] |= {"seed": seed, "options": {**stream["mixture"].get("options", {}), **arm.options}}
+    changes = {
+        "model": model_document(arm, plan),
+        "init": str(start),
+        "output": str(_run(arm.name, seed, output)),
+        "data": data,
+        "steps": plan.steps,
+        "seed": seed,
+        "dtype": plan.dtype,
+        "save_every": 50,
+    }
+    return document | changes
+
+
+def _run(name: str, seed: int, output: Path) -> Path:
+    return output / "runs" / f"{name}-{seed}"
+
+
+def _start(arm: Arm, seed: int, output: Path) -> Path:
+    encoders = "all" if arm.encoders == ENCODERS else "-".join(arm.encoders)
+    return output / "starts" / f"{arm.model}-{encoders}-{seed}"
+
+
+def make_start(arm: Arm, plan: AblationPlan, seed: int, output: Path, encoders: SphinxModel) -> None:
+    """Save the model that an arm starts from: its encoders as they were trained, everything else random.
+
+    Args:
+        arm: Whose start.
+        plan: Sizes of the language model.
+        seed: Of the random weights.
+        output: Folder of all arms.
+        encoders: A model with trained encoders, by their names.
+    Raises:
+        RecipeError: The model lacks an encoder.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    model = build(model_document(arm, plan))
+    if model.vision is None or encoders.vision is None:
+        raise RecipeError("ablations: there is no vision tower")
+    trained = {encoder.name: encoder for branch in encoders.vision.branches for encoder in branch.encoders}
+    for branch in model.vision.branches:
+        for encoder in branch.encoders:
+            if encoder.name not in trained:
+                raise RecipeError(
+                    f"ablations: the encoders' checkpoint has no {encoder.name}, but {', '.join(trained)}"
+                )
+            encoder.load_state_dict(trained[encoder.name].state_dict())
+    model.save(_start(arm, seed, output))
+
+
+def find_result(output: Path, arm: Arm, seed: int, plan: AblationPlan) -> Path | None:
+    """The arm's result, if it is done.
+
+    Raises:
+        RecipeError: It was made with another budget.
+    """
+    path = output / "results" / f"{arm.name}-{seed}.json"
+    if not path.exists():
+        return None
+    made = json.loads(path.read_text(encoding="utf-8"))["plan"]
+    now = json.loads(json.dumps(asdict(plan)))
+    changed = [key for key, value in now.items() if key != "seeds" and made.get(key) != value]
+    if changed:
+        raise RecipeError(
+            f"{path}: was made with another budget; what differs: {', '.join(changed)}. Name another folder"
+        )
+    return path
+
+
+def _score(arm: Arm, plan: AblationPlan, model: SphinxModel) -> tuple[dict[str, float], dict[str, Any]]:
+    scores: dict[str, float] = {}
+    tasks: dict[str, Any] = {}
+    for wanted in arm.measures:
+        found = measure(model, wanted, plan.num_scenes)
+        scores |= summarize(wanted, found)
+        tasks[wanted.name] = {task: asdict(answers) for task, answers in found.items()}
+    if "real.loss" in scores:
+        scores["both.loss"] = (scores["real.loss"] + scores["synthetic.loss"]) / 2
+    return scores, tasks
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    import torch
+
+    import sphinxkit
+
+    return {"sphinxkit": sphinxkit.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def run_arm(
+    arm: Arm,
+    seed: int,
+    plan: AblationPlan,
+    output: Path,
+    encoders: Callable[[], SphinxModel],
+    share: Slice,
+    report: Report,
+) -> bool:
+    """Train and measure an arm; go on where a former call stopped.
+
+    Args:
+        arm: Which; those that it starts from are done.
+        seed: Which.
+        plan: The budget.
+        output: Folder of all arms.
+        encoders: Gives the model with trained encoders.
+        share: Of the work.
+        report: Called with the arm's name and each record.
+    Returns:
+        Whether its result is written.
+    """
+    import sphinxkit
+
+    name, began = f"{arm.name}-{seed}", time.perf_counter()
+    place, seconds = _run(arm.name, seed, output), 0.0
+    if arm.recipe is not None:
+        if arm.after is None and not _start(arm, seed, output).exists():
+            make_start(arm, plan, seed, output, encoders())
+        training = TrainPlan(**_without_kind(training_document(arm, plan, seed, output)))
+        if not train_slice(training, share, lambda record: report(name, record)):
+            return False
+        seconds, began = read_log(place)[-1]["total"]["seconds"], time.perf_counter()
+    elif arm.beta is not None and not (place / "model").exists():
+        mix_models(
+            _run("real", seed, output) / "model", _run("synthetic", seed, output) / "model", arm.beta, place / "model"
+        )
+    model = sphinxkit.load(place / "model")
+    scores, tasks = _score(arm, plan, model)
+    result = {
+        "arm": arm.name,
+        "seed": seed,
+        "claims": list(arm.claims),
+        "title": arm.title,
+        "scores": scores,
+        "tasks": tasks,
+        "plan": asdict(plan),
+        "steps": 0 if arm.recipe is None else plan.steps,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "versions": _versions(),
+        "seconds": {"training": round(seconds, 1), "measuring": round(time.perf_counter() - began, 1)},
+    }
+    folder = output / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    report(name, scores)
+    return True
+
+
+def _without_kind(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != "kind"}
+
+
+def run_ablations(
+    output: str | Path,
+    encoders: str | Path,
+    *,
+    plan: AblationPlan | None = None,
+    claim: str | None = None,
+    minutes: float | None = None,
+    report: Report | None = None,
+) -> str | None:
+    """Run every arm that has no result yet; go on where a former call stopped.
+
+    Args:
+        output: Folder of runs and results.
+        encoders: Checkpoint with the trained encoders: what the stage ``encoders`` of SPHINX-nano leaves.
+        plan: The budget; None: the default.
+        claim: Only its arms.
+        minutes: Stop after about this long.
+        report: Called with an arm's name and each record.
+    Returns:
+        The arm that the next call goes on with; None if all are done.
+    Raises:
+        RecipeError: There is no such claim, or the folder holds results of another budget.
+        SphinxkitError: As training.
+    """
+    import sphinxkit
+
+    budget, share, place = plan or AblationPlan(), Slice(minutes), Path(output)
+    loaded: list[SphinxModel] = []
+
+    def trained() -> SphinxModel:
+        if not loaded:
+            loaded.append(sphinxkit.load(encoders))
+        return loaded[0]
+
+    choose_arms(claim)
+    for name in CLAIMS if claim is None else (claim,):
+        for seed in budget.seeds:
+            for arm in choose_arms(name):
+                if find_result(place, arm, seed, budget) is not None:
+                    continue
+                if share.is_over or not run_arm(arm, seed, budget, place, trained, share, report or (lambda *_: None)):
+                    return f"{arm.name}-{seed}"
+    return None
+
+
+def read_results(folder: str | Path) -> Sequence[Mapping[str, Any]]:
+    """Every result in a folder, by file name.
+
+    Args:
+        folder: With ``*.json``.
+    Raises:
+        RecipeError: A file is not a result.
+    """
+    found = []
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            found.append(
+                {key: document[key] for key in ("arm", "seed", "scores", "plan", "seconds", "parameters", "versions")}
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"{path}: is not the result of an arm ({error!r})") from error
+    return found
