@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sphinxkit.llama import huge_pages
 from sphinxkit.llama.attention import Attention, AttentionStep, attend
 from sphinxkit.llama.backends import HALF_DTYPES
-from sphinxkit.llama.layers import SwiGLU, apply_rope
+from sphinxkit.llama.layers import SwiGLU
 
 PACK_ROWS = 8  # rows that the packed layout is chosen for; our choice: a batch, or a draft with its token
 
@@ -77,18 +77,24 @@ class FusedLayers:
             heads, groups = layer.num_heads, layer.num_kv_heads
             normed = F.rms_norm(x, width, None, eps) * layer.attention_norm
             qkv = _linear(normed, layer.qkv).view(*grid, heads + 2 * groups, head_dim)
-            if widens:  # the cache wants float32, in which the rotation happens anyway
+            turned = heads + groups
+            if widens or qkv.dtype == torch.float32:  # where the rotation happens anyway
                 qkv = qkv.float()
-                torch.view_as_complex(qkv.view(*qkv.shape[:3], -1, 2)[:, :, : heads + groups]).mul_(step.rotations)
-                rotated = qkv
+                rotated = _rotate(qkv[:, :, :turned], step.rotations)
             else:
-                rotated = apply_rope(qkv[:, :, : heads + groups], step.rotations)
-            q, k, v = rotated[:, :, :heads], rotated[:, :, heads : heads + groups], qkv[:, :, heads + groups :]
+                rotated = _rotate(qkv[:, :, :turned].float(), step.rotations).to(qkv.dtype)
+            q, k, v = rotated[:, :, :heads], rotated[:, :, heads:], qkv[:, :, turned:]
             x = x + _linear(attend(q, k, v, step, index).to(x.dtype), layer.o)
             normed = F.rms_norm(x, width, None, eps) * layer.mlp_norm
             gate, up = _linear(normed, layer.gate_up).chunk(2, dim=-1)
             x = x + _linear(F.silu(gate).mul_(up), layer.down)
         return x
+
+
+def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """``layers.apply_rope`` of float32 queries and keys, in place."""
+    torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(rotations)
+    return x
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
