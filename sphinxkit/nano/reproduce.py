@@ -19,6 +19,8 @@ from sphinxkit.training import TrainPlan, train
 
 Report = Callable[[str, Mapping[str, Any]], None]
 
+Stage = Callable[[Path, "Slice", Report], bool]
+
 RECIPES_OUTPUT = "runs/nano"
 """Where the recipes of ``recipes/nano`` put their runs; replaced by the folder that is asked for."""
 
@@ -88,7 +90,7 @@ def train_slice(plan: TrainPlan, share: Slice, report: Callable[[Mapping[str, An
     return train(plan, folder=recipes(), report=told).status == "done"
 
 
-def _training(name: str) -> Callable[[Path, Slice, Report], bool]:
+def _training(name: str) -> Stage:
     def run(output: Path, share: Slice, report: Report) -> bool:
         return train_slice(training_plan(name, output), share, lambda record: report(name, record))
 
@@ -136,23 +138,28 @@ def _mix(output: Path, share: Slice, report: Report) -> bool:
     return True
 
 
-def _scores(output: Path, share: Slice, report: Report) -> bool:
-    return evaluate_nano(
-        output / "finetune_subimages" / "model",
-        output / "scores",
-        should_stop=lambda: share.is_over,
-        report=lambda record: report("scores", record),
-    )
+def _scores(name: str, folder: str) -> Stage:
+    def run(output: Path, share: Slice, report: Report) -> bool:
+        return evaluate_nano(
+            output / name / "model",
+            output / folder,
+            should_stop=lambda: share.is_over,
+            report=lambda record: report(folder, record),
+        )
+
+    return run
 
 
-STAGES: Mapping[str, tuple[str, Callable[[Path, Slice, Report], bool]]] = {
+STAGES: Mapping[str, tuple[str, Stage]] = {
     "encoders": ("encoders/model", _encoders),
     "pretrain_real": ("pretrain_real/model", _training("pretrain_real")),
     "pretrain_synthetic": ("pretrain_synthetic/model", _training("pretrain_synthetic")),
     "mixed": ("mixed", _mix),
     "finetune": ("finetune/model", _training("finetune")),
+    "finetune_more": ("finetune_more/model", _training("finetune_more")),
+    "scores_one_view": ("scores_one_view/scores.json", _scores("finetune_more", "scores_one_view")),
     "finetune_subimages": ("finetune_subimages/model", _training("finetune_subimages")),
-    "scores": ("scores/scores.json", _scores),
+    "scores": ("scores/scores.json", _scores("finetune_subimages", "scores")),
 }
 """What each stage writes when it is done, below the output folder, and what does it; in order."""
 
