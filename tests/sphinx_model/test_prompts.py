@@ -74,8 +74,8 @@ def _tensor_bytes() -> int:
     gc.collect()
     found = {}
     for thing in gc.get_objects():
-        if not issubclass(type(thing), torch.Tensor) or thing.layout != torch.strided:
-            continue  # other tests' sparse and packed tensors have no storage to look at
+        if type(thing) not in (torch.Tensor, torch.nn.Parameter) or thing.layout != torch.strided:
+            continue  # other tests' sparse, packed and fake tensors have no storage to look at
         if thing.device.type != "meta":
             storage = thing.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
