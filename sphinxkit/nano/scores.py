@@ -30,7 +30,7 @@ BATCH_SIZE = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One line of the table.
 
     Args:
@@ -49,14 +49,14 @@ class Row:
 
 
 ROWS = (
-    Row("VQA accuracy", "vqa", "vqa_accuracy", 0.90, 16),
-    Row("OCR, all words exact", "text_detection", "exact", 0.80, 80),
-    Row("REC, IoU >= 0.5", "rec", "precision_at_1", 0.80, 12),
-    Row("REG exact", "reg", "exact", 0.85, 16),
-    Row("detection F1@0.5", "detection", "f1", 0.70, 64),
-    Row("layout F1@0.5", "layout", "f1", 0.70, 128),
-    Row("pose PCK@0.1", "pose", "pck", 0.70, 160),
-    Row("grounded caption, phrase and box recall", "grounded_caption", "recall", 0.70, 128),
+    TableRow("VQA accuracy", "vqa", "vqa_accuracy", 0.90, 16),
+    TableRow("OCR, all words exact", "text_detection", "exact", 0.80, 80),
+    TableRow("REC, IoU >= 0.5", "rec", "precision_at_1", 0.80, 12),
+    TableRow("REG exact", "reg", "exact", 0.85, 16),
+    TableRow("detection F1@0.5", "detection", "f1", 0.70, 64),
+    TableRow("layout F1@0.5", "layout", "f1", 0.70, 128),
+    TableRow("pose PCK@0.1", "pose", "pck", 0.70, 160),
+    TableRow("grounded caption, phrase and box recall", "grounded_caption", "recall", 0.70, 128),
 )
 """The table's lines; the goals are the project's own."""
 
@@ -94,7 +94,7 @@ def evaluate_nano(
     model: str | Path,
     folder: str | Path,
     *,
-    rows: Sequence[Row] = ROWS,
+    rows: Sequence[TableRow] = ROWS,
     domain: Domain = "synthetic",
     num_scenes: int = NUM_SCENES,
     baselines: bool = True,

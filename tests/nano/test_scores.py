@@ -134,7 +134,7 @@ def test_the_majority_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.task)
-def test_right_answers_fit(row: scores.Row) -> None:
+def test_right_answers_fit(row: scores.TableRow) -> None:
     """As the model learns them at 128 pixels, with what ends an answer."""
     tokenizer = Tokenizer(shipped_folder() / "nano" / "tokenizer.model")
     world = World("synthetic", "test", 128, scores.SEED, point_grid=128)
