@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from sphinxkit.nano.targets import (
     make_targets,
 )
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, resize_pixels
+from sphinxkit.training.optim import learning_rate
 
 VIEW = 64
 """Side of a view in pixels."""
@@ -195,10 +196,16 @@ def _batches(plan: PerceptionPlan, start: int) -> Iterator[dict[str, Tensor]]:
     yield from loader
 
 
-def _rate(plan: PerceptionPlan, step: int) -> float:
-    if step < plan.warmup:
-        return plan.lr * (step + 1) / plan.warmup
-    return plan.lr * 0.5 * (1 + math.cos(math.pi * (step - plan.warmup) / (plan.steps - plan.warmup)))
+@contextmanager
+def _attention_by_products() -> Iterator[None]:
+    """Fused attention's backward pass in bfloat16 is five times slower on a CPU than matrix products in bfloat16."""
+    before: bool = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def train_encoders(
@@ -222,7 +229,6 @@ def train_encoders(
         RecipeError: The folder holds the state of another plan.
     """
     torch.manual_seed(plan.seed)
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     probes = [Probe(encoder) for encoder in encoders]
@@ -238,8 +244,7 @@ def train_encoders(
     began, first = time.perf_counter(), step
     for batch in _batches(plan, step):
         found = []
-        # fused attention's backward pass in bfloat16 is five times slower on a CPU than matrix products
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", torch.bfloat16), _attention_by_products():
             pixels = batch["pixels"].contiguous(memory_format=torch.channels_last)
             for encoder, probe in zip(encoders, probes, strict=True):
                 features = encoder(pixels)
@@ -247,8 +252,9 @@ def train_encoders(
         loss = torch.stack([value for values in found for name, value in values.items() if not _is_measure(name)]).sum()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(module.parameters(), plan.clip)
+        rate = learning_rate(step, plan.steps, plan.lr, warmup=plan.warmup / plan.steps)
         for group in optimizer.param_groups:
-            group["lr"] = _rate(plan, step)
+            group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
         step += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ def straight(recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     encoders, records = make_encoders(recipe), []  # type: ignore[var-annotated]
     assert train_encoders(encoders, PLAN, folder, report=records.append)
     return folder, encoders, records
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Equal bit for bit on one thread; how threads share a bfloat16 sum is not the same in every call."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def states(encoders: list[Encoder]) -> dict[str, torch.Tensor]:
