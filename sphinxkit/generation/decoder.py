@@ -32,11 +32,13 @@ class Decoder:
             row is read along with the next token, and kept as far as the model would have written it. The answers are
             those of plain greedy decoding, up to ties within rounding. None: off.
         token_ids: Each prompt's text, where drafts may come from.
+        chunk: Passes between two waits for the device; see ``RunningBatch``.
 
     Shape:
         prompts: one (S_i, D) per row
     Raises:
-        DataError: A prompt leaves no room for an answer in the model's context; or ``speculate`` with sampling.
+        DataError: A prompt leaves no room for an answer in the model's context; ``speculate`` with sampling; or
+            ``chunk`` is not positive.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Decoder:
         *,
         speculate: int | None = None,
         token_ids: Sequence[Sequence[int]] | None = None,
+        chunk: int | None = None,
     ) -> None:
         for index, prompt in enumerate(prompts):
             if len(prompt) >= llm.max_seq_len:
@@ -56,7 +59,7 @@ class Decoder:
                     f"context of {llm.max_seq_len}; shorten it, or pass truncate='left'"
                 )
         self.rows: list[Row] = []
-        self._batch = RunningBatch(llm)
+        self._batch = RunningBatch(llm, chunk=chunk)
         for index, prompt in enumerate(prompts):
             own = sampling
             if sampling.seed is not None:

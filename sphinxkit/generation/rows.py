@@ -98,11 +98,21 @@ class Row:
         """The next uniform number (1,) of this row."""
         return torch.rand(1, generator=self._generator)
 
+    @property
+    def num_left(self) -> int:
+        """Tokens that it may still write."""
+        return self.budget - len(self.token_ids)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it guesses from what it wrote, and so has to know each token before the next pass."""
+        return self._lookup is not None
+
     def draft(self) -> list[int]:
         """Tokens that may come next: never more than the row could still write behind the next one."""
         if self._lookup is None or self._speculate is None:
             return []
-        return self._lookup.draft(min(self._speculate, self.budget - len(self.token_ids) - 1))
+        return self._lookup.draft(min(self._speculate, self.num_left - 1))
 
     def push(self, token: int) -> None:
         """Take the next token."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,26 +78,42 @@ def top_p_probs(logits: Tensor, temperature: float, top_p: float) -> tuple[Tenso
     return probs / probs.sum(-1, keepdim=True), ids
 
 
-def choose_tokens(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    """The next token of each row, on the device: nothing here waits for it.
+class TokenChoice:
+    """Chooses the next tokens of rows, step after step, on the device: nothing in a step waits for it.
+
+    What the host knows goes to the device beforehand: which rows are sampled and how, and a random number for each of
+    them and each step.
 
     Args:
-        logits: Of the next token.
-        rows: Whose they are; each brings its sampling and its source of random numbers.
-    Shape:
-        logits: (B, V)
-        return: (B,) int64
+        rows: Whose tokens are chosen; each brings its sampling and its source of random numbers.
+        num_steps: How often ``choose`` will be called.
+        device: Of the logits.
     """
-    chosen = logits.argmax(dim=-1)
-    alike: dict[tuple[float, float], list[int]] = {}
-    for index, row in enumerate(rows):
-        if row.sampling.temperature > 0:
-            alike.setdefault((row.sampling.temperature, row.sampling.top_p), []).append(index)
-    for (temperature, top_p), members in alike.items():
-        where = torch.tensor(members, device=logits.device)
-        draws = torch.cat([rows[index].draw() for index in members])
-        chosen[where] = _sample(logits[where], temperature, top_p, draws.to(logits.device, non_blocking=True))
-    return chosen
+
+    def __init__(self, rows: Sequence[Row], num_steps: int, device: torch.device) -> None:
+        alike: dict[tuple[float, float], list[int]] = {}
+        for index, row in enumerate(rows):
+            if row.sampling.temperature > 0:
+                alike.setdefault((row.sampling.temperature, row.sampling.top_p), []).append(index)
+        self._groups: list[tuple[float, float, Tensor, Iterator[Tensor]]] = []
+        for (temperature, top_p), members in alike.items():
+            draws = torch.stack([torch.cat([rows[index].draw() for _ in range(num_steps)]) for index in members], dim=1)
+            where = torch.tensor(members, device=device)
+            self._groups.append((temperature, top_p, where, iter(draws.to(device))))
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """The next token of each row.
+
+        Args:
+            logits: Of the next token.
+        Shape:
+            logits: (B, V)
+            return: (B,) int64
+        """
+        chosen = logits.argmax(dim=-1)
+        for temperature, top_p, where, draws in self._groups:
+            chosen[where] = _sample(logits[where], temperature, top_p, next(draws))
+        return chosen
 
 
 def _sample(logits: Tensor, temperature: float, top_p: float, draws: Tensor) -> Tensor:

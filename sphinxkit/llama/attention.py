@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sphinxkit.llama.backends import AttentionBackend, AttentionPattern
-from sphinxkit.llama.cache import CacheStep, KVCache
+from sphinxkit.llama.cache import CacheStep, KVStore
 from sphinxkit.llama.layers import apply_rope
 
 
@@ -20,7 +20,7 @@ class AttentionStep:
     do not look inside, so the rotations stay complex64.
 
     Args:
-        rotations: From ``rope_rotations``, (B or 1, S, 1, D/2).
+        rotations: From ``rope_rotations``.
         pattern: Who sees whom.
         backend: A resolved backend.
         state: What ``backend.prepare(pattern)`` gave.
@@ -32,7 +32,7 @@ class AttentionStep:
     pattern: AttentionPattern
     backend: AttentionBackend
     state: Any
-    cache: KVCache | None = None
+    cache: KVStore | None = None
     cache_step: CacheStep | None = None
 
 

@@ -271,7 +271,9 @@ def _has_slow_tiles() -> bool:
 
 
 def _wants_blocks(*tensors: Tensor) -> bool:
-    """Whether long rows without gradients are read here in blocks."""
+    """Whether long rows without gradients are read here in blocks; a compiled graph keeps to torch's kernel."""
+    if torch.compiler.is_compiling():
+        return False
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     q = tensors[0]
     return not trains and q.device.type == "cpu" and q.dtype == torch.bfloat16 and _has_slow_tiles()

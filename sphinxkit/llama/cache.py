@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +44,23 @@ class CacheStep:
     tokens: Tensor | None
     rows: Tensor | None
     slots: Tensor | None
+
+
+class KVStore(Protocol):
+    """What the layers ask of a cache; ``KVCache`` is one."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of keys and values."""
+        ...
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheStep) -> None:
+        """Store one layer's new keys and values (B, S, Hkv, D)."""
+        ...
+
+    def read(self, layer: int, step: CacheStep) -> tuple[Tensor, Tensor]:
+        """One layer's keys and values (B, Hkv, step.num_keys, D)."""
+        ...
 
 
 class KVCache:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sphinxkit.llama import huge_pages
 from sphinxkit.llama.attention import Attention, AttentionStep, attend
 from sphinxkit.llama.backends import HALF_DTYPES
-from sphinxkit.llama.layers import SwiGLU
+from sphinxkit.llama.layers import SwiGLU, rotate_pairs
 
 PACK_ROWS = 8  # rows that the packed layout is chosen for; our choice: a batch, or a draft with its token
 
@@ -53,6 +53,7 @@ class FusedLayers:
         self._modules = list(layers)
         self._eps = norm_eps
         self._head_dim = head_dim
+        self.is_packed = pack
         self._layers = [_fuse(layer, head_dim, pack) for layer in self._modules]
         self._addresses = [weight.data_ptr() for weight in self._weights()]
 
@@ -92,7 +93,9 @@ class FusedLayers:
 
 
 def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """``layers.apply_rope`` of float32 queries and keys, in place."""
+    """``layers.apply_rope`` of float32 queries and keys, in place where the rotations are complex."""
+    if not rotations.is_complex():
+        return rotate_pairs(x, rotations)
     torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(rotations)
     return x
 

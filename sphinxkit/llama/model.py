@@ -13,6 +13,7 @@ from sphinxkit.llama import backends, huge_pages
 from sphinxkit.llama.attention import Attention, AttentionStep
 from sphinxkit.llama.backends import AttentionPattern
 from sphinxkit.llama.cache import CacheStep, KVCache
+from sphinxkit.llama.compiled import CompiledSteps, Layers, bucket
 from sphinxkit.llama.fused import FusedLayers
 from sphinxkit.llama.graphs import DecodeGraphs
 from sphinxkit.llama.layers import RMSNorm, SwiGLU, rope_rotations
@@ -133,6 +134,7 @@ class LlamaModel(nn.Module):
         self._backend = backends.registry.build(attention)
         self._fused: FusedLayers | None = None
         self._graphs: DecodeGraphs | None = None
+        self._compiled: CompiledSteps | None = None
         self.embed_tokens = nn.Embedding(vocab_size, embed_dim)
         self.layers = nn.ModuleList(
             LlamaBlock(embed_dim, num_heads, kv_heads, self.head_dim, hidden_dim, norm_eps) for _ in range(num_layers)
@@ -142,7 +144,7 @@ class LlamaModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which are not fused and have no graphs."""
-        return {**self.__dict__, "_fused": None, "_graphs": None}
+        return {**self.__dict__, "_fused": None, "_graphs": None, "_compiled": None}
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embeddings of token ids: (B, S) int64 -> (B, S, D)."""
@@ -162,7 +164,8 @@ class LlamaModel(nn.Module):
 
         Args:
             batch_size: Rows.
-            max_seq_len: Tokens of a row; None for the model's limit.
+            max_seq_len: Tokens of a row; None for the model's limit. With compiled steps it is rounded up
+                (``compiled.bucket``), so that their graphs are met again.
             num_kv_heads: Key and value heads on this device, where they are sharded; None for all.
             device: None for the parameters'.
             dtype: None for the parameters', but on a CPU at least float32: there torch's attention of one query takes
@@ -172,6 +175,8 @@ class LlamaModel(nn.Module):
         """
         capacity = self.max_seq_len if max_seq_len is None else max_seq_len
         self._check_capacity(capacity)
+        if self._compiled is not None:
+            capacity = bucket(capacity, self.max_seq_len)
         weight = self.norm.weight
         device = weight.device if device is None else torch.device(device)
         if dtype is None:
@@ -284,10 +289,12 @@ class LlamaModel(nn.Module):
             head.weight.data = memory.copy_(head.weight.detach())
 
     def unfuse(self) -> None:
-        """Undo ``fuse`` and forget recorded CUDA graphs; the weights stay where they are."""
+        """Undo ``fuse`` and forget recorded and compiled graphs; the weights stay where they are."""
         self._fused = None
         if self._graphs is not None:
             self._graphs.clear()
+        if self._compiled is not None:
+            self._compiled.clear()
 
     def use_cuda_graphs(self, enabled: bool = True) -> None:
         """Let ``decode`` replay CUDA graphs. After replacing single weights by hand, call it again.
@@ -296,6 +303,44 @@ class LlamaModel(nn.Module):
             enabled: False goes back to launching kernel by kernel.
         """
         self._graphs = DecodeGraphs(self) if enabled else None
+
+    def use_compiled_steps(self, enabled: bool = True, compiler: str = "inductor") -> None:
+        """Let ``prefill`` and ``decode`` run graphs of ``torch.compile``, one for each bucket of lengths.
+
+        A graph is compiled when it is first needed, which takes seconds to minutes; lengths that change do not compile
+        it again. Caches made before the call fit too, but each capacity of theirs is a graph of its own. Where
+        ``use_cuda_graphs`` is on as well, decoding replays those. Not yet run on CUDA.
+
+        Args:
+            enabled: False goes back to running operator by operator.
+            compiler: Backend of ``torch.compile``.
+        Raises:
+            RegistryError: The compiler cannot run here (on a CPU it needs a C++ compiler), or the model's attention
+                backend cannot be traced.
+        """
+        self._compiled = CompiledSteps(self, compiler) if enabled else None
+
+    @torch.no_grad()
+    def prefill(self, embeds: Tensor, cache: KVCache, lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Read prompts: ``forward`` into a cache, for the logits of each row's last token alone.
+
+        Args:
+            embeds: Prompts, padded on the right.
+            cache: What came before; holds the prompts afterwards.
+            lengths: How many columns of each row are real; None: all.
+        Shape:
+            embeds: (B, S, D)
+            return: (B, 1, V)
+        Raises:
+            ShapeError: As ``hidden_states``.
+            RegistryError: As ``hidden_states``.
+        """
+        if self._compiled is not None:
+            self._check_inputs(embeds, cache, lengths, None, None)
+            return self._compiled.prefill(embeds, cache, lengths)
+        last = slice(-1, None) if lengths is None else torch.as_tensor(lengths) - 1
+        logits: Tensor = self(embeds, cache=cache, lengths=lengths, output_rows=last)
+        return logits
 
     @torch.no_grad()
     def decode(self, token_ids: Tensor, cache: KVCache) -> Tensor:
@@ -313,6 +358,9 @@ class LlamaModel(nn.Module):
         """
         if self._graphs is not None:
             return self._graphs(token_ids, cache)
+        if self._compiled is not None:
+            self._check_cache(cache, len(token_ids))
+            return self._compiled.decode(token_ids, cache)
         logits: Tensor = self(self.embed(token_ids), cache=cache)
         return logits
 
@@ -320,12 +368,20 @@ class LlamaModel(nn.Module):
         self.unfuse()
         return cast(LlamaModel, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
+    def cached_layers(self) -> Layers:
+        """All decoder layers as one function, for passes with a cache: ``FusedLayers`` where they are fused."""
+        if self._fused is not None:
+            if self._fused.is_current():
+                return self._fused
+            self._fused = None
+        return self._through_modules
+
     def _layers(self, hidden: Tensor, step: AttentionStep) -> Tensor:
         """All decoder layers."""
-        if self._fused is not None and step.cache is not None:
-            if self._fused.is_current():
-                return self._fused(hidden, step)
-            self._fused = None
+        layers = self._through_modules if step.cache is None else self.cached_layers()
+        return layers(hidden, step)
+
+    def _through_modules(self, hidden: Tensor, step: AttentionStep) -> Tensor:
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, step, index)
         return hidden

@@ -35,6 +35,9 @@ class ScriptedLlm:
     def decode(self, token_ids: Tensor, cache: KVCache) -> Tensor:
         return self(self.embed(token_ids), cache=cache)
 
+    def prefill(self, embeds: Tensor, cache: KVCache, lengths: Tensor) -> Tensor:
+        return self(embeds, cache=cache, lengths=lengths, output_rows=lengths - 1)
+
     def choose(self, script: int, position: int) -> Tensor:
         logits = torch.zeros(self.vocab_size)
         line = self.scripts[script]

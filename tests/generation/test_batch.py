@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from sphinxkit.errors import DataError
 from sphinxkit.generation import Row, RunningBatch, Sampling
 from sphinxkit.llama import KVCache, llama
 
@@ -117,16 +121,38 @@ def test_static_shapes_give_the_same_tokens(tokenizer, monkeypatch: pytest.Monke
     assert len(replays) > 50
 
 
-def test_a_step_waits_for_the_device_once(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the cache's static shapes, which CUDA has, every way from a tensor to a number is counted."""
+class Crossings(TorchDispatchMode):
+    """Counts, below Python: numbers taken from tensors one by one, and tensors made of what the host knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().split("::")[1].split(".")[0]
+        kwargs = kwargs or {}
+        moves = name == "_to_copy" and kwargs.get("device") is not None
+        if moves or name in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "lift_fresh"):
+            self.found[name] += 1
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_a_step_waits_for_the_device_once(tokenizer, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """With the cache's static shapes, which CUDA has, every way from a tensor to a number is counted.
+
+    So are tensors made of the host's numbers, as their copy to the device is a wait, too: a chunk has one for the rows
+    that are sampled, whatever its length.
+    """
     llm = llama(vocab_size=tokenizer.vocab_size, embed_dim=32, num_layers=1, num_heads=2, hidden_dim=64, max_seq_len=90)
     llm.init_weights(torch.Generator().manual_seed(0))
     cache = llm.make_cache(2, 80)
     cache = KVCache(1, 2, 80, cache.num_kv_heads, cache.head_dim, dtype=torch.float32, static_shapes=True)
     monkeypatch.setattr(llm, "make_cache", lambda *sizes: cache)
-    batch = RunningBatch(llm)
+    batch, rows = RunningBatch(llm, chunk=chunk), []
     for seed, length in enumerate((5, 5)):
         row = Row(tokenizer, Sampling(temperature=float(seed), stop=("\n###",), seed=seed), 60)
+        rows.append(row)
         batch.add(row, torch.zeros(length, 32))
     batch.step()
     batch.step()
@@ -143,9 +169,38 @@ def test_a_step_waits_for_the_device_once(tokenizer, monkeypatch: pytest.MonkeyP
 
     for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "numpy", "nonzero"):
         count(name)
-    for _ in range(4):
-        batch.step()
+    written = [len(row.written) for row in rows]
+    with Crossings() as crossings:
+        for _ in range(4):
+            batch.step()
+    assert [len(row.written) for row in rows] == [count + 4 * chunk for count in written]
     assert waits == ["tolist"] * 4
+    assert crossings.found == {"lift_fresh": 4}
+
+
+def test_chunks_change_nothing_but_the_number_of_waits(tokenizer) -> None:
+    """Rows end, by their budget and by a stop string, inside of chunks; sampled ones draw the same numbers."""
+    llm = llama(vocab_size=tokenizer.vocab_size, embed_dim=32, num_layers=1, num_heads=2, hidden_dim=64, max_seq_len=90)
+    llm.init_weights(torch.Generator().manual_seed(0))
+    prompts = torch.randn(3, 20, 32, generator=torch.Generator().manual_seed(1))
+
+    def run(chunk: int | None) -> list[tuple[list[int], str | None]]:
+        batch = RunningBatch(llm, chunk=chunk)
+        rows = []
+        for seed, (length, budget) in enumerate(((5, 30), (20, 11), (9, 50))):
+            sampling = Sampling(temperature=[0.0, 1.0, 2.0][seed], top_p=0.9, stop=("e",) * (seed > 0), seed=seed)
+            rows.append(Row(tokenizer, sampling, budget))
+            batch.add(rows[-1], prompts[seed, :length])
+        while len(batch):
+            batch.step()
+        return [(row.token_ids, row.finish_reason) for row in rows]
+
+    expected = run(1)
+    assert {reason for _, reason in expected} >= {"length", "stop"}
+    for chunk in (None, 2, 7, 1000):
+        assert run(chunk) == expected
+    with pytest.raises(DataError, match="chunk must be at least 1 pass, or None; got 0"):
+        RunningBatch(llm, chunk=0)
 
 
 @pytest.mark.gpu

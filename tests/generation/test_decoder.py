@@ -122,6 +122,9 @@ class RandomLlm:
     def decode(self, token_ids: Tensor, cache: KVCache) -> Tensor:
         return self(self.embed(token_ids), cache=cache)
 
+    def prefill(self, embeds: Tensor, cache: KVCache, lengths: Tensor) -> Tensor:
+        return self(embeds, cache=cache, lengths=lengths, output_rows=lengths - 1)
+
     def __call__(self, embeds: Tensor, *, cache: KVCache, lengths=None, output_rows=None) -> Tensor:
         return self.logits.expand(len(embeds), -1, -1)
 

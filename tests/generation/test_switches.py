@@ -69,6 +69,18 @@ def llm(request: pytest.FixtureRequest, asked: tuple[SphinxModel, list[Question]
     model._backend = backend
 
 
+def use_caches(llm: LlamaModel, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
+    """Let the model make caches of another kind."""
+    made = type(llm).make_cache
+
+    def make(batch_size: int, max_seq_len: int | None = None) -> object:
+        like = made(llm, batch_size, max_seq_len)
+        sizes = (like.num_layers, batch_size, like.max_seq_len, like.num_kv_heads, like.head_dim)
+        return sphinxkit.llama.KVCache(*sizes, **{"dtype": like.dtype, **options})
+
+    monkeypatch.setattr(llm, "make_cache", make)
+
+
 def all_at_once(
     llm: LlamaModel, tokenizer: Tokenizer, questions: Sequence[Question], speculate: int | None
 ) -> list[list[int]]:
@@ -147,15 +159,7 @@ def test_golden_tokens_with_every_switch(
     cache: str,
 ) -> None:
     model, questions = asked
-    made = type(llm).make_cache
-
-    def make(batch_size: int, max_seq_len: int | None = None) -> object:
-        like = made(llm, batch_size, max_seq_len)
-        options = {"dtype": like.dtype, **CACHES[cache]}
-        sizes = (like.num_layers, batch_size, like.max_seq_len, like.num_kv_heads, like.head_dim)
-        return sphinxkit.llama.KVCache(*sizes, **options)
-
-    monkeypatch.setattr(llm, "make_cache", make)
+    use_caches(llm, monkeypatch, **CACHES[cache])
     for speculate in (None, 4):
         answers = WAYS[way](llm, model.require_tokenizer(), questions, speculate)
         assert answers == [question.expected for question in questions]
@@ -176,15 +180,59 @@ def test_golden_tokens_with_replayed_steps(
 
         return replay
 
-    made = type(llm).make_cache
-
-    def make(batch_size: int, max_seq_len: int | None = None) -> object:
-        like = made(llm, batch_size, max_seq_len)
-        sizes = (like.num_layers, batch_size, like.max_seq_len, like.num_kv_heads, like.head_dim)
-        return sphinxkit.llama.KVCache(*sizes, static_shapes=True)
-
-    monkeypatch.setattr(llm, "make_cache", make)
+    use_caches(llm, monkeypatch, static_shapes=True)
     monkeypatch.setattr(llm, "_graphs", DecodeGraphs(llm, record))
     for way in WAYS.values():
         assert way(llm, model.require_tokenizer(), questions, None) == [question.expected for question in questions]
     assert replayed
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("asked", [CROSSED], indirect=True)
+def test_golden_tokens_with_compiled_steps(asked: tuple[SphinxModel, list[Question]], fused: bool) -> None:
+    """Traced and guarded as ever, but run operator by operator: that code can be made of it is tested elsewhere."""
+    model, questions = asked
+    llm, expected = model.llm, [question.expected for question in questions]
+    if fused:
+        llm.fuse()
+    llm.use_compiled_steps(compiler="eager")
+    try:
+        for way in WAYS.values():
+            assert way(llm, model.require_tokenizer(), questions, None) == expected
+        assert all_at_once(llm, model.require_tokenizer(), questions, 4) == expected
+    finally:
+        llm.use_compiled_steps(False)
+        llm.unfuse()
+        torch.compiler.reset()
+
+
+@pytest.mark.parametrize("asked", [CROSSED], indirect=True)
+def test_golden_tokens_from_compiled_code(asked: tuple[SphinxModel, list[Question]]) -> None:
+    model, questions = asked
+    fault = sphinxkit.llama.compiled.compiler_fault(model.device)
+    if fault is not None:
+        pytest.skip(fault)
+    model.llm.fuse()
+    model.llm.use_compiled_steps()
+    try:
+        answers = WAYS["one by one"](model.llm, model.require_tokenizer(), questions[:2], None)
+        assert answers == [question.expected for question in questions[:2]]
+    finally:
+        model.llm.use_compiled_steps(False)
+        model.llm.unfuse()
+        torch.compiler.reset()
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("asked", [CROSSED], indirect=True)
+def test_golden_tokens_in_chunks(
+    asked: tuple[SphinxModel, list[Question]], monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    model, questions = asked
+    use_caches(model.llm, monkeypatch, **CACHES[cache])
+    for passes in (1, 3, 8, 100):
+        monkeypatch.setattr("sphinxkit.generation.batch.CHUNK", {"cpu": passes})
+        for way in WAYS.values():
+            for speculate in (None, 4):
+                answers = way(model.llm, model.require_tokenizer(), questions, speculate)
+                assert answers == [question.expected for question in questions]
