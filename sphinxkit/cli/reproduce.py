@@ -55,6 +55,9 @@ def reproduce(
 
     `sphinxkit reproduce ablations --claim weights`
     """
+    from sphinxkit.training.host_memory import keep_freed_memory
+
+    keep_freed_memory()
     place = output or Path("runs") / subject.value
     if subject is Subject.nano:
         if (claim, encoders, conversations) != (None, None, None):

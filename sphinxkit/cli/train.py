@@ -41,7 +41,9 @@ def train(
     """
     from sphinxkit.recipe import Recipe
     from sphinxkit.training import train as run
+    from sphinxkit.training.host_memory import keep_freed_memory
 
+    keep_freed_memory()
     found = Recipe.find(recipe)
     if found.kind != "train":
         raise RecipeError(f"recipe {recipe}: expected kind train, got kind {found.kind}")

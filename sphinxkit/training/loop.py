@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -24,9 +20,10 @@ from sphinxkit.training.encoder_cache import cache_encoders
 from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.flops import llm_flops, peak_flops, utilization, vision_flops
 from sphinxkit.training.log import RunLog, plot_losses
-from sphinxkit.training.optim import learning_rate, make_optimizer
+from sphinxkit.training.optim import hidden_matrices, learning_rate, make_optimizer
 from sphinxkit.training.parallel import DTYPES, World, open_world
 from sphinxkit.training.plan import TrainPlan, changed_keys
+from sphinxkit.training.signals import Signals
 from sphinxkit.training.state import RunStore, export
 from sphinxkit.training.step import NonFiniteError, TrainStep
 from sphinxkit.training.streams import StepData, Streams
@@ -58,31 +55,6 @@ class TrainResult:
     signal: int | None = None
 
 
-class _Signals:
-    """Remembers SIGTERM and SIGINT until the step is over; the second one acts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, self._previous[number])
-
-    @contextmanager
-    def caught(self) -> Iterator[_Signals]:
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        for number in (int(signal.SIGTERM), int(signal.SIGINT)):
-            self._previous[number] = signal.signal(number, self._handle)
-        try:
-            yield self
-        finally:
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
-
-
 def train(
     plan: TrainPlan, *, folder: Path | None = None, resume: bool = True, report: Report | None = None
 ) -> TrainResult:
@@ -101,13 +73,13 @@ def train(
         RecipeError, CheckpointError, DataError: As the parts it is made of.
     """
     shape = build(find_recipe(plan, folder), device="meta").llm
-    with open_world(plan, shape.num_heads, shape.num_kv_heads) as world, _Signals().caught() as signals:
+    with open_world(plan, shape.num_heads, shape.num_kv_heads) as world, Signals().caught() as signals:
         return _Run(plan, world, folder, resume, report, signals).run()
 
 
 class _Run:
     def __init__(
-        self, plan: TrainPlan, world: World, folder: Path | None, resume: bool, report: Report | None, signals: _Signals
+        self, plan: TrainPlan, world: World, folder: Path | None, resume: bool, report: Report | None, signals: Signals
     ) -> None:
         self.plan, self.world, self.report, self.signals = plan, world, report, signals
         self.output = Path(plan.output)
@@ -117,7 +89,7 @@ class _Run:
         self.assembly: Assembly = assemble(plan, world, folder)
         self.streams = Streams(plan, self.assembly.model, self.assembly.num_image_tokens, world, folder)
         self.num_steps = self.streams.num_steps
-        self.optimizer = make_optimizer(self.assembly.parts, plan)
+        self.optimizer = make_optimizer(self.assembly.parts, plan, hidden_matrices(self.assembly.model.llm))
         weights = {name: stream.weight for name, stream in plan.data.items()}
         self.train_step = TrainStep(self.assembly.module, self.optimizer, world, weights, plan.clip)
         counted = ("samples", "tokens", "bad", "too_long", "truncated", "skipped_steps", "seconds")

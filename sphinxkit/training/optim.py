@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from sphinxkit.llama import LlamaModel
+from sphinxkit.training.muon import MuonAdamW
 from sphinxkit.training.plan import TrainPlan
 
 
@@ -32,22 +34,44 @@ def learning_rate(step: int, num_steps: int, peak: float, *, warmup: float = 0.0
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def make_optimizer(parts: Mapping[str, Sequence[nn.Parameter]], plan: TrainPlan) -> torch.optim.AdamW:
-    """AdamW over the trained parts; matrices are decayed, vectors are not.
+def hidden_matrices(llm: LlamaModel) -> list[nn.Parameter]:
+    """The matrices of a language model's layers: all but its embedding and its output.
+
+    Args:
+        llm: Whose they are.
+    """
+    return [parameter for parameter in llm.layers.parameters() if parameter.ndim == 2]
+
+
+def make_optimizer(
+    parts: Mapping[str, Sequence[nn.Parameter]], plan: TrainPlan, matrices: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The plan's optimiser over the trained parts; matrices are decayed, vectors are not.
 
     Args:
         parts: Trained parameters by part.
-        plan: Betas, eps, weight decay and each part's factor on the learning rate (kept in the group's ``lr_scale``).
+        plan: Optimiser, betas, eps, weight decay and each part's factor on the learning rate (kept in the group's
+            ``lr_scale``).
+        matrices: What Muon may have, if it is asked for; AdamW has the rest.
+    Raises:
+        TrainingError: Muon is asked for, and the matrices are shared among processes.
     """
+    is_muon = plan.optimizer == "muon"
+    chosen_ids = {id(parameter) for parameter in matrices} if is_muon else set()
     groups = []
     for part, parameters in parts.items():
-        for decay, chosen in (
-            (plan.weight_decay, [p for p in parameters if p.ndim > 1]),
-            (0.0, [p for p in parameters if p.ndim <= 1]),
+        inside = [p for p in parameters if id(p) in chosen_ids]
+        outside = [p for p in parameters if id(p) not in chosen_ids]
+        for chosen, decay, muon in (
+            (inside, plan.weight_decay, True),
+            ([p for p in outside if p.ndim > 1], plan.weight_decay, False),
+            ([p for p in outside if p.ndim <= 1], 0.0, False),
         ):
             if chosen:
-                groups.append({"params": chosen, "weight_decay": decay, "lr_scale": plan.lr_scale.get(part, 1.0)})
-    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps, fused=True)
+                scale = plan.lr_scale.get(part, 1.0)
+                groups.append({"params": chosen, "weight_decay": decay, "lr_scale": scale, "muon": muon})
+    kind = MuonAdamW if is_muon else torch.optim.AdamW
+    return kind(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

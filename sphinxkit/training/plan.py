@@ -104,6 +104,8 @@ class TrainPlan:
         train: Parts that are trained, of llm, projectors, tags, encoders.
         lora: Train low-rank updates instead of the language model's own weights.
         dtype: Of the arithmetic; weights, gradients and their sums over processes are float32.
+        optimizer: ``adamw``, or ``muon`` for the matrices of the language model's layers and AdamW for all else; not
+            for matrices that processes share.
         lr: Peak learning rate.
         min_lr: Where the cosine ends.
         warmup: Share of the steps in which the learning rate rises.
@@ -151,6 +153,7 @@ class TrainPlan:
     train: list[str] = field(default_factory=lambda: ["llm", "projectors", "tags"])
     lora: LoraPlan | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 2e-5
     min_lr: float = 0.0
     warmup: float = 0.03
@@ -238,6 +241,12 @@ class TrainPlan:
             faults.append(f"clip: must be positive or null, got {self.clip}")
         if self.dtype not in ("bfloat16", "float32"):
             faults.append(f"dtype: expected bfloat16 or float32, got {self.dtype!r}")
+        if self.optimizer not in ("adamw", "muon"):
+            faults.append(f"optimizer: expected adamw or muon, got {self.optimizer!r}")
+        if self.optimizer == "muon" and "llm" not in self.train:
+            faults.append(
+                "optimizer: muon is for the matrices of the language model; put llm into train, or take adamw"
+            )
         if self.on_nonfinite not in ("stop", "skip"):
             faults.append(f"on_nonfinite: expected stop or skip, got {self.on_nonfinite!r}")
         return faults

@@ -118,6 +118,7 @@ def document(samples: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def straight(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 8 steps that nothing disturbs."""
+    torch.set_num_threads(1)  # as in every test here; this may run before any
     folder = tmp_path_factory.mktemp("straight") / "run"
     assert train(TrainPlan(**make_document(samples, output=str(folder), export=True))).status == "done"
     return folder
@@ -145,6 +146,7 @@ from sphinxkit.training import TrainPlan, train
 def report(record):
     if record["step"] + 1 == at:
         os.kill(os.getpid(), getattr(signal, kill))
+exec(setup)
 try:
     train(TrainPlan(**document), report=report)
 except BaseException:
@@ -178,7 +180,9 @@ def forks() -> Any:
 def run_processes(forks: Any, tmp_path: Path) -> Callable[..., list[int]]:
     """Trains in processes of their own, set up as torchrun does it, with gloo on the CPU; gives their exit codes."""
 
-    def run(document: dict[str, Any], processes: int = 1, at: int | None = None, kill: str = "") -> list[int]:
+    def run(
+        document: dict[str, Any], processes: int = 1, at: int | None = None, kill: str = "", setup: str = ""
+    ) -> list[int]:
         common = {"CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(processes)}
         common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         started = []
@@ -189,6 +193,7 @@ def run_processes(forks: Any, tmp_path: Path) -> Callable[..., list[int]]:
                 "log_file": str(tmp_path / f"process{rank}.log"),
                 "at": at,
                 "kill": kill,
+                "setup": setup,
             }
             started.append(forks.Process(target=exec, args=(RUNNER, values)))
             started[-1].start()

@@ -97,6 +97,35 @@ def test_an_unfinished_checkpoint_is_not_resumed_from(document, straight: Path) 
     assert not list(folder.glob(".step-*"))
 
 
+DIES_WHILE_WRITING = """
+from pathlib import Path
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+writes, write_data = [], FileSystemWriter.write_data
+def die(self, plan, planner):
+    writes.append(1)
+    if len(writes) == 2:
+        (Path(self.path) / "__0_0.distcp").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write_data(self, plan, planner)
+FileSystemWriter.write_data = die
+"""
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_run_killed_while_it_saves_goes_on_from_the_save_before(
+    document, straight: Path, run_processes, is_async: bool
+) -> None:
+    """The process dies inside the write of step 6; step 3 is whole."""
+    plan = document(async_save=is_async)
+    assert run_processes(plan, kill="SIGKILL", setup=DIES_WHILE_WRITING) == [-signal.SIGKILL]
+    folder = Path(plan["output"]) / "checkpoints"
+    assert [path.name for path in folder.glob("step-*")] == ["step-00000003"]
+    assert list(folder.glob(".step-00000006*/*.distcp"))
+    assert train(TrainPlan(**plan)).step == 8
+    assert exact(Path(plan["output"])) == exact(straight)
+    assert not list(folder.glob(".step-*"))
+
+
 def fail_on(monkeypatch: pytest.MonkeyPatch, error: Exception, *, after: int) -> None:
     """The n-th write of a checkpoint fails halfway."""
     from torch.distributed.checkpoint.filesystem import FileSystemWriter

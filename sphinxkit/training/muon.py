@@ -1,0 +1,106 @@
+"""Muon: momentum whose matrices are made orthogonal, for the matrices inside a network; AdamW for all else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from sphinxkit.training.errors import TrainingError
+
+MOMENTUM = 0.95  # Source: Keller Jordan, Muon, 2024
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of x, x^3 and x^5. Source: as above
+NEWTON_SCHULZ_STEPS = 5  # Source: as above
+RMS = 0.2  # of an update at a learning rate of 1, about AdamW's. Source: Moonlight, arXiv:2502.16982, section 2.2
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """About the nearest matrices whose singular values are all 1 (they come out between 0.7 and 1.2).
+
+    Args:
+        matrices: A batch of them; one of zeros stays as it is.
+    Shape:
+        matrices: (N, A, B)
+        return: (N, A, B) bfloat16
+    Source: Keller Jordan, Muon, 2024; Bernstein and Newhouse, arXiv:2409.20325, appendix A.
+    """
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = (x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)).bfloat16()
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A process that shares with nobody has all of it; changes in place reach the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW whose groups with ``muon: True`` follow Muon instead; those hold whole matrices only.
+
+    Muon's updates are scaled to AdamW's size, so both take the same learning rate.
+
+    Args:
+        groups: Of parameters, each with ``muon``.
+        options: AdamW's.
+    Raises:
+        TrainingError: A group of Muon's holds a vector or a matrix that is shared among processes.
+    Source: Keller Jordan, Muon, 2024; Moonlight, arXiv:2502.16982.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], **options: Any) -> None:
+        for parameter in (p for group in groups if group["muon"] for p in group["params"]):
+            if parameter.ndim != 2:
+                raise TrainingError(f"muon: expected matrices, got a parameter of shape {tuple(parameter.shape)}")
+            if isinstance(parameter, DTensor) and parameter.device_mesh.size() > 1:
+                raise TrainingError(
+                    "optimizer: muon needs whole matrices, and here they are shared among processes (fsdp, "
+                    "tensor_parallel); expected optimizer: adamw"
+                )
+        super().__init__(list(groups), **options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: Not used.
+        """
+        groups = self.param_groups
+        for group in groups:
+            if group["muon"]:
+                self._step_muon(group)
+        self.param_groups = [group for group in groups if not group["muon"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+
+    def _step_muon(self, group: dict[str, Any]) -> None:
+        alike: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                alike.setdefault(parameter.shape, []).append((parameter, parameter.grad))
+        for shape, pairs in alike.items():
+            moved = []
+            for parameter, gradient in pairs:
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros(())  # AdamW asks for it when a state is loaded
+                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                state["step"] += 1
+                grad, momentum = _whole(gradient), _whole(state["momentum_buffer"])
+                moved.append(grad.lerp(momentum.lerp_(grad, 1 - MOMENTUM), MOMENTUM))  # Nesterov's
+            updates = orthogonalize(torch.stack(moved))
+            size = RMS * max(shape) ** 0.5
+            for (parameter, _), update in zip(pairs, updates, strict=True):
+                weight = _whole(parameter)
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(update.to(weight.dtype) * (group["lr"] * size))
