@@ -38,6 +38,7 @@ SIZES: Mapping[str, tuple[int, int]] = {
 MIN_SIDE = 64  # pixels of the picture's short side; below it the font does not fit
 GAP = 2  # pixels between things
 TRIES = 24  # places that are tried for a thing before it is left out
+POSTER_WORDS = 16  # that are tried on a poster; what does not fit is left out
 COPY_PERCENT = 25  # shapes that repeat an earlier one's colour and shape
 HELD_OUT_PERCENT = 50  # of the shapes after the first, in test
 
@@ -204,6 +205,10 @@ def _texts(draws: Draws, style: Style, scene: Scene) -> Scene:
     return replace(scene, words=_words(draws, style, _Room(style), draws.between(1, 3)))
 
 
+def _poster(draws: Draws, style: Style, scene: Scene) -> Scene:
+    return replace(scene, words=_words(draws, style, _Room(style), POSTER_WORDS))
+
+
 def _crowd(draws: Draws, style: Style, scene: Scene) -> Scene:
     return replace(scene, people=_people(draws, style, _Room(style), draws.weighted(((1, 3), (2, 2), (3, 1)))))
 
@@ -233,6 +238,7 @@ KINDS: Mapping[str, Callable[[Draws, Style, Scene], Scene]] = {
     "mixed": _mixed,
     "page": _page,
     "chart": _chart,
+    "poster": _poster,
 }
 PAPER_KINDS = ("page", "chart")
 
