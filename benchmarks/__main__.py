@@ -19,7 +19,7 @@ from benchmarks import harness, report
 # left out: it first writes 10 GB of random numbers, which takes minutes of its own.
 GPU_PLAN = {
     "decode": 100,
-    "end_to_end": 75,
+    "end_to_end": 80,
     "attention": 80,
     "batch": 55,
     "prefill": 15,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from einops import rearrange
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from sphinxkit.encoders import Encoder
 
 MAX_VIEWS = 40  # what callers who want answers encode at once: eight images of five views; our choice
+# Of the views that a CPU encodes at once where a bound is asked for. More needs memory beyond what malloc keeps, which
+# the kernel maps and clears again for every layer: ConvNeXt-XXL in bfloat16 on five views of 512, one thread: all at
+# once 40.6 s in the process and 4.9 s in the kernel (2.0 M page faults), two at a time 40.2 s and 1.4 s (0.7 M).
+CPU_PIXELS = 2 * 512 * 512
 
 
 class Tiler(Protocol):
@@ -79,10 +84,23 @@ class VisionBranch(nn.Module):
         self, views: Sequence[Tensor], groups: Sequence[tuple[slice, bool]], max_views: int | None = None
     ) -> list[Tensor]:
         """Tokens of each group of views; a group is (which views, whether they are sub-images)."""
-        batch_size, num_views = views[0].shape[:2]
-        features = [
-            _encode(encoder, view.flatten(0, 1), max_views) for encoder, view in zip(self.encoders, views, strict=True)
+        return self.mix([encode() for encode in self.encodings(views, max_views)], groups, *views[0].shape[:2])
+
+    def encodings(self, views: Sequence[Tensor], max_views: int | None = None) -> list[Callable[[], VisionFeatures]]:
+        """The work of each encoder, not begun; none needs another's."""
+        return [
+            partial(_encode, encoder, view.flatten(0, 1), max_views)
+            for encoder, view in zip(self.encoders, views, strict=True)
         ]
+
+    def mix(
+        self,
+        features: Sequence[VisionFeatures],
+        groups: Sequence[tuple[slice, bool]],
+        batch_size: int,
+        num_views: int,
+    ) -> list[Tensor]:
+        """Tokens of each group of views out of one feature per encoder, of all views."""
         return [
             rearrange(
                 self.project([_select(feature, batch_size, num_views, selected) for feature in features], is_tile),
@@ -120,7 +138,9 @@ class VisionBranch(nn.Module):
 
 
 def _encode(encoder: Encoder, views: Tensor, max_views: int | None) -> VisionFeatures:
-    """Features of (B, 3, T, T) views, at most ``max_views`` of them at once."""
+    """Features of (B, 3, T, T) views, at most ``max_views`` of them at once (on a CPU, fewer where they are large)."""
+    if max_views is not None and views.device.type == "cpu":
+        max_views = min(max_views, max(1, CPU_PIXELS // views[0, 0].numel()))
     if max_views is None or len(views) <= max_views:
         features: VisionFeatures = encoder(views)
         return features
@@ -137,6 +157,44 @@ def _select(features: VisionFeatures, batch_size: int, num_views: int, views: sl
         return rearrange(rearrange(tokens, "(b v) n d -> b v n d", b=batch_size)[:, views], "b v n d -> (b v) n d")
 
     return VisionFeatures(take(features.prefix), take(features.patches), features.grid)
+
+
+class _Streams:
+    """CUDA streams that jobs run on side by side.
+
+    They are kept: every stream has memory of its own in torch's allocator.
+    """
+
+    def __init__(self) -> None:
+        self._streams: list[Any] = []
+
+    def run(
+        self, jobs: Sequence[Callable[[], VisionFeatures]], inputs: Sequence[Tensor], device: torch.device
+    ) -> list[VisionFeatures]:
+        """What the jobs return. All begin after what the current stream has to do, and it goes on after all of them.
+
+        Args:
+            jobs: Each needs ``inputs`` and nothing of another job.
+            inputs: Tensors of the current stream.
+            device: Where all of it happens.
+        """
+        cuda = torch.cuda
+        while len(self._streams) < len(jobs):
+            self._streams.append(cuda.Stream(device))  # type: ignore[no-untyped-call]
+        current = cuda.current_stream(device)
+        found = []
+        for job, stream in zip(jobs, self._streams, strict=False):
+            stream.wait_stream(current)
+            with cuda.stream(stream):
+                features = job()
+            for tensor in inputs:  # else their memory could be given away while the job reads it
+                tensor.record_stream(stream)
+            for tensor in (features.prefix, features.patches):  # likewise, while the current stream reads it
+                tensor.record_stream(current)
+            found.append(features)
+        for stream in self._streams[: len(jobs)]:
+            current.wait_stream(stream)
+        return found
 
 
 class VisionTower(nn.Module):
@@ -175,6 +233,24 @@ class VisionTower(nn.Module):
         self.tiler = tiler
         self.start_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.end_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self._uses_streams = False
+        self._streams = _Streams()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which have no streams yet."""
+        return {**self.__dict__, "_streams": _Streams()}
+
+    def use_streams(self, enabled: bool = True) -> None:
+        """Let all encoders of all branches run side by side, each on a CUDA stream of its own; off by default.
+
+        The results are the same. It can only gain where one encoder leaves parts of the GPU idle (few views), and costs
+        memory, as streams share none. Elsewhere than on CUDA, and while gradients are recorded, encoders run one after
+        the other as ever. Not yet run on CUDA: ``python -m benchmarks gpu`` compares both.
+
+        Args:
+            enabled: False goes back to one after the other.
+        """
+        self._uses_streams = enabled
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw the start and end token from N(0, 0.02), our choice (as the language model's embeddings)."""
@@ -214,13 +290,23 @@ class VisionTower(nn.Module):
 
         Args:
             pixels: Of the images.
-            max_views: An encoder runs on at most this many views at once, which bounds its memory; None: on all.
+            max_views: An encoder runs on at most this many views at once, which bounds its memory; None: on all. On a
+                CPU a bound also means at most ``CPU_PIXELS`` at once, which is faster.
         """
         if max_views is not None and max_views < 1:
             raise ShapeError(f"vision tower: max_views must be at least 1, or None; got {max_views}")
         streams = self.views(pixels)
         groups = self.groups
-        outputs = [branch([streams[size] for size in branch.tile_sizes], groups, max_views) for branch in self.branches]
+        views = [[streams[size] for size in branch.tile_sizes] for branch in self.branches]
+        if not self._uses_streams or pixels.device.type != "cuda" or torch.is_grad_enabled():
+            outputs = [branch(own, groups, max_views) for branch, own in zip(self.branches, views, strict=True)]
+        else:
+            jobs = (branch.encodings(own, max_views) for branch, own in zip(self.branches, views, strict=True))
+            features = iter(self._streams.run(list(chain(*jobs)), list(streams.values()), pixels.device))
+            outputs = [
+                branch.mix([next(features) for _ in branch.encoders], groups, *own[0].shape[:2])
+                for branch, own in zip(self.branches, views, strict=True)
+            ]
         parts = []
         for per_branch in zip(*outputs, strict=True):
             batch_size, num_views = per_branch[0].shape[:2]

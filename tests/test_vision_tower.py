@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,6 +99,121 @@ def test_each_encoder_sees_its_own_tile_size_and_shared_views_are_made_once() ->
     tower(tiler, branch)(blocks(1))
     assert [encoder.seen[0][-1] for encoder in encoders] == [4, 2, 4]
     assert sorted(calls, key=str) == [2, None]
+
+
+class FakeStreams:
+    """In place of ``torch.cuda``: writes down what happens on which stream, and in which order."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[object, ...]] = []
+        self.made = 0
+        self.running = self.named("main")
+
+    def named(self, name: str):
+        streams = self
+
+        class Stream:
+            def wait_stream(self, other: Stream) -> None:
+                streams.log.append(("wait", name, other.name))
+
+        Stream.name = name
+        return Stream()
+
+    def Stream(self, device: torch.device):
+        self.made += 1
+        return self.named(f"side {self.made}")
+
+    def current_stream(self, device: torch.device):
+        return self.running
+
+    @contextmanager
+    def stream(self, stream):
+        before, self.running = self.running, stream
+        yield
+        self.running = before
+
+
+class Elsewhere(torch.Tensor):
+    """On a CPU, but says that it is on CUDA."""
+
+    device = torch.device("cuda", 0)
+
+
+def test_streams_wait_for_each_other_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeStreams()
+
+    class Logging(CountingEncoder):
+        def forward(self, pixels: Tensor) -> VisionFeatures:
+            fake.log.append(("run", fake.running.name))
+            return super().forward(pixels)
+
+    def record_stream(self: Tensor, stream) -> None:
+        fake.log.append(("keep", stream.name, tuple(self.shape)))
+
+    first = VisionBranch([Logging(), Logging()], nn.Linear(2, 1), ChannelMixer([1, 1], tile_pool=2))
+    built = tower(GridTiler(2, 2, 4), first, VisionBranch([Logging()], nn.Identity()))
+    with torch.no_grad():
+        expected = built(blocks(2))
+        fake.log.clear()
+        built.use_streams()
+        assert torch.equal(built(blocks(2)), expected)  # on a CPU: one after the other
+        assert fake.log == [("run", "main")] * 3
+        for name in ("Stream", "current_stream", "stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+        monkeypatch.setattr(Tensor, "record_stream", record_stream)
+        views, shapes = (2, 5, 3, 4, 4), [(10, 1, 1), (10, 4, 1)]
+        for _ in range(2):
+            fake.log.clear()
+            assert torch.equal(built(blocks(2).as_subclass(Elsewhere)).as_subclass(Tensor), expected)
+            assert fake.log == [
+                *[
+                    line
+                    for side in ("side 1", "side 2", "side 3")
+                    for line in (
+                        ("wait", side, "main"),
+                        ("run", side),
+                        ("keep", side, views),
+                        *(("keep", "main", shape) for shape in shapes),
+                    )
+                ],
+                *[("wait", "main", side) for side in ("side 1", "side 2", "side 3")],
+            ]
+        assert fake.made == 3  # they are kept
+    fake.log.clear()
+    built(blocks(2).as_subclass(Elsewhere))  # gradients are recorded
+    assert fake.log == [("run", "main")] * 3
+    copy.deepcopy(built)
+    built.use_streams(False)
+
+
+@pytest.mark.gpu
+def test_streams_give_the_same_on_a_gpu() -> None:
+    import sphinxkit
+
+    model = sphinxkit.build("sphinx_micro", device="cpu", dtype=torch.float32)
+    tower = model.require_vision().cuda()
+    side = tower.image_size
+    for batch in (1, 4):
+        pixels = torch.randn(batch, 3, side, side, device="cuda")
+        with torch.no_grad():
+            tower.use_streams(False)
+            expected = tower(pixels)
+            tower.use_streams()
+            for _ in range(5):
+                assert torch.equal(tower(pixels), expected)
+
+
+def test_a_cpu_takes_large_views_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = CountingEncoder()
+    built = tower(GridTiler(2, 2, 4), VisionBranch([encoder], nn.Identity()))
+    expected = built(blocks(2))
+    monkeypatch.setattr("sphinxkit.vision_tower.CPU_PIXELS", 3 * 4 * 4)
+    assert torch.equal(built(blocks(2), max_views=7), expected)
+    assert torch.equal(built(blocks(2), max_views=2), expected)
+    assert torch.equal(built(blocks(2)), expected)
+    monkeypatch.setattr("sphinxkit.vision_tower.CPU_PIXELS", 1)
+    assert torch.equal(built(blocks(2), max_views=7), expected)
+    assert [shape[0] for shape in encoder.seen] == [10, 3, 3, 3, 1, 2, 2, 2, 2, 2, 10, *[1] * 10]
 
 
 def test_errors() -> None:

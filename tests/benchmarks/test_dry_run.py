@@ -16,7 +16,12 @@ COMPETITORS = {
     "attention": {"sdpa", "eager", "flex, not compiled"},
     "batch": {"sphinxkit, one row after another", "transformers, padded batches", "transformers, prompts sorted"},
     "decode": {"eager loop, as the public code", "transformers, dynamic cache", "transformers, static cache"},
-    "end_to_end": {"eager, as the public code", "open_clip, timm, transformers", "asked anew"},
+    "end_to_end": {
+        "eager, as the public code",
+        "open_clip, timm, transformers",
+        "asked anew",
+        "sphinxkit, encoders on streams",
+    },
     "training": {"padded", "naive"},
 }
 
