@@ -309,7 +309,8 @@ class LlamaModel(nn.Module):
 
         A graph is compiled when it is first needed, which takes seconds to minutes; lengths that change do not compile
         it again. Caches made before the call fit too, but each capacity of theirs is a graph of its own. Where
-        ``use_cuda_graphs`` is on as well, decoding replays those. Not yet run on CUDA.
+        ``use_cuda_graphs`` is on as well, decoding replays those. On a CPU a fused model gained nothing (4 layers of
+        1024 channels, one thread: within 5 %, float32 and bfloat16); not yet run on CUDA.
 
         Args:
             enabled: False goes back to running operator by operator.
