@@ -121,6 +121,7 @@ def generate(
             "checkpoint": tell_checkpoint(checkpoint),
             "recipe": loading.recipe,
             "dtype": str(model.dtype),
+            "bits": loading.bits,
             "truncate": truncate,
         }
         run: dict[str, Any] = {

@@ -46,7 +46,19 @@ Replicas = Annotated[
 LlamaType = Annotated[
     str | None, typer.Option("--llama-type", help="Type of a released directory without meta.json (llama_ens5).")
 ]
+Bits = Annotated[
+    int | None,
+    typer.Option(help="8 or 4: quantise the weights of the language model's linear layers. Default: do not."),
+]
+Graphs = Annotated[
+    str,
+    typer.Option(
+        help="none; cuda: decoding steps are recorded and replayed; compile: prefill and decoding by torch.compile, "
+        "which takes minutes at first."
+    ),
+]
 
+GRAPHS = ("none", "cuda", "compile")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # CPU flags that mean bfloat16 arithmetic in hardware, as Linux names them in /proc/cpuinfo.
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
@@ -134,16 +146,21 @@ def load_model(
     no_verify: bool = False,
     replicas: str = "equal",
     llama_type: str | None = None,
+    bits: int | None = None,
+    graphs: str = "none",
 ) -> SphinxModel:
     """Load a checkpoint as the options say, its language model made ready for fast inference.
 
     Without a checkpoint it is SPHINX-nano, which is said on stderr.
+
+    Raises:
+        DataError: Options that are not possible, or not together.
     """
     import sphinxkit
     from sphinxkit import nano
-    from sphinxkit.llama import LlamaModel
 
     place = pick_device(device)
+    _check_speed(bits, graphs, place)
     model = sphinxkit.load(
         nano.path() if checkpoint is None else checkpoint,
         recipe=recipe,
@@ -156,9 +173,46 @@ def load_model(
     if checkpoint is None:
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         typer.echo(f"no checkpoint named: {nano.NAME}, {millions:.1f} M parameters", err=True)
-    if isinstance(model.llm, LlamaModel):  # another's language model has its own ways
-        model.llm.fuse()
+    speed_up(model, bits, graphs)
     return model
+
+
+def _check_speed(bits: int | None, graphs: str, device: torch.device) -> None:
+    if bits not in (None, 4, 8):
+        raise DataError(f"--bits {bits}: expected 8 or 4")
+    if graphs not in GRAPHS:
+        raise DataError(f"--graphs {graphs!r}: expected one of {', '.join(GRAPHS)}")
+    if graphs == "cuda" and device.type != "cuda":
+        raise DataError(f"--graphs cuda: expected a CUDA device, got {device}")
+    if graphs == "compile" and bits is not None:
+        raise DataError("--graphs compile, --bits: quantised weights are not compiled; expected one of the two")
+
+
+def speed_up(model: SphinxModel, bits: int | None, graphs: str) -> None:
+    """Fuse or quantise the language model, and turn graphs on.
+
+    Args:
+        model: Loaded.
+        bits: Of the quantised weights; None: fuse instead.
+        graphs: One of ``GRAPHS``.
+    Raises:
+        DataError: The language model is another's and has none of this.
+    """
+    from sphinxkit.llama import LlamaModel, quantize
+
+    llm = model.llm
+    if not isinstance(llm, LlamaModel):  # another's language model has its own ways
+        if bits is not None or graphs != "none":
+            raise DataError(f"--bits, --graphs: expected sphinxkit's LLaMA, got {type(llm).__name__}")
+        return
+    if bits is None:
+        llm.fuse()
+    else:
+        quantize(llm, bits)
+    if graphs == "cuda":
+        llm.use_cuda_graphs()
+    elif graphs == "compile":
+        llm.use_compiled_steps()
 
 
 def tell_checkpoint(checkpoint: str | None) -> str:
@@ -181,11 +235,21 @@ class LoadOptions:
     no_verify: NoVerify = False
     replicas: Replicas = "equal"
     llama_type: LlamaType = None
+    bits: Bits = None
+    graphs: Graphs = "none"
 
     def load(self, checkpoint: str | None) -> SphinxModel:
         """See ``load_model``."""
         return load_model(
-            checkpoint, self.recipe, self.device, self.dtype, self.no_verify, self.replicas, self.llama_type
+            checkpoint,
+            self.recipe,
+            self.device,
+            self.dtype,
+            self.no_verify,
+            self.replicas,
+            self.llama_type,
+            self.bits,
+            self.graphs,
         )
 
 

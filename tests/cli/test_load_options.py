@@ -10,7 +10,10 @@ from typer.testing import CliRunner
 from sphinxkit import checkpoint
 from sphinxkit.checkpoint.verification import zip_checks
 from sphinxkit.cli import app
+from sphinxkit.cli.options import speed_up
 from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.llama import LlamaModel, QuantizedLinear, llama
+from sphinxkit.sphinx_model import SphinxModel
 
 
 @pytest.fixture
@@ -68,3 +71,43 @@ def test_checksums_unless_told_otherwise(folder: Path, tmp_path: Path) -> None:
     run(*ask, "--replicas", "first", "--no-verify")
     run(*arguments, "--no-verify")
     assert (tmp_path / "own" / "recipe.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bits", "3"), "--bits 3: expected 8 or 4"),
+        (("--graphs", "all"), "--graphs 'all': expected one of none, cuda, compile"),
+        (("--graphs", "cuda"), "--graphs cuda: expected a CUDA device, got cpu"),
+        (("--graphs", "compile", "--bits", "8"), "quantised weights are not compiled; expected one of the two"),
+    ],
+)
+def test_what_cannot_be_sped_up_is_refused(options: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        run("generate", "nowhere", "-p", "a", "--device", "cpu", *options)
+
+
+def tiny_llama() -> LlamaModel:
+    return llama(vocab_size=32, embed_dim=64, num_layers=1, num_heads=4, hidden_dim=128, max_seq_len=128)
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_bits_quantise(bits: int | None) -> None:
+    model = SphinxModel(tiny_llama())
+    speed_up(model, bits, "none")
+    kinds = {type(module) for module in model.llm.modules()}
+    assert (QuantizedLinear in kinds) == (bits is not None)
+
+
+def test_compiled_graphs_are_turned_on() -> None:
+    model = SphinxModel(tiny_llama())
+    assert model.llm.make_cache(1, 70).max_seq_len == 70
+    speed_up(model, None, "compile")
+    assert model.llm.make_cache(1, 70).max_seq_len == 96  # a bucket's
+
+
+def test_another_language_model_has_its_own_ways() -> None:
+    model = SphinxModel(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+    speed_up(model, None, "none")
+    with pytest.raises(DataError, match="expected sphinxkit's LLaMA, got Linear"):
+        speed_up(model, 8, "none")
