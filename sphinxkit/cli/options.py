@@ -200,7 +200,7 @@ def speed_up(model: SphinxModel, bits: int | None, graphs: str) -> None:
     """
     from sphinxkit.llama import LlamaModel, quantize
 
-    llm = model.llm
+    llm: object = model.llm
     if not isinstance(llm, LlamaModel):  # another's language model has its own ways
         if bits is not None or graphs != "none":
             raise DataError(f"--bits, --graphs: expected sphinxkit's LLaMA, got {type(llm).__name__}")
