@@ -38,7 +38,7 @@ def reproduce(
         str | None, typer.Option(help="ablations: embeddings, text, weights, sub_images or tasks alone.")
     ] = None,
     conversations: Annotated[
-        int | None, typer.Option(min=1, help="ablations: budget of every arm; 12288 if not said.")
+        int | None, typer.Option(min=1, help="ablations: budget of every arm; 2304 if not said.")
     ] = None,
     encoders: Annotated[
         Path | None,

@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sphinxkit.atomic import atomic_file
-from sphinxkit.nano.ablations import BETAS, AblationPlan, Arm, choose_arms, make_arms
+from sphinxkit.nano.ablations import AblationPlan
+from sphinxkit.nano.arms import BETAS, Arm, choose_arms, make_arms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
@@ -20,38 +18,36 @@ from torch.utils.data import DataLoader, Dataset
 from sphinxkit.atomic import atomic_file
 from sphinxkit.data.procedural import World
 from sphinxkit.data.procedural.draws import Draws
-from sphinxkit.data.procedural.palette import COLORS
-from sphinxkit.data.procedural.shapes import SHAPES
 from sphinxkit.encoders import Encoder
 from sphinxkit.errors import RecipeError
-from sphinxkit.features import VisionFeatures
-from sphinxkit.formatters.tasks import COCO_KEYPOINTS
-from sphinxkit.nano.targets import (
-    BINS,
-    CELLS,
-    CHARACTERS,
-    KINDS,
-    MARKS,
-    MAX_COUNT,
-    NO_CHARACTER,
-    NO_THING,
-    THINGS,
-    View,
-    make_targets,
-)
+from sphinxkit.nano.probe import Probe, is_measure
+from sphinxkit.nano.targets import View, make_targets
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, resize_pixels
+from sphinxkit.training.log import RunLog
+from sphinxkit.training.muon import MuonAdamW
 from sphinxkit.training.optim import learning_rate
+from sphinxkit.training.signals import Signals
 
 VIEW = 64
 """Side of a view in pixels."""
 
-KIND_WEIGHTS = (("single", 1), ("shapes", 4), ("texts", 3), ("people", 3), ("mixed", 3), ("page", 2), ("chart", 2))
-"""How often each kind of scene is shown; our choice."""
+LAYER_SCALE = 0.5
+"""Where layer scales start. Those of deep networks start near 0 (ConvNeXt's at 1e-6), which holds up shallow ones."""
 
-_POINTS = len(COCO_KEYPOINTS)
-_MARKS = (MARKS // CELLS) ** 2
-_SIZES = (len(THINGS) + 1, len(COLORS) + 1, 4 * (BINS + 1), 2 * _POINTS, _POINTS, _MARKS * (len(CHARACTERS) + 1))
-_COUNT_SIZES = (len(KINDS), *(MAX_COUNT + 1 for _ in range(5)))
+LOG_EVERY = 20
+STATE_FILE = "state.pt"
+
+KIND_WEIGHTS = (
+    ("single", 1),
+    ("shapes", 4),
+    ("texts", 2),
+    ("poster", 4),
+    ("people", 3),
+    ("mixed", 3),
+    ("page", 2),
+    ("chart", 2),
+)
+"""How often each kind of scene is shown; our choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +57,8 @@ class PerceptionPlan:
     Args:
         steps: Batches.
         batch_size: Views in a batch.
-        lr: Peak of the learning rate, which falls by a cosine to 0.
+        lr: Peak of the matrices' learning rate (Muon's), which falls by a cosine to 0.
+        other_lr: Of all else (AdamW's), likewise.
         warmup: Steps in which it rises.
         weight_decay: On matrices.
         clip: Largest norm of the gradients.
@@ -70,10 +67,11 @@ class PerceptionPlan:
         save_every: Steps between saved states.
     """
 
-    steps: int = 1800
-    batch_size: int = 128
-    lr: float = 1.5e-3
-    warmup: int = 60
+    steps: int = 2400
+    batch_size: int = 64
+    lr: float = 1e-2
+    other_lr: float = 3e-3
+    warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 10.0
     seed: int = 0
@@ -113,82 +111,6 @@ class Views(Dataset[dict[str, Any]]):
         return {"pixels": pixels, **{name: torch.from_numpy(np.asarray(value)) for name, value in found.items()}}
 
 
-class Probe(nn.Module):
-    """Reads the targets off one encoder's features: a norm and a linear layer for cells, another for the whole view.
-
-    Args:
-        encoder: Whose features they are.
-    """
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.side = encoder.grid_size[0]
-        dim = encoder.embed_dim
-        self.cells = nn.Linear(dim, (CELLS // self.side) ** 2 * sum(_SIZES)) if self.side else None
-        self.cell_norm = nn.LayerNorm(dim)
-        self.whole_norm = nn.LayerNorm(dim * encoder.num_prefix_tokens)
-        self.whole = nn.Linear(dim * encoder.num_prefix_tokens, sum(_COUNT_SIZES) + len(COLORS) * len(SHAPES))
-
-    def forward(self, features: VisionFeatures, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Losses by target, and what share of the covered cells and marks is told rightly."""
-        found = self._read_whole(features.prefix, targets)
-        if self.cells is not None:
-            found |= self._read_cells(self.cells(self.cell_norm(features.patches)), targets)
-        return found
-
-    def _read_whole(self, prefix: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        read = self.whole(self.whole_norm(prefix.flatten(1))).float()
-        *counts, pairs = torch.split(read, [*_COUNT_SIZES, len(COLORS) * len(SHAPES)], dim=1)
-        losses = [F.cross_entropy(scores, targets["counts"][:, index]) for index, scores in enumerate(counts)]
-        right = [
-            (scores.argmax(1) == targets["counts"][:, index]).float().mean() for index, scores in enumerate(counts)
-        ]
-        return {
-            "counts": torch.stack(losses).mean(),
-            "pairs": 10 * F.binary_cross_entropy_with_logits(pairs, targets["pairs"]),
-            "right_counts": torch.stack(right).mean(),
-        }
-
-    def _read_cells(self, read: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        part = CELLS // self.side
-        read = read.view(len(read), self.side, self.side, part, part, -1).permute(0, 1, 3, 2, 4, 5)
-        thing, color, box, points, seen, marks = torch.split(read.reshape(-1, sum(_SIZES)), list(_SIZES), dim=1)
-        wanted = {name: targets[name].flatten(0, 1) for name in ("thing", "color", "box", "points", "point_seen")}
-        covered = wanted["thing"] != NO_THING
-        person = wanted["thing"] == THINGS.index("person")
-        seen_points = wanted["point_seen"][person]
-        marks = marks.reshape(len(targets["thing"]), CELLS, CELLS, MARKS // CELLS, MARKS // CELLS, -1)
-        marks = marks.transpose(2, 3).reshape(-1, len(CHARACTERS) + 1)
-        letters = targets["characters"].flatten()
-        written = letters != NO_CHARACTER
-        edges = box[covered].view(-1, BINS + 1).float()
-        distance = (points[person].view(-1, _POINTS, 2).float() - wanted["points"][person]).abs().mean(-1)
-        return {
-            "thing": 2 * _loss(thing[covered], wanted["thing"][covered]),
-            "nothing": _loss(thing[~covered], wanted["thing"][~covered]),
-            "color": 0.5 * _loss(color[covered], wanted["color"][covered]),
-            "box": 0.5 * _loss(edges, wanted["box"][covered].flatten(), label_smoothing=0.05),
-            "points": 10 * (distance * seen_points).sum() / seen_points.sum().clamp(min=1),
-            "seen": 0.2 * F.binary_cross_entropy_with_logits(seen[person].float(), seen_points.float())
-            if len(seen_points)
-            else seen.sum() * 0.0,
-            "written": 3 * _loss(marks[written], letters[written]),
-            "blank": _loss(marks[~written], letters[~written]),
-            "right_things": (thing[covered].argmax(1) == wanted["thing"][covered]).float().mean(),
-            "right_colors": (color[covered].argmax(1) == wanted["color"][covered]).float().mean(),
-            "right_letters": (marks[written].argmax(1) == letters[written]).float().mean(),
-            "edge_error": (edges.argmax(1) - wanted["box"][covered].flatten()).abs().float().mean(),
-            "point_error": (distance * seen_points).sum() / seen_points.sum().clamp(min=1),
-        }
-
-
-def _loss(scores: Tensor, wanted: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy; 0 where nothing is wanted."""
-    if not len(wanted):
-        return scores.float().sum() * 0.0
-    return F.cross_entropy(scores.float(), wanted, label_smoothing=label_smoothing)
-
-
 def _batches(plan: PerceptionPlan, start: int) -> Iterator[dict[str, Tensor]]:
     size = plan.batch_size
     numbers = [list(range(step * size, (step + 1) * size)) for step in range(start, plan.steps)]
@@ -197,12 +119,16 @@ def _batches(plan: PerceptionPlan, start: int) -> Iterator[dict[str, Tensor]]:
 
 
 @contextmanager
-def _attention_by_products() -> Iterator[None]:
-    """Fused attention's backward pass in bfloat16 is five times slower on a CPU than matrix products in bfloat16."""
+def _arithmetic(device: torch.device) -> Iterator[None]:
+    """Bfloat16; on a CPU fused attention's backward pass is five times slower in it than matrix products are."""
+    if device.type != "cpu":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+        return
     before: bool = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
@@ -214,6 +140,7 @@ def train_encoders(
     folder: str | Path,
     should_stop: Callable[[], bool] | None = None,
     report: Callable[[Mapping[str, Any]], None] | None = None,
+    device: str | torch.device = "cpu",
 ) -> bool:
     """Train encoders side by side on the same views, each by its own probe; go on where a former call stopped.
 
@@ -223,6 +150,7 @@ def train_encoders(
         folder: For the state, ``state.pt``, and the log, ``log.jsonl``.
         should_stop: Asked behind every step; the state is saved before the function returns.
         report: Called with every record of the log.
+        device: That they are trained on; they come back to the CPU. Not yet run on CUDA.
     Returns:
         Whether all steps are done.
     Raises:
@@ -235,64 +163,102 @@ def train_encoders(
     module = nn.ModuleDict({"encoders": nn.ModuleList(encoders), "probes": nn.ModuleList(probes)})
     for encoder in encoders:
         encoder.trainable = True
-    module.train().requires_grad_(True).to(memory_format=torch.channels_last)  # a quarter faster for ConvNeXt
-    decayed = [p for p in module.parameters() if p.dim() > 1]
-    others = [p for p in module.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-    step = _restore(place / "state.pt", module, optimizer, plan)
+    worker = torch.device(device)
+    module.train().requires_grad_(True).to(worker)
+    module.to(memory_format=torch.channels_last)  # a quarter faster for ConvNeXt
+    for encoder in encoders:
+        for name, parameter in encoder.named_parameters():
+            if name.endswith("gamma"):
+                nn.init.constant_(parameter, LAYER_SCALE)
+    optimizer = _make_optimizer(encoders, module, plan)
+    step = _restore(place / STATE_FILE, module, optimizer, plan)
     began, first = time.perf_counter(), step
-    for batch in _batches(plan, step):
-        found = []
-        with torch.autocast("cpu", torch.bfloat16), _attention_by_products():
-            pixels = batch["pixels"].contiguous(memory_format=torch.channels_last)
-            for encoder, probe in zip(encoders, probes, strict=True):
-                features = encoder(pixels)
-                found.append(probe(features, batch))
-        loss = torch.stack([value for values in found for name, value in values.items() if not _is_measure(name)]).sum()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(module.parameters(), plan.clip)
-        rate = learning_rate(step, plan.steps, plan.lr, warmup=plan.warmup / plan.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        is_last = step == plan.steps or (should_stop is not None and should_stop())
-        if step % 20 == 0 or is_last:
-            record: dict[str, Any] = {
-                "step": step,
-                "loss": round(loss.item(), 4),
-                "rate": _speed(step - first, plan, began),
-            }
-            for encoder, values in zip(encoders, found, strict=True):
-                record[encoder.name] = {
-                    name: round(value.item(), 4) for name, value in values.items() if _is_measure(name)
-                }
-            with (place / "log.jsonl").open("a") as log:
-                log.write(json.dumps(record) + "\n")
-            if report is not None:
-                report(record)
-        if step % plan.save_every == 0 or is_last:
-            state = {
-                "step": step,
-                "plan": asdict(plan),
-                "module": module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
-            with atomic_file(place / "state.pt") as file:
-                torch.save(state, file)
-        if is_last:
-            break
+    log = RunLog(place, step + 1)
+    try:
+        with Signals().caught() as signals:
+            for drawn in _batches(plan, step):
+                batch = {name: value.to(worker) for name, value in drawn.items()}
+                loss, found = _learn(encoders, probes, optimizer, batch, plan, step)
+                step += 1
+                is_stopped = signals.received is not None or (should_stop is not None and should_stop())
+                is_last = step == plan.steps or is_stopped
+                if step % LOG_EVERY == 0 or is_last:
+                    record = _record(encoders, loss, found, step, _speed(step - first, plan, began))
+                    log.write(record)
+                    if report is not None:
+                        report(record)
+                if step % plan.save_every == 0 or is_last:
+                    _save(place / STATE_FILE, module, optimizer, plan, step)
+                if is_last:
+                    break
+    finally:
+        log.close()
+        for probe in probes:
+            probe.release()
     for encoder in encoders:
         encoder.trainable = False
-        encoder.requires_grad_(False).eval()
+        encoder.requires_grad_(False).eval().to("cpu")
     return step >= plan.steps
 
 
-def _is_measure(name: str) -> bool:
-    """Whether a probe's value is told and not learnt."""
-    return name.startswith("right_") or name.endswith("_error")
+def _make_optimizer(encoders: Sequence[Encoder], module: nn.Module, plan: PerceptionPlan) -> MuonAdamW:
+    """Muon for the matrices inside the encoders; AdamW for kernels, embeddings, vectors and probes."""
+    named = [item for encoder in encoders for item in encoder.named_parameters()]
+    inside = [p for name, p in named if p.dim() == 2 and "embed" not in name and "query_tokens" not in name]
+    known = {id(parameter) for parameter in inside}
+    others = [parameter for parameter in module.parameters() if id(parameter) not in known]
+    groups = [
+        {"params": inside, "weight_decay": plan.weight_decay, "muon": True, "peak": plan.lr},
+        {
+            "params": [p for p in others if p.dim() > 1],
+            "weight_decay": plan.weight_decay,
+            "muon": False,
+            "peak": plan.other_lr,
+        },
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0, "muon": False, "peak": plan.other_lr},
+    ]
+    return MuonAdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
+def _learn(
+    encoders: Sequence[Encoder],
+    probes: Sequence[Probe],
+    optimizer: MuonAdamW,
+    batch: Mapping[str, Tensor],
+    plan: PerceptionPlan,
+    step: int,
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """One step: its loss, and what each probe found."""
+    found = []
+    with _arithmetic(batch["pixels"].device):
+        pixels = batch["pixels"].contiguous(memory_format=torch.channels_last)
+        for encoder, probe in zip(encoders, probes, strict=True):
+            found.append(probe(encoder(pixels), batch))
+    loss = torch.stack([value for values in found for name, value in values.items() if not is_measure(name)]).sum()
+    torch.autograd.backward(loss)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    torch.nn.utils.clip_grad_norm_(parameters, plan.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, plan.steps, group["peak"], warmup=plan.warmup / plan.steps)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach(), found
+
+
+def _record(
+    encoders: Sequence[Encoder], loss: Tensor, found: Sequence[Mapping[str, Tensor]], step: int, rate: float
+) -> dict[str, Any]:
+    measures = {
+        encoder.name: {name: round(value.item(), 4) for name, value in values.items() if is_measure(name)}
+        for encoder, values in zip(encoders, found, strict=True)
+    }
+    return {"step": step, "loss": round(loss.item(), 4), "rate": rate, **measures}
+
+
+def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, plan: PerceptionPlan, step: int) -> None:
+    state = {"step": step, "plan": asdict(plan), "module": module.state_dict(), "optimizer": optimizer.state_dict()}
+    with atomic_file(path) as file:
+        torch.save(state, file)
 
 
 def _speed(steps: int, plan: PerceptionPlan, began: float) -> float:
@@ -304,7 +270,7 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, pl
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     free = {"workers", "save_every"}
-    changed = [name for name, value in asdict(plan).items() if name not in free and state["plan"][name] != value]
+    changed = [name for name, value in asdict(plan).items() if name not in free and state["plan"].get(name) != value]
     if changed:
         raise RecipeError(f"{path}: was made by another plan; what differs: {', '.join(changed)}")
     module.load_state_dict(state["module"])

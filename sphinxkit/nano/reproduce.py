@@ -65,6 +65,7 @@ def _encoders(output: Path, share: Slice, report: Report) -> bool:
         folder,
         should_stop=lambda: share.is_over,
         report=lambda record: report("encoders", record),
+        device="cuda" if torch.cuda.is_available() else "cpu",
     )
     if is_done:
         model.save(folder / "model", overwrite=True)

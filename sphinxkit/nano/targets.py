@@ -33,7 +33,7 @@ NO_THING = len(THINGS)
 NO_COLOR = len(COLORS)
 CHARACTERS = "".join(GLYPHS)
 NO_CHARACTER = len(CHARACTERS)
-KINDS = ("single", "shapes", "texts", "people", "mixed", "page", "chart")
+KINDS = ("single", "shapes", "texts", "poster", "people", "mixed", "page", "chart")
 MAX_COUNT = 7  # of shapes, people, words, blocks and bars, each; more counts as this many
 MIN_VISIBLE = 0.3  # of a thing's area that a view must hold; our choice
 

@@ -16,7 +16,9 @@ from sphinxkit.errors import RecipeError
 from sphinxkit.formatters import tasks
 from sphinxkit.nano import ablations, reproduce
 from sphinxkit.nano.ablation_report import CLAIMS, Claim, judge, plot, render, write_page
-from sphinxkit.nano.ablations import AblationPlan, choose_arms, make_arms, read_results, run_ablations
+from sphinxkit.nano.ablations import AblationPlan, read_results, run_ablations
+from sphinxkit.nano.arms import CLAIMS as CLAIM_NAMES
+from sphinxkit.nano.arms import SHARED, choose_arms, make_arms
 from sphinxkit.recipe import Recipe, build, shipped_folder
 from sphinxkit.training import loop
 
@@ -54,7 +56,7 @@ def test_every_arm(claim: str | None, micro: Path, encoders: Path, tmp_path: Pat
     assert not told
     assert run() is None
     arms = choose_arms(claim)
-    in_order = [f"{arm.name}-0" for name in ablations.CLAIMS for arm in choose_arms(name) if arm in arms]
+    in_order = [f"{arm.name}-0" for name in CLAIM_NAMES for arm in choose_arms(name) if arm in arms]
     assert list(dict.fromkeys(told)) == list(dict.fromkeys(in_order))
     results = read_results(tmp_path / "results")
     assert {result["arm"] for result in results} == {arm.name for arm in arms}
@@ -160,11 +162,11 @@ def test_an_arm_starts_from_one_before_it() -> None:
         own = {arm.name for arm in choose_arms(claim.name)}
         assert {claim.favoured, *claim.others} <= own
         assert {arm.after for arm in choose_arms(claim.name)} - {None} <= own
-    assert sorted(claim.name for claim in CLAIMS) == sorted(ablations.CLAIMS)
+    assert sorted(claim.name for claim in CLAIMS) == sorted(CLAIM_NAMES)
 
 
 def test_one_instruction_for_all_tasks() -> None:
-    wordings = ablations.SHARED["wordings"]
+    wordings = SHARED["wordings"]
     assert set(wordings) == set(tasks.names())
     assert wordings["rec"] == "Answer: {phrase}"
     assert wordings["vqa"] == "Answer: {question}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from torch import nn
 from sphinxkit.encoders import Encoder, create
 from sphinxkit.errors import RecipeError
 from sphinxkit.features import VisionFeatures
-from sphinxkit.nano.perception import PerceptionPlan, Probe, Views, train_encoders
+from sphinxkit.nano.perception import PerceptionPlan, Views, train_encoders
+from sphinxkit.nano.probe import Probe
 from sphinxkit.nano.targets import NO_CHARACTER, NO_THING
 
 PLAN = PerceptionPlan(steps=12, batch_size=8, lr=1e-2, warmup=2, workers=0, save_every=5)
@@ -90,10 +94,48 @@ def test_stopping_and_going_on_equals_going_straight(straight: Any, recipe: Any,
         assert torch.equal(states(again)[name], tensor), name
 
 
+def test_sigterm_saves_and_a_killed_run_writes_no_line_twice(straight: Any, recipe: Any, tmp_path: Path) -> None:
+    _, expected, records = straight
+    before = signal.getsignal(signal.SIGTERM)
+    plan = replace(PLAN, save_every=100)
+    calls: list[int] = []
+
+    def signalled() -> bool:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    assert not train_encoders(make_encoders(recipe), plan, tmp_path, should_stop=signalled)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert 3 <= torch.load(tmp_path / "state.pt", weights_only=True)["step"] <= 4
+    with (tmp_path / "log.jsonl").open("a") as log:  # of steps that were done, but not saved
+        log.write(json.dumps({"step": 9}) + '\n{"step": 10, "lo')
+    again = make_encoders(recipe)
+    assert train_encoders(again, plan, tmp_path)
+    told = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in told][1:] == [12]
+    assert told[-1]["loss"] == records[0]["loss"]
+    for name, tensor in states(expected).items():
+        assert torch.equal(states(again)[name], tensor), name
+
+
+def test_letters_are_asked_for_early_where_a_stage_is_as_fine(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    encoder = create("convnext_xxlarge", input_size=256, dims=[4, 4, 8, 8], depths=[0, 1, 1, 1])
+    records: list[Any] = []
+    assert train_encoders([encoder], replace(PLAN, steps=2, warmup=1), tmp_path, report=records.append)
+    assert "early_right_letters" in records[0]["convnext_xxlarge"]
+    assert not encoder.trunk.stages[2]._forward_hooks
+    scales = [parameter for name, parameter in encoder.named_parameters() if name.endswith("gamma")]
+    assert len(scales) == 3
+    assert all((scale - 0.5).abs().max() < 0.1 for scale in scales)
+
+
 def test_a_run_that_is_done_changes_nothing(straight: Any, recipe: Any) -> None:
     folder, expected, _ = straight
     loaded = make_encoders(recipe)
-    assert train_encoders(loaded, PerceptionPlan(12, 8, 1e-2, 2, workers=1, save_every=1), folder)
+    assert train_encoders(loaded, replace(PLAN, workers=1, save_every=1), folder)
     for name, tensor in states(expected).items():
         assert torch.equal(states(loaded)[name], tensor), name
 
@@ -101,7 +143,7 @@ def test_a_run_that_is_done_changes_nothing(straight: Any, recipe: Any) -> None:
 def test_another_plan_is_refused(straight: Any, recipe: Any) -> None:
     folder, _, _ = straight
     with pytest.raises(RecipeError, match=r"state.pt: was made by another plan; what differs: lr, clip"):
-        train_encoders(make_encoders(recipe), PerceptionPlan(12, 8, 1e-3, 2, clip=2.0), folder)
+        train_encoders(make_encoders(recipe), replace(PLAN, lr=1e-3, clip=2.0), folder)
 
 
 def test_views_depend_on_their_number_alone() -> None:
@@ -165,3 +207,11 @@ def _one_cell() -> dict[str, Any]:
         "counts": torch.zeros(6, dtype=torch.int64),
         "pairs": torch.zeros(64),
     }
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_them_too(recipe: Any, tmp_path: Path) -> None:
+    encoders, records = make_encoders(recipe), []  # type: ignore[var-annotated]
+    assert train_encoders(encoders, replace(PLAN, steps=60), tmp_path, report=records.append, device="cuda")
+    assert records[-1]["loss"] < 0.9 * records[0]["loss"]
+    assert all(not p.is_cuda for encoder in encoders for p in encoder.parameters())

@@ -209,7 +209,7 @@ class World:
 
         Args:
             index: Any whole number from 0.
-            task: A name of ``KINDS_OF_TASK``; or "all": turns of all of the scene's tasks, short answers first.
+            task: A name of ``KINDS_OF_TASK``; or "all": every turn is of another of the scene's tasks.
             num_turns: Questions at most; a scene may hold fewer samples.
         Returns:
             The scene and ``{"role", "content"}`` messages.
@@ -244,14 +244,12 @@ class World:
         # a task that is about other kinds of scenes is not asked for here
         own = [task for task, kinds in KINDS_OF_TASK.items() if kind in dict(kinds)]
         left = {task: samples for task in own if (samples := MAKERS[task](scene, self._draws("task", task, index)))}
-        turns: list[list[dict[str, str]]] = []
-        while left and len(turns) < num_turns:
+        messages: list[dict[str, str]] = []
+        while left and len(messages) < 2 * num_turns:
             task = draws.weighted([(task, TASK_WEIGHTS[task]) for task in left])
-            turns.append(self._turn(task, left[task].pop(), draws))
+            messages += self._turn(task, left[task].pop(), draws)
             left = {task: samples for task, samples in left.items() if samples}
-        # short answers first: a long one (all things with their boxes) would answer what comes behind it
-        turns.sort(key=lambda turn: len(turn[1]["content"]))
-        return scene, [message for turn in turns for message in turn]
+        return scene, messages
 
     def record_id(self, index: int, task: str) -> str:
         """Names a record in reports."""

@@ -170,10 +170,7 @@ def test_conversations_of_all_tasks_have_as_many_turns_as_there_are(num_turns: i
     assert counts == {num_turns} if num_turns < 30 else min(counts) < 30
     _, asked = world.turns(7, 200)  # everything that the scene holds
     assert len(asked) == len({(task, repr(sample)) for task, sample in asked}) > 5
-    few, many = ([m["content"] for m in world.conversation(7, "all", count)[1]] for count in (2, 200))
-    for told in (few, many):  # what would answer other questions comes last
-        assert [len(answer) for answer in told[1::2]] == sorted(len(answer) for answer in told[1::2])
-    assert set(zip(few[::2], few[1::2], strict=True)) <= set(zip(many[::2], many[1::2], strict=True))
+    assert world.conversation(7, "all", 2)[1] == world.conversation(7, "all", 200)[1][:4]
 
 
 def test_conversations_of_all_tasks_hold_out_what_others_do() -> None:
