@@ -236,8 +236,7 @@ def _transformers(twin: Any, batch: int, prompt: int, new: int, static: bool) ->
                 cache = DynamicCache(config=twin.config)
         positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)[None]
         position += tokens.shape[1]
-        return twin(
-            input_ids=tokens, past_key_values=cache, position_ids=positions, use_cache=True, logits_to_keep=1
-        ).logits
+        given = llama_twins.cache_argument(twin, cache)
+        return twin(input_ids=tokens, position_ids=positions, use_cache=True, logits_to_keep=1, **given).logits
 
     return step

@@ -68,6 +68,7 @@ def _transformers(model: Any, tokens: int) -> dict[str, Any]:
 
     def call(embeds: Tensor) -> Tensor:
         cache = DynamicCache(config=twin.config)
-        return twin(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        given = llama_twins.cache_argument(twin, cache)
+        return twin(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **given).logits
 
     return {"transformers": call}

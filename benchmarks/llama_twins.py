@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "micro": {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 64},
 }
 VOCAB_SIZE = {"micro": 64}
+
+
+def cache_argument(twin: Any, cache: Any) -> dict[str, Any]:
+    """A cache for transformers' model under the name that its release has for it: ``cache``, or ``past_key_values`` before."""
+    names = inspect.signature(type(twin).forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
 
 
 def build(size: str, context: Context, dtype: torch.dtype, **options: Any) -> LlamaModel:

@@ -180,8 +180,8 @@ def train_encoders(
                 batch = {name: value.to(worker) for name, value in drawn.items()}
                 loss, found = _learn(encoders, probes, optimizer, batch, plan, step)
                 step += 1
-                is_stopped = signals.received is not None or (should_stop is not None and should_stop())
-                is_last = step == plan.steps or is_stopped
+                is_last = step == plan.steps or signals.received is not None
+                is_last = is_last or (should_stop is not None and should_stop())
                 if step % LOG_EVERY == 0 or is_last:
                     record = _record(encoders, loss, found, step, _speed(step - first, plan, began))
                     log.write(record)
