@@ -24,7 +24,7 @@ VOCAB_SIZE = {"micro": 64}
 
 
 def cache_argument(twin: Any, cache: Any) -> dict[str, Any]:
-    """A cache for transformers' model under the name that its release has for it: ``cache``, or ``past_key_values`` before."""
+    """A cache for transformers' model, under the name that its release has for it."""
     names = inspect.signature(type(twin).forward).parameters
     return {"cache" if "cache" in names else "past_key_values": cache}
 
