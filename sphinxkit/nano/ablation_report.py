@@ -172,10 +172,9 @@ def _undone(results: Results, plan: AblationPlan) -> list[str]:
 def _budget(results: Results) -> str:
     if not results:
         return "Nothing is done yet."
-    plans = {str(sorted(result["plan"].items())): result["plan"] for result in results}
-    if len(plans) > 1:
+    plan, *others = [{key: value for key, value in result["plan"].items() if key != "seeds"} for result in results]
+    if any(other != plan for other in others):
         return "The arms below were **not** made with the same budget; see their result files."
-    plan = next(iter(plans.values()))
     llm = plan["llm"]
     minutes = sum(result["seconds"]["training"] + result["seconds"]["measuring"] for result in results) / 60
     return (
@@ -199,7 +198,7 @@ def render(results: Results, plan: AblationPlan | None = None, images: str = "im
         "# SPHINX's claims, on SPHINX-nano",
         "",
         "Written by `sphinxkit reproduce ablations`, or by `python docs/ablations_page.py` from",
-        "`docs/ablations/*.json`; do not edit. How the arms are made is said in `sphinxkit.nano.ablations`.",
+        "`docs/ablations/*.json`; do not edit. How the arms are made is said in `sphinxkit.nano.arms`.",
         "",
         _budget(results),
         "",

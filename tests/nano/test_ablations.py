@@ -237,6 +237,8 @@ def test_the_page_says_what_is_not_done(tmp_path: Path) -> None:
     assert "Nothing is done yet." in render([])
     mixed = results(all=[1.0]) + [r | {"plan": {"conversations": 9}} for r in results(shared=[1.0])]
     assert "**not** made with the same budget" in render(mixed)
+    apart = [r | {"plan": r["plan"] | {"seeds": [r["seed"]]}} for r in results(all=[1.0, 1.2])]
+    assert "Every arm is trained on 4 conversations" in render(apart)  # which seeds a call ran is no budget
     assert {path.name for path in plot(results(all=[1.0]), tmp_path)} == {
         "ablations_embeddings.png",
         "ablations_tasks.png",
