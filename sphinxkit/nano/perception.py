@@ -163,8 +163,8 @@ def train_encoders(
     module = nn.ModuleDict({"encoders": nn.ModuleList(encoders), "probes": nn.ModuleList(probes)})
     for encoder in encoders:
         encoder.trainable = True
-    worker = torch.device(device)
-    module.train().requires_grad_(True).to(worker)
+    target = torch.device(device)
+    module.train().requires_grad_(True).to(target)
     module.to(memory_format=torch.channels_last)  # a quarter faster for ConvNeXt
     for encoder in encoders:
         for name, parameter in encoder.named_parameters():
@@ -177,7 +177,7 @@ def train_encoders(
     try:
         with Signals().caught() as signals:
             for drawn in _batches(plan, step):
-                batch = {name: value.to(worker) for name, value in drawn.items()}
+                batch = {name: value.to(target) for name, value in drawn.items()}
                 loss, found = _learn(encoders, probes, optimizer, batch, plan, step)
                 step += 1
                 is_last = step == plan.steps or signals.received is not None
