@@ -56,6 +56,9 @@ def _case(context: Context, size: str, model: Any, rival: Any, twin: Any, batch:
         steps["sphinxkit, packed"] = lambda: _ours(packed, batch, prompt, new)
     if context.device.type == "cuda":
         steps["sphinxkit, CUDA graphs"] = lambda: _graphed(model, batch, prompt, new)
+        steps["sphinxkit, CUDA graphs of torch's operators"] = lambda: _graphed(
+            model, batch, prompt, new, kernels=False
+        )
     steps["eager loop, as the public code"] = lambda: _public(rival, batch, prompt, new)
     if twin is not None:
         steps["transformers, dynamic cache"] = lambda: _transformers(twin, batch, prompt, new, static=False)
@@ -136,9 +139,14 @@ def _quantised(context: Context, size: str, model: Any, bits: int, prompt: int, 
     """Fewer bits beside bf16, with the difference that they make to the logits after a prompt."""
     quantised = llama_twins.plain_twin(model)  # shares what is not quantised
     quantize(quantised, bits, group_size=context.pick(64, 32))
+    if not context.micro:  # whose layers are too small to be joined
+        quantised.fuse()
     ids = torch.randint(3, model.vocab_size, (1, prompt), device=context.device)
     with torch.no_grad():
-        expected, got = (each(each.embed(ids)).float() for each in (model, quantised))
+        caches = [each.make_cache(1, prompt) for each in (model, quantised)]
+        expected, got = (
+            each(each.embed(ids), cache=cache).float() for each, cache in zip((model, quantised), caches, strict=True)
+        )
     facts = {
         "relative difference of logits": float((got - expected).norm() / expected.norm()),
         "same next token": float((got.argmax(-1) == expected.argmax(-1)).float().mean()),
@@ -148,11 +156,12 @@ def _quantised(context: Context, size: str, model: Any, bits: int, prompt: int, 
     flops = 2 * (llama_twins.num_weights(model) + model.lm_head.weight.numel()) * new
     flops += llama_twins.attention_flops(model, 1) * seen
     weights = nbytes(quantised) - nbytes(quantised.embed_tokens)
+    step = _graphed if context.device.type == "cuda" else _ours
     return Case(
         f"{size}, batch 1, {prompt} + {new} tokens, {bits} bits",
         {
-            "sphinxkit": _timed(context, lambda: _ours(quantised, 1, prompt, new), new, facts),
-            "sphinxkit, bfloat16": _timed(context, lambda: _ours(model, 1, prompt, new), new),
+            "sphinxkit": _timed(context, lambda: step(quantised, 1, prompt, new), new, facts),
+            "sphinxkit, bfloat16": _timed(context, lambda: step(model, 1, prompt, new), new),
         },
         Work(flops, weights * new + kv * seen, kv * new, dtype=torch.bfloat16),
         [(ids,)],
@@ -195,14 +204,18 @@ def _ours(
     return step
 
 
-def _graphed(model: Any, batch: int, prompt: int, new: int) -> Callable[[Tensor], Tensor]:
-    cache, graphs = model.make_cache(batch, prompt + new), DecodeGraphs(model)
+def _graphed(model: Any, batch: int, prompt: int, new: int, kernels: bool = True) -> Callable[[Tensor], Tensor]:
+    cache, graphs, layers = model.make_cache(batch, prompt + new), DecodeGraphs(model), model.cached_layers()
 
     def step(tokens: Tensor) -> Tensor:
-        if tokens.shape[1] == 1:
-            return graphs(tokens, cache)
-        cache.reset()
-        return model(model.embed(tokens), cache=cache, output_rows=slice(-1, None))
+        layers.wants_kernels = kernels
+        try:
+            if tokens.shape[1] == 1:
+                return graphs(tokens, cache)
+            cache.reset()
+            return model(model.embed(tokens), cache=cache, output_rows=slice(-1, None))
+        finally:
+            layers.wants_kernels = True
 
     return step
 

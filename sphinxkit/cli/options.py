@@ -193,7 +193,7 @@ def speed_up(model: SphinxModel, bits: int | None, graphs: str) -> None:
 
     Args:
         model: Loaded.
-        bits: Of the quantised weights; None: fuse instead.
+        bits: Of the quantised weights; None: they stay as they are.
         graphs: One of ``GRAPHS``.
     Raises:
         DataError: The language model is another's and has none of this.
@@ -205,10 +205,13 @@ def speed_up(model: SphinxModel, bits: int | None, graphs: str) -> None:
         if bits is not None or graphs != "none":
             raise DataError(f"--bits, --graphs: expected sphinxkit's LLaMA, got {type(llm).__name__}")
         return
-    if bits is None:
-        llm.fuse()
-    else:
+    if bits is not None:
         quantize(llm, bits)
+    try:
+        llm.fuse()
+    except TypeError:  # 4-bit layers of some sizes cannot be joined; they run one by one
+        if bits is None:
+            raise
     if graphs == "cuda":
         llm.use_cuda_graphs()
     elif graphs == "compile":

@@ -93,8 +93,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, step: AttentionStep, layer: int) -> 
     if step.cache is not None and step.cache_step is not None:
         step.cache.write(layer, k, v, step.cache_step)
     if step.cache is not None and step.pattern.step is not None:
-        keys, values = step.cache.read(layer, step.pattern.step)
-        out = step.backend.attend(q.transpose(1, 2).to(keys.dtype), keys, values, step.pattern, step.state)
-    else:
-        out = step.backend.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), step.pattern, step.state)
+        return attend_to_cache(q, step, layer)
+    out = step.backend.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), step.pattern, step.state)
+    return out.transpose(1, 2).flatten(-2)
+
+
+def attend_to_cache(q: Tensor, step: AttentionStep, layer: int) -> Tensor:
+    """``attend`` where keys and values are in the cache already.
+
+    Args:
+        q: Rotated queries.
+        step: What all layers share, with a cache and a pattern over it.
+        layer: Which layer this is.
+    Shape:
+        q: (B, S, H, D)
+        return: (B, S, H*D), in the dtype of the cache
+    """
+    if step.cache is None or step.pattern.step is None:
+        raise TypeError("attention to a cache was asked for in a step without one")
+    keys, values = step.cache.read(layer, step.pattern.step)
+    out = step.backend.attend(q.transpose(1, 2).to(keys.dtype), keys, values, step.pattern, step.state)
     return out.transpose(1, 2).flatten(-2)

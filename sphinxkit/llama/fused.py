@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.llama import huge_pages
-from sphinxkit.llama.attention import Attention, AttentionStep, attend
+from sphinxkit.llama.attention import Attention, AttentionStep, attend, attend_to_cache
 from sphinxkit.llama.backends import HALF_DTYPES
+from sphinxkit.llama.cache import KVCache
+from sphinxkit.llama.kernels import find_kernels
 from sphinxkit.llama.layers import SwiGLU, rotate_pairs
+from sphinxkit.llama.quantization import QuantizedLinear
+
+Weight = Tensor | QuantizedLinear
 
 PACK_ROWS = 8  # rows that the packed layout is chosen for; our choice: a batch, or a draft with its token
 
@@ -22,11 +28,11 @@ class _Layer:
     """Weights of one layer; q, k, v and gate, up stacked."""
 
     attention_norm: Tensor
-    qkv: Tensor
-    o: Tensor
+    qkv: Weight
+    o: Weight
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Weight
+    down: Weight
     num_heads: int
     num_kv_heads: int
 
@@ -41,19 +47,24 @@ class FusedLayers:
     run). Over a cache in float32 a 16-bit model does not round rotated queries and keys on their way there.
 
     Args:
-        layers: ``LlamaModel.layers``, plain ``nn.Linear`` all through.
+        layers: ``LlamaModel.layers``, plain ``nn.Linear`` or ``QuantizedLinear`` all through.
         norm_eps: Of every norm.
         head_dim: Channels of a head.
         pack: Multiply with copies in oneDNN's layout (CPU, 16 bit): memory for the layers twice, several rows faster.
+        kernels: On CUDA in 16 bit, let ``triton_kernels`` do what stands between the products, where they work.
     Raises:
-        TypeError: A linear layer is wrapped, quantised or sharded, or its weight is not what ``pack`` is for.
+        TypeError: A linear layer is wrapped or sharded, only some are quantised, or its weight is not what ``pack`` is
+            for.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], norm_eps: float, head_dim: int, *, pack: bool = False) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], norm_eps: float, head_dim: int, *, pack: bool = False, kernels: bool = True
+    ) -> None:
         self._modules = list(layers)
         self._eps = norm_eps
         self._head_dim = head_dim
         self.is_packed = pack
+        self.wants_kernels = kernels
         self._layers = [_fuse(layer, head_dim, pack) for layer in self._modules]
         self._addresses = [weight.data_ptr() for weight in self._weights()]
 
@@ -73,6 +84,9 @@ class FusedLayers:
         """Apply all layers to ``x`` (B, S, D). Records no gradient for the joined weights: for inference only."""
         width, head_dim, eps = x.shape[-1:], self._head_dim, self._eps
         grid = x.shape[:2]
+        kernels = find_kernels(x.device) if self.wants_kernels and _can_use_kernels(x) else None
+        if kernels is not None:
+            return self._through_kernels(x.contiguous(), step, kernels)
         widens = step.cache is not None and step.pattern.step is not None and step.cache.dtype == torch.float32
         for index, layer in enumerate(self._layers):
             heads, groups = layer.num_heads, layer.num_kv_heads
@@ -91,6 +105,30 @@ class FusedLayers:
             x = x + _linear(F.silu(gate).mul_(up), layer.down)
         return x
 
+    def _through_kernels(self, x: Tensor, step: AttentionStep, kernels: Any) -> Tensor:
+        """The same with fewer and larger kernels; ``x`` is contiguous."""
+        cache = step.cache
+        decodes = isinstance(cache, KVCache) and step.pattern.step is not None and x.shape[1] == 1
+        added: Tensor | None = None
+        for index, layer in enumerate(self._layers):
+            heads, turned = layer.num_heads, layer.num_heads + layer.num_kv_heads
+            x, normed = kernels.add_rms_norm(x, added, layer.attention_norm, self._eps)
+            qkv = _linear(normed, layer.qkv).view(*x.shape[:2], turned + layer.num_kv_heads, self._head_dim)
+            if decodes and isinstance(cache, KVCache):
+                places = (cache.lengths, cache.keys[index], cache.values[index])
+                attended = attend_to_cache(kernels.rotate_and_store(qkv, step.rotations, *places), step, index)
+            else:
+                rotated = _rotate(qkv[:, :, :turned].float(), step.rotations).to(qkv.dtype)
+                attended = attend(rotated[:, :, :heads], rotated[:, :, heads:], qkv[:, :, turned:], step, index)
+            added = _linear(attended.to(x.dtype), layer.o)
+            x, normed = kernels.add_rms_norm(x, added, layer.mlp_norm, self._eps)
+            added = _linear(kernels.silu_mul(_linear(normed, layer.gate_up)), layer.down)
+        return x if added is None else x + added
+
+
+def _can_use_kernels(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype in HALF_DTYPES and not torch.compiler.is_compiling()
+
 
 def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
     """``layers.apply_rope`` of float32 queries and keys, in place where the rotations are complex."""
@@ -100,7 +138,9 @@ def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
     return x
 
 
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
+def _linear(x: Tensor, weight: Weight) -> Tensor:
+    if isinstance(weight, QuantizedLinear):
+        return weight.forward(x)
     if weight.is_mkldnn:
         packed: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
         return packed
@@ -121,7 +161,7 @@ def _weights(layer: nn.Module) -> list[Tensor]:
     owners = [parts["attention_norm"], parts["mlp_norm"]]
     for module in (attention, mlp):
         owners.extend(() if module is None else module._modules.values())
-    found = [None if owner is None else owner._parameters.get("weight") for owner in owners]
+    found = [owner._parameters.get("weight", owner._buffers.get("codes")) for owner in owners if owner is not None]
     return [weight for weight in found if weight is not None]
 
 
@@ -130,22 +170,27 @@ def _fuse(layer: nn.Module, head_dim: int, pack: bool) -> _Layer:
     attention, mlp = layer.get_submodule("attention"), layer.get_submodule("mlp")
     if not isinstance(attention, Attention) or not isinstance(mlp, SwiGLU):
         raise TypeError(f"expected a LLaMA layer, got {type(attention).__name__} and {type(mlp).__name__}")
-    for owner in (attention, mlp):
-        for name, linear in owner.named_children():
-            if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
-                weight = getattr(linear, "weight", None)
-                raise TypeError(
-                    f"only plain linear layers can be fused, but {name} is {type(linear).__name__} "
-                    f"with a weight of type {type(weight).__name__}"
-                )
+    linears = [*attention.named_children(), *mlp.named_children()]
+    is_quantized = all(type(linear) is QuantizedLinear for _, linear in linears) and not pack
+    for name, linear in linears:
+        if not is_quantized and (type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter):
+            weight = getattr(linear, "weight", None)
+            raise TypeError(
+                f"only plain linear layers can be fused, but {name} is {type(linear).__name__} with a weight of type "
+                f"{type(weight).__name__} (quantised ones can be too, all together and without pack)"
+            )
     groups = [
         [attention.q_proj, attention.k_proj, attention.v_proj],
         [attention.o_proj],
         [mlp.gate_proj, mlp.up_proj],
         [mlp.down_proj],
     ]
-    arrange = _pack if pack else Tensor.detach
-    qkv, o, gate_up, down = (arrange(joint) for joint in _join(groups))
+    joints: list[Any]
+    if is_quantized:
+        joints = [QuantizedLinear.join(group) if len(group) > 1 else group[0] for group in groups]  # type: ignore[arg-type]
+    else:
+        joints = [_pack(joint) if pack else joint.detach() for joint in _join(groups)]
+    qkv, o, gate_up, down = joints
     return _Layer(
         attention_norm=layer.get_parameter("attention_norm.weight").detach(),
         qkv=qkv,
@@ -153,8 +198,8 @@ def _fuse(layer: nn.Module, head_dim: int, pack: bool) -> _Layer:
         mlp_norm=layer.get_parameter("mlp_norm.weight").detach(),
         gate_up=gate_up,
         down=down,
-        num_heads=attention.q_proj.weight.shape[0] // head_dim,
-        num_kv_heads=attention.k_proj.weight.shape[0] // head_dim,
+        num_heads=attention.q_proj.out_features // head_dim,
+        num_kv_heads=attention.k_proj.out_features // head_dim,
     )
 
 

@@ -267,7 +267,7 @@ class LlamaModel(nn.Module):
             else:
                 nn.init.ones_(parameter)
 
-    def fuse(self, *, pack: bool = False) -> None:
+    def fuse(self, *, pack: bool = False, kernels: bool = True) -> None:
         """Prepare for fast inference: q, k, v and gate, up become one matrix product each, and layers plain functions.
 
         State-dict names, shapes and values stay as they are, and no more memory is used; on a CPU the weights move to
@@ -279,10 +279,12 @@ class LlamaModel(nn.Module):
             pack: On a CPU in 16 bit: also keep a copy of the layers' weights in the layout of oneDNN. It takes their
                 memory again and makes steps of 2 to 8 tokens 1.2 to 1.8 times and prefill 1.1 to 1.4 times as fast in
                 their matrix products; a single token gains nothing. Values changed later in place are not seen.
+            kernels: On CUDA in 16 bit: Triton kernels of ours for norms, rotations and the gate, 5 launches of a
+                layer's step instead of 14, where they work (they are tried once); False: torch's operators.
         Raises:
-            TypeError: A linear layer is wrapped, quantised or sharded, or ``pack`` is asked for elsewhere.
+            TypeError: A linear layer is wrapped or sharded, only some are quantised, or ``pack`` does not fit.
         """
-        self._fused = FusedLayers(list(self.layers), self.norm_eps, self.head_dim, pack=pack)
+        self._fused = FusedLayers(list(self.layers), self.norm_eps, self.head_dim, pack=pack, kernels=kernels)
         head = self.lm_head
         if type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.weight.device.type == "cpu":
             memory = huge_pages.empty(head.weight.numel(), head.weight.dtype).view(head.weight.shape)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, ShapeError
-from sphinxkit.llama.model import LlamaModel
+from sphinxkit.llama.kernels import find_kernels
+
+if TYPE_CHECKING:
+    from sphinxkit.llama.model import LlamaModel
 
 GROUP_SIZES = (32, 64, 128, 256)  # what torch's int4 kernels take
 # torch's kernels read beyond the end of other sizes (int8 on CPUs, without a check) or refuse them
 _ROW_MULTIPLE, _COLUMN_MULTIPLE = 16, 32
+_JOINT_ROWS = 64  # the largest block of rows that torch packs 4-bit codes in, on CPUs
 
 
 class QuantizedLinear(nn.Module):
@@ -23,8 +27,8 @@ class QuantizedLinear(nn.Module):
     - 8 bits: ``w = code * scale``, one scale for each row, symmetric.
     - 4 bits: ``w = (code - 8) * scale + zero``, a scale and a zero for each group of neighbouring columns.
 
-    The codes are packed for the device that the weight is on and stay there. In 8 bits on CUDA the weight is expanded
-    at each call: that saves memory and no time.
+    The codes are packed for the device that the weight is on and stay there. On CUDA up to 32 rows are multiplied by
+    kernels of ours where Triton is installed; more rows, as in a prefill, meet the weight expanded for the call.
 
     Args:
         weight: What to quantise, (O, I), O a multiple of 16 and I of 32.
@@ -35,7 +39,7 @@ class QuantizedLinear(nn.Module):
         return: (..., O)
     Raises:
         ShapeError: ``bits`` or ``group_size`` is not offered, or the weight's size does not fit them.
-    Source: The int4 form is torch's ``_weight_int4pack_mm``; rounding to nearest, as gpt-fast and torchao do it.
+    Source: The 4-bit form is that of torch's ``_weight_int4pack_mm``; rounded to nearest, as gpt-fast and torchao do.
     """
 
     codes: Tensor
@@ -58,22 +62,68 @@ class QuantizedLinear(nn.Module):
         self.group_size = group_size
         with torch.no_grad():
             codes, scales = _quantize_rows(weight) if bits == 8 else _quantize_groups(weight, group_size)
+            on_cuda = weight.device.type == "cuda"
             self.register_buffer("codes", codes if bits == 8 else _pack(codes))
-            self.register_buffer("scales", scales)
+            self.register_buffer("scales", scales.transpose(0, 1).contiguous() if bits == 4 and on_cuda else scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to ``x`` (..., I)."""
         rows = x.reshape(-1, self.in_features)
-        if self.bits == 8:
-            if x.device.type == "cpu":
+        if x.device.type == "cpu":
+            if self.bits == 8:
                 out = torch._weight_int8pack_mm(rows, self.codes, self.scales)
             else:
-                out = F.linear(rows, self.codes.to(x.dtype)) * self.scales
-        elif x.device.type == "cpu":
-            out = torch._weight_int4pack_mm_for_cpu(rows, self.codes, self.group_size, self.scales)
+                scales = self.scales.contiguous()  # of a joint layer's part they are not
+                out = torch._weight_int4pack_mm_for_cpu(rows, self.codes, self.group_size, scales)
         else:
-            out = torch._weight_int4pack_mm(rows, self.codes, self.group_size, self.scales)
+            kernels = None if torch.compiler.is_compiling() else find_kernels(x.device)
+            if kernels is not None and len(rows) <= kernels.MAX_ROWS:
+                out = kernels.quantized_linear(rows, self.codes, self.scales, self.bits, self.group_size)
+            else:
+                out = F.linear(rows, self.expand(rows.dtype))
         return out.view(*x.shape[:-1], self.out_features)
+
+    def expand(self, dtype: torch.dtype) -> Tensor:
+        """The weight that the codes stand for, (O, I); for layers on CUDA."""
+        if self.bits == 8:
+            return self.codes.to(dtype) * self.scales[:, None].to(dtype)
+        pairs = torch.stack([self.codes & 15, self.codes >> 4], dim=-1).flatten(1)
+        groups = pairs.view(len(pairs), -1, self.group_size).to(dtype) - 8
+        scales, zeros = self.scales.to(dtype).unbind(-1)
+        return torch.addcmul(zeros[..., None], groups, scales[..., None]).flatten(1)
+
+    @staticmethod
+    def join(layers: Sequence[QuantizedLinear]) -> QuantizedLinear:
+        """One layer for several that read the same input: its output is theirs side by side.
+
+        The codes move into it, and the given layers hold views of them.
+
+        Args:
+            layers: Of the same width, bits and group size, on one device.
+        Raises:
+            TypeError: They differ, or their packed codes cannot stand side by side.
+        """
+        kinds = {
+            (each.in_features, each.bits, each.group_size, each.codes.device, each.codes.shape[1:]) for each in layers
+        }
+        if len(kinds) > 1:
+            raise TypeError("quantised layers of different kinds cannot be joined")
+        first = layers[0]
+        is_packed = first.bits == 4 and first.codes.device.type == "cpu"
+        axis = 1 if is_packed else 0  # of the rows in scales
+        if is_packed and any(each.out_features % _JOINT_ROWS for each in layers):
+            raise TypeError(f"quantised layers of 4 bits can be joined only with rows in multiples of {_JOINT_ROWS}")
+        joint = QuantizedLinear.__new__(QuantizedLinear)
+        nn.Module.__init__(joint)
+        joint.out_features = sum(each.out_features for each in layers)
+        joint.in_features, joint.bits, joint.group_size = first.in_features, first.bits, first.group_size
+        joint.register_buffer("codes", torch.cat([each.codes for each in layers]))
+        joint.register_buffer("scales", torch.cat([each.scales for each in layers], axis))
+        codes = torch.split(joint.codes, [len(each.codes) for each in layers])
+        scales = torch.split(joint.scales, [each.out_features for each in layers], axis)
+        for each, own_codes, own_scales in zip(layers, codes, scales, strict=True):
+            each.codes, each.scales = own_codes, own_scales
+        return joint.eval()
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""
@@ -99,10 +149,11 @@ def quantize(model: LlamaModel, bits: int = 4, group_size: int = 64, *, lm_head:
     """Replace the linear layers of a LLaMA by quantised ones, in place, one after the other.
 
     For inference only: the new layers have no parameters, and the model's state dict can no longer be taken. The
-    embedding table and the norms stay as they are. Nothing else than torch is needed.
+    embedding table and the norms stay as they are. Nothing else than torch is needed. It undoes ``model.fuse()``, which
+    can be called afterwards.
 
     Args:
-        model: On the device where it will run, in the dtype that it will compute in (bfloat16 for 4 bits on CUDA).
+        model: On the device where it will run, in the dtype that it will compute in.
         bits: 8 (about 1 % relative error in a layer's output) or 4 (about 10 %).
         group_size: Columns that share a scale with 4 bits: 32, 64, 128 or 256; smaller is more exact.
         lm_head: Whether to quantise the output matrix, too.
@@ -147,7 +198,4 @@ def _pack(codes: Tensor) -> Tensor:
         return codes
     if codes.device.type == "cpu":
         return torch._convert_weight_to_int4pack_for_cpu(codes, 1)
-    pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
-    # as many tiles of 16 columns inside as divide the width: the kernel takes 8, 4 or 2
-    inner = next(tiles for tiles in (8, 4, 2) if codes.shape[1] % (16 * tiles) == 0)
-    return torch._convert_weight_to_int4pack(pairs, inner)
+    return (codes[:, 1::2] << 4 | codes[:, ::2]).to(torch.uint8)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, ShapeError
 from sphinxkit.llama import LlamaModel, QuantizedLinear, quantize
+from sphinxkit.llama.fused import FusedLayers
 
 # float32 sums of 64 products in another order
 KERNEL_TOLERANCE = 1e-5
@@ -128,8 +129,6 @@ class TestRefusals:
         quantize(model, 8)
         with pytest.raises(TypeError, match="only plain linear layers can be quantised, but q_proj is QuantizedLinear"):
             quantize(model, 8)
-        with pytest.raises(TypeError, match="only plain linear layers can be fused"):
-            model.fuse()
 
     def test_saving(self, small_llama: Builder) -> None:
         model = small_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4)
@@ -154,3 +153,40 @@ class TestCUDA:
         found = QuantizedLinear(weight.cuda(), bits, 32)(x.cuda())
         # products of order 10, each rounded to 2^-9 of that
         torch.testing.assert_close(found.cpu().float(), expected.float(), atol=0.1, rtol=0.02)
+
+
+class TestFused:
+    @pytest.mark.parametrize("bits", [8, 4])
+    def test_it_computes_what_the_modules_compute(self, small_llama: Builder, bits: int) -> None:
+        model = small_llama(embed_dim=256, hidden_dim=192, num_kv_heads=1, num_heads=4).requires_grad_(False)
+        quantize(model, bits, 32)
+        ids = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(3))
+
+        def run() -> torch.Tensor:
+            cache = model.make_cache(2)
+            return torch.cat([model(model.embed(piece), cache=cache) for piece in ids.split([6, 1, 2], dim=1)], 1)
+
+        expected = run()
+        model.fuse()
+        joined = model.cached_layers()
+        assert isinstance(joined, FusedLayers)
+        torch.testing.assert_close(run(), expected, atol=KERNEL_TOLERANCE, rtol=0)
+        assert model.cached_layers() is joined
+        # the modules read the memory that was joined
+        torch.testing.assert_close(model(model.embed(ids)), expected, atol=KERNEL_TOLERANCE, rtol=0)
+        attention = model.layers[0].get_submodule("attention")
+        q, k = attention.get_submodule("q_proj"), attention.get_submodule("k_proj")
+        assert q.codes.untyped_storage().data_ptr() == k.codes.untyped_storage().data_ptr()
+
+    def test_what_cannot_be_joined(self, small_llama: Builder) -> None:
+        model = small_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4)
+        quantize(model, 4, 32)
+        with pytest.raises(TypeError, match="joined only with rows in multiples of 64"):
+            model.fuse()
+        half = small_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4)
+        half.layers[0].attention.q_proj = QuantizedLinear(half.layers[0].attention.q_proj.weight, 8)
+        with pytest.raises(TypeError, match="k_proj is Linear|q_proj is QuantizedLinear"):
+            half.fuse()
+        layers = [QuantizedLinear(weight_of(), bits) for bits in (8, 4)]
+        with pytest.raises(TypeError, match="of different kinds"):
+            QuantizedLinear.join(layers)

@@ -1,0 +1,154 @@
+"""The kernels beside the operators they stand for: on a CPU through Triton's interpreter, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sphinxkit.llama import LlamaModel
+from sphinxkit.llama.kernels import find_kernels
+from sphinxkit.llama.layers import apply_rope, rope_rotations
+from sphinxkit.llama.quantization import QuantizedLinear, _quantize_groups, _quantize_rows
+
+# float32: sums in another order. 16 bit: both round at the same places, so that a value at the border between two
+# neighbours may fall on the other side: a step of the format, at values up to 4.
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+# bfloat16 rounds to 2^-9 of each number, over two layers; see test_model.py
+BF16_RELATIVE_TOLERANCE = 0.06
+
+Builder = Callable[..., LlamaModel]
+
+
+def check(device: str, dtype: torch.dtype) -> None:
+    """Compare all three at widths that fill no block."""
+    from sphinxkit.llama import triton_kernels
+
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+        torch.testing.assert_close(found, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+    x, delta, weight = randn(3, 2, 96), randn(3, 2, 96), randn(96)
+    for added in (None, delta):
+        total, normed = triton_kernels.add_rms_norm(x, added, weight, 1e-5)
+        expected = x if added is None else x + added
+        assert torch.equal(total, expected)
+        close(normed, F.rms_norm(expected, (96,), None, 1e-5) * weight)
+    gate_up = randn(3, 2, 2 * 1500)
+    gate, up = gate_up.chunk(2, -1)
+    close(triton_kernels.silu_mul(gate_up), F.silu(gate) * up)
+    starts = torch.tensor([0, 9, 4], device=device)
+    qkv, rotations = randn(3, 1, 4 + 2 * 2, 24), rope_rotations(starts[:, None], 24)
+    keys, values = (torch.zeros(3, 10, 2, 24, dtype=dtype, device=device).transpose(1, 2) for _ in range(2))
+    queries = triton_kernels.rotate_and_store(qkv, rotations, starts, keys, values)
+    rotated, rows = apply_rope(qkv[:, :, :6], rotations), torch.arange(3, device=device)
+    close(queries, rotated[:, :, :4])
+    expected_keys, expected_values = torch.zeros_like(keys), torch.zeros_like(values)
+    expected_keys[rows, :, starts], expected_values[rows, :, starts] = rotated[:, 0, 4:], qkv[:, 0, 6:]
+    close(keys, expected_keys)
+    assert torch.equal(values, expected_values)
+    for bits, group_size, width in ((8, 64, 96), (8, 64, 64), (4, 32, 96), (4, 64, 640)):
+        weight, outputs = randn(48, width), 43  # not a multiple of what a program takes
+        codes, scales = (
+            _quantize_rows(weight) if bits == 8 else _quantize_groups(weight, group_size)
+        )  # as QuantizedLinear has them on CUDA
+        if bits == 4:
+            codes = (codes[:, 1::2] << 4 | codes[:, ::2]).to(torch.uint8)
+            scales = scales.transpose(0, 1).contiguous()
+        layer = QuantizedLinear.__new__(QuantizedLinear)
+        torch.nn.Module.__init__(layer)
+        layer.codes, layer.scales, layer.bits, layer.group_size = codes, scales, bits, group_size
+        expanded = layer.expand(torch.float32)
+        step = weight.float().abs().amax() / (100 if bits == 8 else 5)
+        assert (expanded - weight.float()).abs().amax() < step
+        for rows in (1, 2, 17):
+            x = randn(rows, width)
+            found = triton_kernels.quantized_linear(x, codes[:outputs], scales[:outputs], bits, group_size)
+            wanted = x.float() @ expanded[:outputs].T
+            # the expanded weight is rounded once in 16 bit, the products are summed in float32
+            close(found / width**0.5, (wanted / width**0.5).to(dtype))
+
+
+class Broken:
+    """Stands for kernels that a compiler got wrong, or did not get."""
+
+    def __init__(self, kernels: Any, error: Exception | None = None) -> None:
+        self._kernels, self._error = kernels, error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernels, name)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        if self._error is not None:
+            raise self._error
+        return gate_up[..., ::2]
+
+
+def check_probe(device: str, dtype: torch.dtype) -> None:
+    """The probe accepts the kernels and names what is wrong with others."""
+    from sphinxkit.llama import triton_kernels
+    from sphinxkit.llama.kernels import kernel_fault
+
+    where = torch.device(device)
+    assert kernel_fault(triton_kernels, where, dtype) is None
+    assert str(kernel_fault(Broken(triton_kernels), where, dtype)).startswith("wrong numbers: silu_mul by")
+    broken = Broken(triton_kernels, RuntimeError("no such instruction"))
+    assert kernel_fault(broken, where, dtype) == "a probing call failed: RuntimeError: no such instruction"
+
+
+def test_there_are_none_for_a_cpu() -> None:
+    assert find_kernels(torch.device("cpu")) is None
+
+
+def test_interpreted() -> None:
+    pytest.importorskip("triton")
+    # its bfloat16 cuts digits off instead of rounding
+    code = (
+        f"import sys, torch\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_triton_kernels import *\n"
+        "for dtype in (torch.float16, torch.float32):\n    check('cpu', dtype)\n    check_probe('cpu', dtype)"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_on_a_gpu(dtype: torch.dtype) -> None:
+    check("cuda", dtype)
+    check_probe("cuda", dtype)
+    assert find_kernels(torch.device("cuda")) is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_kv_heads", [2, 4])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_fused_layers_go_through_them(small_llama: Builder, num_kv_heads: int, kernels: bool) -> None:
+    exact = small_llama(num_kv_heads=num_kv_heads).requires_grad_(False)
+    half = small_llama(num_kv_heads=num_kv_heads).requires_grad_(False).to("cuda", torch.bfloat16)
+    exact.load_state_dict(half.state_dict())
+    half.fuse(kernels=kernels)
+    embeds = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    expected = exact(embeds.float())
+    cache, lengths = half.make_cache(3), torch.tensor([7, 1, 4])
+    logits = half(embeds[:, :7].cuda(), cache=cache, lengths=lengths)
+    tolerance = BF16_RELATIVE_TOLERANCE * float(expected.std())
+    for row, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(logits[row, :length].float().cpu(), expected[row, :length], atol=tolerance, rtol=0)
+    for _ in range(5):
+        step = embeds[torch.arange(3), lengths][:, None]
+        found = half(step.cuda(), cache=cache)
+        wanted = expected[torch.arange(3), lengths][:, None]
+        torch.testing.assert_close(found.float().cpu(), wanted, atol=tolerance, rtol=0)
+        lengths += 1
