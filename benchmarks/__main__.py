@@ -18,11 +18,12 @@ from benchmarks import harness, report
 # sizes and data sheet, as none has run there yet. Attention's is mostly the compilation of FlexAttention. "loading" is
 # left out: it first writes 10 GB of random numbers, which takes minutes of its own.
 GPU_PLAN = {
-    "decode": 100,
-    "end_to_end": 80,
-    "attention": 80,
+    "decode": 90,
+    "end_to_end": 75,
+    "attention": 75,
     "batch": 55,
     "prefill": 15,
+    "quantized": 20,
     "training": 40,
     "encoders": 30,
     "projectors": 5,

@@ -59,6 +59,8 @@ def _case(context: Context, size: str, model: Any, rival: Any, twin: Any, batch:
         steps["sphinxkit, CUDA graphs of torch's operators"] = lambda: _graphed(
             model, batch, prompt, new, kernels=False
         )
+    if context.micro or (context.device.type == "cuda" and size in llama_twins.COMPILED):
+        steps["sphinxkit, compiled"] = lambda: _compiled(context, rival, batch, prompt, new)
     steps["eager loop, as the public code"] = lambda: _public(rival, batch, prompt, new)
     if twin is not None:
         steps["transformers, dynamic cache"] = lambda: _transformers(twin, batch, prompt, new, static=False)
@@ -216,6 +218,19 @@ def _graphed(model: Any, batch: int, prompt: int, new: int, kernels: bool = True
             return model(model.embed(tokens), cache=cache, output_rows=slice(-1, None))
         finally:
             layers.wants_kernels = True
+
+    return step
+
+
+def _compiled(context: Context, model: Any, batch: int, prompt: int, new: int) -> Callable[[Tensor], Tensor]:
+    twin = llama_twins.compiled(model, context)
+    cache = twin.make_cache(batch, prompt + new)
+
+    def step(tokens: Tensor) -> Tensor:
+        if tokens.shape[1] == 1:
+            return twin.decode(tokens, cache)
+        cache.reset()
+        return twin.prefill(twin.embed(tokens), cache)
 
     return step
 

@@ -35,6 +35,10 @@ def _cases(context: Context, size: str, dtype: torch.dtype, tokens: int) -> Iter
             packed = llama_twins.plain_twin(plain)
             packed.fuse(pack=True)
             candidates["sphinxkit, packed"] = functools.partial(_ours, packed, cache)
+        if context.micro or (context.device.type == "cuda" and size in llama_twins.COMPILED):
+            candidates["sphinxkit, compiled"] = functools.partial(
+                _compiled, llama_twins.compiled(plain, context), cache
+            )
         try:
             candidates |= _transformers(plain, tokens)
         except ImportError:
@@ -59,6 +63,11 @@ def _cases(context: Context, size: str, dtype: torch.dtype, tokens: int) -> Iter
 def _ours(model: Any, cache: Any, embeds: Tensor) -> Tensor:
     cache.reset()
     return model(embeds, cache=cache, output_rows=slice(-1, None))
+
+
+def _compiled(model: Any, cache: Any, embeds: Tensor) -> Tensor:
+    cache.reset()
+    return model.prefill(embeds, cache)
 
 
 def _transformers(model: Any, tokens: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "micro": {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 64},
 }
 VOCAB_SIZE = {"micro": 64}
+COMPILED = ("tinyllama_1b",)  # graphs of 40 layers take the compiler minutes, which a lent GPU does not have
 
 
 def cache_argument(twin: Any, cache: Any) -> dict[str, Any]:
@@ -43,6 +44,14 @@ def plain_twin(model: LlamaModel) -> LlamaModel:
         twin = LlamaModel(**numbers)
     twin.load_state_dict(model.state_dict(), assign=True)
     return twin.eval()
+
+
+def compiled(model: LlamaModel, context: Context) -> LlamaModel:
+    """A fused copy whose prefill and decoding are compiled; a micro run only traces."""
+    twin = plain_twin(model)
+    twin.fuse()
+    twin.use_compiled_steps(compiler="eager" if context.micro else "inductor")
+    return twin
 
 
 def fused_and_plain(model: LlamaModel) -> tuple[LlamaModel, LlamaModel]:

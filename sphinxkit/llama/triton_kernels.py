@@ -289,7 +289,7 @@ def _quantized_rows(
         known = given[:, None] & inside[None, :]
         if bits == 8:
             row = tl.load(x + rows[:, None] * width + column[None, :], mask=known, other=0.0)
-            total += tl.dot(row, tl.trans(code.to(dtype)))
+            total += tl.dot(row, tl.trans(code.to(dtype)), input_precision="ieee")
         else:
             source = x + rows[:, None] * 2 * width + 2 * column[None, :]
             even = tl.load(source, mask=known, other=0.0)
@@ -299,8 +299,8 @@ def _quantized_rows(
             zero = tl.load(pair + 1, mask=real[:, None] & inside[None, :], other=0.0).to(tl.float32)
             low = ((code & 15).to(tl.float32) - 8) * scale + zero
             high = ((code >> 4).to(tl.float32) - 8) * scale + zero
-            total += tl.dot(even, tl.trans(low.to(dtype)))
-            total += tl.dot(odd, tl.trans(high.to(dtype)))
+            total += tl.dot(even, tl.trans(low.to(dtype)), input_precision="ieee")
+            total += tl.dot(odd, tl.trans(high.to(dtype)), input_precision="ieee")
     if bits == 8:
         total = total * tl.load(scales + outputs, mask=real, other=0.0).to(tl.float32)[None, :]
     place = rows[:, None] * num_outputs + outputs[None, :]

@@ -204,9 +204,9 @@ def render(results: Results, plan: AblationPlan | None = None, images: str = "im
         "",
         "Scores are means over tasks and seeds, with the seeds' range: `loss` in nats per token of the right answers",
         "(lower is better), `token_accuracy` the share of their tokens that the model holds for the most likely ones,",
-        "`exact` the share of answers that are so from end to end. Where that is a few per cent, a model has learnt the",
-        "answers' form and hardly looks at the picture yet: such rows compare the first steps of learning, not what the",
-        "arms come to in the end.",
+        "`exact` the share of answers that are so from end to end. Where that is a few per cent, a model has learnt",
+        "the answers' form and hardly looks at the picture yet: such rows compare the first steps of learning, not",
+        "what the arms come to in the end.",
         "",
         RULE,
     ]

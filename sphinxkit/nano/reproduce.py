@@ -158,7 +158,8 @@ STAGES: Mapping[str, tuple[str, Stage]] = {
     "mixed": ("mixed", _mix),
     "finetune": ("finetune/model", _training("finetune")),
     "finetune_more": ("finetune_more/model", _training("finetune_more")),
-    "scores_one_view": ("scores_one_view/scores.json", _scores("finetune_more", "scores_one_view")),
+    "finetune_vqa": ("finetune_vqa/model", _training("finetune_vqa")),
+    "scores_one_view": ("scores_one_view/scores.json", _scores("finetune_vqa", "scores_one_view")),
     "finetune_subimages": ("finetune_subimages/model", _training("finetune_subimages")),
     "scores": ("scores/scores.json", _scores("finetune_subimages", "scores")),
 }

@@ -20,8 +20,15 @@ from sphinxkit.training import TrainPlan, TrainResult
 from sphinxkit.training.assembly import find_recipe
 
 MODELS = ("nano/model", "nano/model_subimages")
-STAGES = ("pretrain_real", "pretrain_synthetic", "finetune", "finetune_more", "finetune_subimages")
-STARTS = ("encoders/model", "pretrain_real/model", "mixed", "finetune/model", "finetune_more/model")
+STAGES = ("pretrain_real", "pretrain_synthetic", "finetune", "finetune_more", "finetune_vqa", "finetune_subimages")
+STARTS = (
+    "encoders/model",
+    "pretrain_real/model",
+    "mixed",
+    "finetune/model",
+    "finetune_more/model",
+    "finetune_vqa/model",
+)
 
 
 def test_nested_names_are_found() -> None:

@@ -63,7 +63,14 @@ def test_going_on_to_the_end(micro: None, tmp_path: Path, monkeypatch: pytest.Mo
     assert following == "pretrain_synthetic"
     assert reproduce(tmp_path, report=lambda *record: told.append(record)) is None
     assert list(dict.fromkeys(stage for stage, _ in told)) == list(STAGES)
-    for name in ("pretrain_real", "pretrain_synthetic", "finetune", "finetune_more", "finetune_subimages"):
+    for name in (
+        "pretrain_real",
+        "pretrain_synthetic",
+        "finetune",
+        "finetune_more",
+        "finetune_vqa",
+        "finetune_subimages",
+    ):
         assert [record["step"] for record in read_log(tmp_path / name)] == [0, 1]
     # the mix is the mean of both domains
     models = [
