@@ -107,14 +107,14 @@ class FusedLayers:
 
     def _through_kernels(self, x: Tensor, step: AttentionStep, kernels: Any) -> Tensor:
         """The same with fewer and larger kernels; ``x`` is contiguous."""
-        cache = step.cache
-        decodes = isinstance(cache, KVCache) and step.pattern.step is not None and x.shape[1] == 1
+        is_token = step.pattern.step is not None and x.shape[1] == 1
+        cache = step.cache if is_token and isinstance(step.cache, KVCache) else None
         added: Tensor | None = None
         for index, layer in enumerate(self._layers):
             heads, turned = layer.num_heads, layer.num_heads + layer.num_kv_heads
             x, normed = kernels.add_rms_norm(x, added, layer.attention_norm, self._eps)
             qkv = _linear(normed, layer.qkv).view(*x.shape[:2], turned + layer.num_kv_heads, self._head_dim)
-            if decodes and isinstance(cache, KVCache):
+            if cache is not None:
                 places = (cache.lengths, cache.keys[index], cache.values[index])
                 attended = attend_to_cache(kernels.rotate_and_store(qkv, step.rotations, *places), step, index)
             else:

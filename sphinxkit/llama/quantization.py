@@ -28,7 +28,8 @@ class QuantizedLinear(nn.Module):
     - 4 bits: ``w = (code - 8) * scale + zero``, a scale and a zero for each group of neighbouring columns.
 
     The codes are packed for the device that the weight is on and stay there. On CUDA up to 32 rows are multiplied by
-    kernels of ours where Triton is installed; more rows, as in a prefill, meet the weight expanded for the call.
+    kernels of ours where Triton is installed; more rows, as in a prefill, and compiled steps meet the weight expanded
+    for the call.
 
     Args:
         weight: What to quantise, (O, I), O a multiple of 16 and I of 32.
@@ -78,7 +79,7 @@ class QuantizedLinear(nn.Module):
         else:
             kernels = None if torch.compiler.is_compiling() else find_kernels(x.device)
             if kernels is not None and len(rows) <= kernels.MAX_ROWS:
-                out = kernels.quantized_linear(rows, self.codes, self.scales, self.bits, self.group_size)
+                out = kernels.quantized_linear(rows.contiguous(), self.codes, self.scales, self.bits, self.group_size)
             else:
                 out = F.linear(rows, self.expand(rows.dtype))
         return out.view(*x.shape[:-1], self.out_features)
