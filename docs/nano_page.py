@@ -1,4 +1,4 @@
-"""Fills the tables of docs/nano.md: the stages from the recipes, the scores from docs/nano_scores.json."""
+"""Fills the tables of docs/nano.md: the stages from the recipes, the scores from docs/nano_scores*.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from sphinxkit.training.flops import llm_flops, vision_flops
 from sphinxkit.training.streams import open_mixture
 
 DOCS = Path(__file__).parent
-PAGE, SCORES = DOCS / "nano.md", DOCS / "nano_scores.json"
+PAGE = DOCS / "nano.md"
+SCORES = {"scores": DOCS / "nano_scores.json", "scores of sub-images": DOCS / "nano_scores_subimages.json"}
 NUM_SAMPLES = 200  # of a stream, that its lengths are taken from
 TRAINED_PASSES = 3  # forward, and the backward pass as twice that
 
@@ -62,10 +63,10 @@ def stages() -> str:
     return "\n".join([head, "|---|---|---|---|---|---|", *stage_rows()])
 
 
-def scores() -> str:
-    if not SCORES.exists():
-        return "Not scored yet: there is no `docs/nano_scores.json`."
-    return table(json.loads(SCORES.read_text(encoding="utf-8")))
+def scores(path: Path) -> str:
+    if not path.exists():
+        return f"Not scored yet: there is no `docs/{path.name}`."
+    return table(json.loads(path.read_text(encoding="utf-8")))
 
 
 def updated(text: str, name: str, content: str) -> str:
@@ -78,7 +79,7 @@ def updated(text: str, name: str, content: str) -> str:
 
 def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    for name, content in (("stages", stages()), ("scores", scores())):
+    for name, content in {"stages": stages(), **{name: scores(path) for name, path in SCORES.items()}}.items():
         text = updated(text, name, content)
     PAGE.write_text(text, encoding="utf-8")
 

@@ -39,19 +39,19 @@ def test_the_stages_are_the_recipes(script: dict[str, Any]) -> None:
 
 def test_the_scores_are_those_of_the_file(script: dict[str, Any]) -> None:
     text = (DOCS / "nano.md").read_text()
-    assert script["updated"](text, "scores", script["scores"]()) == text, "run python docs/nano_page.py"
+    for name, path in script["SCORES"].items():
+        assert script["updated"](text, name, script["scores"](path)) == text, "run python docs/nano_page.py"
 
 
 def test_scores_come_from_the_file(tmp_path: Path) -> None:
     script = runpy.run_path(str(DOCS / "nano_page.py"))
-    globals_ = script["scores"].__globals__
-    globals_["SCORES"] = tmp_path / "scores.json"
-    assert script["scores"]() == "Not scored yet: there is no `docs/nano_scores.json`."
+    path = tmp_path / "nano_scores.json"
+    assert script["scores"](path) == "Not scored yet: there is no `docs/nano_scores.json`."
     row = {"goal": 0.9, "model": 0.5, "blind": 0.1, "majority": 0.2}
-    (tmp_path / "scores.json").write_text(json.dumps({"rows": {"VQA": row}}))
-    assert script["scores"]().endswith("| VQA | 0.90 | 0.500 | 0.100 | 0.200 |")
+    path.write_text(json.dumps({"rows": {"VQA": row}}))
+    assert script["scores"](path).endswith("| VQA | 0.90 | 0.500 | 0.100 | 0.200 |")
     assert cells(
-        script["updated"]("<!-- scores: begin --><!-- scores: end -->", "scores", script["scores"]()), "scores"
+        script["updated"]("<!-- scores: begin --><!-- scores: end -->", "scores", script["scores"](path)), "scores"
     )
 
 
