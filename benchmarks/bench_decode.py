@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from benchmarks import llama_twins
 from benchmarks.harness import Case, Context, Sample, Work, nbytes
 from sphinxkit.llama import DecodeGraphs, quantize
+from sphinxkit.llama.fused import FusedLayers
 
 Steps = Callable[[], Callable[[Tensor], Tensor]]
 REFERENCE = "sphinxkit, not fused"
@@ -208,16 +210,17 @@ def _ours(
 
 def _graphed(model: Any, batch: int, prompt: int, new: int, kernels: bool = True) -> Callable[[Tensor], Tensor]:
     cache, graphs, layers = model.make_cache(batch, prompt + new), DecodeGraphs(model), model.cached_layers()
+    switch = layers if isinstance(layers, FusedLayers) else SimpleNamespace()  # modules have no kernels to leave out
 
     def step(tokens: Tensor) -> Tensor:
-        layers.wants_kernels = kernels
+        switch.wants_kernels = kernels
         try:
             if tokens.shape[1] == 1:
                 return graphs(tokens, cache)
             cache.reset()
             return model(model.embed(tokens), cache=cache, output_rows=slice(-1, None))
         finally:
-            layers.wants_kernels = True
+            switch.wants_kernels = True
 
     return step
 

@@ -33,11 +33,12 @@ def cases(context: Context) -> Iterator[Case]:
         plain: list[Callable[[Tensor], Tensor]] = [lambda x, weight=weight: F.linear(x, weight) for weight in weights]
         for bits in (8, 4):
             layers = [QuantizedLinear(weight, bits, GROUP_SIZE) for weight in weights]
+            rivals = [_torch_int4(weight) for weight in weights] if context.device.type == "cuda" and bits == 4 else []
             for rows in context.on([1, 8, 32], [1, 8], [1, 3]):
                 x = context.randn(rows, width, dtype=torch.bfloat16)
                 candidates = {"sphinxkit": _all(layers, x), "bfloat16": _all(plain, x)}
-                if context.device.type == "cuda" and bits == 4:
-                    candidates["torch's int4 kernel"] = _all([_torch_int4(weight) for weight in weights], x)
+                if rivals:
+                    candidates["torch's int4 kernel"] = _all(rivals, x)
                 count = len(weights)
                 work = Work(
                     2 * count * rows * outputs * width,

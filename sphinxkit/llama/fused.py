@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -185,9 +185,9 @@ def _fuse(layer: nn.Module, head_dim: int, pack: bool) -> _Layer:
         [mlp.gate_proj, mlp.up_proj],
         [mlp.down_proj],
     ]
-    joints: list[Any]
+    joints: Sequence[Weight]
     if is_quantized:
-        joints = [QuantizedLinear.join(group) if len(group) > 1 else group[0] for group in groups]  # type: ignore[arg-type]
+        joints = [QuantizedLinear.join(cast(list[QuantizedLinear], group)) for group in groups]
     else:
         joints = [_pack(joint) if pack else joint.detach() for joint in _join(groups)]
     qkv, o, gate_up, down = joints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,91 +13,121 @@ from torch import Tensor
 
 from sphinxkit.llama.layers import apply_rope, rope_rotations
 
+Pairs = dict[str, tuple[Tensor, Tensor]]  # what a kernel gives and what is right, by name
+
 # bfloat16 rounds to 2^-9 of values that are at most about 4 here
 _TOLERANCE = 0.05
 
 
-def find_kernels(device: torch.device) -> Any:
+def find_kernels(device: torch.device, *, quantized: bool = False) -> Any:
     """The module ``triton_kernels`` if it computes the right numbers on a device, else None.
 
     The answer is kept for each device. A fault of the kernels (not: that Triton is missing) is logged once.
 
     Args:
         device: Where the model runs.
+        quantized: Whether products with quantised weights are asked for, or what stands between products.
     """
     if device.type != "cuda":
         return None
-    return _probed(torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index))
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _probed(torch.device("cuda", index), quantized)
 
 
 @functools.cache
-def _probed(device: torch.device) -> Any:
+def _probed(device: torch.device, quantized: bool) -> Any:
     from torch.utils import _triton
 
     if not _triton.has_triton():
         return None
     from sphinxkit.llama import triton_kernels
 
-    fault = kernel_fault(triton_kernels, device)
+    fault = kernel_fault(triton_kernels, device, quantized=quantized)
     if fault is None:
         return triton_kernels
     logging.getLogger(__name__).warning("Triton's kernels are left out on %s: %s", device, fault)
     return None
 
 
-def kernel_fault(kernels: Any, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str | None:
+def kernel_fault(
+    kernels: Any, device: torch.device, dtype: torch.dtype = torch.bfloat16, *, quantized: bool = False
+) -> str | None:
     """What is wrong with the kernels on a device, or None if small calls gave what torch's operators give.
 
     Args:
         kernels: The module, or a stand-in.
         device: Where to call them.
         dtype: Of the numbers.
+        quantized: See ``find_kernels``.
     """
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    def pairs() -> dict[str, tuple[Tensor, Tensor]]:
-        x, delta, weight, gate_up = randn(2, 1, 96), randn(2, 1, 96), randn(96), randn(2, 1, 192)
-        total, normed = kernels.add_rms_norm(x, delta, weight, 1e-5)
-        gate, up = gate_up.chunk(2, -1)
-        starts = torch.tensor([3, 1], device=device)
-        qkv, rotations = randn(2, 1, 4, 16), rope_rotations(starts[:, None], 16)
-        keys, values = (torch.zeros(2, 8, 1, 16, dtype=dtype, device=device).transpose(1, 2) for _ in range(2))
-        queries = kernels.rotate_and_store(qkv, rotations, starts, keys, values)
-        rotated = apply_rope(qkv[:, :, :3], rotations)
-        rows = torch.arange(2, device=device)
-        found = {
-            "add_rms_norm, sum": (total, x + delta),
-            "add_rms_norm": (normed, F.rms_norm(x + delta, (96,), None, 1e-5) * weight),
-            "silu_mul": (kernels.silu_mul(gate_up), F.silu(gate) * up),
-            "rotate_and_store, queries": (queries, rotated[:, :, :2]),
-            "rotate_and_store, keys": (keys[rows, :, starts], rotated[:, 0, 2:]),
-            "rotate_and_store, values": (values[rows, :, starts], qkv[:, 0, 3:]),
-        }
-        codes = torch.randint(-127, 128, (24, 64), generator=generator).to(device, torch.int8)
-        scales = randn(24).abs() / 512
-        nibbles, steps = codes.view(torch.uint8), randn(24, 4, 2) / 16
-        low, high = nibbles & 15, nibbles >> 4
-        groups = torch.stack([low, high], -1).view(24, 4, 32).float() - 8
-        expanded = (groups * steps[..., :1].float() + steps[..., 1:].float()).flatten(1)
-        for count in (1, 3):
-            rows_8, rows_4 = randn(count, 64) / 8, randn(count, 128) / 8
-            found[f"quantized_linear, 8 bits, {count} rows"] = (
-                kernels.quantized_linear(rows_8, codes, scales, 8, 32),
-                rows_8.float() @ (codes.float() * scales.float()[:, None]).T,
-            )
-            found[f"quantized_linear, 4 bits, {count} rows"] = (
-                kernels.quantized_linear(rows_4, nibbles, steps, 4, 32),
-                rows_4.float() @ expanded.T,
-            )
-        return found
-
+    pairs = _quantized_pairs if quantized else _layer_pairs
     with torch.no_grad(), torch.inference_mode(False):
         try:
-            distances = {name: float((a.float() - b.float()).abs().max()) for name, (a, b) in pairs().items()}
+            found = pairs(kernels, randn, device).items()
+            distances = {name: float((a.float() - b.float()).abs().max()) for name, (a, b) in found}
         except Exception as error:  # a compiler's: whatever it raises means that the kernels cannot be used
             return f"a probing call failed: {type(error).__name__}: {str(error).strip()[:300]}"
     wrong = [f"{name} by {distance:.2g}" for name, distance in distances.items() if not distance < _TOLERANCE]
     return f"wrong numbers: {', '.join(wrong)}" if wrong else None
+
+
+def _layer_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
+    x, delta, weight, gate_up = randn(2, 1, 96), randn(2, 1, 96), randn(96), randn(2, 1, 192)
+    total, normed = kernels.add_rms_norm(x, delta, weight, 1e-5)
+    gate, up = gate_up.chunk(2, -1)
+    starts = torch.tensor([3, 1], device=device)
+    qkv, rotations = randn(2, 1, 4, 16), rope_rotations(starts[:, None], 16)
+    keys, values = (torch.zeros(2, 8, 1, 16, dtype=x.dtype, device=device).transpose(1, 2) for _ in range(2))
+    queries = kernels.rotate_and_store(qkv, rotations, starts, keys, values)
+    rotated = apply_rope(qkv[:, :, :3], rotations)
+    rows = torch.arange(2, device=device)
+    return {
+        "add_rms_norm, sum": (total, x + delta),
+        "add_rms_norm": (normed, F.rms_norm(x + delta, (96,), None, 1e-5) * weight),
+        "silu_mul": (kernels.silu_mul(gate_up), F.silu(gate) * up),
+        "rotate_and_store, queries": (queries, rotated[:, :, :2]),
+        "rotate_and_store, keys": (keys[rows, :, starts], rotated[:, 0, 2:]),
+        "rotate_and_store, values": (values[rows, :, starts], qkv[:, 0, 3:]),
+    }
+
+
+def _quantized_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
+    codes = (randn(24, 64) * 40).clamp(-127, 127).to(torch.int8)
+    scales = {8: randn(24).abs() / 512, 4: randn(24, 4, 2) / 16}
+    found = {}
+    for bits, packed in ((8, codes), (4, codes.view(torch.uint8))):
+        expanded = expand_codes(packed, scales[bits], bits, 32, torch.float32)
+        for count in (1, 3):
+            x = randn(count, expanded.shape[1]) / 8
+            found[f"quantized_linear, {bits} bits, {count} rows"] = (
+                kernels.quantized_linear(x, packed, scales[bits], bits, 32),
+                x.float() @ expanded.T,
+            )
+    return found
+
+
+def expand_codes(codes: Tensor, scales: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
+    """The weight that codes stand for, as ``triton_kernels.quantized_linear`` takes them.
+
+    Args:
+        codes: 8 bits: int8; 4 bits: two to a byte, the even column's in the lower half.
+        scales: 8 bits: of each row; 4 bits: a scale and a zero of each group.
+        bits: 8 or 4.
+        group_size: Columns of a group, with 4 bits.
+        dtype: Of the weight.
+    Shape:
+        codes: (O, I) or (O, I/2)
+        scales: (O,) or (O, I / group_size, 2)
+        return: (O, I)
+    """
+    if bits == 8:
+        return codes.to(dtype) * scales[:, None].to(dtype)
+    pairs = torch.stack([codes & 15, codes >> 4], dim=-1)
+    groups = pairs.view(len(codes), -1, group_size).to(dtype) - 8
+    scale, zero = scales.to(dtype)[..., None].unbind(2)
+    return torch.addcmul(zero, groups, scale).flatten(1)

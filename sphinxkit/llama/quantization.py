@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, ShapeError
-from sphinxkit.llama.kernels import find_kernels
+from sphinxkit.llama.kernels import expand_codes, find_kernels
 
 if TYPE_CHECKING:
     from sphinxkit.llama.model import LlamaModel
@@ -77,27 +77,18 @@ class QuantizedLinear(nn.Module):
                 scales = self.scales.contiguous()  # of a joint layer's part they are not
                 out = torch._weight_int4pack_mm_for_cpu(rows, self.codes, self.group_size, scales)
         else:
-            kernels = None if torch.compiler.is_compiling() else find_kernels(x.device)
+            kernels = None if torch.compiler.is_compiling() else find_kernels(x.device, quantized=True)
             if kernels is not None and len(rows) <= kernels.MAX_ROWS:
                 out = kernels.quantized_linear(rows.contiguous(), self.codes, self.scales, self.bits, self.group_size)
             else:
-                out = F.linear(rows, self.expand(rows.dtype))
+                out = F.linear(rows, expand_codes(self.codes, self.scales, self.bits, self.group_size, rows.dtype))
         return out.view(*x.shape[:-1], self.out_features)
-
-    def expand(self, dtype: torch.dtype) -> Tensor:
-        """The weight that the codes stand for, (O, I); for layers on CUDA."""
-        if self.bits == 8:
-            return self.codes.to(dtype) * self.scales[:, None].to(dtype)
-        pairs = torch.stack([self.codes & 15, self.codes >> 4], dim=-1).flatten(1)
-        groups = pairs.view(len(pairs), -1, self.group_size).to(dtype) - 8
-        scales, zeros = self.scales.to(dtype).unbind(-1)
-        return torch.addcmul(zeros[..., None], groups, scales[..., None]).flatten(1)
 
     @staticmethod
     def join(layers: Sequence[QuantizedLinear]) -> QuantizedLinear:
         """One layer for several that read the same input: its output is theirs side by side.
 
-        The codes move into it, and the given layers hold views of them.
+        The codes move into it, and the given layers hold views of them; a single layer is its own.
 
         Args:
             layers: Of the same width, bits and group size, on one device.
@@ -110,6 +101,8 @@ class QuantizedLinear(nn.Module):
         if len(kinds) > 1:
             raise TypeError("quantised layers of different kinds cannot be joined")
         first = layers[0]
+        if len(layers) == 1:
+            return first
         is_packed = first.bits == 4 and first.codes.device.type == "cpu"
         axis = 1 if is_packed else 0  # of the rows in scales
         if is_packed and any(each.out_features % _JOINT_ROWS for each in layers):

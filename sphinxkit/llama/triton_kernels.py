@@ -125,7 +125,7 @@ def quantized_linear(x: Tensor, codes: Tensor, scales: Tensor, bits: int, group_
     per_byte = 8 // bits
     group_bytes = group_size // per_byte if bits == 4 else 64
     groups = triton.next_power_of_2(max(1, BLOCK_BYTES // group_bytes))
-    arguments = (x, codes, scales, out, rows, outputs, width // per_byte)
+    arguments = (x, codes, scales, out, outputs, width // per_byte)
     if rows == 1:
         _quantized_row[(triton.cdiv(outputs, OUTPUTS),)](
             *arguments, bits=bits, group_bytes=group_bytes, groups=groups, block_outputs=OUTPUTS
@@ -133,6 +133,7 @@ def quantized_linear(x: Tensor, codes: Tensor, scales: Tensor, bits: int, group_
     else:
         _quantized_rows[(triton.cdiv(outputs, 16),)](
             *arguments,
+            rows,
             bits=bits,
             group_bytes=group_bytes,
             groups=max(1, groups // 4),
@@ -222,7 +223,6 @@ def _quantized_row(
     codes,
     scales,
     out,
-    num_rows,
     num_outputs,
     width,
     bits: tl.constexpr,
@@ -266,9 +266,9 @@ def _quantized_rows(
     codes,
     scales,
     out,
-    num_rows,
     num_outputs,
     width,
+    num_rows,
     bits: tl.constexpr,
     group_bytes: tl.constexpr,
     groups: tl.constexpr,

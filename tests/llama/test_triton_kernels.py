@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from sphinxkit.llama import LlamaModel
-from sphinxkit.llama.kernels import find_kernels
+from sphinxkit.llama.kernels import expand_codes, find_kernels
 from sphinxkit.llama.layers import apply_rope, rope_rotations
-from sphinxkit.llama.quantization import QuantizedLinear, _quantize_groups, _quantize_rows
+from sphinxkit.llama.quantization import _quantize_groups, _quantize_rows
 
 # float32: sums in another order. 16 bit: both round at the same places, so that a value at the border between two
 # neighbours may fall on the other side: a step of the format, at values up to 4.
@@ -66,10 +66,7 @@ def check(device: str, dtype: torch.dtype) -> None:
         if bits == 4:
             codes = (codes[:, 1::2] << 4 | codes[:, ::2]).to(torch.uint8)
             scales = scales.transpose(0, 1).contiguous()
-        layer = QuantizedLinear.__new__(QuantizedLinear)
-        torch.nn.Module.__init__(layer)
-        layer.codes, layer.scales, layer.bits, layer.group_size = codes, scales, bits, group_size
-        expanded = layer.expand(torch.float32)
+        expanded = expand_codes(codes, scales, bits, group_size, torch.float32)
         step = weight.float().abs().amax() / (100 if bits == 8 else 5)
         assert (expanded - weight.float()).abs().amax() < step
         for rows in (1, 2, 17):
@@ -101,10 +98,40 @@ def check_probe(device: str, dtype: torch.dtype) -> None:
     from sphinxkit.llama.kernels import kernel_fault
 
     where = torch.device(device)
-    assert kernel_fault(triton_kernels, where, dtype) is None
+    for quantized in (False, True):
+        assert kernel_fault(triton_kernels, where, dtype, quantized=quantized) is None
     assert str(kernel_fault(Broken(triton_kernels), where, dtype)).startswith("wrong numbers: silu_mul by")
     broken = Broken(triton_kernels, RuntimeError("no such instruction"))
     assert kernel_fault(broken, where, dtype) == "a probing call failed: RuntimeError: no such instruction"
+
+
+def check_layers() -> None:
+    """Fused layers go through the kernels on a CPU, too, where they are made to: prompts and tokens of ragged rows."""
+    from sphinxkit.llama import fused, triton_kernels
+
+    sizes = {"vocab_size": 61, "embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 48}
+    model = LlamaModel(**sizes, max_seq_len=20).requires_grad_(False)
+    model.init_weights(torch.Generator().manual_seed(0))
+    model.fuse()
+    embeds = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(0))
+
+    def run() -> torch.Tensor:
+        cache, lengths = model.make_cache(3), torch.tensor([7, 1, 4])
+        found = [model(embeds[:, :7], cache=cache, lengths=lengths)[torch.arange(3), lengths - 1]]
+        found += [model(embeds[:, 8 + step : 9 + step], cache=cache)[:, 0] for step in range(3)]
+        return torch.stack(found)
+
+    expected = run()
+    calls: list[str] = []
+
+    class Counted:
+        def __getattr__(self, name: str) -> Any:
+            calls.append(name)
+            return getattr(triton_kernels, name)
+
+    fused._can_use_kernels, fused.find_kernels = lambda x: True, lambda device: Counted()  # type: ignore[assignment]
+    torch.testing.assert_close(run(), expected, atol=1e-5, rtol=0)
+    assert (calls.count("add_rms_norm"), calls.count("silu_mul"), calls.count("rotate_and_store")) == (16, 8, 6)
 
 
 def test_there_are_none_for_a_cpu() -> None:
@@ -116,7 +143,8 @@ def test_interpreted() -> None:
     # its bfloat16 cuts digits off instead of rounding
     code = (
         f"import sys, torch\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_triton_kernels import *\n"
-        "for dtype in (torch.float16, torch.float32):\n    check('cpu', dtype)\n    check_probe('cpu', dtype)"
+        "for dtype in (torch.float16, torch.float32):\n    check('cpu', dtype)\n    check_probe('cpu', dtype)\n"
+        "check_layers()"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
