@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -131,6 +132,11 @@ def _case(context: Context, shape: Shape, dtype: torch.dtype, backward: bool = F
             continue
         state = backend.prepare(pattern, dtype)
         candidates[label] = lambda q, k, v, backend=backend, state=state: backend.attend(q, k, v, pattern, state)
+    if device.type == "cuda" and pattern.is_token():
+        try:
+            candidates["xformers split-K"] = _split_k(pattern, dtype)
+        except Exception as error:  # what cannot run must not cost the others
+            skipped.append(f"xformers split-K: {str(error)[:200]}")
     if device.type == "cuda" or context.micro:
         try:
             candidates |= _torch_alternatives(shape, step, device)
@@ -155,6 +161,20 @@ def _case(context: Context, shape: Shape, dtype: torch.dtype, backward: bool = F
         max_seconds=20,
         note="; ".join(skipped),
     )
+
+
+def _split_k(pattern: Any, dtype: torch.dtype) -> Callable[..., object]:
+    """The backend's own call, with the operator that divides keys in the place of flash."""
+    from xformers.ops import fmha
+
+    from sphinxkit.llama.backends import XFormersAttention
+
+    divided = SimpleNamespace(
+        memory_efficient_attention=fmha.memory_efficient_attention, flash=fmha.triton_splitk, attn_bias=fmha.attn_bias
+    )
+    backend = XFormersAttention(divided)
+    state = backend.prepare(pattern, dtype)
+    return lambda q, k, v: backend.attend(q, k, v, pattern, state)
 
 
 def _with_backward(call: Callable[..., object]) -> Callable[..., object]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sphinxkit.errors import RegistryError
 from sphinxkit.llama.cache import CacheStep
+from sphinxkit.llama.kernels import find_kernels
 from sphinxkit.llama.packed import MAX_LENGTH, causal_attention, packed_attention
 from sphinxkit.registry import Registry
 
@@ -54,6 +55,10 @@ class AttentionPattern:
     device: torch.device
     seq_lens: tuple[int, ...] | None = None
     step: CacheStep | None = None
+
+    def is_token(self) -> bool:
+        """Whether this is a step of one token per row over a cache."""
+        return self.step is not None and self.width == 1
 
     def mask(self) -> Tensor:
         """Dense boolean form, True where a query sees a key: (1 or B, 1, S, T), T the keys that a step looks at."""
@@ -247,15 +252,50 @@ class XFormersAttention(AttentionBackend):
         return unpacked.transpose(1, 2)
 
 
+class TokenKernelAttention(AttentionBackend):
+    """Another backend, but a step of one token per row goes to ``triton_attention.attend_token``.
+
+    It has its name from the other.
+
+    Args:
+        backend: For all other steps.
+        kernels: The module, or a stand-in.
+    """
+
+    def __init__(self, backend: AttentionBackend, kernels: Any) -> None:
+        self.name = backend.name  # type: ignore[misc]
+        self._backend = backend
+        self._kernels = kernels
+
+    def prepare(self, pattern: AttentionPattern, dtype: torch.dtype) -> Any:
+        """What the other backend makes of the pattern; nothing for a step of one token."""
+        return None if pattern.is_token() else self._backend.prepare(pattern, dtype)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
+        """See ``AttentionBackend.attend``."""
+        if pattern.step is None or not pattern.is_token():
+            return self._backend.attend(q, k, v, pattern, state)
+        out: Tensor = self._kernels.attend_token(q, k, v, pattern.step.starts)
+        return out
+
+
 class AutoAttention(AttentionBackend):
-    """xformers on CUDA in float16 and bfloat16 where a probing call works, torch's SDPA elsewhere."""
+    """xformers on CUDA in float16 and bfloat16 where a probing call works, torch's SDPA elsewhere.
+
+    On CUDA in 16 bit, steps of one token per row go to a Triton kernel that divides each row's keys among programs,
+    where that works; xformers' flash operator gives each head to one.
+    """
 
     name = "auto"
 
     def resolve(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionBackend:
         """The backend that was chosen."""
-        usable = device.type == "cuda" and dtype in HALF_DTYPES and xformers_fault(device, dtype, head_dim) is None
-        return XFormersAttention() if usable else SDPAAttention()
+        if device.type != "cuda" or dtype not in HALF_DTYPES:
+            return SDPAAttention()
+        usable = xformers_fault(device, dtype, head_dim) is None
+        backend: AttentionBackend = XFormersAttention() if usable else SDPAAttention()
+        kernels = find_kernels(device, "token")
+        return backend if kernels is None else TokenKernelAttention(backend, kernels)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
         """Resolve and attend, for one call."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,62 +14,63 @@ from torch import Tensor
 
 from sphinxkit.llama.layers import apply_rope, rope_rotations
 
+Kind = Literal["layers", "quantized", "token"]
 Pairs = dict[str, tuple[Tensor, Tensor]]  # what a kernel gives and what is right, by name
 
 # bfloat16 rounds to 2^-9 of values that are at most about 4 here
 _TOLERANCE = 0.05
 
 
-def find_kernels(device: torch.device, *, quantized: bool = False) -> Any:
-    """The module ``triton_kernels`` if it computes the right numbers on a device, else None.
+def find_kernels(device: torch.device, kind: Kind = "layers") -> Any:
+    """The module of the kernels if they compute the right numbers on a device, else None.
 
     The answer is kept for each device. A fault of the kernels (not: that Triton is missing) is logged once.
 
     Args:
         device: Where the model runs.
-        quantized: Whether products with quantised weights are asked for, or what stands between products.
+        kind: "layers": what stands between products; "quantized": products with quantised weights (both of
+            ``triton_kernels``); "token": attention of one token per row (``triton_attention``).
     """
     if device.type != "cuda":
         return None
     index = torch.cuda.current_device() if device.index is None else device.index
-    return _probed(torch.device("cuda", index), quantized)
+    return _probed(torch.device("cuda", index), kind)
 
 
 @functools.cache
-def _probed(device: torch.device, quantized: bool) -> Any:
+def _probed(device: torch.device, kind: Kind) -> Any:
     from torch.utils import _triton
 
     if not _triton.has_triton():
         return None
-    from sphinxkit.llama import triton_kernels
-
-    fault = kernel_fault(triton_kernels, device, quantized=quantized)
+    name = "triton_attention" if kind == "token" else "triton_kernels"
+    kernels = importlib.import_module(f"sphinxkit.llama.{name}")
+    fault = kernel_fault(kernels, device, kind)
     if fault is None:
-        return triton_kernels
-    logging.getLogger(__name__).warning("Triton's kernels are left out on %s: %s", device, fault)
+        return kernels
+    logging.getLogger(__name__).warning("Triton's kernels (%s) are left out on %s: %s", kind, device, fault)
     return None
 
 
 def kernel_fault(
-    kernels: Any, device: torch.device, dtype: torch.dtype = torch.bfloat16, *, quantized: bool = False
+    kernels: Any, device: torch.device, kind: Kind = "layers", dtype: torch.dtype = torch.bfloat16
 ) -> str | None:
     """What is wrong with the kernels on a device, or None if small calls gave what torch's operators give.
 
     Args:
         kernels: The module, or a stand-in.
         device: Where to call them.
+        kind: See ``find_kernels``.
         dtype: Of the numbers.
-        quantized: See ``find_kernels``.
     """
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    pairs = _quantized_pairs if quantized else _layer_pairs
     with torch.no_grad(), torch.inference_mode(False):
         try:
-            found = pairs(kernels, randn, device).items()
+            found = _PAIRS[kind](kernels, randn, device).items()
             distances = {name: float((a.float() - b.float()).abs().max()) for name, (a, b) in found}
         except Exception as error:  # a compiler's: whatever it raises means that the kernels cannot be used
             return f"a probing call failed: {type(error).__name__}: {str(error).strip()[:300]}"
@@ -109,6 +111,27 @@ def _quantized_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.d
                 x.float() @ expanded.T,
             )
     return found
+
+
+def _token_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
+    keys, values = (randn(2, 200, 2, 64).transpose(1, 2) for _ in range(2))
+    starts = torch.tensor([150, 3], device=device)
+    found = {}
+    for heads in (2, 4):
+        q = randn(2, heads, 1, 64)
+        seen = (torch.arange(200, device=device) <= starts[:, None])[:, None, None]
+        each, all_keys, all_values = heads // 2, keys.float(), values.float()
+        all_keys, all_values = (x.repeat_interleave(each, dim=1) for x in (all_keys, all_values))
+        expected = F.scaled_dot_product_attention(q.float(), all_keys, all_values, attn_mask=seen)
+        found[f"attend_token, {heads} heads"] = (kernels.attend_token(q, keys, values, starts), expected)
+    return found
+
+
+_PAIRS: dict[Kind, Callable[..., Pairs]] = {
+    "layers": _layer_pairs,
+    "quantized": _quantized_pairs,
+    "token": _token_pairs,
+}
 
 
 def expand_codes(codes: Tensor, scales: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:

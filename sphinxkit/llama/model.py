@@ -70,8 +70,8 @@ class LlamaModel(nn.Module):
         rope_theta: Base of the rotary wavelengths.
         rope_scaling: Factor on the positions; None means 1.
         attention: ``"auto"``, ``"xformers"``, ``"sdpa"``, ``"eager"`` or another name registered in
-            ``llama.backends``. ``auto`` is xformers on CUDA in 16 bit where it works, else SDPA; a backend that is
-            named and cannot run is an error at the first call.
+            ``llama.backends``. ``auto`` is xformers on CUDA in 16 bit where it works (single tokens over a cache: a
+            Triton kernel, where that works), else SDPA; a named backend that cannot run is an error at the first call.
     Shape:
         embeds: (B, S, D)
         return: (B, S, V)

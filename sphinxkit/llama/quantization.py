@@ -77,7 +77,7 @@ class QuantizedLinear(nn.Module):
                 scales = self.scales.contiguous()  # of a joint layer's part they are not
                 out = torch._weight_int4pack_mm_for_cpu(rows, self.codes, self.group_size, scales)
         else:
-            kernels = None if torch.compiler.is_compiling() else find_kernels(x.device, quantized=True)
+            kernels = None if torch.compiler.is_compiling() else find_kernels(x.device, "quantized")
             if kernels is not None and len(rows) <= kernels.MAX_ROWS:
                 out = kernels.quantized_linear(rows.contiguous(), self.codes, self.scales, self.bits, self.group_size)
             else:

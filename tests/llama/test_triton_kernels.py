@@ -77,6 +77,31 @@ def check(device: str, dtype: torch.dtype) -> None:
             close(found / width**0.5, (wanted / width**0.5).to(dtype))
 
 
+def check_attention(device: str, dtype: torch.dtype) -> None:
+    """Attention of one token per row through the backend, beside plain products in float64; the cache is not packed."""
+    from sphinxkit.llama import backends, triton_attention
+    from sphinxkit.llama.cache import KVCache
+
+    generator = torch.Generator().manual_seed(0)
+    for heads, groups, head_dim, held in ((6, 6, 24, (0, 63, 64, 333)), (16, 2, 64, (5,)), (4, 1, 128, (400, 7))):
+        cache = KVCache(1, len(held), 420, groups, head_dim, device=device, dtype=dtype, static_shapes=True)
+        q = torch.randn(len(held), heads, 1, head_dim, generator=generator).to(device, dtype)
+        for tensor in (cache.keys[0], cache.values[0]):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        cache.lengths.copy_(torch.tensor(held))
+        cache.lengths_changed()
+        pattern = backends.AttentionPattern(len(held), 1, q.device, step=cache.plan(1))
+        assert pattern.step is not None
+        keys, values = cache.read(0, pattern.step)
+        backend = backends.TokenKernelAttention(backends.EagerAttention(), triton_attention)
+        assert backend.prepare(pattern, dtype) is None
+        found = backend.attend(q, keys, values, pattern, None)
+        oracle, mask = backends.EagerAttention(), pattern.mask()
+        expected = oracle.attend(q.double(), keys.double(), values.double(), pattern, mask)
+        # weights are rounded to 16 bit for grouped heads' products, sums are float32
+        torch.testing.assert_close(found.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
 class Broken:
     """Stands for kernels that a compiler got wrong, or did not get."""
 
@@ -94,15 +119,16 @@ class Broken:
 
 def check_probe(device: str, dtype: torch.dtype) -> None:
     """The probe accepts the kernels and names what is wrong with others."""
-    from sphinxkit.llama import triton_kernels
+    from sphinxkit.llama import triton_attention, triton_kernels
     from sphinxkit.llama.kernels import kernel_fault
 
     where = torch.device(device)
-    for quantized in (False, True):
-        assert kernel_fault(triton_kernels, where, dtype, quantized=quantized) is None
-    assert str(kernel_fault(Broken(triton_kernels), where, dtype)).startswith("wrong numbers: silu_mul by")
+    for kind in ("layers", "quantized"):
+        assert kernel_fault(triton_kernels, where, kind, dtype) is None
+    assert kernel_fault(triton_attention, where, "token", dtype) is None
+    assert str(kernel_fault(Broken(triton_kernels), where, dtype=dtype)).startswith("wrong numbers: silu_mul by")
     broken = Broken(triton_kernels, RuntimeError("no such instruction"))
-    assert kernel_fault(broken, where, dtype) == "a probing call failed: RuntimeError: no such instruction"
+    assert kernel_fault(broken, where, dtype=dtype) == "a probing call failed: RuntimeError: no such instruction"
 
 
 def check_layers() -> None:
@@ -143,7 +169,8 @@ def test_interpreted() -> None:
     # its bfloat16 cuts digits off instead of rounding
     code = (
         f"import sys, torch\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_triton_kernels import *\n"
-        "for dtype in (torch.float16, torch.float32):\n    check('cpu', dtype)\n    check_probe('cpu', dtype)\n"
+        "for dtype in (torch.float16, torch.float32):\n    check('cpu', dtype)\n    check_attention('cpu', dtype)\n"
+        "    check_probe('cpu', dtype)\n"
         "check_layers()"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -155,8 +182,10 @@ def test_interpreted() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_on_a_gpu(dtype: torch.dtype) -> None:
     check("cuda", dtype)
+    check_attention("cuda", dtype)
     check_probe("cuda", dtype)
-    assert find_kernels(torch.device("cuda")) is not None
+    for kind in ("layers", "quantized", "token"):
+        assert find_kernels(torch.device("cuda"), kind) is not None
 
 
 @pytest.mark.gpu
