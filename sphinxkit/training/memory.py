@@ -14,10 +14,11 @@ from sphinxkit.recipe import build
 from sphinxkit.recipe.memory import PeakTracker
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.training.assembly import choose_trained, find_recipe
+from sphinxkit.training.optim import hidden_matrices
 from sphinxkit.training.parallel import DTYPES, check_sizes, checkpoint_layer
 from sphinxkit.training.plan import TrainPlan
 
-_MASTER = 4  # bytes of a float32 weight; its gradient takes as much, AdamW's two moments twice that
+_MASTER = 4  # bytes of a float32 weight; its gradient takes as much, each of the optimiser's moments too
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class TrainingMemory:
     Args:
         weights: Its part of the float32 weights, and the encoders, of which every process has all.
         gradients: Its part.
-        optimizer: Its part of AdamW's two moments.
+        optimizer: Its part of the moments: two of AdamW's, one of Muon's.
         gathered: Weights and gradients that are whole while a layer computes, in ``dtype``, and one layer's gradients
             in float32 on their way to their parts. 0 where nothing is sharded.
         activations: The most that a forward and backward pass of one packed row hold beside the weights.
@@ -76,12 +77,14 @@ def estimate_training(
     is_sharded = processes > 1 or plan.dtype != "float32"
     trained = {id(p) for group in choose_trained(model, plan).values() for p in group}
     inside = {id(p) for p in model.llm.parameters()}
-    weights = learnt = 0
+    by_muon = {id(p) for p in hidden_matrices(model.llm)} if plan.optimizer == "muon" else set()
+    weights = learnt = moments = 0
     for parameter in model.parameters():
         share = dp * (tp if id(parameter) in inside else 1)
         count = -(-parameter.numel() // share)
         if id(parameter) in trained:
             learnt += count
+            moments += count * (1 if id(parameter) in by_muon else 2)
         is_whole = id(parameter) not in trained | inside
         weights += parameter.numel() * dtype.itemsize if is_whole else count * _MASTER
     slots = 0 if model.vision is None else model.vision.num_tokens
@@ -90,7 +93,7 @@ def estimate_training(
     return TrainingMemory(
         weights=weights,
         gradients=learnt * _MASTER,
-        optimizer=2 * learnt * _MASTER,
+        optimizer=moments * _MASTER,
         gathered=_gathered_bytes(model, trained, dtype, tp) if is_sharded else 0,
         activations=_activation_bytes(model, plan, dtype, tokens, images, tokens - images * slots),
         row_tokens=tokens,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sphinxkit.training.errors import TrainingError
 
@@ -37,21 +37,35 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if is_tall else x
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """A process that shares with nobody has all of it; changes in place reach the tensor."""
+def _local(tensor: Tensor) -> Tensor:
+    """What this process holds of it, which is all where it shares with nobody; changes in place reach the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-class MuonAdamW(torch.optim.AdamW):
-    """AdamW whose groups with ``muon: True`` follow Muon instead; those hold whole matrices only.
+def _is_shared(parameter: Tensor) -> bool:
+    return isinstance(parameter, DTensor) and parameter.device_mesh.size() > 1
 
-    Muon's updates are scaled to AdamW's size, so both take the same learning rate.
+
+def _own_part(moved: Tensor, parameter: DTensor) -> Tensor:
+    """``orthogonalize`` of a matrix of which each process holds a part: all make it whole and keep theirs."""
+    mesh, placements = parameter.device_mesh, parameter.placements
+    shape, stride = parameter.shape, parameter.stride()
+    matrix = DTensor.from_local(moved, mesh, placements, run_check=False, shape=shape, stride=stride).full_tensor()
+    update = orthogonalize(matrix[None])[0].contiguous()
+    return distribute_tensor(update, mesh, placements, src_data_rank=None).to_local()
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW whose groups with ``muon: True`` follow Muon instead; those hold matrices only.
+
+    Muon's updates are scaled to AdamW's size, so both take the same learning rate. Processes that share matrices gather
+    them one after the other, and each makes the same update of all of it: its arithmetic is not shared.
 
     Args:
         groups: Of parameters, each with ``muon``.
         options: AdamW's.
     Raises:
-        TrainingError: A group of Muon's holds a vector or a matrix that is shared among processes.
+        TrainingError: A group of Muon's holds something else than matrices.
     Source: Keller Jordan, Muon, 2024; Moonlight, arXiv:2502.16982.
     """
 
@@ -59,11 +73,6 @@ class MuonAdamW(torch.optim.AdamW):
         for parameter in (p for group in groups if group["muon"] for p in group["params"]):
             if parameter.ndim != 2:
                 raise TrainingError(f"muon: expected matrices, got a parameter of shape {tuple(parameter.shape)}")
-            if isinstance(parameter, DTensor) and parameter.device_mesh.size() > 1:
-                raise TrainingError(
-                    "optimizer: muon needs whole matrices, and here they are shared among processes (fsdp, "
-                    "tensor_parallel); expected optimizer: adamw"
-                )
         super().__init__(list(groups), **options)
 
     @torch.no_grad()
@@ -96,11 +105,15 @@ class MuonAdamW(torch.optim.AdamW):
                     state["step"] = torch.zeros(())  # AdamW asks for it when a state is loaded
                     state["momentum_buffer"] = torch.zeros_like(gradient)
                 state["step"] += 1
-                grad, momentum = _whole(gradient), _whole(state["momentum_buffer"])
+                grad, momentum = _local(gradient), _local(state["momentum_buffer"])
                 moved.append(grad.lerp(momentum.lerp_(grad, 1 - MOMENTUM), MOMENTUM))  # Nesterov's
-            updates = orthogonalize(torch.stack(moved))
+            updates: Iterable[Tensor]
+            if _is_shared(pairs[0][0]):
+                updates = (_own_part(part, cast(DTensor, p)) for part, (p, _) in zip(moved, pairs, strict=True))
+            else:
+                updates = orthogonalize(torch.stack(moved))
             size = RMS * max(shape) ** 0.5
             for (parameter, _), update in zip(pairs, updates, strict=True):
-                weight = _whole(parameter)
+                weight = _local(parameter)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.sub_(update.to(weight.dtype) * (group["lr"] * size))

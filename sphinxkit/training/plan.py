@@ -104,8 +104,7 @@ class TrainPlan:
         train: Parts that are trained, of llm, projectors, tags, encoders.
         lora: Train low-rank updates instead of the language model's own weights.
         dtype: Of the arithmetic; weights, gradients and their sums over processes are float32.
-        optimizer: ``adamw``, or ``muon`` for the matrices of the language model's layers and AdamW for all else; not
-            for matrices that processes share.
+        optimizer: ``adamw``, or ``muon`` for the matrices of the language model's layers and AdamW for all else.
         lr: Peak learning rate.
         min_lr: Where the cosine ends.
         warmup: Share of the steps in which the learning rate rises.

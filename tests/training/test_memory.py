@@ -33,6 +33,14 @@ def test_float32_on_one_process_takes_16_bytes_for_a_weight(document) -> None:
     assert found.row_images == 256 // (20 + build(document()["model"], device="meta").vision.num_tokens)
 
 
+def test_muon_keeps_one_moment_of_the_layers_matrices(document) -> None:
+    adamw, muon = (estimate(document, optimizer=name) for name in ("adamw", "muon"))
+    llm = build(document()["model"], device="meta").llm
+    matrices = sum(p.numel() for name, p in llm.layers.named_parameters() if "norm" not in name)
+    assert adamw.optimizer - muon.optimizer == 4 * matrices
+    assert muon.gradients == adamw.gradients
+
+
 def test_processes_share_all_but_the_encoders(document) -> None:
     one, four = (estimate(document, processes, dtype="bfloat16") for processes in (1, 4))
     encoders = 2 * count(document, "vision.branches.0.enc")
