@@ -101,7 +101,7 @@ def _attend_share(
     share = tl.program_id(0)
     group = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
-    length = tl.load(starts + row) + 1
+    length = tl.load(starts + row).to(tl.int32) + 1
     size = tl.cdiv(tl.cdiv(length, shares), block_keys) * block_keys
     begin = share * size
     end = tl.minimum(begin + size, length)
