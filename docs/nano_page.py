@@ -18,7 +18,7 @@ from sphinxkit.training.streams import open_mixture
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "nano.md"
-SCORES = {"scores": DOCS / "nano_scores.json", "scores of sub-images": DOCS / "nano_scores_subimages.json"}
+SCORES = {"scores": DOCS / "nano_scores.json", "scores of one view": DOCS / "nano_scores_one_view.json"}
 NUM_SAMPLES = 200  # of a stream, that its lengths are taken from
 TRAINED_PASSES = 3  # forward, and the backward pass as twice that
 
