@@ -116,13 +116,12 @@ def _quantized_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.d
 def _token_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
     keys, values = (randn(2, 200, 2, 64).transpose(1, 2) for _ in range(2))
     starts = torch.tensor([150, 3], device=device)
+    seen = (torch.arange(200, device=device) <= starts[:, None])[:, None, None]
     found = {}
     for heads in (2, 4):
         q = randn(2, heads, 1, 64)
-        seen = (torch.arange(200, device=device) <= starts[:, None])[:, None, None]
-        each, all_keys, all_values = heads // 2, keys.float(), values.float()
-        all_keys, all_values = (x.repeat_interleave(each, dim=1) for x in (all_keys, all_values))
-        expected = F.scaled_dot_product_attention(q.float(), all_keys, all_values, attn_mask=seen)
+        repeated = [x.float().repeat_interleave(heads // 2, dim=1) for x in (keys, values)]
+        expected = F.scaled_dot_product_attention(q.float(), *repeated, attn_mask=seen)
         found[f"attend_token, {heads} heads"] = (kernels.attend_token(q, keys, values, starts), expected)
     return found
 

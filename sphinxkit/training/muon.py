@@ -58,8 +58,8 @@ def _own_part(moved: Tensor, parameter: DTensor) -> Tensor:
 class MuonAdamW(torch.optim.AdamW):
     """AdamW whose groups with ``muon: True`` follow Muon instead; those hold matrices only.
 
-    Muon's updates are scaled to AdamW's size, so both take the same learning rate. Processes that share matrices gather
-    them one after the other, and each makes the same update of all of it: its arithmetic is not shared.
+    Muon's updates are scaled to AdamW's size, so both take the same learning rate. Where processes share a matrix, each
+    gathers it, computes the whole update and keeps its part.
 
     Args:
         groups: Of parameters, each with ``muon``.
