@@ -120,8 +120,8 @@ def _token_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.devic
     found = {}
     for heads in (2, 4):
         q = randn(2, heads, 1, 64)
-        repeated = [x.float().repeat_interleave(heads // 2, dim=1) for x in (keys, values)]
-        expected = F.scaled_dot_product_attention(q.float(), *repeated, attn_mask=seen)
+        k, v = (x.float().repeat_interleave(heads // 2, dim=1) for x in (keys, values))
+        expected = F.scaled_dot_product_attention(q.float(), k, v, attn_mask=seen)
         found[f"attend_token, {heads} heads"] = (kernels.attend_token(q, keys, values, starts), expected)
     return found
 

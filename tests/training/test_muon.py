@@ -15,6 +15,8 @@ from sphinxkit.training.optim import hidden_matrices, make_optimizer
 
 BF16_ATOL = 0.02  # five Newton-Schulz steps in bfloat16, of matrices whose singular values are about 1
 
+SHARED_ATOL = 1e-4  # float32 sums in another order, carried through 6 steps; see test_parallel.py
+
 SHAPES = ((8, 8), (8, 24), (24, 8), (8, 24))
 
 
@@ -118,7 +120,5 @@ def test_processes_that_share_matrices_compute_what_one_does(
     run_processes(shared, processes)
     expected, found = (read_log(tmp_path / name) for name in ("one", "shared"))
     assert expected[-1]["loss"] < 0.9 * expected[0]["loss"]
-    # an update is orthogonal in bfloat16: where a gradient differs in its last place, so do updates by one of theirs
-    losses = [[record["loss"] for record in records] for records in (expected, found)]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-2)
-    assert losses[1][:1] == pytest.approx(losses[0][:1], abs=1e-5)
+    for key in ("loss", "grad_norm"):
+        assert [record[key] for record in found] == pytest.approx([r[key] for r in expected], abs=SHARED_ATOL), key
