@@ -164,7 +164,7 @@ def _case(context: Context, shape: Shape, dtype: torch.dtype, backward: bool = F
 
 
 def _split_k(pattern: Any, dtype: torch.dtype) -> Callable[..., object]:
-    """The backend's own call, with the operator that divides keys in the place of flash."""
+    """The backend's own call, with the operator that divides keys in the place of flash; the backend was loaded before."""
     from xformers.ops import fmha
 
     from sphinxkit.llama.backends import XFormersAttention

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ class AttentionPattern:
 class AttentionBackend(ABC):
     """One way to compute softmax(q k^T / sqrt(D)) v with grouped heads."""
 
-    name: ClassVar[str]
+    name: str
 
     def resolve(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionBackend:
         """The backend that will run on this device and dtype; raises where a named backend cannot.
@@ -150,7 +150,7 @@ class SDPAAttention(AttentionBackend):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
         """See ``AttentionBackend.attend``."""
-        if pattern.step is not None and pattern.width == 1:
+        if pattern.is_token():
             return self._decode(q, k, v, state)
         k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
         if pattern.step is not None:
@@ -252,30 +252,38 @@ class XFormersAttention(AttentionBackend):
         return unpacked.transpose(1, 2)
 
 
-class TokenKernelAttention(AttentionBackend):
-    """Another backend, but a step of one token per row goes to ``triton_attention.attend_token``.
+@dataclass(frozen=True, slots=True, eq=False)
+class _TokenState:
+    kernels: Any
+    starts: Tensor
 
-    It has its name from the other.
+
+class TokenKernelAttention(AttentionBackend):
+    """Another backend, but steps of one token per row go to ``triton_attention.attend_token`` where that works.
+
+    It has its name from the other. The kernel is tried at the first such step: training has none.
 
     Args:
         backend: For all other steps.
-        kernels: The module, or a stand-in.
     """
 
-    def __init__(self, backend: AttentionBackend, kernels: Any) -> None:
-        self.name = backend.name  # type: ignore[misc]
+    def __init__(self, backend: AttentionBackend) -> None:
+        self.name = backend.name
         self._backend = backend
-        self._kernels = kernels
 
     def prepare(self, pattern: AttentionPattern, dtype: torch.dtype) -> Any:
-        """What the other backend makes of the pattern; nothing for a step of one token."""
-        return None if pattern.is_token() else self._backend.prepare(pattern, dtype)
+        """The kernel for a step of one token; else what the other backend makes of the pattern."""
+        if pattern.step is not None and pattern.is_token():
+            kernels = find_kernels(pattern.device, "token")
+            if kernels is not None:
+                return _TokenState(kernels, pattern.step.starts)
+        return self._backend.prepare(pattern, dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
         """See ``AttentionBackend.attend``."""
-        if pattern.step is None or not pattern.is_token():
+        if not isinstance(state, _TokenState):
             return self._backend.attend(q, k, v, pattern, state)
-        out: Tensor = self._kernels.attend_token(q, k, v, pattern.step.starts)
+        out: Tensor = state.kernels.attend_token(q, k, v, state.starts)
         return out
 
 
@@ -293,9 +301,7 @@ class AutoAttention(AttentionBackend):
         if device.type != "cuda" or dtype not in HALF_DTYPES:
             return SDPAAttention()
         usable = xformers_fault(device, dtype, head_dim) is None
-        backend: AttentionBackend = XFormersAttention() if usable else SDPAAttention()
-        kernels = find_kernels(device, "token")
-        return backend if kernels is None else TokenKernelAttention(backend, kernels)
+        return TokenKernelAttention(XFormersAttention() if usable else SDPAAttention())
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
         """Resolve and attend, for one call."""

@@ -107,8 +107,7 @@ class FusedLayers:
 
     def _through_kernels(self, x: Tensor, step: AttentionStep, kernels: Any) -> Tensor:
         """The same with fewer and larger kernels; ``x`` is contiguous."""
-        is_token = step.pattern.step is not None and x.shape[1] == 1
-        cache = step.cache if is_token and isinstance(step.cache, KVCache) else None
+        cache = step.cache if step.pattern.is_token() and isinstance(step.cache, KVCache) else None
         added: Tensor | None = None
         for index, layer in enumerate(self._layers):
             heads, turned = layer.num_heads, layer.num_heads + layer.num_kv_heads
