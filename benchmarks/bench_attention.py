@@ -164,7 +164,7 @@ def _case(context: Context, shape: Shape, dtype: torch.dtype, backward: bool = F
 
 
 def _split_k(pattern: Any, dtype: torch.dtype) -> Callable[..., object]:
-    """The backend's own call (it has loaded xformers before), with the operator that divides keys in the place of flash."""
+    """The backend's own call (it has loaded xformers), with the operator that divides keys in the place of flash."""
     from xformers.ops import fmha
 
     from sphinxkit.llama.backends import XFormersAttention
