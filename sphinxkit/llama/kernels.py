@@ -15,6 +15,7 @@ from torch import Tensor
 from sphinxkit.llama.layers import apply_rope, rope_rotations
 
 Kind = Literal["layers", "quantized", "token"]
+_MODULES: dict[Kind, str] = {"layers": "triton_kernels", "quantized": "triton_quantized", "token": "triton_attention"}
 Pairs = dict[str, tuple[Tensor, Tensor]]  # what a kernel gives and what is right, by name
 
 # bfloat16 rounds to 2^-9 of values that are at most about 4 here
@@ -24,17 +25,28 @@ _TOLERANCE = 0.05
 def find_kernels(device: torch.device, kind: Kind = "layers") -> Any:
     """The module of the kernels if they compute the right numbers on a device, else None.
 
-    The answer is kept for each device. A fault of the kernels (not: that Triton is missing) is logged once.
+    The answer is kept for each device. A fault of the kernels (not: that Triton is missing) is logged once. Triton
+    starts kernels on torch's current device alone, so there are none for another.
 
     Args:
         device: Where the model runs.
-        kind: "layers": what stands between products; "quantized": products with quantised weights (both of
-            ``triton_kernels``); "token": attention of one token per row (``triton_attention``).
+        kind: "layers": what stands between products (``triton_kernels``); "quantized": products with quantised weights
+            (``triton_quantized``); "token": attention of one token per row (``triton_attention``).
     """
     if device.type != "cuda":
         return None
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return _probed(torch.device("cuda", index), kind)
+    current = torch.cuda.current_device()
+    if device.index not in (None, current):
+        _warn_of_device(device)
+        return None
+    return _probed(torch.device("cuda", current), kind)
+
+
+@functools.cache
+def _warn_of_device(device: torch.device) -> None:
+    logging.getLogger(__name__).warning(
+        "Triton's kernels are left out on %s, as it is not torch's current device (torch.cuda.set_device)", device
+    )
 
 
 @functools.cache
@@ -43,8 +55,7 @@ def _probed(device: torch.device, kind: Kind) -> Any:
 
     if not _triton.has_triton():
         return None
-    name = "triton_attention" if kind == "token" else "triton_kernels"
-    kernels = importlib.import_module(f"sphinxkit.llama.{name}")
+    kernels = importlib.import_module(f"sphinxkit.llama.{_MODULES[kind]}")
     fault = kernel_fault(kernels, device, kind)
     if fault is None:
         return kernels
@@ -99,11 +110,14 @@ def _layer_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.devic
 
 
 def _quantized_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
-    codes = (randn(24, 64) * 40).clamp(-127, 127).to(torch.int8)
     scales = {8: randn(24).abs() / 512, 4: randn(24, 4, 2) / 16}
     found = {}
-    for bits, packed in ((8, codes), (4, codes.view(torch.uint8))):
+    for bits in (8, 4):
+        half = 1 << (bits - 1)
+        codes = (randn(24, 128).float() * half / 3 + half).round().clamp(0, 2 * half - 1)
+        packed = pack_codes(codes.int(), bits)
         expanded = expand_codes(packed, scales[bits], bits, 32, torch.float32)
+        found[f"expand, {bits} bits"] = (kernels.expand(packed, scales[bits], bits, 32), expanded)
         for count in (1, 3):
             x = randn(count, expanded.shape[1]) / 8
             found[f"quantized_linear, {bits} bits, {count} rows"] = (
@@ -133,23 +147,44 @@ _PAIRS: dict[Kind, Callable[..., Pairs]] = {
 }
 
 
-def expand_codes(codes: Tensor, scales: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
-    """The weight that codes stand for, as ``triton_kernels.quantized_linear`` takes them.
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Codes in words of 32 bits, as ``triton_quantized`` and ``expand_codes`` read them.
+
+    Four words hold 16 or 32 neighbouring columns, the first 4 of them in the lowest bits of each: so a thread that
+    reads four words as one needs four neighbours of the input for each place of the words.
 
     Args:
-        codes: 8 bits: int8; 4 bits: two to a byte, the even column's in the lower half.
+        codes: From 0 to 2^bits - 1.
+        bits: 8 or 4.
+    Shape:
+        codes: (O, I) int32, I a multiple of 128 / bits
+        return: (O, I * bits / 32) int32
+    """
+    parts = codes.view(len(codes), -1, 32 // bits, 4)
+    words = parts[:, :, 0].clone()
+    for index in range(1, 32 // bits):
+        words |= parts[:, :, index] << bits * index
+    return words.flatten(1)
+
+
+def expand_codes(codes: Tensor, scales: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> Tensor:
+    """The weight that codes stand for, as ``triton_quantized.quantized_linear`` takes them.
+
+    Args:
+        codes: From ``pack_codes``.
         scales: 8 bits: of each row; 4 bits: a scale and a zero of each group.
         bits: 8 or 4.
         group_size: Columns of a group, with 4 bits.
         dtype: Of the weight.
     Shape:
-        codes: (O, I) or (O, I/2)
+        codes: (O, I * bits / 32) int32
         scales: (O,) or (O, I / group_size, 2)
         return: (O, I)
     """
+    places = torch.arange(0, 32, bits, dtype=torch.int32, device=codes.device)
+    parts = codes.view(len(codes), -1, 1, 4) >> places[:, None] & (1 << bits) - 1
+    centred = (parts.flatten(1) - (1 << (bits - 1))).to(dtype)
     if bits == 8:
-        return codes.to(dtype) * scales[:, None].to(dtype)
-    pairs = torch.stack([codes & 15, codes >> 4], dim=-1)
-    groups = pairs.view(len(codes), -1, group_size).to(dtype) - 8
+        return centred * scales[:, None].to(dtype)
     scale, zero = scales.to(dtype)[..., None].unbind(2)
-    return torch.addcmul(zero, groups, scale).flatten(1)
+    return torch.addcmul(zero, centred.view(len(codes), -1, group_size), scale).flatten(1)

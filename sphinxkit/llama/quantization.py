@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, ShapeError
-from sphinxkit.llama.kernels import expand_codes, find_kernels
+from sphinxkit.llama.kernels import expand_codes, find_kernels, pack_codes
 
 if TYPE_CHECKING:
     from sphinxkit.llama.model import LlamaModel
@@ -28,8 +28,8 @@ class QuantizedLinear(nn.Module):
     - 4 bits: ``w = (code - 8) * scale + zero``, a scale and a zero for each group of neighbouring columns.
 
     The codes are packed for the device that the weight is on and stay there. On CUDA up to 32 rows are multiplied by
-    kernels of ours where Triton is installed; more rows, as in a prefill, and compiled steps meet the weight expanded
-    for the call.
+    kernels of ours where Triton is installed; more rows, as in a prefill, meet the weight expanded for the call, by
+    a kernel of ours too, and compiled steps by torch's operators.
 
     Args:
         weight: What to quantise, (O, I), O a multiple of 16 and I of 32.
@@ -63,9 +63,13 @@ class QuantizedLinear(nn.Module):
         self.group_size = group_size
         with torch.no_grad():
             codes, scales = _quantize_rows(weight) if bits == 8 else _quantize_groups(weight, group_size)
-            on_cuda = weight.device.type == "cuda"
-            self.register_buffer("codes", codes if bits == 8 else _pack(codes))
-            self.register_buffer("scales", scales.transpose(0, 1).contiguous() if bits == 4 and on_cuda else scales)
+            if weight.device.type == "cuda":
+                codes = pack_codes(codes if bits == 4 else codes.int() + 128, bits)
+                scales = scales.transpose(0, 1).contiguous() if bits == 4 else scales
+            elif weight.device.type == "cpu" and bits == 4:
+                codes = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
+            self.register_buffer("codes", codes)
+            self.register_buffer("scales", scales)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to ``x`` (..., I)."""
@@ -77,11 +81,14 @@ class QuantizedLinear(nn.Module):
                 scales = self.scales.contiguous()  # of a joint layer's part they are not
                 out = torch._weight_int4pack_mm_for_cpu(rows, self.codes, self.group_size, scales)
         else:
+            packed = (self.codes, self.scales, self.bits, self.group_size)
             kernels = None if torch.compiler.is_compiling() else find_kernels(x.device, "quantized")
-            if kernels is not None and len(rows) <= kernels.MAX_ROWS:
-                out = kernels.quantized_linear(rows.contiguous(), self.codes, self.scales, self.bits, self.group_size)
+            if kernels is None:
+                out = F.linear(rows, expand_codes(*packed, rows.dtype))
+            elif len(rows) > kernels.MAX_ROWS:
+                out = F.linear(rows, kernels.expand(*packed))
             else:
-                out = F.linear(rows, expand_codes(self.codes, self.scales, self.bits, self.group_size, rows.dtype))
+                out = kernels.quantized_linear(rows.contiguous(), *packed)
         return out.view(*x.shape[:-1], self.out_features)
 
     @staticmethod
@@ -184,12 +191,3 @@ def _quantize_groups(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     zeros = (low + 8 * scales.float()).to(weight.dtype)
     codes = ((groups - zeros.float()[..., None]) / scales.float()[..., None] + 8).round().clamp(0, 15)
     return codes.flatten(1).to(torch.int32), torch.stack([scales.t(), zeros.t()], dim=-1).contiguous()
-
-
-def _pack(codes: Tensor) -> Tensor:
-    """Codes (O, I) in the layout of the device's int4 kernel."""
-    if codes.is_meta:
-        return codes
-    if codes.device.type == "cpu":
-        return torch._convert_weight_to_int4pack_for_cpu(codes, 1)
-    return (codes[:, 1::2] << 4 | codes[:, ::2]).to(torch.uint8)

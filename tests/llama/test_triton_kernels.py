@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from sphinxkit.llama import LlamaModel
-from sphinxkit.llama.kernels import expand_codes, find_kernels
+from sphinxkit.llama.kernels import expand_codes, find_kernels, pack_codes
 from sphinxkit.llama.layers import apply_rope, rope_rotations
 from sphinxkit.llama.quantization import _quantize_groups, _quantize_rows
 
@@ -29,7 +29,7 @@ Builder = Callable[..., LlamaModel]
 
 def check(device: str, dtype: torch.dtype) -> None:
     """Compare all three at widths that fill no block."""
-    from sphinxkit.llama import triton_kernels
+    from sphinxkit.llama import triton_kernels, triton_quantized
 
     generator = torch.Generator().manual_seed(0)
 
@@ -58,20 +58,22 @@ def check(device: str, dtype: torch.dtype) -> None:
     expected_keys[rows, :, starts], expected_values[rows, :, starts] = rotated[:, 0, 4:], qkv[:, 0, 6:]
     close(keys, expected_keys)
     assert torch.equal(values, expected_values)
-    for bits, group_size, width in ((8, 64, 96), (8, 64, 64), (4, 32, 96), (4, 64, 640)):
+    for bits, group_size, width in ((8, 64, 96), (8, 64, 64), (4, 32, 96), (4, 64, 640), (8, 64, 640)):
         weight, outputs = randn(48, width), 43  # not a multiple of what a program takes
         codes, scales = (
             _quantize_rows(weight) if bits == 8 else _quantize_groups(weight, group_size)
         )  # as QuantizedLinear has them on CUDA
+        codes = pack_codes(codes if bits == 4 else codes.int() + 128, bits)
         if bits == 4:
-            codes = (codes[:, 1::2] << 4 | codes[:, ::2]).to(torch.uint8)
             scales = scales.transpose(0, 1).contiguous()
         expanded = expand_codes(codes, scales, bits, group_size, torch.float32)
         step = weight.float().abs().amax() / (100 if bits == 8 else 5)
         assert (expanded - weight.float()).abs().amax() < step
+        found = triton_quantized.expand(codes[:outputs], scales[:outputs], bits, group_size)
+        close(found, expanded[:outputs].to(dtype))
         for rows in (1, 2, 17):
             x = randn(rows, width)
-            found = triton_kernels.quantized_linear(x, codes[:outputs], scales[:outputs], bits, group_size)
+            found = triton_quantized.quantized_linear(x, codes[:outputs], scales[:outputs], bits, group_size)
             wanted = x.float() @ expanded[:outputs].T
             # the expanded weight is rounded once in 16 bit, the products are summed in float32
             close(found / width**0.5, (wanted / width**0.5).to(dtype))
@@ -117,12 +119,12 @@ class Broken:
 
 def check_probe(device: str, dtype: torch.dtype) -> None:
     """The probe accepts the kernels and names what is wrong with others."""
-    from sphinxkit.llama import triton_attention, triton_kernels
+    from sphinxkit.llama import triton_attention, triton_kernels, triton_quantized
     from sphinxkit.llama.kernels import kernel_fault
 
     where = torch.device(device)
-    for kind in ("layers", "quantized"):
-        assert kernel_fault(triton_kernels, where, kind, dtype) is None
+    assert kernel_fault(triton_kernels, where, "layers", dtype) is None
+    assert kernel_fault(triton_quantized, where, "quantized", dtype) is None
     assert kernel_fault(triton_attention, where, "token", dtype) is None
     assert str(kernel_fault(Broken(triton_kernels), where, dtype=dtype)).startswith("wrong numbers: silu_mul by")
     broken = Broken(triton_kernels, RuntimeError("no such instruction"))
