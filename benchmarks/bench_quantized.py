@@ -1,7 +1,11 @@
-"""Quantised products alone: one token and a few against 8- and 4-bit weights, beside 16 bit and torch's int4 kernel."""
+"""Products alone: one token and a few against 8- and 4-bit weights, beside 16 bit and torch's int4 kernel.
+
+On CUDA also one token against 16 bit: our kernel beside torch's product.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +16,7 @@ from torch import Tensor
 from benchmarks.harness import Case, Context, Work, nbytes
 from sphinxkit.llama import QuantizedLinear
 from sphinxkit.llama.graphs import _record_cuda_graph
+from sphinxkit.llama.kernels import find_kernels
 from sphinxkit.llama.quantization import _quantize_groups
 
 # (rows, columns): the joint projections of LLaMA-2 13B; on a CPU those of the 220 M model.
@@ -31,6 +36,17 @@ def cases(context: Context) -> Iterator[Case]:
             context.randn(outputs, width, dtype=torch.bfloat16) for _ in range(context.rotations(outputs * width))
         ]
         plain: list[Callable[[Tensor], Tensor]] = [lambda x, weight=weight: F.linear(x, weight) for weight in weights]
+        kernels = find_kernels(context.device, "rows")
+        if kernels is not None:
+            x, count = context.randn(1, width, dtype=torch.bfloat16), len(weights)
+            ours = [functools.partial(kernels.linear_row, weight=weight) for weight in weights]
+            yield Case(
+                f"{name}, {width} to {outputs}, 1 row, 16 bits, {count} products",
+                {"sphinxkit": _all(ours, x), "torch": _all(plain, x)},
+                Work(2 * count * outputs * width, count * nbytes(weights[0]), count * outputs * 2, dtype=x.dtype),
+                amount=count,
+                unit="rows",
+            )
         for bits in (8, 4):
             layers = [QuantizedLinear(weight, bits, GROUP_SIZE) for weight in weights]
             rivals = [_torch_int4(weight) for weight in weights] if context.device.type == "cuda" and bits == 4 else []

@@ -51,7 +51,8 @@ class FusedLayers:
         norm_eps: Of every norm.
         head_dim: Channels of a head.
         pack: Multiply with copies in oneDNN's layout (CPU, 16 bit): memory for the layers twice, several rows faster.
-        kernels: On CUDA in 16 bit, let ``triton_kernels`` do what stands between the products, where they work.
+        kernels: On CUDA in 16 bit, let ``triton_kernels`` do what stands between the products, and ``triton_rows`` or
+            ``triton_quantized`` the products of a single row with it, where they work.
     Raises:
         TypeError: A linear layer is wrapped or sharded, only some are quantised, or its weight is not what ``pack`` is
             for.
@@ -108,6 +109,11 @@ class FusedLayers:
     def _through_kernels(self, x: Tensor, step: AttentionStep, kernels: Any) -> Tensor:
         """The same with fewer and larger kernels; ``x`` is contiguous."""
         cache = step.cache if step.pattern.is_token() and isinstance(step.cache, KVCache) else None
+        if cache is not None and len(x) == 1:
+            quantized = isinstance(self._layers[0].qkv, QuantizedLinear)
+            products = find_kernels(x.device, "quantized" if quantized else "rows")
+            if products is not None:
+                return self._row_through_kernels(x, step, cache, kernels, products)
         added: Tensor | None = None
         for index, layer in enumerate(self._layers):
             heads, turned = layer.num_heads, layer.num_heads + layer.num_kv_heads
@@ -123,6 +129,33 @@ class FusedLayers:
             x, normed = kernels.add_rms_norm(x, added, layer.mlp_norm, self._eps)
             added = _linear(kernels.silu_mul(_linear(normed, layer.gate_up)), layer.down)
         return x if added is None else x + added
+
+    def _row_through_kernels(
+        self, x: Tensor, step: AttentionStep, cache: KVCache, kernels: Any, products: Any
+    ) -> Tensor:
+        """One token of one row: what stands between the products but attention is part of them."""
+        eps = self._eps
+        for index, layer in enumerate(self._layers):
+            heads = layer.num_heads + 2 * layer.num_kv_heads
+            qkv = _multiply_row(products, x, layer.qkv, norm=layer.attention_norm, eps=eps)
+            qkv = qkv.view(1, 1, heads, self._head_dim)
+            places = (cache.lengths, cache.keys[index], cache.values[index])
+            attended = attend_to_cache(kernels.rotate_and_store(qkv, step.rotations, *places), step, index)
+            x = _multiply_row(products, attended.to(x.dtype), layer.o, residual=x)
+            gated = _multiply_row(products, x, layer.gate_up, norm=layer.mlp_norm, eps=eps, gated=True)
+            x = _multiply_row(products, gated, layer.down, residual=x)
+        return x
+
+
+def _multiply_row(products: Any, x: Tensor, weight: Weight, **around: Any) -> Tensor:
+    """One row times a weight by ``triton_rows`` or ``triton_quantized``."""
+    out: Tensor
+    if isinstance(weight, QuantizedLinear):
+        packed = (weight.codes, weight.scales, weight.bits, weight.group_size)
+        out = products.quantized_row(x.contiguous(), *packed, **around)
+    else:
+        out = products.linear_row(x.contiguous(), weight, **around)
+    return out
 
 
 def _can_use_kernels(x: Tensor) -> bool:
@@ -216,7 +249,7 @@ def _join(groups: Sequence[Sequence[nn.Linear]]) -> list[Tensor]:
             joint, memory = memory[:size].view(-1, parts[0].shape[1]), memory[size:]
             torch.cat(parts, out=joint)
         else:
-            joint = torch.cat(parts) if len(parts) > 1 else parts[0]
+            joint = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
         start = 0
         for linear in group:
             rows = linear.weight.shape[0]

@@ -14,8 +14,13 @@ from torch import Tensor
 
 from sphinxkit.llama.layers import apply_rope, rope_rotations
 
-Kind = Literal["layers", "quantized", "token"]
-_MODULES: dict[Kind, str] = {"layers": "triton_kernels", "quantized": "triton_quantized", "token": "triton_attention"}
+Kind = Literal["layers", "rows", "quantized", "token"]
+_MODULES: dict[Kind, str] = {
+    "layers": "triton_kernels",
+    "rows": "triton_rows",
+    "quantized": "triton_quantized",
+    "token": "triton_attention",
+}
 Pairs = dict[str, tuple[Tensor, Tensor]]  # what a kernel gives and what is right, by name
 
 # bfloat16 rounds to 2^-9 of values that are at most about 4 here
@@ -30,8 +35,9 @@ def find_kernels(device: torch.device, kind: Kind = "layers") -> Any:
 
     Args:
         device: Where the model runs.
-        kind: "layers": what stands between products (``triton_kernels``); "quantized": products with quantised weights
-            (``triton_quantized``); "token": attention of one token per row (``triton_attention``).
+        kind: "layers": what stands between products (``triton_kernels``); "rows": one row's products
+            (``triton_rows``); "quantized": products with quantised weights (``triton_quantized``); "token": attention
+            of one token per row (``triton_attention``).
     """
     if device.type != "cuda":
         return None
@@ -109,6 +115,53 @@ def _layer_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.devic
     }
 
 
+def _row_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
+    weight, x, residual, norm = randn(24, 96) / 10, randn(1, 96), randn(1, 24), randn(96)
+    return {
+        f"linear_row, {name}": (kernels.linear_row(x, weight, **around), product_around(x, weight, **around))
+        for name, around in _arounds(norm, residual).items()
+    }
+
+
+def _arounds(norm: Tensor, residual: Tensor) -> dict[str, dict[str, Any]]:
+    return {"gated": {"norm": norm, "eps": 1e-5, "gated": True}, "added": {"residual": residual}}
+
+
+def product_around(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    gated: bool = False,
+) -> Tensor:
+    """What ``triton_rows.linear_row`` computes, by torch's operators in float32.
+
+    Args:
+        x: One row or several.
+        weight: The matrix.
+        norm: Scale of each channel of the RMS norm of ``x``; None: ``x`` as it is.
+        eps: Added to the mean square.
+        residual: Added to the product.
+        gated: The result is ``silu(g) * u`` of both halves of the product.
+    Shape:
+        x: (..., I)
+        weight: (O, I)
+        norm: (I,)
+        residual: (..., O)
+        return: (..., O), or (..., O/2) if gated
+    """
+    given = x.float()
+    if norm is not None:
+        given = F.rms_norm(given, given.shape[-1:], norm.float(), eps)
+    out = given @ weight.float().T
+    if gated:
+        gate, up = out.chunk(2, -1)
+        return F.silu(gate) * up
+    return out if residual is None else out + residual.float()
+
+
 def _quantized_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
     scales = {8: randn(24).abs() / 512, 4: randn(24, 4, 2) / 16}
     found = {}
@@ -122,7 +175,13 @@ def _quantized_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.d
             x = randn(count, expanded.shape[1]) / 8
             found[f"quantized_linear, {bits} bits, {count} rows"] = (
                 kernels.quantized_linear(x, packed, scales[bits], bits, 32),
-                x.float() @ expanded.T,
+                product_around(x, expanded),
+            )
+        x = randn(1, expanded.shape[1])
+        for name, around in _arounds(randn(expanded.shape[1]) / 8, randn(1, 24)).items():
+            found[f"quantized_row, {bits} bits, {name}"] = (
+                kernels.quantized_row(x / 8, packed, scales[bits], bits, 32, **around),
+                product_around(x / 8, expanded, **around),
             )
     return found
 
@@ -142,6 +201,7 @@ def _token_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.devic
 
 _PAIRS: dict[Kind, Callable[..., Pairs]] = {
     "layers": _layer_pairs,
+    "rows": _row_pairs,
     "quantized": _quantized_pairs,
     "token": _token_pairs,
 }

@@ -280,7 +280,8 @@ class LlamaModel(nn.Module):
                 memory again and makes steps of 2 to 8 tokens 1.2 to 1.8 times and prefill 1.1 to 1.4 times as fast in
                 their matrix products; a single token gains nothing. Values changed later in place are not seen.
             kernels: On CUDA in 16 bit: Triton kernels of ours for norms, rotations and the gate, 5 launches of a
-                layer's step instead of 14, where they work (they are tried once); False: torch's operators.
+                layer's step instead of 14 beside its products; a single row's products do most of that themselves, 7
+                launches in all. Where they work (they are tried once); False: torch's operators.
         Raises:
             TypeError: A linear layer is wrapped or sharded, only some are quantised, or ``pack`` does not fit.
         """

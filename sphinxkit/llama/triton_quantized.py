@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sphinxkit.llama.triton_rows import new_output, rows_of_program, store_outputs
+
 MAX_ROWS = 32  # that quantized_linear is made for: more are cheaper with the matrix expanded in memory
 # The bits of the float 2^23: below it stands an integer of 23 bits. The kernels get it as an argument, since a mask and
 # a bit pattern that are both constants take two instructions, and with one of them in a register one.
@@ -47,27 +49,10 @@ def quantized_linear(x: Tensor, codes: Tensor, scales: Tensor, bits: int, group_
         scales: (O,) or (O, I / group_size, 2)
         return: (M, O), in the dtype of ``x``
     """
+    if len(x) == 1:
+        return quantized_row(x, codes, scales, bits, group_size)
     rows, width = x.shape
     outputs = len(codes)
-    group_chunks = _group_chunks(bits, group_size)
-    if rows == 1:
-        out = x.new_empty(1, outputs)
-        each, warps = (_OUTPUTS, 1) if outputs >= _MANY else (_FEW_OUTPUTS, 2)
-        _quantized_row[(triton.cdiv(outputs, each),)](
-            x,
-            codes,
-            scales,
-            out,
-            outputs,
-            width,
-            _MAGIC,
-            bits=bits,
-            group_chunks=group_chunks,
-            block=_CHUNKS * warps,
-            each=each,
-            num_warps=warps,
-        )
-        return out
     programs = triton.cdiv(outputs, _TILE)
     shares = min(_MAX_SHARES, triton.cdiv(_PROGRAMS, programs), triton.cdiv(codes.shape[1], _BLOCK_WORDS))
     parts = x.new_empty(shares, rows, outputs, dtype=x.dtype if shares == 1 else torch.float32)
@@ -81,13 +66,71 @@ def quantized_linear(x: Tensor, codes: Tensor, scales: Tensor, bits: int, group_
         _MAGIC,
         rows,
         bits=bits,
-        group_chunks=group_chunks,
+        group_chunks=_group_chunks(bits, group_size),
         block=_BLOCK_WORDS,
         each=_TILE,
         block_rows=max(16, triton.next_power_of_2(rows)),
         num_warps=1,
     )
     return parts[0] if shares == 1 else parts.sum(0).to(x.dtype)
+
+
+def quantized_row(
+    x: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    bits: int,
+    group_size: int,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    gated: bool = False,
+) -> Tensor:
+    """One row times a quantised matrix, with what stands before and behind the product: see ``triton_rows.linear_row``.
+
+    Args:
+        x: A single row, contiguous.
+        codes: As ``quantized_linear`` takes them.
+        scales: Likewise.
+        bits: 8 or 4.
+        group_size: Columns of a group, with 4 bits.
+        norm: As ``linear_row`` takes it, and so all else.
+        eps: See there.
+        residual: See there.
+        gated: See there.
+    Shape:
+        x: (..., I) with one row
+        codes: (O, I * bits / 32) int32
+        scales: (O,) or (O, I / group_size, 2)
+        norm: (I,)
+        residual: (..., O)
+        return: (..., O), or (..., O/2) if gated
+    """
+    outputs = len(codes)
+    out = new_output(x, outputs, gated)
+    each, warps = (_OUTPUTS, 1) if outputs >= _MANY else (_FEW_OUTPUTS, 2)
+    _quantized_row[(triton.cdiv(outputs, each),)](
+        x,
+        codes,
+        scales,
+        out,
+        x if norm is None else norm,
+        x if residual is None else residual,
+        outputs,
+        x.shape[-1],
+        eps,
+        _MAGIC,
+        bits=bits,
+        group_chunks=_group_chunks(bits, group_size),
+        normed=norm is not None,
+        adds=residual is not None,
+        gated=gated,
+        block=_CHUNKS * warps,
+        each=each,
+        num_warps=warps,
+    )
+    return out
 
 
 def expand(codes: Tensor, scales: Tensor, bits: int, group_size: int) -> Tensor:
@@ -145,23 +188,29 @@ def _quantized_row(
     codes,
     scales,
     out,
+    norm,
+    residual,
     num_outputs,
     width,
+    eps,
     magic,
     bits: tl.constexpr,
     group_chunks: tl.constexpr,
+    normed: tl.constexpr,
+    adds: tl.constexpr,
+    gated: tl.constexpr,
     block: tl.constexpr,
     each: tl.constexpr,
 ):
     per_word: tl.constexpr = 32 // bits
-    outputs = tl.program_id(0) * each + tl.arange(0, each)
-    there = outputs < num_outputs
+    outputs, there = rows_of_program(num_outputs, each, gated)
     own, real = outputs.to(tl.int64)[:, None, None], there[:, None, None]
     chunks = width // (4 * per_word)
     lane = tl.arange(0, 4)[None, None, :]
     # (outputs, chunks, 4 words of a chunk) in all that follows: every thread has whole chunks, and nothing of one
     # thread goes to another before the last sum
     total = tl.zeros((each, block, 1), tl.float32)
+    squares = tl.zeros((1, block, 4), tl.float32)
     for start in range(0, chunks, block):
         chunk = (start + tl.arange(0, block))[None, :, None]
         inside = chunk < chunks
@@ -171,6 +220,9 @@ def _quantized_row(
         for index in tl.static_range(per_word):
             column = 4 * per_word * chunk + 4 * index + lane
             given = tl.load(x + column, mask=inside, other=0.0).to(tl.float32)
+            if normed:
+                squares += given * given
+                given *= tl.load(norm + column, mask=inside, other=0.0).to(tl.float32)
             found += _unpack(word, magic, bits, index) * given
             sums += given
         product = tl.sum(found, axis=2, keep_dims=True)
@@ -183,7 +235,8 @@ def _quantized_row(
     result = tl.sum(tl.sum(total, axis=2), axis=1)
     if group_chunks == 0:
         result = result * tl.load(scales + outputs, mask=there, other=0.0).to(tl.float32)
-    tl.store(out + outputs, result.to(out.dtype.element_ty), mask=there)
+    square = tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0)
+    store_outputs(result, square, out, residual, num_outputs, width, eps, normed, adds, gated, each)
 
 
 @triton.jit

@@ -63,10 +63,11 @@ def resource_usage(triton: Path, binary: bytes) -> str:
 
 
 def call_all(dtype: torch.dtype) -> None:
-    from sphinxkit.llama import triton_attention, triton_kernels, triton_quantized
+    from sphinxkit.llama import triton_attention, triton_kernels, triton_quantized, triton_rows
 
+    norm = torch.empty(EMBED_DIM, dtype=dtype)
     for rows in (1, 32):
-        x, norm = torch.empty(rows, 1, EMBED_DIM, dtype=dtype), torch.empty(EMBED_DIM, dtype=dtype)
+        x = torch.empty(rows, 1, EMBED_DIM, dtype=dtype)
         for delta in (None, x):
             triton_kernels.add_rms_norm(x, delta, norm, 1e-5)
         triton_kernels.silu_mul(torch.empty(rows, 1, 2 * HIDDEN_DIM, dtype=dtype))
@@ -82,9 +83,19 @@ def call_all(dtype: torch.dtype) -> None:
             for bits in (8, 4):
                 codes = torch.empty(outputs, EMBED_DIM * bits // 32, dtype=torch.int32)
                 scales = torch.empty((outputs,) if bits == 8 else (outputs, EMBED_DIM // 64, 2), dtype=dtype)
-                triton_quantized.quantized_linear(x[:, 0], codes, scales, bits, 64)
-                if rows == 1 and outputs == EMBED_DIM:
-                    triton_quantized.expand(codes, scales, bits, 64)
+                if rows > 1:
+                    triton_quantized.quantized_linear(x[:, 0], codes, scales, bits, 64)
+                    continue
+                weight = torch.empty(outputs, EMBED_DIM, dtype=dtype)
+                triton_quantized.expand(codes, scales, bits, 64)
+                arounds = (
+                    ({"norm": norm, "eps": 1e-5}, {"norm": norm, "eps": 1e-5, "gated": True})
+                    if outputs > EMBED_DIM
+                    else ({"residual": x},)
+                )
+                for around in arounds:
+                    triton_rows.linear_row(x, weight, **around)
+                    triton_quantized.quantized_row(x, codes, scales, bits, 64, **around)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +124,7 @@ def test_every_kernel_compiles_without_spilling(tmp_path: Path, capability: int,
         "_attend_share",
         "_expand",
         "_join_shares",
+        "_linear_row",
         "_quantized_row",
         "_quantized_rows",
         "_rotate_and_store",

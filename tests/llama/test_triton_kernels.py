@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sphinxkit.llama import LlamaModel
-from sphinxkit.llama.kernels import expand_codes, find_kernels, pack_codes
+from sphinxkit.llama import KVCache, LlamaModel, quantize
+from sphinxkit.llama.kernels import expand_codes, find_kernels, pack_codes, product_around
 from sphinxkit.llama.layers import apply_rope, rope_rotations
-from sphinxkit.llama.quantization import _quantize_groups, _quantize_rows
+from sphinxkit.llama.quantization import QuantizedLinear, _quantize_groups, _quantize_rows
 
 # float32: sums in another order. 16 bit: both round at the same places, so that a value at the border between two
 # neighbours may fall on the other side: a step of the format, at values up to 4.
@@ -79,6 +79,42 @@ def check(device: str, dtype: torch.dtype) -> None:
             close(found / width**0.5, (wanted / width**0.5).to(dtype))
 
 
+def check_rows(device: str, dtype: torch.dtype) -> None:
+    """One row's products with all that can stand around them, at sizes that fill no block, and more than one."""
+    from sphinxkit.llama import triton_quantized, triton_rows
+
+    generator = torch.Generator().manual_seed(1)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    for outputs, width in ((42, 96), (18, 1280)):
+        weight = randn(48, width) / width**0.5
+        x, norm, residual = randn(1, 1, width), randn(width), randn(1, 1, outputs)
+        packed = []
+        for bits in (8, 4):
+            codes, scales = _quantize_rows(weight) if bits == 8 else _quantize_groups(weight, 32)
+            codes = pack_codes(codes if bits == 4 else codes.int() + 128, bits)
+            scales = scales if bits == 8 else scales.transpose(0, 1).contiguous()
+            packed.append((codes[:outputs], scales[:outputs].contiguous(), bits, 32))
+        arounds: tuple[dict[str, Any], ...] = (
+            {},
+            {"norm": norm, "eps": 1e-5},
+            {"residual": residual},
+            {"gated": True},
+            {"norm": norm, "eps": 1e-5, "residual": residual},
+            {"norm": norm, "eps": 1e-5, "gated": True},
+        )
+        for around in arounds:
+            found = triton_rows.linear_row(x, weight[:outputs], **around)
+            wanted = product_around(x, weight[:outputs], **around)
+            torch.testing.assert_close(found.float(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+            for codes, scales, bits, group_size in packed:
+                found = triton_quantized.quantized_row(x, codes, scales, bits, group_size, **around)
+                wanted = product_around(x, expand_codes(codes, scales, bits, group_size, torch.float32), **around)
+                torch.testing.assert_close(found.float(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
 def check_attention(device: str, dtype: torch.dtype) -> None:
     """Attention of one token per row beside plain products in float64; the cache is not packed."""
     from sphinxkit.llama import backends, triton_attention
@@ -119,11 +155,12 @@ class Broken:
 
 def check_probe(device: str, dtype: torch.dtype) -> None:
     """The probe accepts the kernels and names what is wrong with others."""
-    from sphinxkit.llama import triton_attention, triton_kernels, triton_quantized
+    from sphinxkit.llama import triton_attention, triton_kernels, triton_quantized, triton_rows
     from sphinxkit.llama.kernels import kernel_fault
 
     where = torch.device(device)
     assert kernel_fault(triton_kernels, where, "layers", dtype) is None
+    assert kernel_fault(triton_rows, where, "rows", dtype) is None
     assert kernel_fault(triton_quantized, where, "quantized", dtype) is None
     assert kernel_fault(triton_attention, where, "token", dtype) is None
     assert str(kernel_fault(Broken(triton_kernels), where, dtype=dtype)).startswith("wrong numbers: silu_mul by")
@@ -131,33 +168,58 @@ def check_probe(device: str, dtype: torch.dtype) -> None:
     assert kernel_fault(broken, where, dtype=dtype) == "a probing call failed: RuntimeError: no such instruction"
 
 
-def check_layers() -> None:
+def check_layers(quantized: bool) -> None:
     """Fused layers go through the kernels on a CPU, too, where they are made to: prompts and tokens of ragged rows."""
-    from sphinxkit.llama import fused, triton_kernels
+    from sphinxkit.llama import fused, triton_kernels, triton_quantized, triton_rows
 
-    sizes = {"vocab_size": 61, "embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 48}
+    sizes = {"vocab_size": 61, "embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 64}
     model = LlamaModel(**sizes, max_seq_len=20).requires_grad_(False)
     model.init_weights(torch.Generator().manual_seed(0))
+    if quantized:
+        quantize(model, 8)
     model.fuse()
     embeds = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(0))
 
-    def run() -> torch.Tensor:
-        cache, lengths = model.make_cache(3), torch.tensor([7, 1, 4])
-        found = [model(embeds[:, :7], cache=cache, lengths=lengths)[torch.arange(3), lengths - 1]]
-        found += [model(embeds[:, 8 + step : 9 + step], cache=cache)[:, 0] for step in range(3)]
-        return torch.stack(found)
+    def start(rows: int) -> KVCache:
+        cache = model.make_cache(rows)
+        model(embeds[:rows, :7], cache=cache, lengths=[7, 1, 4][:rows])
+        return cache
 
-    expected = run()
+    def go_on(cache: KVCache) -> torch.Tensor:
+        rows = cache.batch_size
+        return torch.stack([model(embeds[:rows, 8 + step : 9 + step], cache=cache) for step in range(3)])
+
+    expected = {rows: go_on(start(rows)) for rows in (3, 1)}
+    row = start(1)
+    for linear in model.modules():
+        if isinstance(linear, QuantizedLinear):  # as they are on CUDA
+            linear.codes = pack_codes(linear.codes.int() + 128, 8)
+    model.fuse()
     calls: list[str] = []
 
     class Counted:
+        def __init__(self, module: Any) -> None:
+            self._module = module
+
         def __getattr__(self, name: str) -> Any:
             calls.append(name)
-            return getattr(triton_kernels, name)
+            return getattr(self._module, name)
 
-    fused._can_use_kernels, fused.find_kernels = lambda x: True, lambda device: Counted()  # type: ignore[assignment]
-    torch.testing.assert_close(run(), expected, atol=1e-5, rtol=0)
-    assert (calls.count("add_rms_norm"), calls.count("silu_mul"), calls.count("rotate_and_store")) == (16, 8, 6)
+    modules = {"layers": triton_kernels, "rows": triton_rows, "quantized": triton_quantized}
+    fused._can_use_kernels = lambda x: True
+    fused.find_kernels = lambda device, kind="layers": Counted(modules[kind])  # type: ignore[assignment]
+    torch.testing.assert_close(go_on(row), expected[1], atol=1e-5, rtol=0)
+    product = "quantized_row" if quantized else "linear_row"
+    assert {name: calls.count(name) for name in set(calls)} == {product: 24, "rotate_and_store": 6}
+    if quantized:  # a CPU has no way from these codes to a product of several rows
+        return
+    calls.clear()
+    torch.testing.assert_close(go_on(start(3)), expected[3], atol=1e-5, rtol=0)
+    assert {name: calls.count(name) for name in set(calls)} == {
+        "add_rms_norm": 16,
+        "silu_mul": 8,
+        "rotate_and_store": 6,
+    }
 
 
 def test_there_are_none_for_a_cpu() -> None:
@@ -171,7 +233,6 @@ def test_interpreted() -> None:
         f"import sys, torch\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_triton_kernels import *\n"
         "for dtype in (torch.float16, torch.float32):\n    check('cpu', dtype)\n    check_attention('cpu', dtype)\n"
         "    check_probe('cpu', dtype)\n"
-        "check_layers()"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -182,30 +243,31 @@ def test_interpreted() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_on_a_gpu(dtype: torch.dtype) -> None:
     check("cuda", dtype)
+    check_rows("cuda", dtype)
     check_attention("cuda", dtype)
     check_probe("cuda", dtype)
-    for kind in ("layers", "quantized", "token"):
+    for kind in ("layers", "rows", "quantized", "token"):
         assert find_kernels(torch.device("cuda"), kind) is not None
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_kv_heads", [2, 4])
 @pytest.mark.parametrize("kernels", [True, False])
-def test_fused_layers_go_through_them(small_llama: Builder, num_kv_heads: int, kernels: bool) -> None:
+@pytest.mark.parametrize("rows", [1, 3])
+def test_fused_layers_go_through_them(small_llama: Builder, num_kv_heads: int, kernels: bool, rows: int) -> None:
     exact = small_llama(num_kv_heads=num_kv_heads).requires_grad_(False)
     half = small_llama(num_kv_heads=num_kv_heads).requires_grad_(False).to("cuda", torch.bfloat16)
     exact.load_state_dict(half.state_dict())
     half.fuse(kernels=kernels)
-    embeds = torch.randn(3, 12, 32, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    embeds = torch.randn(rows, 12, 32, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     expected = exact(embeds.float())
-    cache, lengths = half.make_cache(3), torch.tensor([7, 1, 4])
+    cache, lengths = half.make_cache(rows), torch.tensor([7, 1, 4][:rows])
     logits = half(embeds[:, :7].cuda(), cache=cache, lengths=lengths)
     tolerance = BF16_RELATIVE_TOLERANCE * float(expected.std())
     for row, length in enumerate(lengths.tolist()):
         torch.testing.assert_close(logits[row, :length].float().cpu(), expected[row, :length], atol=tolerance, rtol=0)
+    each = torch.arange(rows)
     for _ in range(5):
-        step = embeds[torch.arange(3), lengths][:, None]
-        found = half(step.cuda(), cache=cache)
-        wanted = expected[torch.arange(3), lengths][:, None]
-        torch.testing.assert_close(found.float().cpu(), wanted, atol=tolerance, rtol=0)
+        found = half(embeds[each, lengths][:, None].cuda(), cache=cache)
+        torch.testing.assert_close(found.float().cpu(), expected[each, lengths][:, None], atol=tolerance, rtol=0)
         lengths += 1
