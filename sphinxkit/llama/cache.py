@@ -187,7 +187,8 @@ class KVCache:
     def plan(self, width: int, counts: Sequence[int] | Tensor | None = None) -> CacheStep:
         """Where the next ``width`` columns go. Nothing is written.
 
-        With static shapes a decoding step (width 1) does not wait for the device, except close to the capacity.
+        With static shapes a prompt into an empty cache and a decoding step (width 1) do not wait for the device, except
+        close to the capacity.
 
         Args:
             width: Columns of the pass, S.
@@ -197,11 +198,11 @@ class KVCache:
         """
         given, known = self._check_counts(width, counts)
         starts: list[int] | None = None
-        if not self.static_shapes or known is not None or self._longest + width > self.max_seq_len:
+        if self.static_shapes and self._longest == 0:
+            starts = [0] * self.batch_size
+        elif not self.static_shapes or known is not None or self._longest + width > self.max_seq_len:
             starts = self.lengths.tolist()
             self._longest = max(starts)
-        elif self._longest == 0:
-            starts = [0] * self.batch_size
         ends: tuple[int, ...] | None = None
         if starts is not None:
             if known is None and given is not None:

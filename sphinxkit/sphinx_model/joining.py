@@ -106,13 +106,14 @@ def loss_sums(
     if seq_lens is not None:  # a sample's first token is not the continuation of the sample before it
         starts = torch.tensor(seq_lens[:-1], device=model.device, dtype=torch.long).cumsum(0) - 1
         targets = targets.index_fill(1, starts, IGNORE_INDEX)
-    learnt = targets != IGNORE_INDEX
-    check_vocabulary("labels", targets[learnt], model.llm.vocab_size)
-    count = learnt.sum()
-    if count == 0:
+    is_learnt = targets != IGNORE_INDEX
+    places = is_learnt.nonzero(as_tuple=True)  # the only wait for the device
+    learnt, count = targets[places], is_learnt.sum()
+    check_vocabulary("labels", learnt, model.llm.vocab_size)
+    if not len(learnt):
         return model.llm.lm_head(hidden[:, :1]).float().sum() * 0.0, count
-    logits = model.llm.lm_head(hidden[learnt])
-    return F.cross_entropy(logits.float(), targets[learnt], reduction="sum"), count
+    logits = model.llm.lm_head(hidden[places])
+    return F.cross_entropy(logits.float(), learnt, reduction="sum"), count
 
 
 def _check_rows(image_rows: Sequence[int] | None, num_rows: int, num_images: int) -> list[int]:
