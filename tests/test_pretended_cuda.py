@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class PretendedCuda(TorchDispatchMode):
         torch._C._ensureCUDADeviceGuardSet()
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
         self.waits: collections.Counter[str] = collections.Counter()
+        self.uploads: collections.Counter[str] = collections.Counter()
         for name, value in (("is_available", True), ("current_device", 0), ("device_count", 1), ("_lazy_init", None)):
             monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
         # these ask the driver before any mode sees them
@@ -62,6 +63,8 @@ class PretendedCuda(TorchDispatchMode):
         if not is_on_device:
             if device.type != "cuda":
                 return func(*args, **kwargs)
+            if args and isinstance(args[0], Tensor):
+                self.uploads[_line()] += 1
             with self._fakes:
                 moved = [self._fakes.from_tensor(each) if isinstance(each, Tensor) else each for each in args]
                 return func(*moved, **kwargs)
@@ -69,11 +72,12 @@ class PretendedCuda(TorchDispatchMode):
             return self._fetch(args[0]).item()
         if func is _aten._to_copy.default and kwargs.get("device") is not None and device.type == "cpu":
             return self._fetch(args[0])
-        if func is _aten.copy_.default and not isinstance(args[1], FakeTensor):  # to the device: no wait
+        if func is _aten.copy_.default and not isinstance(args[1], FakeTensor):
+            self.uploads[_line()] += 1
             return args[0]
         if func is _aten.nonzero.default:
             size = max(1, args[0].numel() // 2)
-            self._note()
+            self.waits[_line()] += 1
             with self._fakes:
                 return torch.zeros(size, args[0].ndim, dtype=torch.long, device="cuda")
         if func._schema.name.split("::")[1] in _RANDOM:
@@ -81,13 +85,8 @@ class PretendedCuda(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _fetch(self, tensor: Tensor) -> Tensor:
-        self._note()
+        self.waits[_line()] += 1
         return torch.full(tensor.shape, TOKEN if tensor.dtype != torch.bool else 0, dtype=tensor.dtype)
-
-    def _note(self) -> None:
-        frames = traceback.extract_stack()
-        frame = next((each for each in reversed(frames) if each.filename.startswith(_PACKAGE)), frames[0])
-        self.waits[f"{Path(frame.filename).name}: {frame.line}"] += 1
 
     @contextmanager
     def counted(self) -> Iterator[collections.Counter[str]]:
@@ -106,6 +105,13 @@ class PretendedCuda(TorchDispatchMode):
             for name, buffer in part._buffers.items():
                 if buffer is not None:
                     part._buffers[name] = torch.empty_like(buffer, device="cuda")
+
+
+def _line() -> str:
+    """The line of the package that is at work."""
+    frames = traceback.extract_stack()
+    frame = next((each for each in reversed(frames) if each.filename.startswith(_PACKAGE)), frames[0])
+    return f"{Path(frame.filename).name}: {frame.line}"
 
 
 def _tensor(made: Any, data: Any, dtype: torch.dtype | None, device: Any) -> Tensor:
@@ -168,6 +174,32 @@ def test_generation_waits_once_for_the_first_token_and_once_for_each_chunk(
             )
     assert [len(each.token_ids) for each in found] == [1 + 2 * CHUNK] * 2
     assert sorted(waits.values()) == [1, 2], waits
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_what_a_cuda_graph_records_neither_waits_nor_uploads(
+    cuda: PretendedCuda, model: SphinxModel, bits: int | None, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = []
+
+    def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        cuda.uploads.clear()
+        with cuda.counted() as waits:
+            run()
+        recorded.append((dict(waits), dict(cuda.uploads)))
+        return run
+
+    monkeypatch.setattr("sphinxkit.llama.graphs._record_cuda_graph", record)
+    with cuda:
+        if bits is not None:
+            quantize(model.llm, bits, 32)
+        model.llm.fuse()
+        model.llm.use_cuda_graphs()
+        model.generate(
+            ["What?", "And this?"], images=[IMAGE] * 2, max_new_tokens=12, temperature=temperature, stop=None
+        )
+    assert recorded == [({}, {})]
 
 
 def test_a_second_question_and_a_draft(cuda: PretendedCuda, model: SphinxModel) -> None:
