@@ -42,7 +42,7 @@ def cases(context: Context) -> Iterator[Case]:
             ours = [functools.partial(kernels.linear_row, weight=weight) for weight in weights]
             yield Case(
                 f"{name}, {width} to {outputs}, 1 row, 16 bits, {count} products",
-                {"sphinxkit": _all(ours, x), "torch": _all(plain, x)},
+                {"sphinxkit": _all(ours, x), "bfloat16": _all(plain, x)},
                 Work(2 * count * outputs * width, count * nbytes(weights[0]), count * outputs * 2, dtype=x.dtype),
                 amount=count,
                 unit="rows",

@@ -15,7 +15,7 @@ PACKAGE = Path(sphinxkit.__file__).parent
 
 # The lowest layer first; a module imports its own family and lower layers.
 LAYERS = [
-    {"errors", "registry", "features", "geometry", "pixels", "atomic", "tensor_source"},
+    {"errors", "registry", "features", "geometry", "pixels", "atomic", "tensor_source", "upload"},
     {
         "encoders",
         "mixers",

@@ -13,6 +13,7 @@ from sphinxkit.generation.cache_rows import copy_rows
 from sphinxkit.generation.prefill import pass_cost, prefill_groups
 from sphinxkit.generation.rows import Row
 from sphinxkit.generation.sampling import TokenChoice
+from sphinxkit.upload import upload
 
 if TYPE_CHECKING:
     from sphinxkit.llama import KVCache, LlamaModel
@@ -183,7 +184,7 @@ class RunningBatch:
             self._verify(cache, rows, drafts)
             return
         if self._tokens is None:
-            self._tokens = torch.tensor([row.written[-1] for row in rows], device=cache.device)
+            self._tokens = upload([row.written[-1] for row in rows], cache.device)
         num_passes = self._num_passes(cache, rows)
         choice = TokenChoice(rows, num_passes, cache.device)
         chosen = []
@@ -211,7 +212,7 @@ class RunningBatch:
             [row.written[-1], *draft, *[0] * (width - count)]
             for row, draft, count in zip(rows, drafts, counts, strict=True)
         ]
-        tokens = torch.tensor(lines, device=cache.device)
+        tokens = upload(lines, cache.device)
         are_full = min(counts) == width
         logits = self._llm(self._llm.embed(tokens), cache=cache, lengths=None if are_full else counts)
         chosen = logits.argmax(-1)
@@ -227,5 +228,5 @@ class RunningBatch:
                     row.push(token)
                     row.num_accepted += index < agreed
         if any(unread):
-            cache.lengths -= torch.tensor(unread, device=cache.device)  # forget what was not confirmed
+            cache.lengths -= upload(unread, cache.device)  # forget what was not confirmed
         self._tokens = None

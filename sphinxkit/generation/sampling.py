@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
+from sphinxkit.upload import upload
 
 if TYPE_CHECKING:
     from sphinxkit.generation.rows import Row
@@ -98,8 +99,7 @@ class TokenChoice:
         self._groups: list[tuple[float, float, Tensor, Iterator[Tensor]]] = []
         for (temperature, top_p), members in alike.items():
             draws = torch.stack([torch.cat([rows[index].draw() for _ in range(num_steps)]) for index in members], dim=1)
-            where = torch.tensor(members, device=device)
-            self._groups.append((temperature, top_p, where, iter(draws.to(device))))
+            self._groups.append((temperature, top_p, upload(members, device), iter(upload(draws, device))))
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token of each row.

@@ -26,6 +26,7 @@ from sphinxkit.llama.cache import CacheStep
 from sphinxkit.llama.kernels import find_kernels
 from sphinxkit.llama.packed import MAX_LENGTH, causal_attention, packed_attention
 from sphinxkit.registry import Registry
+from sphinxkit.upload import upload
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 # Of a row that is read in blocks. At 256 tokens the calls cost more than they save (0.8 of torch's speed);
@@ -69,7 +70,7 @@ class AttentionPattern:
         causal = columns <= columns[:, None]
         if self.seq_lens is not None:
             sample = torch.arange(len(self.seq_lens), device=self.device)
-            sample = sample.repeat_interleave(torch.tensor(self.seq_lens, device=self.device))
+            sample = sample.repeat_interleave(upload(self.seq_lens, self.device), output_size=sum(self.seq_lens))
             causal = causal & (sample == sample[:, None])
         return causal[None, None]
 

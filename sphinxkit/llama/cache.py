@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import ShapeError
+from sphinxkit.upload import upload
 
 _SLOT_MULTIPLE = 8  # additive masks want rows of a multiple of 8 elements in CUDA's memory-efficient kernel
 
@@ -160,7 +161,7 @@ class KVCache:
             self.lengths.zero_()
             self._longest = 0
         else:
-            self.lengths[torch.as_tensor(rows, device=self.device)] = 0
+            self.lengths[upload(rows, self.device)] = 0
 
     def keep_rows(self, rows: Sequence[int] | Tensor) -> None:
         """Drop all rows but some, in place: the batch becomes smaller, the memory stays.
@@ -181,7 +182,7 @@ class KVCache:
                         if target != source:
                             tensor[target, :, :longest] = tensor[source, :, :longest]
                     tensors[layer] = tensor[: len(kept)]
-            self.lengths = self.lengths[torch.tensor(kept, device=self.device)]
+            self.lengths = self.lengths[upload(kept, self.device)]
         self.batch_size = len(kept)
 
     def plan(self, width: int, counts: Sequence[int] | Tensor | None = None) -> CacheStep:
@@ -274,7 +275,7 @@ class KVCache:
         tokens: Tensor | None = None
         if known is not None and width > 1:  # padding may not fit, so it is left out; one column always fits
             real = [row * width + column for row, count in enumerate(known) for column in range(count)]
-            tokens = torch.tensor(real, device=self.device, dtype=torch.int64)
+            tokens = upload(real, self.device, torch.int64)
             rows, slots = rows[tokens], slots[tokens]
         return CacheStep(width, self.lengths, ends, counts, None, num_keys, tokens, rows, slots)
 
@@ -290,7 +291,7 @@ class KVCache:
         known = given.tolist() if given.device.type == "cpu" or width > 1 else None
         if known is not None and not all(0 <= count <= width for count in known):
             raise ShapeError(f"lengths: expected numbers between 0 and the {width} columns given, got {known}")
-        return given.to(self.device), known if width > 1 or not self.static_shapes else None
+        return upload(given, self.device), known if width > 1 or not self.static_shapes else None
 
     def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheStep) -> None:
         """Store one layer's new keys and values. The gradient ends here.

@@ -151,7 +151,8 @@ def _multiply_row(products: Any, x: Tensor, weight: Weight, **around: Any) -> Te
     """One row times a weight by ``triton_rows`` or ``triton_quantized``."""
     out: Tensor
     if isinstance(weight, QuantizedLinear):
-        packed = (weight.codes, weight.scales, weight.bits, weight.group_size)
+        buffers = weight._buffers  # nn.Module.__getattr__ takes long
+        packed = (buffers["codes"], buffers["scales"], weight.bits, weight.group_size)
         out = products.quantized_row(x.contiguous(), *packed, **around)
     else:
         out = products.linear_row(x.contiguous(), weight, **around)

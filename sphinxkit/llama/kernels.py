@@ -23,6 +23,7 @@ _MODULES: dict[Kind, str] = {
 }
 Pairs = dict[str, tuple[Tensor, Tensor]]  # what a kernel gives and what is right, by name
 
+_LOOPED = 2304  # columns that no program of a row's products reads in one go
 # bfloat16 rounds to 2^-9 of values that are at most about 4 here
 _TOLERANCE = 0.05
 
@@ -116,7 +117,8 @@ def _layer_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.devic
 
 
 def _row_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
-    weight, x, residual, norm = randn(24, 96) / 10, randn(1, 96), randn(1, 24), randn(96)
+    width = _LOOPED
+    weight, x, residual, norm = randn(24, width) / width**0.5, randn(1, width), randn(1, 24), randn(width)
     return {
         f"linear_row, {name}": (kernels.linear_row(x, weight, **around), product_around(x, weight, **around))
         for name, around in _arounds(norm, residual).items()
@@ -163,26 +165,29 @@ def product_around(
 
 
 def _quantized_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
-    scales = {8: randn(24).abs() / 512, 4: randn(24, 4, 2) / 16}
+    def pack(outputs: int, width: int, bits: int) -> tuple[Tensor, Tensor, int, int]:
+        half = 1 << (bits - 1)
+        codes = (randn(outputs, width).float() * half / 3 + half).round().clamp(0, 2 * half - 1)
+        scales = randn(outputs).abs() / 512 if bits == 8 else randn(outputs, width // 32, 2) / 16
+        return pack_codes(codes.int(), bits), scales, bits, 32
+
     found = {}
     for bits in (8, 4):
-        half = 1 << (bits - 1)
-        codes = (randn(24, 128).float() * half / 3 + half).round().clamp(0, 2 * half - 1)
-        packed = pack_codes(codes.int(), bits)
-        expanded = expand_codes(packed, scales[bits], bits, 32, torch.float32)
-        found[f"expand, {bits} bits"] = (kernels.expand(packed, scales[bits], bits, 32), expanded)
-        for count in (1, 3):
-            x = randn(count, expanded.shape[1]) / 8
-            found[f"quantized_linear, {bits} bits, {count} rows"] = (
-                kernels.quantized_linear(x, packed, scales[bits], bits, 32),
-                product_around(x, expanded),
-            )
-        x = randn(1, expanded.shape[1])
-        for name, around in _arounds(randn(expanded.shape[1]) / 8, randn(1, 24)).items():
-            found[f"quantized_row, {bits} bits, {name}"] = (
-                kernels.quantized_row(x / 8, packed, scales[bits], bits, 32, **around),
-                product_around(x / 8, expanded, **around),
-            )
+        packed = pack(24, 128, bits)
+        expanded = expand_codes(*packed, torch.float32)
+        found[f"expand, {bits} bits"] = (kernels.expand(*packed, torch.float32), expanded)
+        x = randn(3, 128) / 8
+        found[f"quantized_linear, {bits} bits"] = (kernels.quantized_linear(x, *packed), product_around(x, expanded))
+        # few outputs and many go to programs of different sizes
+        for outputs, width in ((24, _LOOPED), (kernels.MANY_OUTPUTS, _LOOPED // 2)):
+            packed = pack(outputs, width, bits)
+            expanded = expand_codes(*packed, torch.float32)
+            x, norm, residual = randn(1, width) / width**0.5, randn(width), randn(1, outputs)
+            for name, around in _arounds(norm / width**0.5, residual).items():
+                found[f"quantized_row, {bits} bits, {outputs} outputs, {name}"] = (
+                    kernels.quantized_row(x, *packed, **around),
+                    product_around(x, expanded, **around),
+                )
     return found
 
 
@@ -218,11 +223,11 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
         bits: 8 or 4.
     Shape:
         codes: (O, I) int32, I a multiple of 128 / bits
-        return: (O, I * bits / 32) int32
+        return: (O, I * bits / 32) int32, contiguous
     """
-    parts = codes.view(len(codes), -1, 32 // bits, 4)
-    words = parts[:, :, 0].clone()
-    for index in range(1, 32 // bits):
+    parts = codes.reshape(len(codes), -1, 32 // bits, 4)
+    words = torch.zeros_like(parts[:, :, 0], memory_format=torch.contiguous_format)
+    for index in range(32 // bits):
         words |= parts[:, :, index] << bits * index
     return words.flatten(1)
 
@@ -241,10 +246,11 @@ def expand_codes(codes: Tensor, scales: Tensor, bits: int, group_size: int, dtyp
         scales: (O,) or (O, I / group_size, 2)
         return: (O, I)
     """
-    places = torch.arange(0, 32, bits, dtype=torch.int32, device=codes.device)
-    parts = codes.view(len(codes), -1, 1, 4) >> places[:, None] & (1 << bits) - 1
-    centred = (parts.flatten(1) - (1 << (bits - 1))).to(dtype)
+    words = codes.view(len(codes), -1, 4)
+    centred = torch.empty(len(codes), words.shape[1], 32 // bits, 4, dtype=dtype, device=codes.device)
+    for index in range(32 // bits):  # one place at a time: integers take more memory than the weight
+        centred[:, :, index] = (words >> bits * index & (1 << bits) - 1) - (1 << (bits - 1))
     if bits == 8:
-        return centred * scales[:, None].to(dtype)
+        return centred.flatten(1).mul_(scales[:, None].to(dtype))
     scale, zero = scales.to(dtype)[..., None].unbind(2)
     return torch.addcmul(zero, centred.view(len(codes), -1, group_size), scale).flatten(1)

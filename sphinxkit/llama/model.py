@@ -17,6 +17,7 @@ from sphinxkit.llama.compiled import CompiledSteps, Layers, bucket
 from sphinxkit.llama.fused import FusedLayers
 from sphinxkit.llama.graphs import DecodeGraphs
 from sphinxkit.llama.layers import RMSNorm, SwiGLU, rope_rotations
+from sphinxkit.upload import upload
 
 INIT_STD = 0.02  # our choice, as GPT-2's and Hugging Face's LLaMA
 
@@ -488,5 +489,5 @@ def _select(hidden: Tensor, output_rows: Tensor | slice | None) -> Tensor:
     if isinstance(output_rows, slice):
         return hidden[:, output_rows]
     rows = torch.arange(hidden.shape[0], device=hidden.device)
-    columns = output_rows.to(hidden.device)
+    columns = upload(output_rows, hidden.device)
     return hidden[rows[:, None], columns[:, None] if columns.ndim == 1 else columns]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, ShapeError
+from sphinxkit.llama.backends import HALF_DTYPES
 from sphinxkit.llama.kernels import expand_codes, find_kernels, pack_codes
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ class QuantizedLinear(nn.Module):
     - 8 bits: ``w = code * scale``, one scale for each row, symmetric.
     - 4 bits: ``w = (code - 8) * scale + zero``, a scale and a zero for each group of neighbouring columns.
 
-    The codes are packed for the device that the weight is on and stay there. On CUDA up to 32 rows are multiplied by
-    kernels of ours where Triton is installed; more rows, as in a prefill, meet the weight expanded for the call, by
-    a kernel of ours too, and compiled steps by torch's operators.
+    The codes are packed for the device that the weight is on and stay there. On CUDA up to 32 rows (in
+    float32: one) are multiplied by kernels of ours where Triton is installed; more rows, as in a prefill, meet the
+    weight expanded for the call, by a kernel of ours too, and compiled steps by torch's operators.
 
     Args:
         weight: What to quantise, (O, I), O a multiple of 16 and I of 32.
@@ -63,10 +64,10 @@ class QuantizedLinear(nn.Module):
         self.group_size = group_size
         with torch.no_grad():
             codes, scales = _quantize_rows(weight) if bits == 8 else _quantize_groups(weight, group_size)
-            if weight.device.type == "cuda":
+            if weight.device.type != "cpu":
                 codes = pack_codes(codes if bits == 4 else codes.int() + 128, bits)
                 scales = scales.transpose(0, 1).contiguous() if bits == 4 else scales
-            elif weight.device.type == "cpu" and bits == 4:
+            elif bits == 4:
                 codes = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
             self.register_buffer("codes", codes)
             self.register_buffer("scales", scales)
@@ -85,8 +86,8 @@ class QuantizedLinear(nn.Module):
             kernels = None if torch.compiler.is_compiling() else find_kernels(x.device, "quantized")
             if kernels is None:
                 out = F.linear(rows, expand_codes(*packed, rows.dtype))
-            elif len(rows) > kernels.MAX_ROWS:
-                out = F.linear(rows, kernels.expand(*packed))
+            elif len(rows) > (kernels.MAX_ROWS if rows.dtype in HALF_DTYPES else 1):
+                out = F.linear(rows, kernels.expand(*packed, rows.dtype))
             else:
                 out = kernels.quantized_linear(rows.contiguous(), *packed)
         return out.view(*x.shape[:-1], self.out_features)

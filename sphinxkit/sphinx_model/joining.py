@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sphinxkit.errors import DataError, ShapeError
+from sphinxkit.upload import upload
 
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model.model import SphinxModel
@@ -29,7 +30,7 @@ def hidden_states(
     if token_ids.ndim != 2:
         raise ShapeError(f"token_ids: expected (B, S), got {tuple(token_ids.shape)}")
     check_vocabulary("token_ids", token_ids, llm.vocab_size)
-    token_ids = token_ids.to(model.device)
+    token_ids = upload(token_ids, model.device)
     if seq_lens is not None:
         seq_lens = [int(length) for length in seq_lens]
         if token_ids.shape[0] != 1 or sum(seq_lens) != token_ids.shape[1] or min(seq_lens, default=0) < 1:
@@ -102,9 +103,9 @@ def loss_sums(
         return: two scalars
     """
     hidden = hidden[:, :-1]
-    targets = labels[:, 1:].to(model.device)
+    targets = upload(labels[:, 1:], model.device)
     if seq_lens is not None:  # a sample's first token is not the continuation of the sample before it
-        starts = torch.tensor(seq_lens[:-1], device=model.device, dtype=torch.long).cumsum(0) - 1
+        starts = upload(seq_lens[:-1], model.device, torch.long).cumsum(0) - 1
         targets = targets.index_fill(1, starts, IGNORE_INDEX)
     is_learnt = targets != IGNORE_INDEX
     places = is_learnt.nonzero(as_tuple=True)  # the only wait for the device

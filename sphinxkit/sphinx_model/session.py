@@ -11,6 +11,7 @@ from torch import Tensor
 from sphinxkit.errors import DataError
 from sphinxkit.generation import Row, RunningBatch, Sampling, copy_rows
 from sphinxkit.sphinx_model.prompts import encode_each
+from sphinxkit.upload import upload
 
 if TYPE_CHECKING:
     from sphinxkit.llama import KVCache
@@ -135,7 +136,7 @@ class ChatSession:
         while common < min(len(self._held), len(ids) - 1) and self._held[common] == ids[common]:
             common += 1
         with torch.no_grad():
-            text = self._model.llm.embed(torch.tensor(ids[common:], device=self._model.device))
+            text = self._model.llm.embed(upload(ids[common:], self._model.device))
             if common == 0 and self._visual is not None:
                 return torch.cat([text[:1], self._visual, text[1:]]), 0
         return text, common + self._num_slots if common else 0

@@ -87,7 +87,7 @@ def call_all(dtype: torch.dtype) -> None:
                     triton_quantized.quantized_linear(x[:, 0], codes, scales, bits, 64)
                     continue
                 weight = torch.empty(outputs, EMBED_DIM, dtype=dtype)
-                triton_quantized.expand(codes, scales, bits, 64)
+                triton_quantized.expand(codes, scales, bits, 64, dtype)
                 arounds = (
                     ({"norm": norm, "eps": 1e-5}, {"norm": norm, "eps": 1e-5, "gated": True})
                     if outputs > EMBED_DIM

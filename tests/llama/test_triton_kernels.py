@@ -28,7 +28,7 @@ Builder = Callable[..., LlamaModel]
 
 
 def check(device: str, dtype: torch.dtype) -> None:
-    """Compare all three at widths that fill no block."""
+    """Compare what takes any rows at widths that fill no block."""
     from sphinxkit.llama import triton_kernels, triton_quantized
 
     generator = torch.Generator().manual_seed(0)
@@ -59,7 +59,8 @@ def check(device: str, dtype: torch.dtype) -> None:
     close(keys, expected_keys)
     assert torch.equal(values, expected_values)
     for bits, group_size, width in ((8, 64, 96), (8, 64, 64), (4, 32, 96), (4, 64, 640), (8, 64, 640)):
-        weight, outputs = randn(48, width), 43  # not a multiple of what a program takes
+        # not row by row in memory; not a multiple of what a program takes
+        weight, outputs = randn(width, 48).T, 43
         codes, scales = (
             _quantize_rows(weight) if bits == 8 else _quantize_groups(weight, group_size)
         )  # as QuantizedLinear has them on CUDA
@@ -69,7 +70,7 @@ def check(device: str, dtype: torch.dtype) -> None:
         expanded = expand_codes(codes, scales, bits, group_size, torch.float32)
         step = weight.float().abs().amax() / (100 if bits == 8 else 5)
         assert (expanded - weight.float()).abs().amax() < step
-        found = triton_quantized.expand(codes[:outputs], scales[:outputs], bits, group_size)
+        found = triton_quantized.expand(codes[:outputs], scales[:outputs], bits, group_size, dtype)
         close(found, expanded[:outputs].to(dtype))
         for rows in (1, 2, 17):
             x = randn(rows, width)
@@ -226,13 +227,26 @@ def test_there_are_none_for_a_cpu() -> None:
     assert find_kernels(torch.device("cpu")) is None
 
 
-def test_interpreted() -> None:
+def test_there_are_none_for_a_device_that_is_not_current(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for _ in range(2):
+        assert find_kernels(torch.device("cuda", 1)) is None
+    assert len(caplog.messages) == 1
+    assert "not torch's current device" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])  # its bfloat16 cuts digits off instead of rounding
+def test_interpreted(dtype: str) -> None:
     pytest.importorskip("triton")
-    # its bfloat16 cuts digits off instead of rounding
     code = (
         f"import sys, torch\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_triton_kernels import *\n"
-        "for dtype in (torch.float16, torch.float32):\n    check('cpu', dtype)\n    check_attention('cpu', dtype)\n"
-        "    check_probe('cpu', dtype)\n"
+        "from sphinxkit.llama import triton_quantized\n"
+        f"dtype = torch.{dtype}\ncheck('cpu', dtype)\ncheck_rows('cpu', dtype)\ncheck_attention('cpu', dtype)\n"
+        "triton_quantized.MANY_OUTPUTS = 40  # every output takes long here\n"
+        "check_rows('cpu', dtype)\ncheck_probe('cpu', dtype)\n"
+        f"check_layers({dtype == 'float32'})"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
