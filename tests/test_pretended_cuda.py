@@ -1,7 +1,8 @@
 """The whole system on a CUDA device that is not there: nothing mixes devices, and the host waits where it says so.
 
 What is on the device has a shape, a dtype and a place, but no numbers. Whatever mixes it with a tensor of the CPU fails
-as it would there, and each wait of the host for the device is noted. What comes back is made up: ``TOKEN`` everywhere.
+as it would there, and each wait of the host for the device is noted: for what comes back, which is made up (``TOKEN``
+everywhere), and for what goes there other than by ``upload``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 import sphinxkit
 from sphinxkit.llama import backends, fused, quantization, quantize
 from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.upload import upload
 
 IMAGE = str(Path(__file__).parent.parent / "docs" / "images" / "nano_scene.png")
 CHUNK = 8  # tokens that a GPU decodes before the host looks at them
@@ -64,7 +66,7 @@ class PretendedCuda(TorchDispatchMode):
             if device.type != "cuda":
                 return func(*args, **kwargs)
             if args and isinstance(args[0], Tensor):
-                self.uploads[_line()] += 1
+                self._sent(kwargs.get("non_blocking", False))
             with self._fakes:
                 moved = [self._fakes.from_tensor(each) if isinstance(each, Tensor) else each for each in args]
                 return func(*moved, **kwargs)
@@ -72,8 +74,10 @@ class PretendedCuda(TorchDispatchMode):
             return self._fetch(args[0]).item()
         if func is _aten._to_copy.default and kwargs.get("device") is not None and device.type == "cpu":
             return self._fetch(args[0])
+        if func is _aten.copy_.default and not isinstance(args[0], FakeTensor):
+            return args[0].copy_(self._fetch(args[1]))
         if func is _aten.copy_.default and not isinstance(args[1], FakeTensor):
-            self.uploads[_line()] += 1
+            self._sent(len(args) > 2 and args[2])
             return args[0]
         if func is _aten.nonzero.default:
             size = max(1, args[0].numel() // 2)
@@ -83,6 +87,11 @@ class PretendedCuda(TorchDispatchMode):
         if func._schema.name.split("::")[1] in _RANDOM:
             return args[0]
         return func(*args, **kwargs)
+
+    def _sent(self, without_waiting: bool) -> None:
+        self.uploads[_line()] += 1
+        if not without_waiting:
+            self.waits[_line()] += 1
 
     def _fetch(self, tensor: Tensor) -> Tensor:
         self.waits[_line()] += 1
@@ -152,7 +161,11 @@ def test_a_cpu_tensor_does_not_mix_with_the_device(cuda: PretendedCuda) -> None:
         with cuda.counted() as waits:
             assert there.long().tolist() == [7, 7]
             assert int(there.sum()) == 7
-    assert sum(waits.values()) == 2
+            assert torch.zeros(2).copy_(there).tolist() == [7, 7]
+            assert torch.zeros(2).to("cuda").is_cuda
+            there.copy_(torch.zeros(2))
+            assert upload([1, 2], "cuda").is_cuda
+    assert sum(waits.values()) == 5
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])

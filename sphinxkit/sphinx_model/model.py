@@ -16,6 +16,7 @@ from sphinxkit.sphinx_model import prompts as prompts_module
 from sphinxkit.sphinx_model.prompts import ImageInput, Prompt
 from sphinxkit.sphinx_model.scoring import Score
 from sphinxkit.sphinx_model.session import ChatSession
+from sphinxkit.upload import upload
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -111,7 +112,7 @@ class SphinxModel(nn.Module):
         Raises:
             ShapeError: The pixels have another size, or ``max_views`` is not positive.
         """
-        tokens: Tensor = self.require_vision()(pixels.to(self.device), max_views)
+        tokens: Tensor = self.require_vision()(upload(pixels, self.device), max_views)
         return tokens.to(self.dtype)
 
     # -- logits and loss ----------------------------------------------------------------------------------------------
