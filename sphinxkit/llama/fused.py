@@ -14,7 +14,7 @@ from sphinxkit.llama import huge_pages
 from sphinxkit.llama.attention import Attention, AttentionStep, attend, attend_to_cache
 from sphinxkit.llama.backends import HALF_DTYPES
 from sphinxkit.llama.cache import KVCache
-from sphinxkit.llama.kernels import find_kernels
+from sphinxkit.llama.kernels import RowFusion, find_kernels
 from sphinxkit.llama.layers import SwiGLU, rotate_pairs
 from sphinxkit.llama.quantization import QuantizedLinear
 
@@ -137,25 +137,25 @@ class FusedLayers:
         eps = self._eps
         for index, layer in enumerate(self._layers):
             heads = layer.num_heads + 2 * layer.num_kv_heads
-            qkv = _multiply_row(products, x, layer.qkv, norm=layer.attention_norm, eps=eps)
+            qkv = _multiply_row(products, x, layer.qkv, RowFusion(layer.attention_norm, eps))
             qkv = qkv.view(1, 1, heads, self._head_dim)
             places = (cache.lengths, cache.keys[index], cache.values[index])
             attended = attend_to_cache(kernels.rotate_and_store(qkv, step.rotations, *places), step, index)
-            x = _multiply_row(products, attended.to(x.dtype), layer.o, residual=x)
-            gated = _multiply_row(products, x, layer.gate_up, norm=layer.mlp_norm, eps=eps, gated=True)
-            x = _multiply_row(products, gated, layer.down, residual=x)
+            x = _multiply_row(products, attended.to(x.dtype), layer.o, RowFusion(residual=x))
+            gated = _multiply_row(products, x, layer.gate_up, RowFusion(layer.mlp_norm, eps, gated=True))
+            x = _multiply_row(products, gated, layer.down, RowFusion(residual=x))
         return x
 
 
-def _multiply_row(products: Any, x: Tensor, weight: Weight, **around: Any) -> Tensor:
+def _multiply_row(products: Any, x: Tensor, weight: Weight, fusion: RowFusion) -> Tensor:
     """One row times a weight by ``triton_rows`` or ``triton_quantized``."""
     out: Tensor
     if isinstance(weight, QuantizedLinear):
         buffers = weight._buffers  # nn.Module.__getattr__ takes long
         packed = (buffers["codes"], buffers["scales"], weight.bits, weight.group_size)
-        out = products.quantized_row(x.contiguous(), *packed, **around)
+        out = products.quantized_row(x.contiguous(), *packed, fusion)
     else:
-        out = products.linear_row(x.contiguous(), weight, **around)
+        out = products.linear_row(x.contiguous(), weight, fusion)
     return out
 
 

@@ -6,6 +6,7 @@ import functools
 import importlib
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,26 @@ Pairs = dict[str, tuple[Tensor, Tensor]]  # what a kernel gives and what is righ
 _LOOPED = 2304  # columns that no program of a row's products reads in one go
 # bfloat16 rounds to 2^-9 of values that are at most about 4 here
 _TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowFusion:
+    """What the product of one row with a matrix does besides: ``residual + weight @ (RMS norm of x)``, or a gate.
+
+    Args:
+        norm: Scale of each channel of the RMS norm of the input, (I,); None: the input as it is.
+        eps: Added to the mean square.
+        residual: Added to the product, (..., O), contiguous; None: nothing is.
+        gated: The first half of the matrix gives gates g and the second values u; the result is ``silu(g) * u``.
+    """
+
+    norm: Tensor | None = None
+    eps: float = 0.0
+    residual: Tensor | None = None
+    gated: bool = False
+
+
+PLAIN = RowFusion()
 
 
 def find_kernels(device: torch.device, kind: Kind = "layers") -> Any:
@@ -120,48 +141,35 @@ def _row_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device)
     width = _LOOPED
     weight, x, residual, norm = randn(24, width) / width**0.5, randn(1, width), randn(1, 24), randn(width)
     return {
-        f"linear_row, {name}": (kernels.linear_row(x, weight, **around), product_around(x, weight, **around))
-        for name, around in _arounds(norm, residual).items()
+        f"linear_row, {name}": (kernels.linear_row(x, weight, fusion), multiply_row(x, weight, fusion))
+        for name, fusion in _fusions(norm, residual).items()
     }
 
 
-def _arounds(norm: Tensor, residual: Tensor) -> dict[str, dict[str, Any]]:
-    return {"gated": {"norm": norm, "eps": 1e-5, "gated": True}, "added": {"residual": residual}}
+def _fusions(norm: Tensor, residual: Tensor) -> dict[str, RowFusion]:
+    return {"gated": RowFusion(norm, 1e-5, gated=True), "added": RowFusion(residual=residual)}
 
 
-def product_around(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    residual: Tensor | None = None,
-    gated: bool = False,
-) -> Tensor:
+def multiply_row(x: Tensor, weight: Tensor, fusion: RowFusion = PLAIN) -> Tensor:
     """What ``triton_rows.linear_row`` computes, by torch's operators in float32.
 
     Args:
         x: One row or several.
         weight: The matrix.
-        norm: Scale of each channel of the RMS norm of ``x``; None: ``x`` as it is.
-        eps: Added to the mean square.
-        residual: Added to the product.
-        gated: The result is ``silu(g) * u`` of both halves of the product.
+        fusion: What is done besides.
     Shape:
         x: (..., I)
         weight: (O, I)
-        norm: (I,)
-        residual: (..., O)
         return: (..., O), or (..., O/2) if gated
     """
     given = x.float()
-    if norm is not None:
-        given = F.rms_norm(given, given.shape[-1:], norm.float(), eps)
+    if fusion.norm is not None:
+        given = F.rms_norm(given, given.shape[-1:], fusion.norm.float(), fusion.eps)
     out = given @ weight.float().T
-    if gated:
+    if fusion.gated:
         gate, up = out.chunk(2, -1)
         return F.silu(gate) * up
-    return out if residual is None else out + residual.float()
+    return out if fusion.residual is None else out + fusion.residual.float()
 
 
 def _quantized_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
@@ -177,16 +185,16 @@ def _quantized_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.d
         expanded = expand_codes(*packed, torch.float32)
         found[f"expand, {bits} bits"] = (kernels.expand(*packed, torch.float32), expanded)
         x = randn(3, 128) / 8
-        found[f"quantized_linear, {bits} bits"] = (kernels.quantized_linear(x, *packed), product_around(x, expanded))
+        found[f"quantized_linear, {bits} bits"] = (kernels.quantized_linear(x, *packed), multiply_row(x, expanded))
         # few outputs and many go to programs of different sizes
         for outputs, width in ((24, _LOOPED), (kernels.MANY_OUTPUTS, _LOOPED // 2)):
             packed = pack(outputs, width, bits)
             expanded = expand_codes(*packed, torch.float32)
             x, norm, residual = randn(1, width) / width**0.5, randn(width), randn(1, outputs)
-            for name, around in _arounds(norm / width**0.5, residual).items():
+            for name, fusion in _fusions(norm / width**0.5, residual).items():
                 found[f"quantized_row, {bits} bits, {outputs} outputs, {name}"] = (
-                    kernels.quantized_row(x, *packed, **around),
-                    product_around(x, expanded, **around),
+                    kernels.quantized_row(x, *packed, fusion),
+                    multiply_row(x, expanded, fusion),
                 )
     return found
 

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sphinxkit.llama.triton_rows import new_output, rows_of_program, store_outputs
+from sphinxkit.llama.kernels import PLAIN, RowFusion
+from sphinxkit.llama.triton_rows import fusion_arguments, new_output, rows_of_program, store_outputs
 
 MAX_ROWS = 32  # that quantized_linear is made for: more are cheaper with the matrix expanded in memory
 # The bits of the float 2^23: below it stands an integer of 23 bits. The kernels get it as an argument, since a mask and
@@ -77,18 +78,9 @@ def quantized_linear(x: Tensor, codes: Tensor, scales: Tensor, bits: int, group_
 
 
 def quantized_row(
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    bits: int,
-    group_size: int,
-    *,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    residual: Tensor | None = None,
-    gated: bool = False,
+    x: Tensor, codes: Tensor, scales: Tensor, bits: int, group_size: int, fusion: RowFusion = PLAIN
 ) -> Tensor:
-    """One row times a quantised matrix, with what stands before and behind the product: see ``triton_rows.linear_row``.
+    """One row times a quantised matrix, with what is fused into it: ``triton_rows.linear_row``.
 
     Args:
         x: A single row, contiguous.
@@ -96,37 +88,27 @@ def quantized_row(
         scales: Likewise.
         bits: 8 or 4.
         group_size: Columns of a group, with 4 bits.
-        norm: As ``linear_row`` takes it, and so all else.
-        eps: See there.
-        residual: See there.
-        gated: See there.
+        fusion: What is done besides.
     Shape:
         x: (..., I) with one row
         codes: (O, I * bits / 32) int32
         scales: (O,) or (O, I / group_size, 2)
-        norm: (I,)
-        residual: (..., O)
         return: (..., O), or (..., O/2) if gated
     """
     outputs = len(codes)
-    out = new_output(x, outputs, gated)
+    out = new_output(x, outputs, fusion)
     each, warps = (_OUTPUTS, 1) if outputs >= MANY_OUTPUTS else (_FEW_OUTPUTS, 2)
     _quantized_row[(triton.cdiv(outputs, each),)](
         x,
         codes,
         scales,
         out,
-        x if norm is None else norm,
-        x if residual is None else residual,
-        outputs,
-        x.shape[-1],
-        eps,
-        _MAGIC,
+        num_outputs=outputs,
+        width=x.shape[-1],
+        magic=_MAGIC,
+        **fusion_arguments(x, fusion),
         bits=bits,
         group_chunks=_group_chunks(bits, group_size),
-        normed=norm is not None,
-        adds=residual is not None,
-        gated=gated,
         block=_CHUNKS * warps,
         each=each,
         num_warps=warps,

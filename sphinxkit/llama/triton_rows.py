@@ -14,54 +14,40 @@ Importing this module imports Triton; see ``triton_kernels``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from sphinxkit.llama.kernels import PLAIN, RowFusion
 
 # What a program reads in one go: 16 bytes a thread of so many outputs. Our choice.
 _COLUMNS, _OUTPUTS = 1024, 4
 
 
-def linear_row(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    residual: Tensor | None = None,
-    gated: bool = False,
-) -> Tensor:
-    """One row times a matrix: ``residual + weight @ (RMS norm of x)``, or the gate of both halves of the product.
+def linear_row(x: Tensor, weight: Tensor, fusion: RowFusion = PLAIN) -> Tensor:
+    """One row times a matrix, with what is fused into it.
 
     Args:
         x: A single row, contiguous.
         weight: Contiguous.
-        norm: Scale of each channel of the RMS norm of ``x``; None: ``x`` as it is.
-        eps: Added to the mean square.
-        residual: Added to the product, contiguous; None: nothing is.
-        gated: The first half of ``weight`` gives gates g and the second values u; the result is ``silu(g) * u``.
+        fusion: What is done besides.
     Shape:
         x: (..., I) with one row
         weight: (O, I)
-        norm: (I,)
-        residual: (..., O)
         return: (..., O), or (..., O/2) if gated
     """
     outputs, width = weight.shape
-    out = new_output(x, outputs, gated)
+    out = new_output(x, outputs, fusion)
     block = min(_COLUMNS, max(256, triton.next_power_of_2(width)))
     _linear_row[(triton.cdiv(outputs, _OUTPUTS),)](
         x,
         weight,
         out,
-        x if norm is None else norm,
-        x if residual is None else residual,
-        outputs,
-        width,
-        eps,
-        normed=norm is not None,
-        adds=residual is not None,
-        gated=gated,
+        num_outputs=outputs,
+        width=width,
+        **fusion_arguments(x, fusion),
         block=block,
         each=_OUTPUTS,
         num_warps=block // 256,
@@ -69,9 +55,21 @@ def linear_row(
     return out
 
 
-def new_output(x: Tensor, outputs: int, gated: bool) -> Tensor:
+def new_output(x: Tensor, outputs: int, fusion: RowFusion) -> Tensor:
     """Memory for the product of a row ``x`` (..., I) and a matrix of so many rows."""
-    return x.new_empty(*x.shape[:-1], outputs // 2 if gated else outputs)
+    return x.new_empty(*x.shape[:-1], outputs // 2 if fusion.gated else outputs)
+
+
+def fusion_arguments(x: Tensor, fusion: RowFusion) -> dict[str, Any]:
+    """What a row's kernel is told of it; where there is no tensor, ``x`` stands for one that is not read."""
+    return {
+        "norm": x if fusion.norm is None else fusion.norm,
+        "residual": x if fusion.residual is None else fusion.residual,
+        "eps": fusion.eps,
+        "normed": fusion.norm is not None,
+        "adds": fusion.residual is not None,
+        "gated": fusion.gated,
+    }
 
 
 @triton.jit

@@ -64,6 +64,7 @@ def resource_usage(triton: Path, binary: bytes) -> str:
 
 def call_all(dtype: torch.dtype) -> None:
     from sphinxkit.llama import triton_attention, triton_kernels, triton_quantized, triton_rows
+    from sphinxkit.llama.kernels import RowFusion
 
     norm = torch.empty(EMBED_DIM, dtype=dtype)
     for rows in (1, 32):
@@ -88,14 +89,10 @@ def call_all(dtype: torch.dtype) -> None:
                     continue
                 weight = torch.empty(outputs, EMBED_DIM, dtype=dtype)
                 triton_quantized.expand(codes, scales, bits, 64, dtype)
-                arounds = (
-                    ({"norm": norm, "eps": 1e-5}, {"norm": norm, "eps": 1e-5, "gated": True})
-                    if outputs > EMBED_DIM
-                    else ({"residual": x},)
-                )
-                for around in arounds:
-                    triton_rows.linear_row(x, weight, **around)
-                    triton_quantized.quantized_row(x, codes, scales, bits, 64, **around)
+                own = RowFusion(residual=x), RowFusion(norm, 1e-5), RowFusion(norm, 1e-5, gated=True)
+                for fusion in own[1:] if outputs > EMBED_DIM else own[:1]:
+                    triton_rows.linear_row(x, weight, fusion)
+                    triton_quantized.quantized_row(x, codes, scales, bits, 64, fusion)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from sphinxkit.llama import KVCache, LlamaModel, quantize
-from sphinxkit.llama.kernels import expand_codes, find_kernels, pack_codes, product_around
+from sphinxkit.llama.kernels import RowFusion, expand_codes, find_kernels, multiply_row, pack_codes
 from sphinxkit.llama.layers import apply_rope, rope_rotations
 from sphinxkit.llama.quantization import QuantizedLinear, _quantize_groups, _quantize_rows
 
@@ -81,7 +81,7 @@ def check(device: str, dtype: torch.dtype) -> None:
 
 
 def check_rows(device: str, dtype: torch.dtype) -> None:
-    """One row's products with all that can stand around them, at sizes that fill no block, and more than one."""
+    """One row's products with all that can be fused into them, at sizes that fill no block, and more than one."""
     from sphinxkit.llama import triton_quantized, triton_rows
 
     generator = torch.Generator().manual_seed(1)
@@ -98,21 +98,20 @@ def check_rows(device: str, dtype: torch.dtype) -> None:
             codes = pack_codes(codes if bits == 4 else codes.int() + 128, bits)
             scales = scales if bits == 8 else scales.transpose(0, 1).contiguous()
             packed.append((codes[:outputs], scales[:outputs].contiguous(), bits, 32))
-        arounds: tuple[dict[str, Any], ...] = (
-            {},
-            {"norm": norm, "eps": 1e-5},
-            {"residual": residual},
-            {"gated": True},
-            {"norm": norm, "eps": 1e-5, "residual": residual},
-            {"norm": norm, "eps": 1e-5, "gated": True},
-        )
-        for around in arounds:
-            found = triton_rows.linear_row(x, weight[:outputs], **around)
-            wanted = product_around(x, weight[:outputs], **around)
+        for fusion in (
+            RowFusion(),
+            RowFusion(norm, 1e-5),
+            RowFusion(residual=residual),
+            RowFusion(gated=True),
+            RowFusion(norm, 1e-5, residual),
+            RowFusion(norm, 1e-5, gated=True),
+        ):
+            found = triton_rows.linear_row(x, weight[:outputs], fusion)
+            wanted = multiply_row(x, weight[:outputs], fusion)
             torch.testing.assert_close(found.float(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
             for codes, scales, bits, group_size in packed:
-                found = triton_quantized.quantized_row(x, codes, scales, bits, group_size, **around)
-                wanted = product_around(x, expand_codes(codes, scales, bits, group_size, torch.float32), **around)
+                found = triton_quantized.quantized_row(x, codes, scales, bits, group_size, fusion)
+                wanted = multiply_row(x, expand_codes(codes, scales, bits, group_size, torch.float32), fusion)
                 torch.testing.assert_close(found.float(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
