@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks list | run | table | gpu`` (see README.md)."""
+"""Command line: ``python -m benchmarks list | run | table | gpu | kernels`` (see README.md)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from benchmarks import harness, report
+from benchmarks import harness, machine_code, report
 
 # In order of worth, for a lease that ends, with the seconds that each is expected to take on an H200: estimates from
 # sizes and data sheet, as none has run there yet. Attention's is mostly the compilation of FlexAttention. "loading" is
@@ -64,8 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     gpu.add_argument("--seconds", type=float, default=GPU_SECONDS, help=f"for all of it (default {GPU_SECONDS})")
     gpu.add_argument("--no-tests", action="store_true", help="benchmarks only")
     gpu.add_argument("--micro", action="store_true", help="tiny sizes, on the CPU if there is no GPU: a dry run")
+
+    kernels = commands.add_parser("kernels", help="compile the Triton kernels for a GPU that need not be here")
+    kernels.add_argument("--capability", type=int, default=90, metavar="NN", help="of the GPU (default 90: Hopper)")
+    kernels.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     options = parser.parse_args(arguments)
-    commands_by_name = {"list": _list, "run": _run, "table": _table, "gpu": _gpu}
+    commands_by_name = {"list": _list, "run": _run, "table": _table, "gpu": _gpu, "kernels": _kernels}
     return commands_by_name[options.command](options)
 
 
@@ -134,6 +139,14 @@ def _table(options: argparse.Namespace) -> int:
     documents = options.documents or sorted((harness.FOLDER / "results").glob("*.json"))
     written = report.write(documents, options.out)
     print("\n".join(str(path) for path in written))
+    return 0
+
+
+def _kernels(options: argparse.Namespace) -> int:
+    if find_spec("triton") is None:
+        sys.exit("kernels: triton is not installed (it comes with torch for CUDA on Linux)")
+    for kernel in machine_code.compile_kernels(options.capability, getattr(torch, options.dtype)):
+        print(kernel)
     return 0
 
 

@@ -4,7 +4,8 @@ Codes come in words of 32 bits, as ``kernels.pack_codes`` makes them. At the mem
 instructions a byte (H200 and H100: 132 processors that begin 128 a cycle, at 1.8 GHz, for 4.8 and 3.35 TB/s), and
 integers become floats at an eighth of the rate of other instructions. So a code is masked in its place, wherever that
 is, into the mantissa of a power of two, which one multiplication and subtraction, both exact, make
-``code - 2^(bits - 1)``. A row times 4 bits comes to 8.5 instructions a byte so, 8 bits to 4.4 (compiled for 9.0).
+``code - 2^(bits - 1)``. A row times 4 bits comes to 8.5 instructions a byte so, 8 bits to 4.4, and with a norm fused
+into it to 9.5 and 5.0 (``python -m benchmarks kernels``).
 
 Importing this module imports Triton; see ``triton_kernels``.
 """
