@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ GPU_PLAN = {
     "mixers": 5,
     "tilers": 10,
 }
+CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)  # that ``kernels`` compiles for
 GPU_ORDER = list(GPU_PLAN)
 GPU_SECONDS = 9 * 60
 GPU_TEST_SECONDS = 2 * 60
@@ -67,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     gpu.add_argument("--micro", action="store_true", help="tiny sizes, on the CPU if there is no GPU: a dry run")
 
     kernels = commands.add_parser("kernels", help="compile the Triton kernels for a GPU that need not be here")
-    kernels.add_argument("--capability", type=int, default=90, metavar="NN", help="of the GPU (default 90: Hopper)")
+    kernels.add_argument("--capability", type=int, choices=CAPABILITIES, default=90, help="of the GPU (90: Hopper)")
     kernels.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     options = parser.parse_args(arguments)
     commands_by_name = {"list": _list, "run": _run, "table": _table, "gpu": _gpu, "kernels": _kernels}
@@ -145,6 +147,8 @@ def _table(options: argparse.Namespace) -> int:
 def _kernels(options: argparse.Namespace) -> int:
     if find_spec("triton") is None:
         sys.exit("kernels: triton is not installed (it comes with torch for CUDA on Linux)")
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        sys.exit("kernels: TRITON_INTERPRET is set, so Triton would compute instead of compiling")
     for kernel in machine_code.compile_kernels(options.capability, getattr(torch, options.dtype)):
         print(kernel)
     return 0

@@ -35,8 +35,8 @@ class Compiled:
         stack_bytes: Of a thread: registers that did not fit.
         shared_bytes: Of a program.
         loop: Instructions of the longest loop, by their names; empty without a loop.
-        loop_bytes: What a thread reads in one round of it by loads of 128 bits: weights, codes, keys and values, as
-            most of what caches hold comes by smaller ones.
+        loop_bytes: What a thread reads in one round of it by loads of 128 bits: codes, keys, values; of ``_linear_row``
+            the weights, but the row and its norm, too.
     """
 
     name: str
@@ -115,7 +115,8 @@ def _calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
     norm = empty(EMBED_DIM)
     for rows in ROWS:
         x, starts = empty(rows, 1, EMBED_DIM), torch.zeros(rows, dtype=torch.int64)
-        yield f"{rows} rows", lambda x=x: triton_kernels.add_rms_norm(x, x, norm, 1e-5)
+        for name, delta in (("", None), (", a sum before", x)):
+            yield f"{rows} rows{name}", lambda x=x, d=delta: triton_kernels.add_rms_norm(x, d, norm, 1e-5)
         yield f"{rows} rows", lambda rows=rows: triton_kernels.silu_mul(empty(rows, 1, 2 * HIDDEN_DIM))
         rotations = torch.empty(rows, 1, 1, HEAD_DIM // 2, dtype=torch.complex64)
         for groups in (HEADS, HEADS // 5):
@@ -127,29 +128,30 @@ def _calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
             q = empty(rows, HEADS, 1, HEAD_DIM)
             yield name, lambda q=q, c=cache: triton_attention.attend_token(q, c[1], c[2], c[0])
     x = empty(1, EMBED_DIM)
-    for outputs, fusions in (
-        (EMBED_DIM, {"residual": RowFusion(residual=x)}),
-        (3 * EMBED_DIM, {"norm": RowFusion(norm, 1e-5)}),
-        (2 * HIDDEN_DIM, {"norm, gate": RowFusion(norm, 1e-5, gated=True)}),
+    for outputs, width, name, fusion in (
+        (3 * EMBED_DIM, EMBED_DIM, "plain", RowFusion()),
+        (3 * EMBED_DIM, EMBED_DIM, "norm", RowFusion(norm, 1e-5)),
+        (EMBED_DIM, EMBED_DIM, "residual", RowFusion(residual=x)),
+        (2 * HIDDEN_DIM, EMBED_DIM, "norm, gate", RowFusion(norm, 1e-5, gated=True)),
+        (EMBED_DIM, HIDDEN_DIM, "residual", RowFusion(residual=x)),
     ):
-        for name, fusion in fusions.items():
-            weight = empty(outputs, EMBED_DIM)
-            yield f"{outputs} outputs, {name}", lambda w=weight, f=fusion: triton_rows.linear_row(x, w, f)
-            for bits in (8, 4):
-                packed = _packed(outputs, bits, dtype)
-                label = f"{outputs} outputs, {bits} bits"
-                yield f"{label}, {name}", lambda p=packed, f=fusion: triton_quantized.quantized_row(x, *p, f)
-                for rows in ROWS[1:]:
-                    several = empty(rows, EMBED_DIM)
-                    yield f"{rows} rows, {label}", lambda s=several, p=packed: triton_quantized.quantized_linear(s, *p)
+        given, weight = empty(1, width), empty(outputs, width)
+        label = f"{width} to {outputs}"
+        yield f"{label}, {name}", lambda x=given, w=weight, f=fusion: triton_rows.linear_row(x, w, f)
+        for bits in (8, 4):
+            packed, several = _packed(outputs, width, bits, dtype), empty(ROWS[-1], width)
+            call = f"{label}, {bits} bits"
+            yield f"{call}, {name}", lambda x=given, p=packed, f=fusion: triton_quantized.quantized_row(x, *p, f)
+            if name != "plain":
+                yield f"{ROWS[-1]} rows, {call}", lambda x=several, p=packed: triton_quantized.quantized_linear(x, *p)
     for bits in (8, 4):
-        packed = _packed(EMBED_DIM, bits, dtype)
+        packed = _packed(EMBED_DIM, EMBED_DIM, bits, dtype)
         yield f"{bits} bits", lambda p=packed: triton_quantized.expand(*p, dtype)
 
 
-def _packed(outputs: int, bits: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-    scales = (outputs,) if bits == 8 else (outputs, EMBED_DIM // 64, 2)
-    codes = torch.empty(outputs, EMBED_DIM * bits // 32, dtype=torch.int32)
+def _packed(outputs: int, width: int, bits: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    scales = (outputs,) if bits == 8 else (outputs, width // 64, 2)
+    codes = torch.empty(outputs, width * bits // 32, dtype=torch.int32)
     return codes, torch.empty(scales, dtype=dtype), bits, 64
 
 
@@ -175,7 +177,7 @@ def _read(name: str, call: str, kernel: Any, grid: tuple[int, ...], tools: Path)
         int(usage["STACK"]),
         kernel.metadata.shared,
         loop,
-        sum(16 * count for name, count in loop.items() if name.startswith("LDG") and name.endswith(".128")),
+        sum(16 * count for name, count in loop.items() if name.startswith("LDG") and ".128" in name),
     )
 
 

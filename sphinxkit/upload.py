@@ -10,10 +10,11 @@ from torch import Tensor
 
 
 def upload(values: Tensor | Sequence[Any], device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers of the host on a device, without waiting for what the device still has to do.
+    """Numbers of the host on a device, without asking to wait for what the device still has to do.
 
-    ``torch.tensor(values, device="cuda")`` and ``to("cuda")`` wait until all that is queued has run. This does not:
-    memory that is not pinned is read before the call returns, so the source may go or change afterwards.
+    ``torch.tensor(values, device="cuda")`` and ``to("cuda")`` wait until all that is queued has run. A copy from memory
+    that is not pinned need not: it is read before the call returns, so the source may change afterwards. All other
+    copies (from pinned memory, or from a device) wait as ``to`` does.
 
     Args:
         values: A tensor, or numbers.
@@ -21,4 +22,7 @@ def upload(values: Tensor | Sequence[Any], device: torch.device | str, dtype: to
         dtype: None: the tensor's, or torch's default for the numbers.
     Source: CUDA's API synchronization behavior, cudaMemcpyAsync from pageable memory.
     """
-    return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
+    given = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+    if dtype is not None:
+        given = given.to(dtype)
+    return given.to(device, non_blocking=given.device.type == "cpu" and not given.is_pinned())

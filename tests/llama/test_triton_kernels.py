@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sphinxkit.llama import KVCache, LlamaModel, quantize
+from sphinxkit.llama import KVCache, LlamaModel, kernels, quantize
 from sphinxkit.llama.kernels import RowFusion, expand_codes, find_kernels, multiply_row, pack_codes
 from sphinxkit.llama.layers import apply_rope, rope_rotations
 from sphinxkit.llama.quantization import QuantizedLinear, _quantize_groups, _quantize_rows
@@ -230,6 +230,7 @@ def test_there_are_none_for_a_device_that_is_not_current(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    kernels._warn_of_device.cache_clear()
     for _ in range(2):
         assert find_kernels(torch.device("cuda", 1)) is None
     assert len(caplog.messages) == 1
