@@ -8,6 +8,7 @@ instructions a cycle, at about 1.8 GHz.
 from __future__ import annotations
 
 import collections
+import math
 import re
 import subprocess
 import tempfile
@@ -165,14 +166,11 @@ def _read(name: str, call: str, kernel: Any, grid: tuple[int, ...], tools: Path)
 
     usage = dict(re.findall(r"(REG|STACK):(\d+)", tool("cuobjdump", "--dump-resource-usage")))
     loop = max(_loops(tool("nvdisasm", "--print-code")), key=collections.Counter.total, default=collections.Counter())
-    programs = 1
-    for size in grid:
-        programs *= size
     return Compiled(
         name,
         call,
         kernel.metadata.num_warps,
-        programs,
+        math.prod(grid),
         int(usage["REG"]),
         int(usage["STACK"]),
         kernel.metadata.shared,

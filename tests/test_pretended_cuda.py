@@ -30,7 +30,6 @@ IMAGE = str(Path(__file__).parent.parent / "docs" / "images" / "nano_scene.png")
 CHUNK = 8  # tokens that a GPU decodes before the host looks at them
 TOKEN = 7
 _PACKAGE = str(Path(sphinxkit.__file__).parent)
-_RANDOM = ("uniform_", "normal_", "exponential_", "random_", "bernoulli_")
 _aten = torch.ops.aten
 
 
@@ -49,13 +48,6 @@ class PretendedCuda(TorchDispatchMode):
         self.uploads: collections.Counter[str] = collections.Counter()
         for name, value in (("is_available", True), ("current_device", 0), ("device_count", 1), ("_lazy_init", None)):
             monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-        # these ask the driver before any mode sees them
-        made = torch.tensor
-        for target, name in ((torch, "tensor"), (torch, "as_tensor")):
-            monkeypatch.setattr(target, name, lambda data, dtype=None, device=None: _tensor(made, data, dtype, device))
-        monkeypatch.setattr(
-            Tensor, "new_tensor", lambda self, data: _tensor(made, data, self.dtype, self.device), raising=False
-        )
         monkeypatch.setattr(FakeTensor, "tolist", lambda tensor: tensor.cpu().tolist(), raising=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,8 +76,6 @@ class PretendedCuda(TorchDispatchMode):
             self.waits[_line()] += 1
             with self._fakes:
                 return torch.zeros(size, args[0].ndim, dtype=torch.long, device="cuda")
-        if func._schema.name.split("::")[1] in _RANDOM:
-            return args[0]
         return func(*args, **kwargs)
 
     def _sent(self, without_waiting: bool) -> None:
@@ -121,11 +111,6 @@ def _line() -> str:
     frames = traceback.extract_stack()
     frame = next((each for each in reversed(frames) if each.filename.startswith(_PACKAGE)), frames[0])
     return f"{Path(frame.filename).name}: {frame.line}"
-
-
-def _tensor(made: Any, data: Any, dtype: torch.dtype | None, device: Any) -> Tensor:
-    tensor: Tensor = data if isinstance(data, Tensor) else made(data, dtype=dtype)
-    return tensor.to(device=device or tensor.device, dtype=dtype or tensor.dtype)
 
 
 def type_of(value: Any) -> Any:

@@ -141,8 +141,8 @@ class Crossings(TorchDispatchMode):
 def test_a_step_waits_for_the_device_once(tokenizer, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """With the cache's static shapes, which CUDA has, every way from a tensor to a number is counted.
 
-    So are tensors made of the host's numbers, as their copy to the device is a wait, too: a chunk has one for the rows
-    that are sampled, whatever its length.
+    So are tensors made of the host's numbers, each of which is copied to the device: a chunk has one for the rows that
+    are sampled, whatever its length.
     """
     llm = llama(vocab_size=tokenizer.vocab_size, embed_dim=32, num_layers=1, num_heads=2, hidden_dim=64, max_seq_len=90)
     llm.init_weights(torch.Generator().manual_seed(0))
