@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,27 +10,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sphinxkit.llama import huge_pages
+from sphinxkit.llama import cpu_rows, huge_pages
 from sphinxkit.llama.attention import Attention, AttentionStep, attend, attend_to_cache
 from sphinxkit.llama.backends import HALF_DTYPES
 from sphinxkit.llama.cache import KVCache
-from sphinxkit.llama.kernels import RowFusion, find_kernels
+from sphinxkit.llama.kernels import PLAIN, RowFusion, find_kernels, find_rows
 from sphinxkit.llama.layers import SwiGLU, rotate_pairs
 from sphinxkit.llama.quantization import QuantizedLinear
 
 Weight = Tensor | QuantizedLinear
+Product = Callable[[Tensor, Any, RowFusion], Tensor]
 
 PACK_ROWS = 8  # rows that the packed layout is chosen for; our choice: a batch, or a draft with its token
+# Layers from which on a kernel is compiled for them. It takes a second or two, and a step of 128 MiB some milliseconds
+# less: worth it after a few hundred tokens. Our choice.
+COMPILE_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
     """Weights of one layer; q, k, v and gate, up stacked."""
 
-    attention_norm: Tensor
+    attention_norm: RowFusion
     qkv: Weight
     o: Weight
-    mlp_norm: Tensor
+    mlp_norm: RowFusion  # and the gate
     gate_up: Weight
     down: Weight
     num_heads: int
@@ -52,7 +56,8 @@ class FusedLayers:
         head_dim: Channels of a head.
         pack: Multiply with copies in oneDNN's layout (CPU, 16 bit): memory for the layers twice, several rows faster.
         kernels: On CUDA in 16 bit, let ``triton_kernels`` do what stands between the products, and ``triton_rows`` or
-            ``triton_quantized`` the products of a single row with it, where they work.
+            ``triton_quantized`` the products of a single row with it; on a CPU let ``cpu_rows`` do the products of a
+            few rows, if the layers have ``COMPILE_BYTES`` and are neither quantised nor packed. Where they work.
     Raises:
         TypeError: A linear layer is wrapped or sharded, only some are quantised, or its weight is not what ``pack`` is
             for.
@@ -66,8 +71,9 @@ class FusedLayers:
         self._head_dim = head_dim
         self.is_packed = pack
         self.wants_kernels = kernels
-        self._layers = [_fuse(layer, head_dim, pack) for layer in self._modules]
+        self._layers = [_fuse(layer, norm_eps, head_dim, pack) for layer in self._modules]
         self._addresses = [weight.data_ptr() for weight in self._weights()]
+        self._suits_rows = kernels and not pack and _suit_rows(self._weights())
 
     def _weights(self) -> list[Tensor]:
         # through the dictionaries: nn.Module.__getattr__ would take most of a step's Python time here
@@ -83,16 +89,15 @@ class FusedLayers:
 
     def __call__(self, x: Tensor, step: AttentionStep) -> Tensor:
         """Apply all layers to ``x`` (B, S, D). Records no gradient for the joined weights: for inference only."""
-        width, head_dim, eps = x.shape[-1:], self._head_dim, self._eps
-        grid = x.shape[:2]
+        head_dim, grid = self._head_dim, x.shape[:2]
         kernels = find_kernels(x.device) if self.wants_kernels and _can_use_kernels(x) else None
         if kernels is not None:
             return self._through_kernels(x.contiguous(), step, kernels)
+        multiply = self._product(x)
         widens = step.cache is not None and step.pattern.step is not None and step.cache.dtype == torch.float32
         for index, layer in enumerate(self._layers):
             heads, groups = layer.num_heads, layer.num_kv_heads
-            normed = F.rms_norm(x, width, None, eps) * layer.attention_norm
-            qkv = _linear(normed, layer.qkv).view(*grid, heads + 2 * groups, head_dim)
+            qkv = multiply(x, layer.qkv, layer.attention_norm).view(*grid, heads + 2 * groups, head_dim)
             turned = heads + groups
             if widens or qkv.dtype == torch.float32:  # where the rotation happens anyway
                 qkv = qkv.float()
@@ -100,11 +105,32 @@ class FusedLayers:
             else:
                 rotated = _rotate(qkv[:, :, :turned].float(), step.rotations).to(qkv.dtype)
             q, k, v = rotated[:, :, :heads], rotated[:, :, heads:], qkv[:, :, turned:]
-            x = x + _linear(attend(q, k, v, step, index).to(x.dtype), layer.o)
-            normed = F.rms_norm(x, width, None, eps) * layer.mlp_norm
-            gate, up = _linear(normed, layer.gate_up).chunk(2, dim=-1)
-            x = x + _linear(F.silu(gate).mul_(up), layer.down)
+            x = multiply(attend(q, k, v, step, index).to(x.dtype), layer.o, RowFusion(residual=x))
+            x = multiply(multiply(x, layer.gate_up, layer.mlp_norm), layer.down, RowFusion(residual=x))
         return x
+
+    def project(self, x: Tensor, linear: nn.Module) -> Tensor:
+        """``linear(x)``, as the layers multiply if it is a plain linear layer: for ``lm_head``.
+
+        Args:
+            x: (B, S, D)
+            linear: Any module.
+        """
+        if type(linear) is nn.Linear and linear._parameters["bias"] is None and type(linear.weight) is nn.Parameter:
+            weight = linear.weight.detach()
+            has_hooks = linear._forward_hooks or linear._forward_pre_hooks
+            if weight.dtype == x.dtype and weight.device == x.device and weight.is_contiguous() and not has_hooks:
+                return self._product(x)(x, weight, PLAIN)
+        out: Tensor = linear(x)
+        return out
+
+    def _product(self, x: Tensor) -> Product:
+        """What multiplies ``x`` (B, S, D) and all that comes of it with weights."""
+        if self._suits_rows and x.shape[0] * x.shape[1] <= cpu_rows.MAX_ROWS and _can_use_rows(x, self._layers[0].qkv):
+            rows = find_rows()
+            if rows is not None:
+                return rows.linear_rows
+        return _multiply
 
     def _through_kernels(self, x: Tensor, step: AttentionStep, kernels: Any) -> Tensor:
         """The same with fewer and larger kernels; ``x`` is contiguous."""
@@ -117,7 +143,7 @@ class FusedLayers:
         added: Tensor | None = None
         for index, layer in enumerate(self._layers):
             heads, turned = layer.num_heads, layer.num_heads + layer.num_kv_heads
-            x, normed = kernels.add_rms_norm(x, added, layer.attention_norm, self._eps)
+            x, normed = kernels.add_rms_norm(x, added, layer.attention_norm.norm, self._eps)
             qkv = _linear(normed, layer.qkv).view(*x.shape[:2], turned + layer.num_kv_heads, self._head_dim)
             if cache is not None:
                 places = (cache.lengths, cache.keys[index], cache.values[index])
@@ -126,7 +152,7 @@ class FusedLayers:
                 rotated = _rotate(qkv[:, :, :turned].float(), step.rotations).to(qkv.dtype)
                 attended = attend(rotated[:, :, :heads], rotated[:, :, heads:], qkv[:, :, turned:], step, index)
             added = _linear(attended.to(x.dtype), layer.o)
-            x, normed = kernels.add_rms_norm(x, added, layer.mlp_norm, self._eps)
+            x, normed = kernels.add_rms_norm(x, added, layer.mlp_norm.norm, self._eps)
             added = _linear(kernels.silu_mul(_linear(normed, layer.gate_up)), layer.down)
         return x if added is None else x + added
 
@@ -134,17 +160,27 @@ class FusedLayers:
         self, x: Tensor, step: AttentionStep, cache: KVCache, kernels: Any, products: Any
     ) -> Tensor:
         """One token of one row: what stands between the products but attention is part of them."""
-        eps = self._eps
         for index, layer in enumerate(self._layers):
             heads = layer.num_heads + 2 * layer.num_kv_heads
-            qkv = _multiply_row(products, x, layer.qkv, RowFusion(layer.attention_norm, eps))
+            qkv = _multiply_row(products, x, layer.qkv, layer.attention_norm)
             qkv = qkv.view(1, 1, heads, self._head_dim)
             places = (cache.lengths, cache.keys[index], cache.values[index])
             attended = attend_to_cache(kernels.rotate_and_store(qkv, step.rotations, *places), step, index)
             x = _multiply_row(products, attended.to(x.dtype), layer.o, RowFusion(residual=x))
-            gated = _multiply_row(products, x, layer.gate_up, RowFusion(layer.mlp_norm, eps, gated=True))
+            gated = _multiply_row(products, x, layer.gate_up, layer.mlp_norm)
             x = _multiply_row(products, gated, layer.down, RowFusion(residual=x))
         return x
+
+
+def _multiply(x: Tensor, weight: Weight, fusion: RowFusion) -> Tensor:
+    """By torch's operators, what ``fusion`` says included."""
+    if fusion.norm is not None:
+        x = F.rms_norm(x, x.shape[-1:], None, fusion.eps) * fusion.norm
+    out = _linear(x, weight)
+    if fusion.gated:
+        gate, up = out.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+    return out if fusion.residual is None else fusion.residual + out
 
 
 def _multiply_row(products: Any, x: Tensor, weight: Weight, fusion: RowFusion) -> Tensor:
@@ -161,6 +197,23 @@ def _multiply_row(products: Any, x: Tensor, weight: Weight, fusion: RowFusion) -
 
 def _can_use_kernels(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in HALF_DTYPES and not torch.compiler.is_compiling()
+
+
+def _suit_rows(weights: Sequence[Tensor]) -> bool:
+    """Whether ``cpu_rows`` can multiply with all of them, and it is worth compiling."""
+    kinds = {(weight.device.type, weight.dtype) for weight in weights}
+    fits = any(kinds == {("cpu", dtype)} for dtype in cpu_rows.DTYPES)
+    return fits and sum(weight.nbytes for weight in weights) >= COMPILE_BYTES
+
+
+def _can_use_rows(x: Tensor, weight: Weight) -> bool:
+    return (
+        type(x) is Tensor  # a tensor that only stands for one has no memory
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
@@ -199,7 +252,7 @@ def _weights(layer: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _fuse(layer: nn.Module, head_dim: int, pack: bool) -> _Layer:
+def _fuse(layer: nn.Module, norm_eps: float, head_dim: int, pack: bool) -> _Layer:
     attention, mlp = layer.get_submodule("attention"), layer.get_submodule("mlp")
     if not isinstance(attention, Attention) or not isinstance(mlp, SwiGLU):
         raise TypeError(f"expected a LLaMA layer, got {type(attention).__name__} and {type(mlp).__name__}")
@@ -225,10 +278,10 @@ def _fuse(layer: nn.Module, head_dim: int, pack: bool) -> _Layer:
         joints = [_pack(joint) if pack else joint.detach() for joint in _join(groups)]
     qkv, o, gate_up, down = joints
     return _Layer(
-        attention_norm=layer.get_parameter("attention_norm.weight").detach(),
+        attention_norm=RowFusion(layer.get_parameter("attention_norm.weight").detach(), norm_eps),
         qkv=qkv,
         o=o,
-        mlp_norm=layer.get_parameter("mlp_norm.weight").detach(),
+        mlp_norm=RowFusion(layer.get_parameter("mlp_norm.weight").detach(), norm_eps, gated=True),
         gate_up=gate_up,
         down=down,
         num_heads=attention.q_proj.out_features // head_dim,

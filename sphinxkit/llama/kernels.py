@@ -1,4 +1,4 @@
-"""The choice between Triton's kernels and torch's operators, by a probing call on the device."""
+"""The choice between kernels of ours and torch's operators, by a probing call on the device."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sphinxkit.llama.layers import apply_rope, rope_rotations
+
+if TYPE_CHECKING:
+    from sphinxkit.llama.cpu_rows import CpuRows
 
 Kind = Literal["layers", "rows", "quantized", "token"]
 _MODULES: dict[Kind, str] = {
@@ -50,7 +53,7 @@ PLAIN = RowFusion()
 
 
 def find_kernels(device: torch.device, kind: Kind = "layers") -> Any:
-    """The module of the kernels if they compute the right numbers on a device, else None.
+    """The module of the kernels if they compute the right numbers on a device, else None; on a CPU see ``find_rows``.
 
     The answer is kept for each device. A fault of the kernels (not: that Triton is missing) is logged once. Triton
     starts kernels on torch's current device alone, so there are none for another.
@@ -91,15 +94,42 @@ def _probed(device: torch.device, kind: Kind) -> Any:
     return None
 
 
+@functools.cache
+def find_rows() -> CpuRows | None:
+    """The CPU's kernel for the products of a few rows, compiled, if it computes the right numbers; else None.
+
+    A fault (not: that there is no compiler) is logged once.
+    """
+    from sphinxkit.llama import cpu_rows
+
+    try:
+        rows = cpu_rows.CpuRows()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        fault: str | None = str(error)
+    else:
+        cpu = torch.device("cpu")
+        faults = [kernel_fault(rows, cpu, "few rows", dtype) for dtype in cpu_rows.DTYPES]
+        fault = next(filter(None, faults), None)
+        if fault is None:
+            return rows
+    logging.getLogger(__name__).warning("The CPU's kernel for a few rows is left out: %s", fault)
+    return None
+
+
 def kernel_fault(
-    kernels: Any, device: torch.device, kind: Kind = "layers", dtype: torch.dtype = torch.bfloat16
+    kernels: Any,
+    device: torch.device,
+    kind: Kind | Literal["few rows"] = "layers",
+    dtype: torch.dtype = torch.bfloat16,
 ) -> str | None:
     """What is wrong with the kernels on a device, or None if small calls gave what torch's operators give.
 
     Args:
         kernels: The module, or a stand-in.
         device: Where to call them.
-        kind: See ``find_kernels``.
+        kind: See ``find_kernels``; "few rows": ``cpu_rows``.
         dtype: Of the numbers.
     """
     generator = torch.Generator().manual_seed(0)
@@ -147,12 +177,26 @@ def _row_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device)
     }
 
 
+def _few_row_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
+    from sphinxkit.llama.cpu_rows import MAX_ROWS
+
+    width = 150  # whole lines of registers and a rest
+    weight, norm = randn(26, width) / width**0.5, randn(width)
+    found = {}
+    for rows in range(1, MAX_ROWS + 1):
+        x = 3 * randn(rows, width)
+        for name, fusion in _fusions(norm, randn(rows, 26)).items():
+            pair = kernels.linear_rows(x, weight, fusion), multiply_row(x, weight, fusion)
+            found[f"linear_rows, {rows}, {name}"] = pair
+    return found
+
+
 def _fusions(norm: Tensor, residual: Tensor) -> dict[str, RowFusion]:
     return {"gated": RowFusion(norm, 1e-5, gated=True), "added": RowFusion(residual=residual)}
 
 
 def multiply_row(x: Tensor, weight: Tensor, fusion: RowFusion = PLAIN) -> Tensor:
-    """What ``triton_rows.linear_row`` computes, by torch's operators in float32.
+    """What ``triton_rows.linear_row`` and ``cpu_rows`` compute, by torch's operators in float32.
 
     Args:
         x: One row or several.
@@ -213,9 +257,10 @@ def _token_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.devic
     return found
 
 
-_PAIRS: dict[Kind, Callable[..., Pairs]] = {
+_PAIRS: dict[str, Callable[..., Pairs]] = {
     "layers": _layer_pairs,
     "rows": _row_pairs,
+    "few rows": _few_row_pairs,
     "quantized": _quantized_pairs,
     "token": _token_pairs,
 }

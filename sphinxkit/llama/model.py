@@ -212,6 +212,8 @@ class LlamaModel(nn.Module):
             RegistryError: As ``hidden_states``.
         """
         hidden = self.hidden_states(embeds, cache=cache, lengths=lengths, seq_lens=seq_lens, output_rows=output_rows)
+        if cache is not None and self._fused is not None:
+            return self._fused.project(hidden, self.lm_head)
         logits: Tensor = self.lm_head(hidden)
         return logits
 
