@@ -1,11 +1,13 @@
 /* A few rows times a matrix on a CPU, with what stands before and behind the product in a decoder layer.
 
    Such a product reads each weight once and computes little, so it should take as long as the memory does. Each row of
-   the matrix is read from its first number to its last, once. A single row of x takes the matrix's rows one by one;
-   several make more work of each weight, so several rows of the matrix then share what is loaded of x: rows that lie far
-   apart, as a processor fetches ahead along one line in each page of memory. bfloat16 is widened in registers: of a word
-   of 32 bits that holds two, the upper is a float as it stands, and the lower is one after a shift. Sums are float32;
-   all rounds where torch's operators round. */
+   the matrix is read from its first number to its last, once. One or two rows of x take the matrix's rows one by one;
+   more make so much work of each weight that several rows of the matrix share what is loaded of x: rows that lie far
+   apart, as a processor fetches ahead along one line in each page of memory. Sums are float32; all rounds where torch's
+   operators round.
+
+   HALF: the numbers are bfloat16, else float32. bfloat16 is widened in registers: of a word of 32 bits that holds two,
+   the upper is a float as it stands, and the lower is one after a shift. */
 
 #include <math.h>
 #include <omp.h>
@@ -28,52 +30,62 @@
 #define MAX_ROWS 8
 #define MAX_EACH 4
 #define SMALLER(a, b) ((a) < (b) ? (a) : (b))
-#define EACH(rows) ((rows) < 3 ? 1 : SMALLER(SUMS / (rows), MAX_EACH)) /* rows of the matrix side by side */
+#define EACH(rows) ((rows) < 3 ? 1 : SMALLER(SUMS / (rows), MAX_EACH)) /* rows of the matrix at a time */
 #define PARTS(rows) ((rows) < 3 ? 2 : 1)                               /* sums of each product */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(LINE)));
 typedef uint32_t words __attribute__((vector_size(LINE)));
+#if HALF
+typedef uint16_t number;
+#else
+typedef float number;
+#endif
+#define IN_LINE (LINE / (int64_t)sizeof(number))
 
 /* A product; x is as `prepare` leaves it. */
 typedef struct {
-    const char *x, *matrix;
-    const void *residual;
-    void *out;
+    const number *x, *matrix, *residual;
+    number *out;
     int64_t inputs, results; /* of each row */
     int gated;
 } task;
 
-INLINE float widen(uint16_t number) {
-    uint32_t bits = (uint32_t)number << 16;
+#if HALF
+INLINE float get(number half) {
+    uint32_t bits = (uint32_t)half << 16;
     float wide;
     memcpy(&wide, &bits, 4);
     return wide;
 }
 
-INLINE uint16_t narrow(float number) {
+INLINE number put(float wide) {
     uint32_t bits;
-    memcpy(&bits, &number, 4);
-    return number != number ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    memcpy(&bits, &wide, 4);
+    return wide != wide ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
+#else
+INLINE float get(number given) { return given; }
+INLINE number put(float given) { return given; }
+#endif
 
-INLINE float get(const void *numbers, int64_t index, int half) {
-    return half ? widen(((const uint16_t *)numbers)[index]) : ((const float *)numbers)[index];
-}
+INLINE float rounded(float given) { return get(put(given)); }
 
-INLINE void put(void *numbers, int64_t index, float number, int half) {
-    if (half)
-        ((uint16_t *)numbers)[index] = narrow(number);
-    else
-        ((float *)numbers)[index] = number;
-}
-
-INLINE float rounded(float number, int half) { return half ? widen(narrow(number)) : number; }
-
-INLINE floats load(const void *from) {
+INLINE floats load(const number *from) {
     floats found;
     memcpy(&found, from, sizeof found);
     return found;
+}
+
+/* A line of weights times as much of x. */
+INLINE floats add_products(floats sum, const number *weights, const number *x) {
+#if HALF
+    const words first = (words)load(weights), second = (words)load(x);
+    sum += (floats)(first << 16) * (floats)(second << 16);
+    return sum + (floats)(first & 0xffff0000u) * (floats)(second & 0xffff0000u);
+#else
+    return sum + load(weights) * load(x);
+#endif
 }
 
 INLINE float total(floats lanes) {
@@ -84,115 +96,90 @@ INLINE float total(floats lanes) {
     return parts[0];
 }
 
-/* A line of weights times as much of x. */
-INLINE floats add_products(floats sum, const char *weights, const char *x, int half) {
-    if (!half) return sum + load(weights) * load(x);
-    words first = (words)load(weights), second = (words)load(x);
-    sum += (floats)(first << 16) * (floats)(second << 16);
-    return sum + (floats)(first & 0xffff0000u) * (floats)(second & 0xffff0000u);
-}
-
 /* Where a number of x lies: a line of one row, then one of the next. Rows of a power of two, one after the other, would
    all want the same places of the processor's cache. */
-INLINE int64_t place_of(int64_t index, int row, int rows, int half) {
-    const int64_t line = LINE / (half ? 2 : 4);
-    return (index / line * rows + row) * line + index % line;
+INLINE int64_t place_of(int64_t column, int row, int rows) {
+    return (column / IN_LINE * rows + row) * IN_LINE + column % IN_LINE;
 }
 
-/* Row `row` of x, normed if there is a norm. */
-INLINE void prepare(void *to, const void *x, const void *norm, float eps, int64_t inputs, int row, int rows, int half) {
-    const int64_t start = row * inputs;
+/* A row of x, normed if there is a norm. */
+static void prepare(number *to, const number *x, const number *norm, float eps, int64_t inputs, int row, int rows) {
     float factor = 1;
     if (norm) {
         double squares = 0;
-        for (int64_t i = 0; i < inputs; i++) squares += (double)get(x, start + i, half) * get(x, start + i, half);
+        for (int64_t i = 0; i < inputs; i++) squares += (double)get(x[i]) * get(x[i]);
         factor = 1 / sqrtf((float)(squares / inputs) + eps);
     }
-    for (int64_t i = 0; i < inputs; i++) {
-        float number = get(x, start + i, half);
-        if (norm) number = rounded(rounded(number * factor, half) * get(norm, i, half), half);
-        put(to, place_of(i, row, rows, half), number, half);
-    }
+    for (int64_t i = 0; i < inputs; i++)
+        to[place_of(i, row, rows)] = norm ? put(rounded(get(x[i]) * factor) * get(norm[i])) : x[i];
 }
 
 /* Rows of the matrix, from `row` on and `apart` from each other, times each row of x. None lies behind `last`, which is
    read instead. */
-INLINE void multiply(float found[][MAX_ROWS], const task *job, int64_t row, int64_t apart, int64_t last, int rows,
-                     int half) {
+INLINE void multiply(float found[][MAX_ROWS], const task *job, int64_t row, int64_t apart, int64_t last, int rows) {
     const int each = EACH(rows), parts = PARTS(rows);
-    const int64_t inputs = job->inputs, bytes = half ? 2 : 4, step = parts * LINE / bytes;
-    const char *weights[MAX_EACH];
+    const int64_t inputs = job->inputs, step = parts * IN_LINE;
+    const number *weights[MAX_EACH];
     floats sums[MAX_EACH][2][MAX_ROWS];
     for (int e = 0; e < each; e++) {
-        weights[e] = job->matrix + SMALLER(row + e * apart, last) * inputs * bytes;
+        weights[e] = job->matrix + SMALLER(row + e * apart, last) * inputs;
         for (int p = 0; p < parts; p++)
             for (int r = 0; r < rows; r++) sums[e][p][r] = (floats){0};
     }
     int64_t i = 0;
-    for (; i + step <= inputs; i += step) {
-        const char *x = job->x + i * rows * bytes;
+    for (; i + step <= inputs; i += step)
         for (int p = 0; p < parts; p++)
             for (int r = 0; r < rows; r++)
                 for (int e = 0; e < each; e++)
-                    sums[e][p][r] = add_products(sums[e][p][r], weights[e] + i * bytes + p * LINE,
-                                                 x + (p * rows + r) * LINE, half);
-    }
+                    sums[e][p][r] = add_products(sums[e][p][r], weights[e] + i + p * IN_LINE,
+                                                 job->x + i * rows + (p * rows + r) * IN_LINE);
     for (int e = 0; e < each; e++)
         for (int r = 0; r < rows; r++) {
             float sum = total(parts == 2 ? sums[e][0][r] + sums[e][1][r] : sums[e][0][r]);
             for (int64_t rest = i; rest < inputs; rest++)
-                sum += get(job->x, place_of(rest, r, rows, half), half) * get(weights[e], rest, half);
-            found[e][r] = rounded(sum, half);
+                sum += get(job->x[place_of(rest, r, rows)]) * get(weights[e][rest]);
+            found[e][r] = rounded(sum);
         }
 }
 
 /* Results from `start` to `end` of each row. */
-INLINE void work(const task *job, int64_t start, int64_t end, int rows, int half) {
+INLINE void work(const task *job, int64_t start, int64_t end, int rows) {
     const int each = EACH(rows);
     const int64_t apart = (end - start + each - 1) / each, results = job->results;
-    float found[2][MAX_EACH][MAX_ROWS]; /* the gates' values last */
+    float found[2][MAX_EACH][MAX_ROWS]; /* what is gated last */
     for (int64_t o = start; o < start + apart; o++) {
         for (int part = 0; part <= job->gated; part++)
-            multiply(found[part], job, part * results + o, apart, part * results + end - 1, rows, half);
+            multiply(found[part], job, part * results + o, apart, part * results + end - 1, rows);
         for (int e = 0; e < each && o + e * apart < end; e++)
             for (int r = 0; r < rows; r++) {
                 const int64_t place = r * results + o + e * apart;
-                float number = found[0][e][r];
-                if (job->gated) number = rounded(number / (1 + expf(-number)), half) * found[1][e][r];
-                if (job->residual) number += get(job->residual, place, half);
-                put(job->out, place, number, half);
+                float result = found[0][e][r];
+                if (job->gated) result = rounded(result / (1 + expf(-result))) * found[1][e][r];
+                if (job->residual) result = rounded(result) + get(job->residual[place]);
+                job->out[place] = put(result);
             }
     }
 }
 
-#define WORK(NAME, ROWS, HALF) \
-    static void NAME##ROWS(const task *job, int64_t start, int64_t end) { work(job, start, end, ROWS, HALF); }
-#define WORKS(NAME, HALF) \
-    WORK(NAME, 1, HALF) WORK(NAME, 2, HALF) WORK(NAME, 3, HALF) WORK(NAME, 4, HALF) \
-    WORK(NAME, 5, HALF) WORK(NAME, 6, HALF) WORK(NAME, 7, HALF) WORK(NAME, 8, HALF) \
-    static void (*const NAME[])(const task *, int64_t, int64_t) = { \
-        NAME##1, NAME##2, NAME##3, NAME##4, NAME##5, NAME##6, NAME##7, NAME##8};
-WORKS(bfloat16, 1)
-WORKS(float32, 0)
+#define WORK(ROWS) \
+    static void work_##ROWS(const task *job, int64_t start, int64_t end) { work(job, start, end, ROWS); }
+WORK(1) WORK(2) WORK(3) WORK(4) WORK(5) WORK(6) WORK(7) WORK(8)
+static void (*const WORKS[])(const task *, int64_t, int64_t) = {work_1, work_2, work_3, work_4,
+                                                                 work_5, work_6, work_7, work_8};
 
-/* x (rows, inputs), matrix (outputs, inputs), norm (inputs), residual and out (rows, outputs, or half of them if gated),
-   all bfloat16 if `half`, else float32. No norm or residual: null. Gives 0, or 1 where memory is lacking. */
-int linear_rows(const void *x, const void *matrix, const void *norm, const void *residual, void *out, int64_t outputs,
-                int64_t inputs, float eps, int rows, int half, int gated, int threads) {
-    const int64_t bytes = inputs * (half ? 2 : 4);
-    char *given = aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE * rows); /* a load across two lines is slow */
+/* x (rows, inputs), matrix (outputs, inputs), norm (inputs), residual and out (rows, outputs, or half of them if gated);
+   norm and residual null where there is none. Gives 0, or 1 where memory is lacking. */
+int linear_rows(const number *x, const number *matrix, const number *norm, const number *residual, number *out,
+                int64_t outputs, int64_t inputs, float eps, int rows, int gated, int threads) {
+    /* aligned: a load across two lines is slow */
+    number *given = aligned_alloc(LINE, (inputs + IN_LINE - 1) / IN_LINE * LINE * rows);
     if (!given) return 1;
-    for (int row = 0; row < rows; row++) {
-        if (half)
-            prepare(given, x, norm, eps, inputs, row, rows, 1);
-        else
-            prepare(given, x, norm, eps, inputs, row, rows, 0);
-    }
+    for (int row = 0; row < rows; row++) prepare(given, x + row * inputs, norm, eps, inputs, row, rows);
     const task job = {given, matrix, residual, out, inputs, gated ? outputs / 2 : outputs, gated};
 #pragma omp parallel num_threads(threads)
     {
         const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
-        (half ? bfloat16 : float32)[rows - 1](&job, job.results * mine / all, job.results * (mine + 1) / all);
+        WORKS[rows - 1](&job, job.results * mine / all, job.results * (mine + 1) / all);
     }
     free(given);
     return 0;

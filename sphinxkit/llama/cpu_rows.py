@@ -2,7 +2,7 @@
 
 torch hands a row times a matrix to libraries made for large products, which reach half of the memory's rate or less.
 The kernel reads the matrix as fast as the memory gives it and does what ``RowFusion`` says besides. A C compiler that
-knows OpenMP is needed (``CC``, else ``gcc``); it takes a second or two, once in each process, for the very processor.
+knows OpenMP is needed (``CC``, else ``gcc``); it takes about a second, once in each process, for the very processor.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sphinxkit.errors import ShapeError
 from sphinxkit.llama.kernels import PLAIN, RowFusion
 
 MAX_ROWS = 8  # of x; as in cpu_rows.c
@@ -29,32 +30,38 @@ _TIMEOUT_S = 120
 
 
 class CpuRows:
-    """The compiled kernel.
+    """The compiled kernel of a dtype.
 
     Args:
+        dtype: Of all numbers, one of ``DTYPES``.
         compiler: Command of a C compiler; None: what ``find_compiler`` finds.
         flags: For it.
     Raises:
         FileNotFoundError: There is no compiler.
         OSError: It failed, or what it made cannot be loaded.
+        TypeError: There is no kernel for the dtype.
     """
 
-    def __init__(self, compiler: Sequence[str] | None = None, flags: Sequence[str] = FLAGS) -> None:
+    def __init__(self, dtype: torch.dtype, compiler: Sequence[str] | None = None, flags: Sequence[str] = FLAGS) -> None:
+        if dtype not in DTYPES:
+            raise TypeError(f"a kernel for a few rows was asked for {dtype}, expected one of {DTYPES}")
+        self.dtype = dtype
         command = compiler or find_compiler()
         if command is None:
             raise FileNotFoundError("there is no C compiler (CC, gcc)")
         source = resources.files("sphinxkit.llama").joinpath("cpu_rows.c").read_bytes()
         with tempfile.TemporaryDirectory(prefix="sphinxkit-") as folder:
             target = Path(folder) / "cpu_rows.so"
-            parts = [*command, *flags, "-x", "c", "-", "-o", str(target), "-lm"]
+            half = f"-DHALF={int(dtype == torch.bfloat16)}"
+            parts = [*command, *flags, half, "-x", "c", "-", "-o", str(target), "-lm"]
             try:
-                made = subprocess.run(parts, input=source, capture_output=True, timeout=_TIMEOUT_S)
+                made = subprocess.run(parts, input=source, capture_output=True, timeout=_TIMEOUT_S)  # noqa: S603 - CC is the user's
             except subprocess.TimeoutExpired as error:
                 raise OSError(f"{command[0]} took longer than {_TIMEOUT_S} s") from error
             if made.returncode != 0:
                 raise OSError(f"{command[0]} failed: {made.stderr.decode(errors='replace').strip()[:300]}")
             library = ctypes.CDLL(str(target))  # stays loaded without the file
-        pointers, sizes, numbers = [ctypes.c_void_p] * 5, [ctypes.c_int64] * 2, [ctypes.c_int] * 4
+        pointers, sizes, numbers = [ctypes.c_void_p] * 5, [ctypes.c_int64] * 2, [ctypes.c_int] * 3
         self._call = library.linear_rows
         self._call.argtypes = [*pointers, *sizes, ctypes.c_float, *numbers]
 
@@ -65,7 +72,7 @@ class CpuRows:
         order of the sums.
 
         Args:
-            x: At most ``MAX_ROWS`` rows, in bfloat16 or float32.
+            x: At most ``MAX_ROWS`` rows, in the kernel's dtype.
             weight: Contiguous, in the same dtype, like all of ``fusion``.
             fusion: What is done besides.
         Shape:
@@ -73,12 +80,26 @@ class CpuRows:
             weight: (O, I)
             return: (..., O), or (..., O/2) if gated
         Raises:
+            ShapeError: The widths differ, there are too many rows or none, or the matrix is not contiguous.
+            TypeError: ``x`` or the matrix is of another dtype or not on the CPU.
             MemoryError: There is none for a copy of ``x``.
         """
         outputs, inputs = weight.shape
+        rows = x.numel() // inputs
+        if not (0 < rows <= MAX_ROWS and x.shape[-1] == inputs and weight.is_contiguous()):
+            raise ShapeError(
+                f"linear_rows: expected 1 to {MAX_ROWS} rows of {inputs} and a contiguous matrix, got {tuple(x.shape)} "
+                f"and strides {weight.stride()}"
+            )
+        if not (x.dtype == weight.dtype == self.dtype and x.is_cpu and weight.is_cpu):
+            raise TypeError(
+                f"linear_rows: expected {self.dtype} on the CPU, got {x.dtype} on {x.device} and {weight.dtype} on "
+                f"{weight.device}"
+            )
         x = x.contiguous()
         out = x.new_empty(*x.shape[:-1], outputs // 2 if fusion.gated else outputs)
-        norm, residual = fusion.norm, fusion.residual
+        norm = fusion.norm
+        residual = None if fusion.residual is None else fusion.residual.contiguous()
         failed = self._call(
             x.data_ptr(),
             weight.data_ptr(),
@@ -88,8 +109,7 @@ class CpuRows:
             outputs,
             inputs,
             fusion.eps,
-            x.numel() // inputs,
-            x.dtype == torch.bfloat16,
+            rows,
             fusion.gated,
             torch.get_num_threads(),
         )

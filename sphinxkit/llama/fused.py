@@ -14,7 +14,7 @@ from sphinxkit.llama import cpu_rows, huge_pages
 from sphinxkit.llama.attention import Attention, AttentionStep, attend, attend_to_cache
 from sphinxkit.llama.backends import HALF_DTYPES
 from sphinxkit.llama.cache import KVCache
-from sphinxkit.llama.kernels import PLAIN, RowFusion, find_kernels, find_rows
+from sphinxkit.llama.kernels import RowFusion, find_kernels, find_rows
 from sphinxkit.llama.layers import SwiGLU, rotate_pairs
 from sphinxkit.llama.quantization import QuantizedLinear
 
@@ -22,9 +22,9 @@ Weight = Tensor | QuantizedLinear
 Product = Callable[[Tensor, Any, RowFusion], Tensor]
 
 PACK_ROWS = 8  # rows that the packed layout is chosen for; our choice: a batch, or a draft with its token
-# Layers from which on a kernel is compiled for them. It takes a second or two, and a step of 128 MiB some milliseconds
-# less: worth it after a few hundred tokens. Our choice.
-COMPILE_BYTES = 128 << 20
+# Weights from which on a kernel is compiled. That takes a second, and reading so many of them 2 ms less than
+# by torch: worth it after a few hundred tokens. Our choice.
+COMPILE_BYTES = 48 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ class FusedLayers:
         pack: Multiply with copies in oneDNN's layout (CPU, 16 bit): memory for the layers twice, several rows faster.
         kernels: On CUDA in 16 bit, let ``triton_kernels`` do what stands between the products, and ``triton_rows`` or
             ``triton_quantized`` the products of a single row with it; on a CPU let ``cpu_rows`` do the products of a
-            few rows, if the layers have ``COMPILE_BYTES`` and are neither quantised nor packed. Where they work.
+            few rows with weights that are neither quantised nor packed, from ``COMPILE_BYTES`` on. Where they work.
     Raises:
         TypeError: A linear layer is wrapped or sharded, only some are quantised, or its weight is not what ``pack`` is
             for.
@@ -73,7 +73,7 @@ class FusedLayers:
         self.wants_kernels = kernels
         self._layers = [_fuse(layer, norm_eps, head_dim, pack) for layer in self._modules]
         self._addresses = [weight.data_ptr() for weight in self._weights()]
-        self._suits_rows = kernels and not pack and _suit_rows(self._weights())
+        self._suits_rows = not pack and _suit_rows(self._weights())
 
     def _weights(self) -> list[Tensor]:
         # through the dictionaries: nn.Module.__getattr__ would take most of a step's Python time here
@@ -93,7 +93,8 @@ class FusedLayers:
         kernels = find_kernels(x.device) if self.wants_kernels and _can_use_kernels(x) else None
         if kernels is not None:
             return self._through_kernels(x.contiguous(), step, kernels)
-        multiply = self._product(x)
+        rows = self._find_rows(x, self._layers[0].qkv) if self._suits_rows else None
+        multiply: Product = _multiply if rows is None else rows.linear_rows
         widens = step.cache is not None and step.pattern.step is not None and step.cache.dtype == torch.float32
         for index, layer in enumerate(self._layers):
             heads, groups = layer.num_heads, layer.num_kv_heads
@@ -119,18 +120,18 @@ class FusedLayers:
         if type(linear) is nn.Linear and linear._parameters["bias"] is None and type(linear.weight) is nn.Parameter:
             weight = linear.weight.detach()
             has_hooks = linear._forward_hooks or linear._forward_pre_hooks
-            if weight.dtype == x.dtype and weight.device == x.device and weight.is_contiguous() and not has_hooks:
-                return self._product(x)(x, weight, PLAIN)
+            if weight.is_contiguous() and not has_hooks and (self._suits_rows or _suit_rows([weight])):
+                rows = self._find_rows(x, weight)
+                if rows is not None:
+                    return rows.linear_rows(x, weight)
         out: Tensor = linear(x)
         return out
 
-    def _product(self, x: Tensor) -> Product:
-        """What multiplies ``x`` (B, S, D) and all that comes of it with weights."""
-        if self._suits_rows and x.shape[0] * x.shape[1] <= cpu_rows.MAX_ROWS and _can_use_rows(x, self._layers[0].qkv):
-            rows = find_rows()
-            if rows is not None:
-                return rows.linear_rows
-        return _multiply
+    def _find_rows(self, x: Tensor, weight: Weight) -> cpu_rows.CpuRows | None:
+        """The kernel for ``x`` (B, S, D) and weights like this one, if it is for them."""
+        if self.wants_kernels and 0 < x.shape[0] * x.shape[1] <= cpu_rows.MAX_ROWS and _can_use_rows(x, weight):
+            return find_rows(x.dtype)
+        return None
 
     def _through_kernels(self, x: Tensor, step: AttentionStep, kernels: Any) -> Tensor:
         """The same with fewer and larger kernels; ``x`` is contiguous."""
@@ -209,8 +210,8 @@ def _suit_rows(weights: Sequence[Tensor]) -> bool:
 def _can_use_rows(x: Tensor, weight: Weight) -> bool:
     return (
         type(x) is Tensor  # a tensor that only stands for one has no memory
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype
+        and isinstance(weight, Tensor)
+        and (x.device, x.dtype) == (weight.device, weight.dtype)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )

@@ -95,23 +95,24 @@ def _probed(device: torch.device, kind: Kind) -> Any:
 
 
 @functools.cache
-def find_rows() -> CpuRows | None:
+def find_rows(dtype: torch.dtype) -> CpuRows | None:
     """The CPU's kernel for the products of a few rows, compiled, if it computes the right numbers; else None.
 
-    A fault (not: that there is no compiler) is logged once.
+    The answer is kept. A fault (not: that there is no compiler) is logged once.
+
+    Args:
+        dtype: bfloat16 or float32.
     """
     from sphinxkit.llama import cpu_rows
 
     try:
-        rows = cpu_rows.CpuRows()
+        rows = cpu_rows.CpuRows(dtype)
     except FileNotFoundError:
         return None
     except OSError as error:
         fault: str | None = str(error)
     else:
-        cpu = torch.device("cpu")
-        faults = [kernel_fault(rows, cpu, "few rows", dtype) for dtype in cpu_rows.DTYPES]
-        fault = next(filter(None, faults), None)
+        fault = kernel_fault(rows, torch.device("cpu"), "few rows", dtype)
         if fault is None:
             return rows
     logging.getLogger(__name__).warning("The CPU's kernel for a few rows is left out: %s", fault)

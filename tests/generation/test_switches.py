@@ -13,7 +13,7 @@ from torch import Tensor
 import sphinxkit
 from sphinxkit.evaluation.parity import GoldenData
 from sphinxkit.generation import Decoder, Row, RunningBatch, Sampling
-from sphinxkit.llama import DecodeGraphs, LlamaModel
+from sphinxkit.llama import DecodeGraphs, LlamaModel, fused
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tokenizer import Tokenizer
 
@@ -55,12 +55,16 @@ def asked(request: pytest.FixtureRequest, golden: Path) -> tuple[SphinxModel, li
     return load(golden / request.param)
 
 
-@pytest.fixture(params=["modules", "fused", "eager attention"])
-def llm(request: pytest.FixtureRequest, asked: tuple[SphinxModel, list[Question]]) -> Iterator[LlamaModel]:
+@pytest.fixture(params=["modules", "fused", "fused, a kernel for few rows", "eager attention"])
+def llm(
+    request: pytest.FixtureRequest, asked: tuple[SphinxModel, list[Question]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LlamaModel]:
     """The language model in one of its forms."""
     model = asked[0].llm
     backend = model._backend
-    if request.param == "fused":
+    if request.param.startswith("fused"):
+        if "kernel" in request.param:
+            monkeypatch.setattr(fused, "COMPILE_BYTES", 0)
         model.fuse()
     elif request.param == "eager attention":
         model._backend = sphinxkit.llama.backends.registry.build("eager")

@@ -1,0 +1,320 @@
+"""The CPU's kernel for a few rows: against float64 and torch's operators, and in a fused model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import platform
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sphinxkit.errors import ShapeError
+from sphinxkit.llama import LlamaModel, cpu_rows, fused, kernels, quantize
+from sphinxkit.llama.cpu_rows import DTYPES, FLAGS, MAX_ROWS, CpuRows
+from sphinxkit.llama.kernels import RowFusion, find_rows
+
+pytestmark = pytest.mark.skipif(cpu_rows.find_compiler() is None, reason="there is no C compiler")
+
+Builder = Callable[..., LlamaModel]
+# of 1 + the right number: bfloat16 rounds to 2^-9 of each number, some twice or before a product; float32 to 2^-24, and
+# sums of 300 products a little more
+TOLERANCE = {torch.bfloat16: 0.02, torch.float32: 3e-6}
+LOGITS_TOLERANCE = 1e-5  # see test_fused.py
+TARGETS = ["native"]
+if platform.machine() == "x86_64":
+    TARGETS.append("x86-64")  # without AVX: registers of 128 bits
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        TARGETS.append("x86-64-v3")
+
+
+@cache
+def build(dtype: torch.dtype, target: str = "native") -> CpuRows:
+    flags = [flag.replace("native", target) for flag in FLAGS]
+    return CpuRows(dtype, flags=[*flags, "-Wall", "-Wextra", "-Werror", "-Wno-psabi"])
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def exact(x: Tensor, weight: Tensor, fusion: RowFusion) -> Tensor:
+    """In float64, rounded nowhere."""
+    wide = x.double()
+    if fusion.norm is not None:
+        wide = F.rms_norm(wide, wide.shape[-1:], fusion.norm.double(), fusion.eps)
+    out = wide @ weight.double().T
+    if fusion.gated:
+        gate, up = out.chunk(2, -1)
+        out = F.silu(gate) * up
+    return out if fusion.residual is None else out + fusion.residual.double()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "width"), [(22, 64), (6, 300), (2, 7), (130, 33)])
+def test_products_are_right(dtype: torch.dtype, target: str, outputs: int, width: int) -> None:
+    rows_kernel = build(dtype, target)
+    weight = (randn(outputs, width) / width**0.5).to(dtype)
+    norm = randn(width, dtype=dtype, seed=1)
+    for rows in range(1, MAX_ROWS + 1):
+        x = 3 * randn(rows, width, dtype=dtype, seed=2)
+        residual = randn(rows, outputs, dtype=dtype, seed=3)
+        for fusion in (
+            RowFusion(),
+            RowFusion(norm, 1e-5),
+            RowFusion(residual=residual),
+            RowFusion(gated=True),
+            RowFusion(norm, 1e-5, residual),
+            RowFusion(norm, 1e-5, gated=True),
+            RowFusion(residual=residual[:, : outputs // 2].contiguous(), gated=True),
+        ):
+            got = rows_kernel.linear_rows(x, weight, fusion)
+            expected = exact(x, weight, fusion)
+            assert got.dtype == dtype
+            assert got.shape == expected.shape
+            distance = float(((got.double() - expected).abs() / (1 + expected.abs())).max())
+            assert distance < TOLERANCE[dtype], (rows, fusion)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_bfloat16_rounds_where_operators_round(rows: int) -> None:
+    """Small whole numbers: every sum is exact in any order."""
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randint(-3, 4, (rows, 96), generator=generator).bfloat16()
+    weight = torch.randint(-3, 4, (64, 96), generator=generator).bfloat16() / 16
+    residual = randn(rows, 64, dtype=torch.bfloat16)
+    rows_kernel = build(torch.bfloat16)
+    for fusion in (RowFusion(), RowFusion(residual=residual)):
+        assert torch.equal(rows_kernel.linear_rows(x, weight, fusion), fused._multiply(x, weight, fusion))
+    # the exponential of a gate may be another in its last bit, so a rounding after it, too
+    gated, expected = rows_kernel.linear_rows(x, weight, RowFusion(gated=True)), None
+    expected = fused._multiply(x, weight, RowFusion(gated=True))
+    assert float((gated == expected).float().mean()) > 0.97
+    torch.testing.assert_close(gated, expected, rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_not_a_number_stays_so(dtype: torch.dtype) -> None:
+    weight = randn(5, 70, dtype=dtype)
+    x = randn(3, 70, dtype=dtype)
+    x[1, 66], x[2, 3] = float("nan"), float("inf")
+    got = build(dtype).linear_rows(x, weight)
+    assert bool(got[0].isfinite().all())
+    assert bool(got[1].isnan().all())
+    assert bool(got[2].isinf().all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_threads_do_not_change_a_number(dtype: torch.dtype, rows: int) -> None:
+    weight, x = randn(37, 130, dtype=dtype), randn(rows, 130, dtype=dtype)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5, 50):
+            torch.set_num_threads(count)
+            results.append(build(dtype).linear_rows(x, weight))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_shapes_and_strides_of_x() -> None:
+    weight, x = randn(9, 20), randn(20, 2, 3)
+    got = build(torch.float32).linear_rows(x.permute(1, 2, 0), weight)
+    torch.testing.assert_close(got, F.linear(x.permute(1, 2, 0), weight))
+
+
+def test_bad_input_is_refused() -> None:
+    rows_kernel = build(torch.float32)
+    for x, weight in [
+        (randn(9, 20), randn(4, 20)),
+        (randn(0, 20), randn(4, 20)),
+        (randn(1, 40), randn(4, 20)),
+        (randn(1, 20), randn(20, 4).T),
+    ]:
+        with pytest.raises(ShapeError, match=r"expected 1 to 8 rows of 20"):
+            rows_kernel.linear_rows(x, weight)
+    for x, weight in [
+        (randn(1, 20).double(), randn(4, 20)),
+        (randn(1, 20), randn(4, 20).bfloat16()),
+        (randn(1, 20).to("meta"), randn(4, 20)),
+    ]:
+        with pytest.raises(TypeError, match=r"expected torch.float32 on the CPU"):
+            rows_kernel.linear_rows(x, weight)
+    with pytest.raises(TypeError, match=r"asked for torch.float16"):
+        CpuRows(torch.float16)
+
+
+class TestChoice:
+    """``find_rows``, without its memory."""
+
+    find = staticmethod(find_rows.__wrapped__)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_it_is_found(self, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+        assert isinstance(self.find(dtype), CpuRows)
+        assert not caplog.records
+
+    def test_no_compiler_is_no_news(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        monkeypatch.setenv("CC", "no-such-compiler -m64")
+        assert self.find(torch.float32) is None
+        assert not caplog.records
+
+    @pytest.mark.parametrize(("command", "words"), [("false", "false failed"), ("true", "cpu_rows.so")])
+    def test_a_broken_compiler_is(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str, words: str
+    ) -> None:
+        monkeypatch.setenv("CC", command)
+        with caplog.at_level(logging.WARNING):
+            assert self.find(torch.float32) is None
+        assert words in caplog.text
+
+    def test_wrong_numbers_are(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        right = CpuRows.linear_rows
+
+        def wrong(self: CpuRows, x: Tensor, weight: Tensor, fusion: RowFusion = kernels.PLAIN) -> Tensor:
+            out = right(self, x, weight, fusion)
+            return out * 1.1 if len(x) == 7 else out
+
+        monkeypatch.setattr(CpuRows, "linear_rows", wrong)
+        assert self.find(torch.float32) is None
+        assert "wrong numbers: linear_rows, 7" in caplog.text
+        assert "linear_rows, 6" not in caplog.text
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Fused models use the kernel whatever their size; the shapes of the matrices that it multiplies with."""
+    found: list[tuple[int, ...]] = []
+    right = CpuRows.linear_rows
+
+    def counted(self: CpuRows, x: Tensor, weight: Tensor, fusion: RowFusion = kernels.PLAIN) -> Tensor:
+        found.append(tuple(weight.shape))
+        return right(self, x, weight, fusion)
+
+    monkeypatch.setattr(fused, "COMPILE_BYTES", 0)
+    for dtype in DTYPES:
+        find_rows(dtype)  # its probe is not counted
+    monkeypatch.setattr(CpuRows, "linear_rows", counted)
+    return found
+
+
+def logits_of(model: LlamaModel, embeds: Tensor, *widths: int) -> Tensor:
+    made = model.make_cache(len(embeds))
+    with torch.no_grad():
+        return torch.cat([model(part, cache=made) for part in torch.split(embeds, list(widths), 1)], 1)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 4])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_fused_model_gives_the_same_logits(
+    small_llama: Builder, calls: list[tuple[int, ...]], num_kv_heads: int, batch: int
+) -> None:
+    model = small_llama(num_kv_heads=num_kv_heads).requires_grad_(False)
+    embeds, widths = randn(batch, 14, 32), (9, 1, 2, 1, 1)
+    expected = logits_of(model, embeds, *widths)
+    assert not calls
+    model.fuse()
+    torch.testing.assert_close(logits_of(model, embeds, *widths), expected, atol=LOGITS_TOLERANCE, rtol=0)
+    # four products of each of two layers and the output matrix, in every step of at most 8 rows
+    assert len(calls) == 4 * (4 * 2 + 1)
+    model.fuse(kernels=False)
+    calls.clear()
+    torch.testing.assert_close(logits_of(model, embeds, *widths), expected, atol=LOGITS_TOLERANCE, rtol=0)
+    assert not calls
+
+
+def test_a_bfloat16_model_is_as_exact_as_without(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
+    half = small_llama().requires_grad_(False).to(torch.bfloat16)
+    embeds, widths = randn(2, 12, 32, dtype=torch.bfloat16), (8, 1, 1, 1, 1)
+    expected = logits_of(copy.deepcopy(half).float(), embeds.float(), *widths)
+    distances = []
+    for use in (True, False):
+        half.fuse(kernels=use)
+        distances.append(float((logits_of(half, embeds, *widths).float() - expected).square().mean().sqrt()))
+    assert calls
+    assert distances[0] < 1.2 * distances[1]
+
+
+def test_quantised_and_packed_layers_keep_their_products(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
+    packed = small_llama().requires_grad_(False).to(torch.bfloat16)
+    packed.fuse(pack=True)
+    logits_of(packed, randn(1, 3, 32, dtype=torch.bfloat16), 2, 1)
+    quantised = small_llama(hidden_dim=64).requires_grad_(False)
+    quantize(quantised, 8)
+    quantised.fuse()
+    logits_of(quantised, randn(1, 3, 32), 2, 1)
+    head = tuple(packed.lm_head.weight.shape)
+    assert calls == [head] * 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "lm_head", nn.Linear(32, 61)),
+        lambda model: setattr(model, "lm_head", nn.Sequential(model.lm_head)),
+        lambda model: setattr(model.lm_head.weight, "data", model.lm_head.weight.data.T.contiguous().T),
+        lambda model: model.lm_head.register_forward_hook(lambda module, args, out: None),
+        lambda model: model.lm_head.double(),
+    ],
+    ids=["bias", "wrapped", "transposed", "hook", "dtype"],
+)
+def test_an_output_matrix_of_another_kind_is_called(
+    small_llama: Builder,
+    calls: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[LlamaModel], object],
+) -> None:
+    model = small_llama().requires_grad_(False)
+    model.fuse()
+    change(model)
+    model.lm_head.requires_grad_(False)
+    seen: list[Tensor] = []
+    right, own = model.lm_head.forward, next(model.lm_head.parameters()).dtype
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append(x)
+        return right(x.to(own))
+
+    monkeypatch.setattr(model.lm_head, "forward", forward)
+    logits = logits_of(model, randn(1, 3, 32), 2, 1)
+    assert len(calls) == 2 * 4 * 2
+    assert len(seen) == 2
+    torch.testing.assert_close(logits[:, -1:].float(), right(seen[1].to(own)).float())
+
+
+def test_what_only_looks_like_numbers_is_left_to_torch(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
+    model = small_llama().requires_grad_(False)
+    model.fuse()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits_of(model, randn(1, 3, 32), 2, 1)
+    assert not calls
+    made = model.make_cache(1)
+    with torch.no_grad():
+        assert model(randn(1, 3, 32), cache=made, output_rows=slice(0, 0)).shape == (1, 0, 61)
+    assert len(calls) == 4 * 2  # no row is left for the output matrix
+    wide = small_llama().requires_grad_(False).double()
+    wide.fuse()
+    calls.clear()
+    logits_of(wide, randn(1, 3, 32).double(), 2, 1)
+    assert not calls
+
+
+def test_small_models_do_not_compile(small_llama: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dtype: torch.dtype) -> None:
+        raise AssertionError(f"a kernel for {dtype} was looked for")
+
+    monkeypatch.setattr(fused, "find_rows", refuse)
+    model = small_llama().requires_grad_(False)
+    model.fuse()
+    logits_of(model, randn(1, 3, 32), 2, 1)
+    monkeypatch.setattr(fused, "COMPILE_BYTES", 0)
+    model.fuse()
+    with pytest.raises(AssertionError, match=r"torch.float32"):
+        logits_of(model, randn(1, 3, 32), 2, 1)
