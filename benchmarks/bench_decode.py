@@ -52,6 +52,10 @@ def _case(context: Context, size: str, model: Any, rival: Any, twin: Any, batch:
         "sphinxkit": lambda: _ours(model, batch, prompt, new),
         "sphinxkit, not fused": lambda: _ours(plain, batch, prompt, new),
     }
+    if context.device.type == "cpu":
+        operators = llama_twins.plain_twin(rival)
+        operators.fuse(kernels=False)
+        steps["sphinxkit, torch's operators"] = lambda: _ours(operators, batch, prompt, new)
     if context.device.type == "cpu" and dtype == torch.bfloat16:
         packed = llama_twins.plain_twin(rival)
         packed.fuse(pack=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,7 @@ Weight = Tensor | QuantizedLinear
 Product = Callable[[Tensor, Any, RowFusion], Tensor]
 
 PACK_ROWS = 8  # rows that the packed layout is chosen for; our choice: a batch, or a draft with its token
+_MIN_PACK_ROWS = 5  # fewer are multiplied sooner by ``cpu_rows``, measured with 220 M weights in bfloat16
 # Weights from which on a kernel is compiled. That takes a second, and reading so many of them 2 ms less than
 # by torch: worth it after a few hundred tokens. Our choice.
 COMPILE_BYTES = 48 << 20
@@ -54,10 +55,10 @@ class FusedLayers:
         layers: ``LlamaModel.layers``, plain ``nn.Linear`` or ``QuantizedLinear`` all through.
         norm_eps: Of every norm.
         head_dim: Channels of a head.
-        pack: Multiply with copies in oneDNN's layout (CPU, 16 bit): memory for the layers twice, several rows faster.
+        pack: Multiply many rows with copies in oneDNN's layout (CPU, 16 bit): memory for the layers twice.
         kernels: On CUDA in 16 bit, let ``triton_kernels`` do what stands between the products, and ``triton_rows`` or
             ``triton_quantized`` the products of a single row with it; on a CPU let ``cpu_rows`` do the products of a
-            few rows with weights that are neither quantised nor packed, from ``COMPILE_BYTES`` on. Where they work.
+            few rows with weights that are not quantised, from ``COMPILE_BYTES`` on. Where they work.
     Raises:
         TypeError: A linear layer is wrapped or sharded, only some are quantised, or its weight is not what ``pack`` is
             for.
@@ -72,8 +73,9 @@ class FusedLayers:
         self.is_packed = pack
         self.wants_kernels = kernels
         self._layers = [_fuse(layer, norm_eps, head_dim, pack) for layer in self._modules]
+        self._packed = [_packed(layer) for layer in self._layers] if pack else None
         self._addresses = [weight.data_ptr() for weight in self._weights()]
-        self._suits_rows = not pack and _suit_rows(self._weights())
+        self._suits_rows = _suit_rows(self._weights())
 
     def _weights(self) -> list[Tensor]:
         # through the dictionaries: nn.Module.__getattr__ would take most of a step's Python time here
@@ -93,10 +95,12 @@ class FusedLayers:
         kernels = find_kernels(x.device) if self.wants_kernels and _can_use_kernels(x) else None
         if kernels is not None:
             return self._through_kernels(x.contiguous(), step, kernels)
-        rows = self._find_rows(x, self._layers[0].qkv) if self._suits_rows else None
+        tries_rows = self._suits_rows and (self._packed is None or grid.numel() < _MIN_PACK_ROWS)
+        rows = self._find_rows(x, self._layers[0].qkv) if tries_rows else None
         multiply: Product = _multiply if rows is None else rows.linear_rows
+        layers = self._layers if rows is not None or self._packed is None else self._packed
         widens = step.cache is not None and step.pattern.step is not None and step.cache.dtype == torch.float32
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(layers):
             heads, groups = layer.num_heads, layer.num_kv_heads
             qkv = multiply(x, layer.qkv, layer.attention_norm).view(*grid, heads + 2 * groups, head_dim)
             turned = heads + groups
@@ -234,6 +238,12 @@ def _linear(x: Tensor, weight: Weight) -> Tensor:
     return F.linear(x, weight)
 
 
+def _packed(layer: _Layer) -> _Layer:
+    """The same with weights in oneDNN's layout."""
+    qkv, o, gate_up, down = (_pack(cast(Tensor, each)) for each in (layer.qkv, layer.o, layer.gate_up, layer.down))
+    return replace(layer, qkv=qkv, o=o, gate_up=gate_up, down=down)
+
+
 def _pack(weight: Tensor) -> Tensor:
     """A copy in the layout that oneDNN's matrix product reads: it need not reorder it at each call."""
     if weight.device.type != "cpu" or weight.dtype not in HALF_DTYPES:
@@ -276,7 +286,7 @@ def _fuse(layer: nn.Module, norm_eps: float, head_dim: int, pack: bool) -> _Laye
     if is_quantized:
         joints = [QuantizedLinear.join(cast(list[QuantizedLinear], group)) for group in groups]
     else:
-        joints = [_pack(joint) if pack else joint.detach() for joint in _join(groups)]
+        joints = [joint.detach() for joint in _join(groups)]
     qkv, o, gate_up, down = joints
     return _Layer(
         attention_norm=RowFusion(layer.get_parameter("attention_norm.weight").detach(), norm_eps),
