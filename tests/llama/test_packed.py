@@ -97,7 +97,7 @@ def rows_of(batch: int, length: int, dtype: torch.dtype = torch.bfloat16, heads:
     return [torch.randn(size, generator=generator).mul(2).to(dtype).transpose(1, 2) for _ in range(3)]
 
 
-@pytest.mark.parametrize("scores", [1, 700, 300_000])  # blocks of one query; of a few; of 128, all heads at once
+@pytest.mark.parametrize("scores", [1, 700, 300_000])  # blocks of one query; of a few; of 64, all heads at once
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 131), (1, 300)])
 def test_rows_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, scores: int, batch: int, length: int) -> None:
     monkeypatch.setattr(packed, "_SCORES", scores)
