@@ -2,9 +2,9 @@
 
    Such a product reads each weight once and computes little, so it should take as long as the memory does. Each row of
    the matrix is read from its first number to its last, once. One or two rows of x take the matrix's rows one by one;
-   more make so much work of each weight that several rows of the matrix share what is loaded of x: rows that lie far
-   apart, as a processor fetches ahead along one line in each page of memory. Sums are float32; all rounds where torch's
-   operators round.
+   more make so much work of each weight that several rows of the matrix, as registers allow, share what is loaded of x:
+   rows that lie far apart, as a processor fetches ahead along one line in each page of memory. Sums are float32; all
+   rounds where torch's operators round.
 
    HALF: the numbers are bfloat16, else float32. bfloat16 is widened in registers: of a word of 32 bits that holds two,
    the upper is a float as it stands, and the lower is one after a shift. */
@@ -15,6 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __clang__
+#error "clang brings another OpenMP than torch's, whose threads would get in each other's way; gcc does not"
+#endif
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "written for little-endian processors"
 #endif
@@ -45,7 +48,7 @@ typedef float number;
 
 /* A product; x is as `prepare` leaves it. */
 typedef struct {
-    const number *x, *matrix, *residual;
+    const number *x, *matrix;
     number *out;
     int64_t inputs, results; /* of each row */
     int gated;
@@ -152,11 +155,9 @@ INLINE void work(const task *job, int64_t start, int64_t end, int rows) {
             multiply(found[part], job, part * results + o, apart, part * results + end - 1, rows);
         for (int e = 0; e < each && o + e * apart < end; e++)
             for (int r = 0; r < rows; r++) {
-                const int64_t place = r * results + o + e * apart;
                 float result = found[0][e][r];
                 if (job->gated) result = rounded(result / (1 + expf(-result))) * found[1][e][r];
-                if (job->residual) result = rounded(result) + get(job->residual[place]);
-                job->out[place] = put(result);
+                job->out[r * results + o + e * apart] = put(result);
             }
     }
 }
@@ -167,15 +168,15 @@ WORK(1) WORK(2) WORK(3) WORK(4) WORK(5) WORK(6) WORK(7) WORK(8)
 static void (*const WORKS[])(const task *, int64_t, int64_t) = {work_1, work_2, work_3, work_4,
                                                                  work_5, work_6, work_7, work_8};
 
-/* x (rows, inputs), matrix (outputs, inputs), norm (inputs), residual and out (rows, outputs, or half of them if gated);
-   norm and residual null where there is none. Gives 0, or 1 where memory is lacking. */
-int linear_rows(const number *x, const number *matrix, const number *norm, const number *residual, number *out,
-                int64_t outputs, int64_t inputs, float eps, int rows, int gated, int threads) {
+/* x (rows, inputs), matrix (outputs, inputs), norm (inputs) or null, out (rows, outputs, or half of them if gated). Gives
+   0, or 1 where memory is lacking. */
+int linear_rows(const number *x, const number *matrix, const number *norm, number *out, int64_t outputs, int64_t inputs,
+                float eps, int rows, int gated, int threads) {
     /* aligned: a load across two lines is slow */
     number *given = aligned_alloc(LINE, (inputs + IN_LINE - 1) / IN_LINE * LINE * rows);
     if (!given) return 1;
     for (int row = 0; row < rows; row++) prepare(given, x + row * inputs, norm, eps, inputs, row, rows);
-    const task job = {given, matrix, residual, out, inputs, gated ? outputs / 2 : outputs, gated};
+    const task job = {given, matrix, out, inputs, gated ? outputs / 2 : outputs, gated};
 #pragma omp parallel num_threads(threads)
     {
         const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();

@@ -1,8 +1,8 @@
 """A few rows times a matrix on a CPU: ``cpu_rows.c``, compiled where it runs.
 
 torch hands a row times a matrix to libraries made for large products, which reach half of the memory's rate or less.
-The kernel reads the matrix as fast as the memory gives it and does what ``RowFusion`` says besides. A C compiler that
-knows OpenMP is needed (``CC``, else ``gcc``); it takes about a second, once in each process, for the very processor.
+The kernel reads the matrix as fast as the memory gives it, and norms and gates besides. It is compiled for the very
+processor, once in each process, in about a second, by gcc (``CC`` if that is set to one).
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class CpuRows:
         compiler: Command of a C compiler; None: what ``find_compiler`` finds.
         flags: For it.
     Raises:
-        FileNotFoundError: There is no compiler.
-        OSError: It failed, or what it made cannot be loaded.
+        OSError: There is no compiler, it failed, or what it made cannot be loaded.
         TypeError: There is no kernel for the dtype.
     """
 
@@ -48,7 +47,7 @@ class CpuRows:
         self.dtype = dtype
         command = compiler or find_compiler()
         if command is None:
-            raise FileNotFoundError("there is no C compiler (CC, gcc)")
+            raise OSError("there is no C compiler (CC, gcc)")
         source = resources.files("sphinxkit.llama").joinpath("cpu_rows.c").read_bytes()
         with tempfile.TemporaryDirectory(prefix="sphinxkit-") as folder:
             target = Path(folder) / "cpu_rows.so"
@@ -61,50 +60,49 @@ class CpuRows:
             if made.returncode != 0:
                 raise OSError(f"{command[0]} failed: {made.stderr.decode(errors='replace').strip()[:300]}")
             library = ctypes.CDLL(str(target))  # stays loaded without the file
-        pointers, sizes, numbers = [ctypes.c_void_p] * 5, [ctypes.c_int64] * 2, [ctypes.c_int] * 3
+        pointers, sizes, numbers = [ctypes.c_void_p] * 4, [ctypes.c_int64] * 2, [ctypes.c_int] * 3
         self._call = library.linear_rows
         self._call.argtypes = [*pointers, *sizes, ctypes.c_float, *numbers]
 
     def linear_rows(self, x: Tensor, weight: Tensor, fusion: RowFusion = PLAIN) -> Tensor:
         """A few rows times a matrix, with what is fused into it. It records no gradient.
 
-        Sums are float32. A norm, a gate and a sum round where torch's operators do, so the result is theirs but for the
-        order of the sums.
+        Sums are float32. A norm and a gate round where torch's operators do, so the result is theirs but for the order
+        of the sums.
 
         Args:
             x: At most ``MAX_ROWS`` rows, in the kernel's dtype.
-            weight: Contiguous, in the same dtype, like all of ``fusion``.
+            weight: Contiguous, in the same dtype, like the norm.
             fusion: What is done besides.
         Shape:
             x: (..., I)
             weight: (O, I)
             return: (..., O), or (..., O/2) if gated
         Raises:
-            ShapeError: The widths differ, there are too many rows or none, or the matrix is not contiguous.
-            TypeError: ``x`` or the matrix is of another dtype or not on the CPU.
+            ShapeError: Sizes disagree, there are too many rows or none, or the matrix is not contiguous.
+            TypeError: Something is of another dtype or not on the CPU.
             MemoryError: There is none for a copy of ``x``.
         """
         outputs, inputs = weight.shape
-        rows = x.numel() // inputs
+        rows, norm = x.numel() // inputs, fusion.norm
         if not (0 < rows <= MAX_ROWS and x.shape[-1] == inputs and weight.is_contiguous()):
             raise ShapeError(
                 f"linear_rows: expected 1 to {MAX_ROWS} rows of {inputs} and a contiguous matrix, got {tuple(x.shape)} "
                 f"and strides {weight.stride()}"
             )
-        if not (x.dtype == weight.dtype == self.dtype and x.is_cpu and weight.is_cpu):
-            raise TypeError(
-                f"linear_rows: expected {self.dtype} on the CPU, got {x.dtype} on {x.device} and {weight.dtype} on "
-                f"{weight.device}"
-            )
-        x = x.contiguous()
+        if norm is not None and norm.shape != (inputs,):
+            raise ShapeError(f"linear_rows: expected a norm of {inputs} numbers, got {tuple(norm.shape)}")
+        if fusion.gated and outputs % 2:
+            raise ShapeError(f"linear_rows: gates and values need an even number of outputs, got {outputs}")
+        for tensor in (x, weight) if norm is None else (x, weight, norm):
+            if tensor.dtype != self.dtype or not tensor.is_cpu:
+                raise TypeError(f"linear_rows: expected {self.dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
+        x, norm = x.contiguous(), None if norm is None else norm.contiguous()
         out = x.new_empty(*x.shape[:-1], outputs // 2 if fusion.gated else outputs)
-        norm = fusion.norm
-        residual = None if fusion.residual is None else fusion.residual.contiguous()
         failed = self._call(
             x.data_ptr(),
             weight.data_ptr(),
             None if norm is None else norm.data_ptr(),
-            None if residual is None else residual.data_ptr(),
             out.data_ptr(),
             outputs,
             inputs,
@@ -115,10 +113,12 @@ class CpuRows:
         )
         if failed:
             raise MemoryError(f"no memory for {tuple(x.shape)} numbers")
-        return out
+        return out if fusion.residual is None or fusion.gated else fusion.residual + out
 
 
 def find_compiler() -> list[str] | None:
-    """The command of a C compiler: environment variable ``CC``, else ``gcc``; None if neither is there."""
-    command = shlex.split(os.environ.get("CC", "")) or ["gcc"]
-    return command if shutil.which(command[0]) else None
+    """The command of a C compiler: environment variable ``CC`` if there is such a program, else ``gcc``, else None."""
+    for command in (shlex.split(os.environ.get("CC", "")), ["gcc"]):
+        if command and shutil.which(command[0]):
+            return command
+    return None

@@ -14,7 +14,7 @@ from sphinxkit.llama import cpu_rows, huge_pages
 from sphinxkit.llama.attention import Attention, AttentionStep, attend, attend_to_cache
 from sphinxkit.llama.backends import HALF_DTYPES
 from sphinxkit.llama.cache import KVCache
-from sphinxkit.llama.kernels import RowFusion, find_kernels, find_rows
+from sphinxkit.llama.kernels import PLAIN, RowFusion, find_kernels, find_rows
 from sphinxkit.llama.layers import SwiGLU, rotate_pairs
 from sphinxkit.llama.quantization import QuantizedLinear
 
@@ -22,7 +22,7 @@ Weight = Tensor | QuantizedLinear
 Product = Callable[[Tensor, Any, RowFusion], Tensor]
 
 PACK_ROWS = 8  # rows that the packed layout is chosen for; our choice: a batch, or a draft with its token
-_MIN_PACK_ROWS = 5  # fewer are multiplied sooner by ``cpu_rows``, measured with 220 M weights in bfloat16
+_MIN_PACK_ROWS = 5  # fewer are multiplied faster by ``cpu_rows``, measured with 220 M weights in bfloat16
 # Weights from which on a kernel is compiled. That takes a second, and reading so many of them 2 ms less than
 # by torch: worth it after a few hundred tokens. Our choice.
 COMPILE_BYTES = 48 << 20
@@ -32,10 +32,10 @@ COMPILE_BYTES = 48 << 20
 class _Layer:
     """Weights of one layer; q, k, v and gate, up stacked."""
 
-    attention_norm: RowFusion
+    qkv_fusion: RowFusion  # the norm
     qkv: Weight
     o: Weight
-    mlp_norm: RowFusion  # and the gate
+    gate_up_fusion: RowFusion  # the norm and the gate
     gate_up: Weight
     down: Weight
     num_heads: int
@@ -68,7 +68,6 @@ class FusedLayers:
         self, layers: Sequence[nn.Module], norm_eps: float, head_dim: int, *, pack: bool = False, kernels: bool = True
     ) -> None:
         self._modules = list(layers)
-        self._eps = norm_eps
         self._head_dim = head_dim
         self.is_packed = pack
         self.wants_kernels = kernels
@@ -102,7 +101,7 @@ class FusedLayers:
         widens = step.cache is not None and step.pattern.step is not None and step.cache.dtype == torch.float32
         for index, layer in enumerate(layers):
             heads, groups = layer.num_heads, layer.num_kv_heads
-            qkv = multiply(x, layer.qkv, layer.attention_norm).view(*grid, heads + 2 * groups, head_dim)
+            qkv = multiply(x, layer.qkv, layer.qkv_fusion).view(*grid, heads + 2 * groups, head_dim)
             turned = heads + groups
             if widens or qkv.dtype == torch.float32:  # where the rotation happens anyway
                 qkv = qkv.float()
@@ -110,8 +109,8 @@ class FusedLayers:
             else:
                 rotated = _rotate(qkv[:, :, :turned].float(), step.rotations).to(qkv.dtype)
             q, k, v = rotated[:, :, :heads], rotated[:, :, heads:], qkv[:, :, turned:]
-            x = multiply(attend(q, k, v, step, index).to(x.dtype), layer.o, RowFusion(residual=x))
-            x = multiply(multiply(x, layer.gate_up, layer.mlp_norm), layer.down, RowFusion(residual=x))
+            x = x + multiply(attend(q, k, v, step, index).to(x.dtype), layer.o, PLAIN)
+            x = x + multiply(multiply(x, layer.gate_up, layer.gate_up_fusion), layer.down, PLAIN)
         return x
 
     def project(self, x: Tensor, linear: nn.Module) -> Tensor:
@@ -121,13 +120,11 @@ class FusedLayers:
             x: (B, S, D)
             linear: Any module.
         """
-        if type(linear) is nn.Linear and linear._parameters["bias"] is None and type(linear.weight) is nn.Parameter:
-            weight = linear.weight.detach()
-            has_hooks = linear._forward_hooks or linear._forward_pre_hooks
-            if weight.is_contiguous() and not has_hooks and (self._suits_rows or _suit_rows([weight])):
-                rows = self._find_rows(x, weight)
-                if rows is not None:
-                    return rows.linear_rows(x, weight)
+        if self.wants_kernels and x.is_cpu and _is_plain(linear):
+            weight = linear.get_parameter("weight").detach()
+            rows = self._find_rows(x, weight) if self._suits_rows or _suit_rows([weight]) else None
+            if rows is not None:
+                return rows.linear_rows(x, weight)
         out: Tensor = linear(x)
         return out
 
@@ -148,7 +145,7 @@ class FusedLayers:
         added: Tensor | None = None
         for index, layer in enumerate(self._layers):
             heads, turned = layer.num_heads, layer.num_heads + layer.num_kv_heads
-            x, normed = kernels.add_rms_norm(x, added, layer.attention_norm.norm, self._eps)
+            x, normed = kernels.add_rms_norm(x, added, layer.qkv_fusion.norm, layer.qkv_fusion.eps)
             qkv = _linear(normed, layer.qkv).view(*x.shape[:2], turned + layer.num_kv_heads, self._head_dim)
             if cache is not None:
                 places = (cache.lengths, cache.keys[index], cache.values[index])
@@ -157,7 +154,7 @@ class FusedLayers:
                 rotated = _rotate(qkv[:, :, :turned].float(), step.rotations).to(qkv.dtype)
                 attended = attend(rotated[:, :, :heads], rotated[:, :, heads:], qkv[:, :, turned:], step, index)
             added = _linear(attended.to(x.dtype), layer.o)
-            x, normed = kernels.add_rms_norm(x, added, layer.mlp_norm.norm, self._eps)
+            x, normed = kernels.add_rms_norm(x, added, layer.gate_up_fusion.norm, layer.gate_up_fusion.eps)
             added = _linear(kernels.silu_mul(_linear(normed, layer.gate_up)), layer.down)
         return x if added is None else x + added
 
@@ -167,25 +164,25 @@ class FusedLayers:
         """One token of one row: what stands between the products but attention is part of them."""
         for index, layer in enumerate(self._layers):
             heads = layer.num_heads + 2 * layer.num_kv_heads
-            qkv = _multiply_row(products, x, layer.qkv, layer.attention_norm)
+            qkv = _multiply_row(products, x, layer.qkv, layer.qkv_fusion)
             qkv = qkv.view(1, 1, heads, self._head_dim)
             places = (cache.lengths, cache.keys[index], cache.values[index])
             attended = attend_to_cache(kernels.rotate_and_store(qkv, step.rotations, *places), step, index)
             x = _multiply_row(products, attended.to(x.dtype), layer.o, RowFusion(residual=x))
-            gated = _multiply_row(products, x, layer.gate_up, layer.mlp_norm)
+            gated = _multiply_row(products, x, layer.gate_up, layer.gate_up_fusion)
             x = _multiply_row(products, gated, layer.down, RowFusion(residual=x))
         return x
 
 
 def _multiply(x: Tensor, weight: Weight, fusion: RowFusion) -> Tensor:
-    """By torch's operators, what ``fusion`` says included."""
+    """By torch's operators, with the norm and the gate of ``fusion``."""
     if fusion.norm is not None:
         x = F.rms_norm(x, x.shape[-1:], None, fusion.eps) * fusion.norm
     out = _linear(x, weight)
-    if fusion.gated:
-        gate, up = out.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
-    return out if fusion.residual is None else fusion.residual + out
+    if not fusion.gated:
+        return out
+    gate, up = out.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
 
 
 def _multiply_row(products: Any, x: Tensor, weight: Weight, fusion: RowFusion) -> Tensor:
@@ -204,10 +201,19 @@ def _can_use_kernels(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in HALF_DTYPES and not torch.compiler.is_compiling()
 
 
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether calling a module is multiplying with its contiguous weight, and nothing else."""
+    if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter or not linear.weight.is_contiguous():
+        return False
+    changed = linear._parameters["bias"] is not None or "forward" in vars(linear)
+    learns = torch.is_grad_enabled() and linear.weight.requires_grad
+    return not (changed or learns or linear._forward_hooks or linear._forward_pre_hooks)
+
+
 def _suit_rows(weights: Sequence[Tensor]) -> bool:
     """Whether ``cpu_rows`` can multiply with all of them, and it is worth compiling."""
-    kinds = {(weight.device.type, weight.dtype) for weight in weights}
-    fits = any(kinds == {("cpu", dtype)} for dtype in cpu_rows.DTYPES)
+    kinds = {(weight.device.type, weight.dtype, weight.is_contiguous()) for weight in weights}
+    fits = any(kinds == {("cpu", dtype, True)} for dtype in cpu_rows.DTYPES)
     return fits and sum(weight.nbytes for weight in weights) >= COMPILE_BYTES
 
 
@@ -289,10 +295,10 @@ def _fuse(layer: nn.Module, norm_eps: float, head_dim: int, pack: bool) -> _Laye
         joints = [joint.detach() for joint in _join(groups)]
     qkv, o, gate_up, down = joints
     return _Layer(
-        attention_norm=RowFusion(layer.get_parameter("attention_norm.weight").detach(), norm_eps),
+        qkv_fusion=RowFusion(layer.get_parameter("attention_norm.weight").detach(), norm_eps),
         qkv=qkv,
         o=o,
-        mlp_norm=RowFusion(layer.get_parameter("mlp_norm.weight").detach(), norm_eps, gated=True),
+        gate_up_fusion=RowFusion(layer.get_parameter("mlp_norm.weight").detach(), norm_eps, gated=True),
         gate_up=gate_up,
         down=down,
         num_heads=attention.q_proj.out_features // head_dim,

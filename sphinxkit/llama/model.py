@@ -281,12 +281,12 @@ class LlamaModel(nn.Module):
         Args:
             pack: On a CPU in 16 bit: also keep a copy of the layers' weights in the layout of oneDNN. It takes their
                 memory again and makes steps of 5 and more tokens, and prefill, 1.1 to 1.4 times as fast in their matrix
-                products; fewer tokens gain nothing. The copy does not see values changed later in place.
+                products; fewer gain nothing. The copy does not see values changed later in place.
             kernels: Kernels of ours where they work (they are tried once); False: torch's operators. On CUDA in 16 bit
                 Triton's for norms, rotations and the gate, 5 launches of a layer's step instead of 14 beside its
                 products; a single row's products do most of that themselves, 7 launches in all. On a CPU in bfloat16
                 or float32 one in C for up to 8 rows times weights (``cpu_rows``), compiled in about a second when it is
-                first needed, if a C compiler is there and the layers weigh 48 MiB or more.
+                first needed, if gcc is there, for all layers or an ``lm_head`` of at least 48 MiB.
         Raises:
             TypeError: A linear layer is wrapped or sharded, only some are quantised, or ``pack`` does not fit.
         """

@@ -12,8 +12,9 @@ from torch.autograd.function import once_differentiable
 
 MAX_LENGTH = 1024  # where torch's kernel, which keeps no weights, is as fast; they are 2 H n^2 bytes of a sample
 _BLOCK = 128  # queries whose float32 scores are held at a time: they stay in the second-level cache; our choice
-# In ``causal_attention``: queries at a time, and scores for each thread (4.8 MB), the more heads the better they are
-# shared out. Best, or within 3 % of it, of 32 to 256 and 75k to 5M, at 600 to 1519 tokens of 16 to 40 heads; two threads.
+# In ``causal_attention``: queries at a time, and scores for each thread (12 MB with softmax and rounded copy);
+# the more heads at a time, the better they are shared out. Best, or within 3 % of it, of 32 to 256 and 75k to 5M, for
+# 600 to 1519 tokens of 16 to 40 heads and two threads.
 _LONG_BLOCK, _SCORES = 64, 1_200_000
 
 
@@ -43,7 +44,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Scores and softmax are float32, the weights are rounded to the inputs' dtype for their product with the values: as
     exact as torch's CPU kernel (2.3e-3 and 2.0e-3 beside float64 in bfloat16). That kernel multiplies small tiles; at
-    1519 tokens of 16 heads of 64 channels in bfloat16 it takes 1.4 times as long.
+    1519 tokens of 16 heads of 64 channels in bfloat16 it takes 1.1 or 1.4 times as long (two machines).
 
     Args:
         q: Queries, in 16 bit.

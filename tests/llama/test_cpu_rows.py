@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import platform
 from collections.abc import Callable
 from functools import cache
@@ -71,7 +70,6 @@ def test_products_are_right(dtype: torch.dtype, target: str, outputs: int, width
             RowFusion(gated=True),
             RowFusion(norm, 1e-5, residual),
             RowFusion(norm, 1e-5, gated=True),
-            RowFusion(residual=residual[:, : outputs // 2].contiguous(), gated=True),
         ):
             got = rows_kernel.linear_rows(x, weight, fusion)
             expected = exact(x, weight, fusion)
@@ -89,13 +87,15 @@ def test_bfloat16_rounds_where_operators_round(rows: int) -> None:
     weight = torch.randint(-3, 4, (64, 96), generator=generator).bfloat16() / 16
     residual = randn(rows, 64, dtype=torch.bfloat16)
     rows_kernel = build(torch.bfloat16)
-    for fusion in (RowFusion(), RowFusion(residual=residual)):
-        assert torch.equal(rows_kernel.linear_rows(x, weight, fusion), fused._multiply(x, weight, fusion))
-    # the exponential of a gate may be another in its last bit, so a rounding after it, too
-    gated, expected = rows_kernel.linear_rows(x, weight, RowFusion(gated=True)), None
-    expected = fused._multiply(x, weight, RowFusion(gated=True))
-    assert float((gated == expected).float().mean()) > 0.97
-    torch.testing.assert_close(gated, expected, rtol=2**-7, atol=0)
+    assert torch.equal(rows_kernel.linear_rows(x, weight), fused._multiply(x, weight, RowFusion()))
+    added = rows_kernel.linear_rows(x, weight, RowFusion(residual=residual))
+    assert torch.equal(added, residual + fused._multiply(x, weight, RowFusion()))
+    # an exponential or a root may be another in its last bit, so a rounding after it, too
+    norm = RowFusion(randn(96, dtype=torch.bfloat16, seed=1), 1e-5)
+    for matrix, fusion in ((weight, RowFusion(gated=True)), (torch.eye(96, dtype=torch.bfloat16), norm)):
+        got, expected = rows_kernel.linear_rows(x, matrix, fusion), fused._multiply(x, matrix, fusion)
+        assert float((got == expected).float().mean()) > 0.97
+        torch.testing.assert_close(got, expected, rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -140,6 +140,12 @@ def test_bad_input_is_refused() -> None:
     ]:
         with pytest.raises(ShapeError, match=r"expected 1 to 8 rows of 20"):
             rows_kernel.linear_rows(x, weight)
+    with pytest.raises(ShapeError, match=r"a norm of 20 numbers, got \(1, 20\)"):
+        rows_kernel.linear_rows(randn(1, 20), randn(4, 20), RowFusion(randn(1, 20)))
+    with pytest.raises(ShapeError, match=r"even number of outputs, got 5"):
+        rows_kernel.linear_rows(randn(1, 20), randn(5, 20), RowFusion(gated=True))
+    with pytest.raises(TypeError, match=r"got torch.float64 on cpu"):
+        rows_kernel.linear_rows(randn(1, 20), randn(4, 20), RowFusion(randn(20).double()))
     for x, weight in [
         (randn(1, 20).double(), randn(4, 20)),
         (randn(1, 20), randn(4, 20).bfloat16()),
@@ -162,18 +168,38 @@ class TestChoice:
         assert not caplog.records
 
     def test_no_compiler_is_no_news(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-        monkeypatch.setenv("CC", "no-such-compiler -m64")
+        monkeypatch.setenv("PATH", "")
         assert self.find(torch.float32) is None
         assert not caplog.records
 
-    @pytest.mark.parametrize(("command", "words"), [("false", "false failed"), ("true", "cpu_rows.so")])
+    @pytest.mark.parametrize("command", ["", "no-such-compiler -m64"])
+    def test_gcc_stands_in_for_no_compiler(self, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+        monkeypatch.setenv("CC", command)
+        assert cpu_rows.find_compiler() == ["gcc"]
+
+    @pytest.mark.parametrize(
+        ("command", "words"),
+        [("false", "false failed"), ("true", "cpu_rows.so"), ('gcc "', "No closing quotation")],
+    )
     def test_a_broken_compiler_is(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str, words: str
     ) -> None:
         monkeypatch.setenv("CC", command)
-        with caplog.at_level(logging.WARNING):
-            assert self.find(torch.float32) is None
+        assert self.find(torch.float32) is None
         assert words in caplog.text
+
+    def test_a_compiler_that_hangs_is(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        monkeypatch.setenv("CC", "sh -c 'exec sleep 60'")
+        monkeypatch.setattr(cpu_rows, "_TIMEOUT_S", 0.2)
+        assert self.find(torch.float32) is None
+        assert "sh took longer than 0.2 s" in caplog.text
+
+    def test_a_library_without_the_kernel_is(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setenv("CC", "gcc -Dlinear_rows=another")
+        assert self.find(torch.float32) is None
+        assert "AttributeError" in caplog.text
 
     def test_wrong_numbers_are(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         right = CpuRows.linear_rows
@@ -293,6 +319,33 @@ def test_an_output_matrix_of_another_kind_is_called(
     assert len(calls) == 2 * 4 * 2
     assert len(seen) == 2
     torch.testing.assert_close(logits[:, -1:].float(), right(seen[1].to(own)).float())
+
+
+def test_an_output_matrix_that_learns_gets_its_gradient(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
+    model = small_llama()
+    model.fuse()
+    logits = model(randn(1, 3, 32), cache=model.make_cache(1))
+    logits.sum().backward()
+    assert model.lm_head.weight.grad is not None
+    assert len(calls) == 2 * 4  # the layers' products; a cache records nothing for them
+
+
+def test_traced_and_stand_in_tensors_are_left_to_torch(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
+    class StandIn(Tensor):
+        pass
+
+    model = small_llama().requires_grad_(False)
+    expected = logits_of(model, randn(1, 3, 32), 2, 1)
+    model.fuse()
+    logits = logits_of(model, randn(1, 3, 32).as_subclass(StandIn), 2, 1)
+    torch.testing.assert_close(logits.as_subclass(Tensor), expected, atol=LOGITS_TOLERANCE, rtol=0)
+    model.use_compiled_steps(compiler="eager")
+    made = model.make_cache(1)
+    with torch.no_grad():
+        logits = model.prefill(randn(1, 3, 32), made)
+        model.decode(torch.tensor([[3]]), made)
+    torch.testing.assert_close(logits, expected[:, -1:], atol=LOGITS_TOLERANCE, rtol=0)
+    assert not calls
 
 
 def test_what_only_looks_like_numbers_is_left_to_torch(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
