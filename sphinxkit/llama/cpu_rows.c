@@ -6,14 +6,18 @@
    rows that lie far apart, as a processor fetches ahead along one line in each page of memory. Sums are float32; all
    rounds where torch's operators round.
 
-   HALF: the numbers are bfloat16, else float32. bfloat16 is widened in registers: of a word of 32 bits that holds two,
-   the upper is a float as it stands, and the lower is one after a shift. */
+   HALF: the numbers are bfloat16, else float32. Where the processor has no instruction for products of bfloat16, they are
+   widened in registers: of a word of 32 bits that holds two, the upper is a float as it stands, and the lower is one after
+   a shift. */
 
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifdef __clang__
 #error "clang brings another OpenMP than torch's, whose threads would get in each other's way; gcc does not"
@@ -82,7 +86,9 @@ INLINE floats load(const number *from) {
 
 /* A line of weights times as much of x. */
 INLINE floats add_products(floats sum, const number *weights, const number *x) {
-#if HALF
+#if HALF && defined __AVX512BF16__
+    return _mm512_dpbf16_ps(sum, (__m512bh)load(weights), (__m512bh)load(x));
+#elif HALF
     const words first = (words)load(weights), second = (words)load(x);
     sum += (floats)(first << 16) * (floats)(second << 16);
     return sum + (floats)(first & 0xffff0000u) * (floats)(second & 0xffff0000u);

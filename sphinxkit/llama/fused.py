@@ -120,7 +120,7 @@ class FusedLayers:
             x: (B, S, D)
             linear: Any module.
         """
-        if self.wants_kernels and x.is_cpu and _is_plain(linear):
+        if x.is_cpu and _is_plain(linear):
             weight = linear.get_parameter("weight").detach()
             rows = self._find_rows(x, weight) if self._suits_rows or _suit_rows([weight]) else None
             if rows is not None:

@@ -29,12 +29,13 @@ if platform.machine() == "x86_64":
     TARGETS.append("x86-64")  # without AVX: registers of 128 bits
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         TARGETS.append("x86-64-v3")
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        TARGETS.append("x86-64-v4")  # without the instruction for bfloat16
 
 
 @cache
 def build(dtype: torch.dtype, target: str = "native") -> CpuRows:
-    flags = [flag.replace("native", target) for flag in FLAGS]
-    return CpuRows(dtype, flags=[*flags, "-Wall", "-Wextra", "-Werror", "-Wno-psabi"])
+    return CpuRows(dtype, flags=[flag.replace("native", target) for flag in FLAGS])
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
