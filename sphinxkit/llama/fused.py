@@ -22,7 +22,6 @@ Weight = Tensor | QuantizedLinear
 Product = Callable[[Tensor, Any, RowFusion], Tensor]
 
 PACK_ROWS = 8  # rows that the packed layout is chosen for; our choice: a batch, or a draft with its token
-_MIN_PACK_ROWS = 5  # fewer are multiplied faster by ``cpu_rows``, measured with 220 M weights in bfloat16
 # Weights from which on a kernel is compiled. That takes a second, and reading so many of them 2 ms less than
 # by torch: worth it after a few hundred tokens. Our choice.
 COMPILE_BYTES = 48 << 20
@@ -55,7 +54,8 @@ class FusedLayers:
         layers: ``LlamaModel.layers``, plain ``nn.Linear`` or ``QuantizedLinear`` all through.
         norm_eps: Of every norm.
         head_dim: Channels of a head.
-        pack: Multiply many rows with copies in oneDNN's layout (CPU, 16 bit): memory for the layers twice.
+        pack: Multiply rows that are too many for ``cpu_rows`` with copies in oneDNN's layout (CPU, 16 bit): memory for
+            the layers twice.
         kernels: On CUDA in 16 bit, let ``triton_kernels`` do what stands between the products, and ``triton_rows`` or
             ``triton_quantized`` the products of a single row with it; on a CPU let ``cpu_rows`` do the products of a
             few rows with weights that are not quantised, from ``COMPILE_BYTES`` on. Where they work.
@@ -94,8 +94,7 @@ class FusedLayers:
         kernels = find_kernels(x.device) if self.wants_kernels and _can_use_kernels(x) else None
         if kernels is not None:
             return self._through_kernels(x.contiguous(), step, kernels)
-        tries_rows = self._suits_rows and (self._packed is None or grid.numel() < _MIN_PACK_ROWS)
-        rows = self._find_rows(x, self._layers[0].qkv) if tries_rows else None
+        rows = self._find_rows(x, self._layers[0].qkv) if self._suits_rows else None
         multiply: Product = _multiply if rows is None else rows.linear_rows
         layers = self._layers if rows is not None or self._packed is None else self._packed
         widens = step.cache is not None and step.pattern.step is not None and step.cache.dtype == torch.float32

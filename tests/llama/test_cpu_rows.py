@@ -279,7 +279,7 @@ def test_quantised_layers_keep_their_products(small_llama: Builder, calls: list[
 
 def test_packed_layers_are_for_more_rows(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
     model = small_llama().requires_grad_(False).to(torch.bfloat16)
-    embeds, widths = randn(1, 15, 32, dtype=torch.bfloat16), (5, 4, 1, 5)
+    embeds, widths = randn(1, 23, 32, dtype=torch.bfloat16), (9, 4, 1, 9)
     expected = logits_of(copy.deepcopy(model).float(), embeds.float(), *widths)
     model.fuse(pack=True)
     logits = logits_of(model, embeds, *widths)
