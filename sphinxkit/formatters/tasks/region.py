@@ -75,6 +75,8 @@ class REC(Task[RegionSample, Box]):
             boxes = self._read_bare(log, geometry)
         if len(boxes) > 1:
             log.add("wrong_count", 0, len(text), is_repaired=True)
+        if not boxes and all(error.is_repaired for error in log.errors):  # a bracket without a number
+            log.add("no_coordinates", 0, len(text), is_repaired=False)
         return ParseResult(tuple(boxes[:1]), tuple(log.errors))
 
     @staticmethod
