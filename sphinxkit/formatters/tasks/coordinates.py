@@ -167,6 +167,11 @@ def _clip(low: float, high: float, offset: int, side: int, size: int) -> tuple[f
     return inside_start, inside_end, math.inf if end < -room or start > size + room else out
 
 
+def is_empty(text: str) -> bool:
+    """Whether the inside of a bracket has nothing but spaces and separators."""
+    return not text.replace(";", " ").strip()
+
+
 def read_boxes(log: ErrorLog, start: int, end: int, geometry: ImageGeometry) -> tuple[Box, ...]:
     """Read the inside of a bracket as boxes, in pixels of the original image and inside it."""
     side, (left, top) = geometry.side, geometry.offset

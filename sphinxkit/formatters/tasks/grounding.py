@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sphinxkit.errors import DataError
 from sphinxkit.formatters.tasks.base import ErrorLog, GroundedPhrase, ParseResult
-from sphinxkit.formatters.tasks.coordinates import read_boxes, write_boxes
+from sphinxkit.formatters.tasks.coordinates import is_empty, read_boxes, write_boxes
 from sphinxkit.geometry import Box, ImageGeometry
 
 # What a model may write for a tag, behind "<". Every repeat is bounded or possessive: the search stays linear.
@@ -251,7 +251,7 @@ def read_group(
         boxes += read_boxes(log, start, end, geometry)
     if boxes:
         return tuple(boxes)
-    if group.lists and not any(log.text[start:end].strip() for start, end in group.lists):
+    if group.lists and all(is_empty(log.text[start:end]) for start, end in group.lists):
         if allow_none:
             return ()
         log.add("no_coordinates", group.start, group.end, is_repaired=False)

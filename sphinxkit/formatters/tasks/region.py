@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from sphinxkit.formatters.tasks.base import ErrorLog, Example, ParseResult, Task, require
-from sphinxkit.formatters.tasks.coordinates import check_box, read_boxes, write_boxes
+from sphinxkit.formatters.tasks.coordinates import check_box, is_empty, read_boxes, write_boxes
 from sphinxkit.formatters.tasks.grounding import Scanner
 from sphinxkit.formatters.tasks.words import read_words
 from sphinxkit.geometry import Box, ImageGeometry
@@ -66,7 +66,7 @@ class REC(Task[RegionSample, Box]):
         has_list = False
         for group in Scanner(log, running_text=False).groups():
             for start, end in group.lists:
-                has_list = True
+                has_list |= not is_empty(text[start:end])
                 boxes += read_boxes(log, start, end, geometry)
             if len(boxes) > 1:
                 break
@@ -75,8 +75,6 @@ class REC(Task[RegionSample, Box]):
             boxes = self._read_bare(log, geometry)
         if len(boxes) > 1:
             log.add("wrong_count", 0, len(text), is_repaired=True)
-        if not boxes and all(error.is_repaired for error in log.errors):  # a bracket without a number
-            log.add("no_coordinates", 0, len(text), is_repaired=False)
         return ParseResult(tuple(boxes[:1]), tuple(log.errors))
 
     @staticmethod

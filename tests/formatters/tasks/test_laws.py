@@ -271,6 +271,7 @@ def test_a_hundred_thousand_spoilt_answers() -> None:
 @pytest.mark.parametrize("name", TASKS)
 @given(text=st.lists(st.sampled_from(PIECES) | st.sampled_from(MARKUP) | st.text(max_size=3), max_size=30).map("".join))
 @example(text="[</p>[")  # a bracket with nothing in it
+@example(text="[</p>[;")  # or a separator alone
 @settings(max_examples=25, deadline=None)
 def test_no_text_harms_a_parser(name: str, text: str) -> None:
     geometry = ImageGeometry(640, 427)

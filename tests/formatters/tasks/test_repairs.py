@@ -138,6 +138,7 @@ def test_grounded_phrases(text: str, items: list[str], kinds: list[str]) -> None
         ("A dog[0.1,0.2,0.3,0.4] runs.", "A dog runs.", [], ["missing_phrase!"]),
         ("A <p>dog[0.1,0.2,0.3,0.4] runs.", "A dog runs.", [("dog", 2)], ["missing_close_tag"]),
         ("A <p>dog</p>[] runs.", "A dog runs.", [], ["no_coordinates!"]),
+        ("A <p>dog</p>[;] runs.", "A dog runs.", [], ["separator", "separator", "no_coordinates!"]),
         ("", "", [], ["empty!"]),
     ],
 )
