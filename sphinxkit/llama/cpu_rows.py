@@ -53,8 +53,8 @@ class CpuRows:
             target = Path(folder) / "cpu_rows.so"
             half = f"-DHALF={int(dtype == torch.bfloat16)}"
             parts = [*command, *flags, half, "-x", "c", "-", "-o", str(target), "-lm"]
-            try:
-                made = subprocess.run(parts, input=source, capture_output=True, timeout=_TIMEOUT_S)  # noqa: S603 - CC is the user's
+            try:  # what CC says is the user's own
+                made = subprocess.run(parts, input=source, capture_output=True, timeout=_TIMEOUT_S)  # noqa: S603
             except subprocess.TimeoutExpired as error:
                 raise OSError(f"{command[0]} took longer than {_TIMEOUT_S} s") from error
             if made.returncode != 0:

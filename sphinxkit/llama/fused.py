@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,12 +69,16 @@ class FusedLayers:
     ) -> None:
         self._modules = list(layers)
         self._head_dim = head_dim
-        self.is_packed = pack
         self.wants_kernels = kernels
         self._layers = [_fuse(layer, norm_eps, head_dim, pack) for layer in self._modules]
         self._packed = [_packed(layer) for layer in self._layers] if pack else None
         self._addresses = [weight.data_ptr() for weight in self._weights()]
         self._suits_rows = _suit_rows(self._weights())
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether copies in oneDNN's layout are kept."""
+        return self._packed is not None
 
     def _weights(self) -> list[Tensor]:
         # through the dictionaries: nn.Module.__getattr__ would take most of a step's Python time here
@@ -120,7 +124,7 @@ class FusedLayers:
             linear: Any module.
         """
         if x.is_cpu and _is_plain(linear):
-            weight = linear.get_parameter("weight").detach()
+            weight = linear.weight.detach()
             rows = self._find_rows(x, weight) if self._suits_rows or _suit_rows([weight]) else None
             if rows is not None:
                 return rows.linear_rows(x, weight)
@@ -200,7 +204,7 @@ def _can_use_kernels(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in HALF_DTYPES and not torch.compiler.is_compiling()
 
 
-def _is_plain(linear: nn.Module) -> bool:
+def _is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling a module is multiplying with its contiguous weight, and nothing else."""
     if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter or not linear.weight.is_contiguous():
         return False

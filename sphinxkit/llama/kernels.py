@@ -106,9 +106,10 @@ def find_rows(dtype: torch.dtype) -> CpuRows | None:
     from sphinxkit.llama import cpu_rows
 
     try:
-        if cpu_rows.find_compiler() is None:
+        compiler = cpu_rows.find_compiler()
+        if compiler is None:
             return None
-        rows = cpu_rows.CpuRows(dtype)
+        rows = cpu_rows.CpuRows(dtype, compiler)
     except Exception as error:  # it runs what CC says: whatever comes of it means that there is no kernel
         fault: str | None = f"{type(error).__name__}: {error}"
     else:
