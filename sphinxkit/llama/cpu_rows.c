@@ -1,10 +1,9 @@
 /* A few rows times a matrix on a CPU, with what stands before and behind the product in a decoder layer.
 
    Such a product reads each weight once and computes little, so it should take as long as the memory does. Each row of
-   the matrix is read from its first number to its last, once. One or two rows of x take the matrix's rows one by one;
-   more make so much work of each weight that several rows of the matrix, as registers allow, share what is loaded of x:
-   rows that lie far apart, as a processor fetches ahead along one line in each page of memory. Sums are float32; all
-   rounds where torch's operators round.
+   the matrix is read from its first number to its last, once; several of them, as registers allow, share what is loaded
+   of x: rows that lie far apart, as a processor fetches ahead along one line in each page of memory. Sums are float32;
+   all rounds where torch's operators round.
 
    HALF: the numbers are bfloat16, else float32. Where the processor has no instruction for products of bfloat16, they are
    widened in registers: of a word of 32 bits that holds two, the upper is a float as it stands, and the lower is one after
@@ -28,17 +27,22 @@
 
 #ifdef __AVX512F__
 #define LANES 16
+#define LANE_NUMBERS {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
 #define SUMS 24 /* of the 32 registers */
 #else
 #define LANES 8
+#define LANE_NUMBERS {0, 1, 2, 3, 4, 5, 6, 7}
 #define SUMS 12
 #endif
 #define LINE (4 * LANES) /* bytes of a register */
 #define MAX_ROWS 8
 #define MAX_EACH 4
 #define SMALLER(a, b) ((a) < (b) ? (a) : (b))
-#define EACH(rows) ((rows) < 3 ? 1 : SMALLER(SUMS / (rows), MAX_EACH)) /* rows of the matrix at a time */
-#define PARTS(rows) ((rows) < 3 ? 2 : 1)                               /* sums of each product */
+#define EACH(rows) SMALLER(SUMS / (rows), MAX_EACH) /* rows of the matrix at a time */
+/* Bytes of a row of the matrix that are asked for ahead where there is much to compute for each, by which a processor that
+   looks ahead on its own comes to the next too late. Measured on one: our choice. */
+#define AHEAD 384
+#define MANY_ROWS 5
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(LINE)));
@@ -84,25 +88,30 @@ INLINE floats load(const number *from) {
     return found;
 }
 
-/* A line of weights times as much of x. */
-INLINE floats add_products(floats sum, const number *weights, const number *x) {
+INLINE floats add_products(floats sum, floats weights, floats x) {
 #if HALF && defined __AVX512BF16__
-    return _mm512_dpbf16_ps(sum, (__m512bh)load(weights), (__m512bh)load(x));
+    return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)x);
 #elif HALF
-    const words first = (words)load(weights), second = (words)load(x);
+    const words first = (words)weights, second = (words)x;
     sum += (floats)(first << 16) * (floats)(second << 16);
     return sum + (floats)(first & 0xffff0000u) * (floats)(second & 0xffff0000u);
 #else
-    return sum + load(weights) * load(x);
+    return sum + weights * x;
 #endif
 }
 
-INLINE float total(floats lanes) {
-    float parts[LANES];
-    memcpy(parts, &lanes, sizeof parts);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int lane = 0; lane < width; lane++) parts[lane] += parts[lane + width];
-    return parts[0];
+/* What each of LANES registers comes to, in one: halves of two registers are added, then quarters of two of those. */
+INLINE floats totals(floats *sums) {
+    const words lane = LANE_NUMBERS;
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) {
+        const words lower = lane + (lane & half) * (LANES / half - 1), upper = lower + half;
+#pragma GCC unroll 8
+        for (int s = 0; s < half; s++)
+            sums[s] = __builtin_shuffle(sums[s], sums[s + half], lower) +
+                      __builtin_shuffle(sums[s], sums[s + half], upper);
+    }
+    return sums[0];
 }
 
 /* Where a number of x lies: a line of one row, then one of the next. Rows of a power of two, one after the other, would
@@ -125,44 +134,48 @@ static void prepare(number *to, const number *x, const number *norm, float eps, 
 
 /* Rows of the matrix, from `row` on and `apart` from each other, times each row of x. None lies behind `last`, which is
    read instead. */
-INLINE void multiply(float found[][MAX_ROWS], const task *job, int64_t row, int64_t apart, int64_t last, int rows) {
-    const int each = EACH(rows), parts = PARTS(rows);
-    const int64_t inputs = job->inputs, step = parts * IN_LINE;
+INLINE void multiply(float *found, const task *job, int64_t row, int64_t apart, int64_t last, int rows) {
+    const int each = EACH(rows), all = each * rows;
+    const int64_t inputs = job->inputs;
     const number *weights[MAX_EACH];
-    floats sums[MAX_EACH][2][MAX_ROWS];
-    for (int e = 0; e < each; e++) {
-        weights[e] = job->matrix + SMALLER(row + e * apart, last) * inputs;
-        for (int p = 0; p < parts; p++)
-            for (int r = 0; r < rows; r++) sums[e][p][r] = (floats){0};
-    }
+    floats sums[SUMS + LANES]; /* the last remain 0 */
+    for (int e = 0; e < each; e++) weights[e] = job->matrix + SMALLER(row + e * apart, last) * inputs;
+    for (int s = 0; s < all + LANES; s++) sums[s] = (floats){0};
     int64_t i = 0;
-    for (; i + step <= inputs; i += step)
-        for (int p = 0; p < parts; p++)
-            for (int r = 0; r < rows; r++)
-                for (int e = 0; e < each; e++)
-                    sums[e][p][r] = add_products(sums[e][p][r], weights[e] + i + p * IN_LINE,
-                                                 job->x + i * rows + (p * rows + r) * IN_LINE);
-    for (int e = 0; e < each; e++)
-        for (int r = 0; r < rows; r++) {
-            float sum = total(parts == 2 ? sums[e][0][r] + sums[e][1][r] : sums[e][0][r]);
-            for (int64_t rest = i; rest < inputs; rest++)
-                sum += get(job->x[place_of(rest, r, rows)]) * get(weights[e][rest]);
-            found[e][r] = rounded(sum);
+    for (; i + IN_LINE <= inputs; i += IN_LINE) {
+        floats lines[MAX_EACH];
+        for (int e = 0; e < each; e++) {
+            lines[e] = load(weights[e] + i);
+            if (rows >= MANY_ROWS) __builtin_prefetch((const char *)(weights[e] + i) + AHEAD);
         }
+        for (int r = 0; r < rows; r++) {
+            const floats given = load(job->x + i * rows + r * IN_LINE);
+            for (int e = 0; e < each; e++) sums[e * rows + r] = add_products(sums[e * rows + r], lines[e], given);
+        }
+    }
+    for (int first = 0; first < all; first += LANES) {
+        const floats sum = totals(sums + first);
+        memcpy(found + first, &sum, sizeof sum);
+    }
+    for (int s = 0; s < all; s++) {
+        for (int64_t rest = i; rest < inputs; rest++)
+            found[s] += get(job->x[place_of(rest, s % rows, rows)]) * get(weights[s / rows][rest]);
+        found[s] = rounded(found[s]);
+    }
 }
 
 /* Results from `start` to `end` of each row. */
 INLINE void work(const task *job, int64_t start, int64_t end, int rows) {
     const int each = EACH(rows);
     const int64_t apart = (end - start + each - 1) / each, results = job->results;
-    float found[2][MAX_EACH][MAX_ROWS]; /* what is gated last */
+    float found[2][SUMS + LANES]; /* what is gated last */
     for (int64_t o = start; o < start + apart; o++) {
         for (int part = 0; part <= job->gated; part++)
             multiply(found[part], job, part * results + o, apart, part * results + end - 1, rows);
         for (int e = 0; e < each && o + e * apart < end; e++)
             for (int r = 0; r < rows; r++) {
-                float result = found[0][e][r];
-                if (job->gated) result = rounded(result / (1 + expf(-result))) * found[1][e][r];
+                float result = found[0][e * rows + r];
+                if (job->gated) result = rounded(result / (1 + expf(-result))) * found[1][e * rows + r];
                 job->out[r * results + o + e * apart] = put(result);
             }
     }
