@@ -2,7 +2,7 @@
 
    Such a product reads each weight once and computes little, so it should take as long as the memory does. Each row of
    the matrix is read from its first number to its last, once; several of them, as registers allow, share what is loaded
-   of x: rows that lie far apart, as a processor fetches ahead along one line in each page of memory. Sums are float32;
+   of x: rows that lie far apart, as a processor fetches ahead along one line in each page of memory only. Sums are float32;
    all rounds where torch's operators round.
 
    HALF: the numbers are bfloat16, else float32. Where the processor has no instruction for products of bfloat16, they are
@@ -38,11 +38,12 @@
 #define MAX_ROWS 8
 #define MAX_EACH 4
 #define SMALLER(a, b) ((a) < (b) ? (a) : (b))
-#define EACH(rows) SMALLER(SUMS / (rows), MAX_EACH) /* rows of the matrix at a time */
-/* Bytes of a row of the matrix that are asked for ahead where there is much to compute for each, by which a processor that
-   looks ahead on its own comes to the next too late. Measured on one: our choice. */
-#define AHEAD 384
-#define MANY_ROWS 5
+/* Rows of the matrix at a time. From MANY_ROWS of x on, the matrix is asked for ahead by so many bytes, into the second
+   cache: what waits for the memory in a processor's queues would keep it from computing and from looking ahead on its own.
+   For fewer, more streams and more to do are slower. Measured on one processor (Zen 4): our choice. */
+#define MANY_ROWS 3
+#define EACH(rows) ((rows) < MANY_ROWS ? 2 : SMALLER(SUMS / (rows), MAX_EACH))
+#define AHEAD 3072
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(LINE)));
@@ -100,16 +101,18 @@ INLINE floats add_products(floats sum, floats weights, floats x) {
 #endif
 }
 
-/* What each of LANES registers comes to, in one: halves of two registers are added, then quarters of two of those. */
-INLINE floats totals(floats *sums) {
+/* What each of the first `count` registers comes to, LANES of them at most, in one register: halves of two are added, then
+   quarters of two of those. One without another gets its own other half. */
+INLINE floats totals(floats *sums, int count) {
     const words lane = LANE_NUMBERS;
 #pragma GCC unroll 4
     for (int half = LANES / 2; half; half /= 2) {
         const words lower = lane + (lane & half) * (LANES / half - 1), upper = lower + half;
 #pragma GCC unroll 8
-        for (int s = 0; s < half; s++)
-            sums[s] = __builtin_shuffle(sums[s], sums[s + half], lower) +
-                      __builtin_shuffle(sums[s], sums[s + half], upper);
+        for (int s = 0; s < SMALLER(half, count); s++) {
+            const floats other = sums[s + half < count ? s + half : s];
+            sums[s] = __builtin_shuffle(sums[s], other, lower) + __builtin_shuffle(sums[s], other, upper);
+        }
     }
     return sums[0];
 }
@@ -138,15 +141,15 @@ INLINE void multiply(float *found, const task *job, int64_t row, int64_t apart, 
     const int each = EACH(rows), all = each * rows;
     const int64_t inputs = job->inputs;
     const number *weights[MAX_EACH];
-    floats sums[SUMS + LANES]; /* the last remain 0 */
+    floats sums[SUMS];
     for (int e = 0; e < each; e++) weights[e] = job->matrix + SMALLER(row + e * apart, last) * inputs;
-    for (int s = 0; s < all + LANES; s++) sums[s] = (floats){0};
+    for (int s = 0; s < all; s++) sums[s] = (floats){0};
     int64_t i = 0;
     for (; i + IN_LINE <= inputs; i += IN_LINE) {
         floats lines[MAX_EACH];
         for (int e = 0; e < each; e++) {
             lines[e] = load(weights[e] + i);
-            if (rows >= MANY_ROWS) __builtin_prefetch((const char *)(weights[e] + i) + AHEAD);
+            if (rows >= MANY_ROWS) __builtin_prefetch((const char *)(weights[e] + i) + AHEAD, 0, 2);
         }
         for (int r = 0; r < rows; r++) {
             const floats given = load(job->x + i * rows + r * IN_LINE);
@@ -154,7 +157,7 @@ INLINE void multiply(float *found, const task *job, int64_t row, int64_t apart, 
         }
     }
     for (int first = 0; first < all; first += LANES) {
-        const floats sum = totals(sums + first);
+        const floats sum = totals(sums + first, all - first);
         memcpy(found + first, &sum, sizeof sum);
     }
     for (int s = 0; s < all; s++) {
