@@ -27,7 +27,7 @@ def cases(context: Context) -> Iterator[Case]:
             ("llama2_13b", torch.bfloat16, [1], 1519, 64),
             ("tinyllama_1b", torch.bfloat16, [1, 32], 64, 64),
         ],
-        [("llama_220m", torch.bfloat16, [1, 8], 64, 64), ("llama_220m", torch.float32, [1], 64, 64)],
+        [("llama_220m", torch.bfloat16, [1, 8, 16], 64, 64), ("llama_220m", torch.float32, [1, 8], 64, 64)],
         [("micro", torch.bfloat16, [1, 2], 4, 4), ("micro", torch.float32, [1], 4, 4)],
     )
     for size, dtype, batches, prompt, new in runs:

@@ -35,8 +35,9 @@
 #define SUMS 12
 #endif
 #define LINE (4 * LANES) /* bytes of a register */
-#define MAX_ROWS 8
+#define GROUP 8 /* rows of x at a time */
 #define MAX_EACH 4
+#define CHUNK (256 << 10) /* bytes of the matrix that one group after another reads, from the second cache: our choice */
 #define SMALLER(a, b) ((a) < (b) ? (a) : (b))
 /* Rows of the matrix at a time. From MANY_ROWS of x on, the matrix is asked for ahead by so many bytes, into the second
    cache: what waits for the memory in a processor's queues would keep it from computing and from looking ahead on its own.
@@ -194,15 +195,26 @@ static void (*const WORKS[])(const task *, int64_t, int64_t) = {work_1, work_2, 
    0, or 1 where memory is lacking. */
 int linear_rows(const number *x, const number *matrix, const number *norm, number *out, int64_t outputs, int64_t inputs,
                 float eps, int rows, int gated, int threads) {
+    const int64_t results = gated ? outputs / 2 : outputs, row_bytes = inputs * sizeof(number) * (1 + gated);
+    const int64_t size = (inputs + IN_LINE - 1) / IN_LINE * IN_LINE; /* of a row of x */
     /* aligned: a load across two lines is slow */
-    number *given = aligned_alloc(LINE, (inputs + IN_LINE - 1) / IN_LINE * LINE * rows);
+    number *given = aligned_alloc(LINE, size * sizeof(number) * rows);
     if (!given) return 1;
-    for (int row = 0; row < rows; row++) prepare(given, x + row * inputs, norm, eps, inputs, row, rows);
-    const task job = {given, matrix, out, inputs, gated ? outputs / 2 : outputs, gated};
+    for (int first = 0; first < rows; first += GROUP) {
+        const int some = SMALLER(rows - first, GROUP);
+        for (int row = 0; row < some; row++)
+            prepare(given + first * size, x + (first + row) * inputs, norm, eps, inputs, row, some);
+    }
+    const int64_t chunk = rows > GROUP ? CHUNK / row_bytes + 1 : results;
 #pragma omp parallel num_threads(threads)
     {
         const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
-        WORKS[rows - 1](&job, job.results * mine / all, job.results * (mine + 1) / all);
+        const int64_t end = results * (mine + 1) / all;
+        for (int64_t start = results * mine / all; start < end; start += chunk)
+            for (int first = 0; first < rows; first += GROUP) {
+                const task job = {given + first * size, matrix, out + first * results, inputs, results, gated};
+                WORKS[SMALLER(rows - first, GROUP) - 1](&job, start, SMALLER(start + chunk, end));
+            }
     }
     free(given);
     return 0;

@@ -280,12 +280,12 @@ class LlamaModel(nn.Module):
 
         Args:
             pack: On a CPU in 16 bit: also keep a copy of the layers' weights in the layout of oneDNN. It takes their
-                memory again and makes prefill 1.1 to 1.4 times as fast in its matrix products; without the kernel for
-                a few rows also steps of 2 to 8 tokens. The copy does not see values changed later in place.
+                memory again and makes prefill 1.1 to 1.4 times as fast in its matrix products; steps of 2 to 8 tokens,
+                too, without the kernel for a few rows. The copy does not see values changed later in place.
             kernels: Kernels of ours where they work (they are tried once); False: torch's operators. On CUDA in 16 bit
                 Triton's for norms, rotations and the gate, 5 launches of a layer's step instead of 14 beside its
                 products; a single row's products do most of that themselves, 7 launches in all. On a CPU in bfloat16
-                or float32 one in C for up to 8 rows times weights (``cpu_rows``), compiled in about a second when it is
+                or float32 one in C for up to 32 rows times weights (``cpu_rows``), compiled in about a second when
                 first needed, if gcc is there, for all layers or an ``lm_head`` of at least 48 MiB.
         Raises:
             TypeError: A linear layer is wrapped or sharded, only some are quantised, or ``pack`` does not fit.

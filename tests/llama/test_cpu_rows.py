@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(cpu_rows.find_compiler() is None, reason="there 
 Builder = Callable[..., LlamaModel]
 # of 1 + the right number: bfloat16 rounds to 2^-9 of each number, some twice or before a product; float32 to 2^-24, and
 # sums of 300 products a little more
-TOLERANCE = {torch.bfloat16: 0.02, torch.float32: 3e-6}
+TOLERANCE = {torch.bfloat16: 0.03, torch.float32: 5e-6}
 LOGITS_TOLERANCE = 1e-5  # see test_fused.py
 TARGETS = ["native"]
 if platform.machine() == "x86_64":
@@ -80,7 +80,19 @@ def test_products_are_right(dtype: torch.dtype, target: str, outputs: int, width
             assert distance < TOLERANCE[dtype], (rows, fusion)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [2, 8, 9, 31])
+def test_large_matrices_are_right(dtype: torch.dtype, rows: int) -> None:
+    """More of the matrix than lies in a cache, for each of two threads."""
+    weight, norm = (randn(2066, 515) / 515**0.5).to(dtype), randn(515, dtype=dtype, seed=1)
+    x = 3 * randn(rows, 515, dtype=dtype, seed=2)
+    for fusion in (RowFusion(), RowFusion(norm, 1e-5, gated=True)):
+        expected = exact(x, weight, fusion)
+        got = build(dtype).linear_rows(x, weight, fusion).double()
+        assert float(((got - expected).abs() / (1 + expected.abs())).max()) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 21])
 def test_bfloat16_rounds_where_operators_round(rows: int) -> None:
     """Small whole numbers: every sum is exact in any order."""
     generator = torch.Generator().manual_seed(rows)
@@ -111,7 +123,7 @@ def test_what_is_not_a_number_stays_so(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("rows", [1, 5, 12])
 def test_threads_do_not_change_a_number(dtype: torch.dtype, rows: int) -> None:
     weight, x = randn(37, 130, dtype=dtype), randn(rows, 130, dtype=dtype)
     threads = torch.get_num_threads()
@@ -134,12 +146,12 @@ def test_shapes_and_strides_of_x() -> None:
 def test_bad_input_is_refused() -> None:
     rows_kernel = build(torch.float32)
     for x, weight in [
-        (randn(9, 20), randn(4, 20)),
+        (randn(33, 20), randn(4, 20)),
         (randn(0, 20), randn(4, 20)),
         (randn(1, 40), randn(4, 20)),
         (randn(1, 20), randn(20, 4).T),
     ]:
-        with pytest.raises(ShapeError, match=r"expected 1 to 8 rows of 20"):
+        with pytest.raises(ShapeError, match=r"expected 1 to 32 rows of 20"):
             rows_kernel.linear_rows(x, weight)
     with pytest.raises(ShapeError, match=r"a norm of 20 numbers, got \(1, 20\)"):
         rows_kernel.linear_rows(randn(1, 20), randn(4, 20), RowFusion(randn(1, 20)))
@@ -244,12 +256,12 @@ def test_a_fused_model_gives_the_same_logits(
     small_llama: Builder, calls: list[tuple[int, ...]], num_kv_heads: int, batch: int
 ) -> None:
     model = small_llama(num_kv_heads=num_kv_heads).requires_grad_(False)
-    embeds, widths = randn(batch, 14, 32), (9, 1, 2, 1, 1)
+    embeds, widths = randn(batch, 45, 32), (33, 1, 9, 1, 1)
     expected = logits_of(model, embeds, *widths)
     assert not calls
     model.fuse()
     torch.testing.assert_close(logits_of(model, embeds, *widths), expected, atol=LOGITS_TOLERANCE, rtol=0)
-    # four products of each of two layers and the output matrix, in every step of at most 8 rows
+    # four products of each of two layers and the output matrix, in every step of at most 32 rows
     assert len(calls) == 4 * (4 * 2 + 1)
     model.fuse(kernels=False)
     calls.clear()
@@ -279,11 +291,11 @@ def test_quantised_layers_keep_their_products(small_llama: Builder, calls: list[
 
 def test_packed_layers_are_for_more_rows(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
     model = small_llama().requires_grad_(False).to(torch.bfloat16)
-    embeds, widths = randn(1, 23, 32, dtype=torch.bfloat16), (9, 4, 1, 9)
+    embeds, widths = randn(1, 23, 32, dtype=torch.bfloat16), (9, 4, 1, 9)  # 9 rows: the output matrix alone
     expected = logits_of(copy.deepcopy(model).float(), embeds.float(), *widths)
     model.fuse(pack=True)
     logits = logits_of(model, embeds, *widths)
-    assert len(calls) == 2 * (4 * 2 + 1)  # the layers' four and the output matrix, in two steps
+    assert len(calls) == 2 * 4 * 2 + 4  # the layers' four in two steps; the output matrix in each
     assert float((logits - expected).square().mean().sqrt()) < 0.03 * float(expected.std())
 
 
