@@ -7,14 +7,17 @@
 
    HALF: the numbers are bfloat16, else float32. Where the processor has no instruction for products of bfloat16, they are
    widened in registers: of a word of 32 bits that holds two, the upper is a float as it stands, and the lower is one after
-   a shift. */
+   a shift.
+
+   CODES: the matrix has 8-bit codes and a scale for each row, and stretches of x become whole numbers of 16 bits with a
+   factor of their own. That rounds to 2^-16 of a stretch's largest number, where a code is rounded to 2^-8 of its row's. */
 
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -54,11 +57,26 @@ typedef uint16_t number;
 #else
 typedef float number;
 #endif
-#define IN_LINE (LINE / (int64_t)sizeof(number))
+#if CODES
+typedef int8_t weight;
+typedef int16_t given;
+typedef int32_t sums_of_products __attribute__((vector_size(LINE)));
+#define STRETCH 2048 /* so few products add up to less than 2^31, in 8 lanes or more; our choice */
+#else
+typedef number weight, given;
+typedef floats sums_of_products;
+#define STRETCH INT64_MAX
+#endif
+#define IN_LINE (LINE / (int64_t)sizeof(given))
+typedef weight weights_in_line __attribute__((vector_size(IN_LINE * sizeof(weight))));
+typedef given line __attribute__((vector_size(LINE)));
 
-/* A product; x is as `prepare` leaves it. */
+/* A product; x and factors are as `prepare` leaves them, scales are of the matrix's rows. */
 typedef struct {
-    const number *x, *matrix;
+    const given *x;
+    const float *factors;
+    const weight *matrix;
+    const number *scales;
     number *out;
     int64_t inputs, results; /* of each row */
     int gated;
@@ -84,14 +102,30 @@ INLINE number put(float given) { return given; }
 
 INLINE float rounded(float given) { return get(put(given)); }
 
-INLINE floats load(const number *from) {
-    floats found;
+INLINE line load(const given *from) {
+    line found;
     memcpy(&found, from, sizeof found);
     return found;
 }
 
-INLINE floats add_products(floats sum, floats weights, floats x) {
-#if HALF && defined __AVX512BF16__
+INLINE line load_weights(const weight *from) {
+    weights_in_line found;
+    memcpy(&found, from, sizeof found);
+    return __builtin_convertvector(found, line);
+}
+
+INLINE sums_of_products add_products(sums_of_products sum, line weights, line x) {
+#if CODES && defined __AVX512VNNI__
+    return (sums_of_products)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)weights, (__m512i)x);
+#elif CODES && defined __AVX512BW__
+    return sum + (sums_of_products)_mm512_madd_epi16((__m512i)weights, (__m512i)x);
+#elif CODES && defined __AVX2__
+    return sum + (sums_of_products)_mm256_madd_epi16((__m256i)weights, (__m256i)x);
+#elif CODES /* of two numbers in 32 bits, each is what is left after shifts */
+    const sums_of_products first = (sums_of_products)weights, second = (sums_of_products)x;
+    sum += (first << 16 >> 16) * (second << 16 >> 16);
+    return sum + (first >> 16) * (second >> 16);
+#elif HALF && defined __AVX512BF16__
     return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)x);
 #elif HALF
     const words first = (words)weights, second = (words)x;
@@ -124,16 +158,40 @@ INLINE int64_t place_of(int64_t column, int row, int rows) {
     return (column / IN_LINE * rows + row) * IN_LINE + column % IN_LINE;
 }
 
+/* Numbers of a row of x from `start` to `end`, normed if there is a norm. */
+INLINE void normed(float *to, const number *x, const number *norm, float factor, int64_t start, int64_t end) {
+    for (int64_t i = start; i < end; i++)
+        to[i - start] = norm ? rounded(rounded(get(x[i]) * factor) * get(norm[i])) : get(x[i]);
+}
+
 /* A row of x, normed if there is a norm. */
-static void prepare(number *to, const number *x, const number *norm, float eps, int64_t inputs, int row, int rows) {
-    float factor = 1;
+static void prepare(given *to, float *factors, const number *x, const number *norm, float eps, int64_t inputs, int row,
+                    int rows) {
+    float factor = 1, values[CODES ? STRETCH : IN_LINE];
     if (norm) {
         double squares = 0;
         for (int64_t i = 0; i < inputs; i++) squares += (double)get(x[i]) * get(x[i]);
         factor = 1 / sqrtf((float)(squares / inputs) + eps);
     }
-    for (int64_t i = 0; i < inputs; i++)
-        to[place_of(i, row, rows)] = norm ? put(rounded(get(x[i]) * factor) * get(norm[i])) : x[i];
+    const int64_t step = sizeof values / sizeof *values;
+    for (int64_t start = 0; start < inputs; start += step) {
+        const int64_t size = SMALLER(step, inputs - start);
+        normed(values, x, norm, factor, start, start + size);
+#if CODES
+        float largest = 0, faults = 0; /* no number if there is one in the stretch, or an infinite one */
+        for (int64_t i = 0; i < size; i++) {
+            largest = fabsf(values[i]) > largest ? fabsf(values[i]) : largest;
+            faults += values[i] * 0;
+        }
+        factors[start / STRETCH * rows + row] = largest / 32767 + faults;
+        const float inverse = largest > 0 && faults == 0 ? 32767 / largest : 0;
+        for (int64_t i = 0; i < size; i++)
+            to[place_of(start + i, row, rows)] = inverse > 0 ? rintf(values[i] * inverse) : 0;
+#else
+        for (int64_t i = 0; i < size; i++) to[place_of(start, row, rows) + i] = put(values[i]);
+        (void)factors;
+#endif
+    }
 }
 
 /* Rows of the matrix, from `row` on and `apart` from each other, times each row of x. None lies behind `last`, which is
@@ -141,29 +199,48 @@ static void prepare(number *to, const number *x, const number *norm, float eps, 
 INLINE void multiply(float *found, const task *job, int64_t row, int64_t apart, int64_t last, int rows) {
     const int each = EACH(rows), all = each * rows;
     const int64_t inputs = job->inputs;
-    const number *weights[MAX_EACH];
+    const weight *weights[MAX_EACH];
     floats sums[SUMS];
     for (int e = 0; e < each; e++) weights[e] = job->matrix + SMALLER(row + e * apart, last) * inputs;
     for (int s = 0; s < all; s++) sums[s] = (floats){0};
     int64_t i = 0;
-    for (; i + IN_LINE <= inputs; i += IN_LINE) {
-        floats lines[MAX_EACH];
-        for (int e = 0; e < each; e++) {
-            lines[e] = load(weights[e] + i);
-            if (rows >= MANY_ROWS) __builtin_prefetch((const char *)(weights[e] + i) + AHEAD, 0, 2);
+    while (i + IN_LINE <= inputs) {
+        const int64_t start = i, end = inputs - i > STRETCH ? i + STRETCH : inputs;
+        sums_of_products parts[SUMS];
+        for (int s = 0; s < all; s++) parts[s] = (sums_of_products){0};
+        for (; i + IN_LINE <= end; i += IN_LINE) {
+            line lines[MAX_EACH];
+            for (int e = 0; e < each; e++) {
+                lines[e] = load_weights(weights[e] + i);
+                if (rows >= MANY_ROWS) __builtin_prefetch((const char *)(weights[e] + i) + AHEAD, 0, 2);
+            }
+            for (int r = 0; r < rows; r++) {
+                const line of_x = load(job->x + i * rows + r * IN_LINE);
+                for (int e = 0; e < each; e++) parts[e * rows + r] = add_products(parts[e * rows + r], lines[e], of_x);
+            }
         }
-        for (int r = 0; r < rows; r++) {
-            const floats given = load(job->x + i * rows + r * IN_LINE);
-            for (int e = 0; e < each; e++) sums[e * rows + r] = add_products(sums[e * rows + r], lines[e], given);
-        }
+        for (int s = 0; s < all; s++)
+#if CODES
+            sums[s] += __builtin_convertvector(parts[s], floats) * job->factors[start / STRETCH * rows + s % rows];
+#else
+            sums[s] = parts[s];
+        (void)start;
+#endif
     }
     for (int first = 0; first < all; first += LANES) {
         const floats sum = totals(sums + first, all - first);
         memcpy(found + first, &sum, sizeof sum);
     }
     for (int s = 0; s < all; s++) {
+        const int e = s / rows, r = s % rows;
+#if CODES
         for (int64_t rest = i; rest < inputs; rest++)
-            found[s] += get(job->x[place_of(rest, s % rows, rows)]) * get(weights[s / rows][rest]);
+            found[s] += job->factors[rest / STRETCH * rows + r] * job->x[place_of(rest, r, rows)] * weights[e][rest];
+        found[s] *= get(job->scales[SMALLER(row + e * apart, last)]);
+#else
+        for (int64_t rest = i; rest < inputs; rest++)
+            found[s] += get(job->x[place_of(rest, r, rows)]) * get(weights[e][rest]);
+#endif
         found[s] = rounded(found[s]);
     }
 }
@@ -191,31 +268,39 @@ WORK(1) WORK(2) WORK(3) WORK(4) WORK(5) WORK(6) WORK(7) WORK(8)
 static void (*const WORKS[])(const task *, int64_t, int64_t) = {work_1, work_2, work_3, work_4,
                                                                  work_5, work_6, work_7, work_8};
 
-/* x (rows, inputs), matrix (outputs, inputs), norm (inputs) or null, out (rows, outputs, or half of them if gated). Gives
-   0, or 1 where memory is lacking. */
-int linear_rows(const number *x, const number *matrix, const number *norm, number *out, int64_t outputs, int64_t inputs,
-                float eps, int rows, int gated, int threads) {
-    const int64_t results = gated ? outputs / 2 : outputs, row_bytes = inputs * sizeof(number) * (1 + gated);
-    const int64_t size = (inputs + IN_LINE - 1) / IN_LINE * IN_LINE; /* of a row of x */
+/* x (rows, inputs), matrix (outputs, inputs), scales (outputs) if it has codes, norm (inputs) or null, out (rows, outputs,
+   or half of them if gated). Gives 0, or 1 where memory is lacking. */
+int linear_rows(const number *x, const weight *matrix, const number *scales, const number *norm, number *out,
+                int64_t outputs, int64_t inputs, float eps, int rows, int gated, int threads) {
+    const int64_t results = gated ? outputs / 2 : outputs, row_bytes = inputs * sizeof(weight) * (1 + gated);
+    const int64_t size = (inputs + IN_LINE - 1) / IN_LINE * IN_LINE, stretches = (inputs - 1) / STRETCH + 1;
     /* aligned: a load across two lines is slow */
-    number *given = aligned_alloc(LINE, size * sizeof(number) * rows);
-    if (!given) return 1;
-    for (int first = 0; first < rows; first += GROUP) {
-        const int some = SMALLER(rows - first, GROUP);
-        for (int row = 0; row < some; row++)
-            prepare(given + first * size, x + (first + row) * inputs, norm, eps, inputs, row, some);
+    given *all_x = aligned_alloc(LINE, size * sizeof(given) * rows);
+    float *factors = malloc(stretches * sizeof(float) * rows);
+    if (!all_x || !factors) {
+        free(all_x);
+        free(factors);
+        return 1;
     }
     const int64_t chunk = rows > GROUP ? CHUNK / row_bytes + 1 : results;
 #pragma omp parallel num_threads(threads)
     {
+#pragma omp for
+        for (int row = 0; row < rows; row++) {
+            const int first = row / GROUP * GROUP, some = SMALLER(rows - first, GROUP);
+            prepare(all_x + first * size, factors + first * stretches, x + row * inputs, norm, eps, inputs, row % GROUP,
+                    some);
+        }
         const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
         const int64_t end = results * (mine + 1) / all;
         for (int64_t start = results * mine / all; start < end; start += chunk)
             for (int first = 0; first < rows; first += GROUP) {
-                const task job = {given + first * size, matrix, out + first * results, inputs, results, gated};
+                const task job = {all_x + first * size, factors + first * stretches, matrix, scales,
+                                  out + first * results, inputs, results, gated};
                 WORKS[SMALLER(rows - first, GROUP) - 1](&job, start, SMALLER(start + chunk, end));
             }
     }
-    free(given);
+    free(all_x);
+    free(factors);
     return 0;
 }

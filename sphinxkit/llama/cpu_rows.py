@@ -36,23 +36,33 @@ class CpuRows:
         dtype: Of all numbers, one of ``DTYPES``.
         compiler: Command of a C compiler; None: what ``find_compiler`` finds.
         flags: For it.
+        coded: Whether matrices have codes of 8 bits, ``weight = code * scale`` with one scale for each row. ``x`` is
+            then rounded to 16 bits of the largest of 2048 neighbours.
     Raises:
         OSError: There is no compiler, it failed, or what it made cannot be loaded.
         TypeError: There is no kernel for the dtype.
     """
 
-    def __init__(self, dtype: torch.dtype, compiler: Sequence[str] | None = None, flags: Sequence[str] = FLAGS) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        compiler: Sequence[str] | None = None,
+        flags: Sequence[str] = FLAGS,
+        *,
+        coded: bool = False,
+    ) -> None:
         if dtype not in DTYPES:
             raise TypeError(f"a kernel for a few rows was asked for {dtype}, expected one of {DTYPES}")
         self.dtype = dtype
+        self.coded = coded
         command = compiler or find_compiler()
         if command is None:
             raise OSError("there is no C compiler (CC, gcc)")
         source = resources.files("sphinxkit.llama").joinpath("cpu_rows.c").read_bytes()
         with tempfile.TemporaryDirectory(prefix="sphinxkit-") as folder:
             target = Path(folder) / "cpu_rows.so"
-            half = f"-DHALF={int(dtype == torch.bfloat16)}"
-            parts = [*command, *flags, half, "-x", "c", "-", "-o", str(target), "-lm"]
+            kind = [f"-DHALF={int(dtype == torch.bfloat16)}", f"-DCODES={int(coded)}"]
+            parts = [*command, *flags, *kind, "-x", "c", "-", "-o", str(target), "-lm"]
             try:  # what CC says is the user's own
                 made = subprocess.run(parts, input=source, capture_output=True, timeout=_TIMEOUT_S)  # noqa: S603
             except subprocess.TimeoutExpired as error:
@@ -60,11 +70,11 @@ class CpuRows:
             if made.returncode != 0:
                 raise OSError(f"{command[0]} failed: {made.stderr.decode(errors='replace').strip()[:300]}")
             library = ctypes.CDLL(str(target))  # stays loaded without the file
-        pointers, sizes, numbers = [ctypes.c_void_p] * 4, [ctypes.c_int64] * 2, [ctypes.c_int] * 3
+        pointers, sizes, numbers = [ctypes.c_void_p] * 5, [ctypes.c_int64] * 2, [ctypes.c_int] * 3
         self._call = library.linear_rows
         self._call.argtypes = [*pointers, *sizes, ctypes.c_float, *numbers]
 
-    def linear_rows(self, x: Tensor, weight: Tensor, fusion: RowFusion = PLAIN) -> Tensor:
+    def linear_rows(self, x: Tensor, weight: Tensor, fusion: RowFusion = PLAIN, scales: Tensor | None = None) -> Tensor:
         """A few rows times a matrix, with what is fused into it. It records no gradient.
 
         Sums are float32. A norm and a gate round where torch's operators do, so the result is theirs but for the order
@@ -72,11 +82,13 @@ class CpuRows:
 
         Args:
             x: At most ``MAX_ROWS`` rows, in the kernel's dtype.
-            weight: Contiguous, in the same dtype, like the norm.
+            weight: Contiguous, in the same dtype, like the norm; codes in int8 if they are.
             fusion: What is done besides.
+            scales: Of the rows of codes, in the kernel's dtype.
         Shape:
             x: (..., I)
             weight: (O, I)
+            scales: (O,)
             return: (..., O), or (..., O/2) if gated
         Raises:
             ShapeError: Sizes disagree, there are too many rows or none, or the matrix is not contiguous.
@@ -94,14 +106,22 @@ class CpuRows:
             raise ShapeError(f"linear_rows: expected a norm of {inputs} numbers, got {tuple(norm.shape)}")
         if fusion.gated and outputs % 2:
             raise ShapeError(f"linear_rows: gates and values need an even number of outputs, got {outputs}")
-        for tensor in (x, weight) if norm is None else (x, weight, norm):
-            if tensor.dtype != self.dtype or not tensor.is_cpu:
-                raise TypeError(f"linear_rows: expected {self.dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
+        if (None if scales is None else scales.shape) != ((outputs,) if self.coded else None):
+            expected = f"{outputs} scales" if self.coded else "no scales"
+            raise ShapeError(
+                f"linear_rows: expected {expected}, got {scales if scales is None else tuple(scales.shape)}"
+            )
+        for tensor in (x, weight, norm, scales):
+            dtype = torch.int8 if self.coded and tensor is weight else self.dtype
+            if tensor is not None and (tensor.dtype != dtype or not tensor.is_cpu):
+                raise TypeError(f"linear_rows: expected {dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
         x, norm = x.contiguous(), None if norm is None else norm.contiguous()
+        scales = None if scales is None else scales.contiguous()
         out = x.new_empty(*x.shape[:-1], outputs // 2 if fusion.gated else outputs)
         failed = self._call(
             x.data_ptr(),
             weight.data_ptr(),
+            None if scales is None else scales.data_ptr(),
             None if norm is None else norm.data_ptr(),
             out.data_ptr(),
             outputs,

@@ -59,7 +59,7 @@ class FusedLayers:
             the layers twice.
         kernels: On CUDA in 16 bit, let ``triton_kernels`` do what stands between the products, and ``triton_rows`` or
             ``triton_quantized`` the products of a single row with it; on a CPU let ``cpu_rows`` do the products of a
-            few rows with weights that are not quantised, from ``COMPILE_BYTES`` on. Where they work.
+            few rows with weights that do not have 4 bits, from ``COMPILE_BYTES`` on. Where they work.
     Raises:
         TypeError: A linear layer is wrapped or sharded, only some are quantised, or its weight is not what ``pack`` is
             for.
@@ -101,7 +101,7 @@ class FusedLayers:
             return self._through_kernels(x.contiguous(), step, kernels)
         limit = cpu_rows.MAX_ROWS if self._packed is None else PACK_ROWS
         rows = self._find_rows(x, self._layers[0].qkv, limit) if self._suits_rows else None
-        multiply: Product = _multiply if rows is None else rows.linear_rows
+        multiply: Product = _multiply if rows is None else _multiply_codes(rows) if rows.coded else rows.linear_rows
         layers = self._layers if rows is not None or self._packed is None else self._packed
         widens = step.cache is not None and step.pattern.step is not None and step.cache.dtype == torch.float32
         for index, layer in enumerate(layers):
@@ -136,7 +136,7 @@ class FusedLayers:
     def _find_rows(self, x: Tensor, weight: Weight, limit: int = cpu_rows.MAX_ROWS) -> cpu_rows.CpuRows | None:
         """The kernel for ``x`` (B, S, D) and weights like this one, if it is for them and so many rows."""
         if self.wants_kernels and 0 < x.shape[0] * x.shape[1] <= limit and _can_use_rows(x, weight):
-            return find_rows(x.dtype)
+            return find_rows(x.dtype, isinstance(weight, QuantizedLinear))
         return None
 
     def _through_kernels(self, x: Tensor, step: AttentionStep, kernels: Any) -> Tensor:
@@ -190,6 +190,14 @@ def _multiply(x: Tensor, weight: Weight, fusion: RowFusion) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
+def _multiply_codes(rows: cpu_rows.CpuRows) -> Product:
+    def multiply(x: Tensor, weight: QuantizedLinear, fusion: RowFusion) -> Tensor:
+        buffers = cast(dict[str, Tensor], weight._buffers)  # nn.Module.__getattr__ takes long
+        return rows.linear_rows(x, buffers["codes"], fusion, buffers["scales"])
+
+    return multiply
+
+
 def _multiply_row(products: Any, x: Tensor, weight: Weight, fusion: RowFusion) -> Tensor:
     """One row times a weight by ``triton_rows`` or ``triton_quantized``."""
     out: Tensor
@@ -218,15 +226,16 @@ def _is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
 def _suit_rows(weights: Sequence[Tensor]) -> bool:
     """Whether ``cpu_rows`` can multiply with all of them, and it is worth compiling."""
     kinds = {(weight.device.type, weight.dtype, weight.is_contiguous()) for weight in weights}
+    kinds.discard(("cpu", torch.int8, True))  # codes of 8 bits, as those of 4 have another dtype
     fits = any(kinds == {("cpu", dtype, True)} for dtype in cpu_rows.DTYPES)
     return fits and sum(weight.nbytes for weight in weights) >= COMPILE_BYTES
 
 
 def _can_use_rows(x: Tensor, weight: Weight) -> bool:
+    numbers = weight.scales if isinstance(weight, QuantizedLinear) else weight
     return (
         type(x) is Tensor  # a tensor that only stands for one has no memory
-        and isinstance(weight, Tensor)
-        and (x.device, x.dtype) == (weight.device, weight.dtype)
+        and (x.device, x.dtype) == (numbers.device, numbers.dtype)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )

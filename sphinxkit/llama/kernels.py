@@ -30,6 +30,7 @@ Pairs = dict[str, tuple[Tensor, Tensor]]  # what a kernel gives and what is righ
 _LOOPED = 2304  # columns that no program of a row's products reads in one go
 # Of 1 + the right number: bfloat16 rounds to 2^-9 of each number, some twice or before a product; float32 to 2^-24.
 _TOLERANCES = {torch.bfloat16: 0.02, torch.float16: 0.02, torch.float32: 1e-4}
+_CODED_TOLERANCE = 2e-3  # at least, with codes on a CPU: 2^-16 of the largest of x for each of its 150 numbers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,13 +96,14 @@ def _probed(device: torch.device, kind: Kind) -> Any:
 
 
 @functools.cache
-def find_rows(dtype: torch.dtype) -> CpuRows | None:
+def find_rows(dtype: torch.dtype, coded: bool = False) -> CpuRows | None:
     """The CPU's kernel for the products of a few rows, compiled, if it computes the right numbers; else None.
 
     The answer is kept. A fault (not: that there is no compiler) is logged once.
 
     Args:
         dtype: bfloat16 or float32.
+        coded: Whether matrices have codes of 8 bits.
     """
     from sphinxkit.llama import cpu_rows
 
@@ -109,11 +111,11 @@ def find_rows(dtype: torch.dtype) -> CpuRows | None:
         compiler = cpu_rows.find_compiler()
         if compiler is None:
             return None
-        rows = cpu_rows.CpuRows(dtype, compiler)
+        rows = cpu_rows.CpuRows(dtype, compiler, coded=coded)
     except Exception as error:  # it runs what CC says: whatever comes of it means that there is no kernel
         fault: str | None = f"{type(error).__name__}: {error}"
     else:
-        fault = kernel_fault(rows, torch.device("cpu"), "few rows", dtype)
+        fault = kernel_fault(rows, torch.device("cpu"), "coded rows" if coded else "few rows", dtype)
         if fault is None:
             return rows
     logging.getLogger(__name__).warning("The CPU's kernel for a few rows is left out: %s", fault)
@@ -123,7 +125,7 @@ def find_rows(dtype: torch.dtype) -> CpuRows | None:
 def kernel_fault(
     kernels: Any,
     device: torch.device,
-    kind: Kind | Literal["few rows"] = "layers",
+    kind: Kind | Literal["few rows", "coded rows"] = "layers",
     dtype: torch.dtype = torch.bfloat16,
 ) -> str | None:
     """What is wrong with the kernels on a device, or None if small calls gave what torch's operators give.
@@ -131,7 +133,7 @@ def kernel_fault(
     Args:
         kernels: The module, or a stand-in.
         device: Where to call them.
-        kind: See ``find_kernels``; "few rows": ``cpu_rows``.
+        kind: See ``find_kernels``; "few rows" and "coded rows": ``cpu_rows``.
         dtype: Of the numbers.
     """
     generator = torch.Generator().manual_seed(0)
@@ -145,7 +147,8 @@ def kernel_fault(
             distances = {name: float(((a - b.float()).abs() / (1 + b.float().abs())).max()) for name, (a, b) in found}
         except Exception as error:  # a compiler's: whatever it raises means that the kernels cannot be used
             return f"a probing call failed: {type(error).__name__}: {str(error).strip()[:300]}"
-    wrong = [f"{name} by {distance:.2g}" for name, distance in distances.items() if not distance < _TOLERANCES[dtype]]
+    tolerance = max(_TOLERANCES[dtype], _CODED_TOLERANCE if kind == "coded rows" else 0)
+    wrong = [f"{name} by {distance:.2g}" for name, distance in distances.items() if not distance < tolerance]
     return f"wrong numbers: {', '.join(wrong)}" if wrong else None
 
 
@@ -184,11 +187,16 @@ def _few_row_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.dev
 
     width, outputs = 150, 522  # whole lines of registers and a rest; several rows for each of a hundred threads
     weight, norm = randn(outputs, width) / width**0.5, randn(width)
+    scales, given = None, weight
+    if kernels.coded:
+        scales = weight.float().abs().amax(1).to(weight.dtype) / 127
+        given = (weight / scales[:, None]).round().to(torch.int8)
+        weight = given.float() * scales.float()[:, None]
     found = {}
     for rows in range(1, MAX_ROWS + 1):
         x = 3 * randn(rows, width)
         for name, fusion in _fusions(norm, randn(rows, outputs)).items():
-            pair = kernels.linear_rows(x, weight, fusion), multiply_row(x, weight, fusion)
+            pair = kernels.linear_rows(x, given, fusion, scales), multiply_row(x, weight, fusion)
             found[f"linear_rows, {rows}, {name}"] = pair
     return found
 
@@ -263,6 +271,7 @@ _PAIRS: dict[str, Callable[..., Pairs]] = {
     "layers": _layer_pairs,
     "rows": _row_pairs,
     "few rows": _few_row_pairs,
+    "coded rows": _few_row_pairs,
     "quantized": _quantized_pairs,
     "token": _token_pairs,
 }

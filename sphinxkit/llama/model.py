@@ -285,8 +285,8 @@ class LlamaModel(nn.Module):
             kernels: Kernels of ours where they work (they are tried once); False: torch's operators. On CUDA in 16 bit
                 Triton's for norms, rotations and the gate, 5 launches of a layer's step instead of 14 beside its
                 products; a single row's products do most of that themselves, 7 launches in all. On a CPU in bfloat16
-                or float32 one in C for up to 32 rows times weights (``cpu_rows``), compiled in about a second when
-                first needed, if gcc is there, for all layers or an ``lm_head`` of at least 48 MiB.
+                or float32 one in C for up to 32 rows times weights, with 8 bits too (``cpu_rows``), compiled in about a
+                second when first needed, if gcc is there, for all layers or an ``lm_head`` of at least 48 MiB.
         Raises:
             TypeError: A linear layer is wrapped or sharded, only some are quantised, or ``pack`` does not fit.
         """

@@ -6,6 +6,7 @@ import copy
 import platform
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.errors import ShapeError
-from sphinxkit.llama import LlamaModel, cpu_rows, fused, kernels, quantize
+from sphinxkit.llama import LlamaModel, cpu_rows, fused, quantize
 from sphinxkit.llama.cpu_rows import DTYPES, FLAGS, MAX_ROWS, CpuRows
 from sphinxkit.llama.kernels import RowFusion, find_rows
 
@@ -34,8 +35,8 @@ if platform.machine() == "x86_64":
 
 
 @cache
-def build(dtype: torch.dtype, target: str = "native") -> CpuRows:
-    return CpuRows(dtype, flags=[flag.replace("native", target) for flag in FLAGS])
+def build(dtype: torch.dtype, target: str = "native", coded: bool = False) -> CpuRows:
+    return CpuRows(dtype, flags=[flag.replace("native", target) for flag in FLAGS], coded=coded)
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -54,6 +55,17 @@ def exact(x: Tensor, weight: Tensor, fusion: RowFusion) -> Tensor:
     return out if fusion.residual is None else out + fusion.residual.double()
 
 
+def fusions(norm: Tensor, residual: Tensor) -> tuple[RowFusion, ...]:
+    return (
+        RowFusion(),
+        RowFusion(norm, 1e-5),
+        RowFusion(residual=residual),
+        RowFusion(gated=True),
+        RowFusion(norm, 1e-5, residual),
+        RowFusion(norm, 1e-5, gated=True),
+    )
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("outputs", "width"), [(22, 64), (6, 300), (2, 7), (130, 33)])
@@ -64,14 +76,7 @@ def test_products_are_right(dtype: torch.dtype, target: str, outputs: int, width
     for rows in range(1, MAX_ROWS + 1):
         x = 3 * randn(rows, width, dtype=dtype, seed=2)
         residual = randn(rows, outputs, dtype=dtype, seed=3)
-        for fusion in (
-            RowFusion(),
-            RowFusion(norm, 1e-5),
-            RowFusion(residual=residual),
-            RowFusion(gated=True),
-            RowFusion(norm, 1e-5, residual),
-            RowFusion(norm, 1e-5, gated=True),
-        ):
+        for fusion in fusions(norm, residual):
             got = rows_kernel.linear_rows(x, weight, fusion)
             expected = exact(x, weight, fusion)
             assert got.dtype == dtype
@@ -90,6 +95,64 @@ def test_large_matrices_are_right(dtype: torch.dtype, rows: int) -> None:
         expected = exact(x, weight, fusion)
         got = build(dtype).linear_rows(x, weight, fusion).double()
         assert float(((got - expected).abs() / (1 + expected.abs())).max()) < TOLERANCE[dtype]
+
+
+def codes_of(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scales, and what they stand for in float64."""
+    scales = (weight.abs().amax(1) / 127).to(dtype)
+    codes = (weight / scales[:, None].float()).round().clamp(-127, 127).to(torch.int8)
+    return codes, scales, codes.double() * scales.double()[:, None]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "width"), [(22, 64), (6, 2081), (2, 7), (514, 600)])
+def test_products_with_codes_are_right(dtype: torch.dtype, target: str, outputs: int, width: int) -> None:
+    rows_kernel = build(dtype, target, coded=True)
+    codes, scales, weight = codes_of(randn(outputs, width) / width**0.5, dtype)
+    norm = randn(width, dtype=dtype, seed=1)
+    for rows in (1, 2, 3, 6, 8, 13, 32):
+        x = 3 * randn(rows, width, dtype=dtype, seed=2)
+        x[0, width // 2] = 300  # beside it the others are rounded to a hundredth
+        residual = randn(rows, outputs, dtype=dtype, seed=3)
+        for fusion in fusions(norm, residual):
+            got = rows_kernel.linear_rows(x, codes, fusion, scales).double()
+            expected = exact(x, weight, fusion)
+            given = x.double() if fusion.norm is None else exact(x, torch.eye(width), RowFusion(norm, 1e-5))
+            # half a step of x, or all of it in a norm that rounds itself
+            step = torch.cat([part.abs().amax(1, True) for part in given.split(2048, 1)], 1) / 32767
+            rounding = sum(
+                at[:, None] * part.abs().sum(1) for at, part in zip(step.unbind(1), weight.split(2048, 1), strict=True)
+            )
+            if fusion.gated:
+                gate, up = ((given @ weight.T).abs() + rounding).chunk(2, -1)
+                gate_error, up_error = rounding.chunk(2, -1)
+                rounding = 1.1 * gate_error * up + gate * up_error  # silu's slope is at most 1.1
+            assert bool(((got - expected).abs() <= rounding + TOLERANCE[dtype] * (1 + expected.abs())).all()), (
+                rows,
+                fusion,
+            )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_codes(target: str, sign: int) -> None:
+    codes = torch.full((4, 5000), -128, dtype=torch.int8)
+    got = build(torch.float32, target, coded=True).linear_rows(
+        torch.full((3, 5000), 0.5 * sign), codes, scales=torch.ones(4)
+    )
+    torch.testing.assert_close(got, torch.full((3, 4), -64 * 5000.0 * sign))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_codes_leave_what_is_not_a_number_so(dtype: torch.dtype) -> None:
+    codes, scales, _ = codes_of(randn(5, 70), dtype)
+    x = randn(4, 70, dtype=dtype)
+    x[1, 66], x[2, 3], x[3] = float("nan"), float("inf"), 0
+    got = build(dtype, coded=True).linear_rows(x, codes, scales=scales)
+    assert bool(got[0].isfinite().all())
+    assert not bool(got[1:3].isfinite().any())
+    assert bool((got[3] == 0).all())
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 21])
@@ -170,14 +233,31 @@ def test_bad_input_is_refused() -> None:
         CpuRows(torch.float16)
 
 
+def test_bad_codes_are_refused() -> None:
+    rows_kernel, codes = build(torch.float32, coded=True), torch.ones(4, 20, dtype=torch.int8)
+    with pytest.raises(ShapeError, match=r"expected 4 scales, got None"):
+        rows_kernel.linear_rows(randn(1, 20), codes)
+    with pytest.raises(ShapeError, match=r"expected 4 scales, got \(5,\)"):
+        rows_kernel.linear_rows(randn(1, 20), codes, scales=randn(5))
+    with pytest.raises(ShapeError, match=r"expected no scales, got \(4,\)"):
+        build(torch.float32).linear_rows(randn(1, 20), randn(4, 20), scales=randn(4))
+    with pytest.raises(TypeError, match=r"expected torch.int8 on the CPU, got torch.float32"):
+        rows_kernel.linear_rows(randn(1, 20), randn(4, 20), scales=randn(4))
+    with pytest.raises(TypeError, match=r"expected torch.float32 on the CPU, got torch.bfloat16"):
+        rows_kernel.linear_rows(randn(1, 20), codes, scales=randn(4).bfloat16())
+
+
 class TestChoice:
     """``find_rows``, without its memory."""
 
     find = staticmethod(find_rows.__wrapped__)
 
+    @pytest.mark.parametrize("coded", [False, True])
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_it_is_found(self, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
-        assert isinstance(self.find(dtype), CpuRows)
+    def test_it_is_found(self, dtype: torch.dtype, coded: bool, caplog: pytest.LogCaptureFixture) -> None:
+        found = self.find(dtype, coded)
+        assert isinstance(found, CpuRows)
+        assert found.coded == coded
         assert not caplog.records
 
     def test_no_compiler_is_no_news(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -214,15 +294,18 @@ class TestChoice:
         assert self.find(torch.float32) is None
         assert "AttributeError" in caplog.text
 
-    def test_wrong_numbers_are(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize("coded", [False, True])
+    def test_wrong_numbers_are(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, coded: bool
+    ) -> None:
         right = CpuRows.linear_rows
 
-        def wrong(self: CpuRows, x: Tensor, weight: Tensor, fusion: RowFusion = kernels.PLAIN) -> Tensor:
-            out = right(self, x, weight, fusion)
-            return out * 1.1 if len(x) == 7 else out
+        def wrong(self: CpuRows, x: Tensor, *operands: Any) -> Tensor:
+            out = right(self, x, *operands)
+            return out * 1.01 if len(x) == 7 else out
 
         monkeypatch.setattr(CpuRows, "linear_rows", wrong)
-        assert self.find(torch.float32) is None
+        assert self.find(torch.float32, coded) is None
         assert "wrong numbers: linear_rows, 7" in caplog.text
         assert "linear_rows, 6" not in caplog.text
 
@@ -233,13 +316,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
     right = CpuRows.linear_rows
 
-    def counted(self: CpuRows, x: Tensor, weight: Tensor, fusion: RowFusion = kernels.PLAIN) -> Tensor:
+    def counted(self: CpuRows, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
         found.append(tuple(weight.shape))
-        return right(self, x, weight, fusion)
+        return right(self, x, weight, *rest)
 
     monkeypatch.setattr(fused, "COMPILE_BYTES", 0)
     for dtype in DTYPES:
-        find_rows(dtype)  # its probe is not counted
+        for coded in (False, True):
+            find_rows(dtype, coded)  # its probe is not counted
     monkeypatch.setattr(CpuRows, "linear_rows", counted)
     return found
 
@@ -281,12 +365,27 @@ def test_a_bfloat16_model_is_as_exact_as_without(small_llama: Builder, calls: li
     assert distances[0] < 1.2 * distances[1]
 
 
-def test_quantised_layers_keep_their_products(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
-    model = small_llama(hidden_dim=64).requires_grad_(False)
-    quantize(model, 8)
+def test_layers_of_four_bits_keep_their_products(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
+    model = small_llama(embed_dim=64, hidden_dim=64, num_kv_heads=4).requires_grad_(False)
+    quantize(model, 4, 32)
     model.fuse()
-    logits_of(model, randn(1, 3, 32), 2, 1)
+    logits_of(model, randn(1, 3, 64), 2, 1)
     assert calls == [tuple(model.lm_head.weight.shape)] * 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers_of_eight_bits_use_it(small_llama: Builder, calls: list[tuple[int, ...]], dtype: torch.dtype) -> None:
+    model = small_llama(hidden_dim=64).requires_grad_(False).to(dtype)
+    embeds, widths = randn(2, 24, 32, dtype=dtype), (17, 5, 1, 1)
+    quantize(model, 8)
+    expected = logits_of(copy.deepcopy(model).float(), embeds.float(), *widths)
+    distances = []
+    for use in (False, True):
+        model.fuse(kernels=use)
+        assert not calls
+        distances.append(float((logits_of(model, embeds, *widths).float() - expected).square().mean().sqrt()))
+    assert len(calls) == 3 * (4 * 2 + 1)  # 34 rows are too many
+    assert distances[1] < max(1.2 * distances[0], 1e-4)
 
 
 def test_packed_layers_are_for_more_rows(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
@@ -379,7 +478,7 @@ def test_what_only_looks_like_numbers_is_left_to_torch(small_llama: Builder, cal
 
 
 def test_small_models_do_not_compile(small_llama: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(dtype: torch.dtype) -> None:
+    def refuse(dtype: torch.dtype, coded: bool) -> None:
         raise AssertionError(f"a kernel for {dtype} was looked for")
 
     monkeypatch.setattr(fused, "find_rows", refuse)

@@ -59,6 +59,15 @@ def test_eight_bits_by_hand() -> None:
     torch.testing.assert_close(found, row.repeat(48, 1), atol=KERNEL_TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_rows_meet_the_same_weight_as_few(dtype: torch.dtype) -> None:
+    layer, x = QuantizedLinear(weight_of(dtype=dtype), 8), torch.randn(40, 64).to(dtype)
+    few = torch.cat([layer(part) for part in x.split(8)])
+    torch.testing.assert_close(
+        layer(x), few, atol=1e-4 if dtype == torch.float32 else 0.15, rtol=0
+    )  # of numbers around 8
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_constant_and_zero_rows_stay_finite(bits: int) -> None:
     weight = torch.zeros(48, 64)
