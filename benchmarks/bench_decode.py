@@ -165,12 +165,17 @@ def _quantised(context: Context, size: str, model: Any, bits: int, prompt: int, 
     flops += llama_twins.attention_flops(model, 1) * seen
     weights = nbytes(quantised) - nbytes(quantised.embed_tokens)
     step = _graphed if context.device.type == "cuda" else _ours
+    candidates = {
+        "sphinxkit": _timed(context, lambda: step(quantised, 1, prompt, new), new, facts),
+        "sphinxkit, bfloat16": _timed(context, lambda: step(model, 1, prompt, new), new),
+    }
+    if context.device.type == "cpu" and bits == 8:
+        operators = llama_twins.plain_twin(model)
+        quantize(operators, bits)
+        candidates["sphinxkit, torch's operators"] = _timed(context, lambda: step(operators, 1, prompt, new), new)
     return Case(
         f"{size}, batch 1, {prompt} + {new} tokens, {bits} bits",
-        {
-            "sphinxkit": _timed(context, lambda: step(quantised, 1, prompt, new), new, facts),
-            "sphinxkit, bfloat16": _timed(context, lambda: step(model, 1, prompt, new), new),
-        },
+        candidates,
         Work(flops, weights * new + kv * seen, kv * new, dtype=torch.bfloat16),
         [(ids,)],
         amount=new,
