@@ -172,6 +172,8 @@ def _quantised(context: Context, size: str, model: Any, bits: int, prompt: int, 
     if context.device.type == "cpu" and bits == 8:
         operators = llama_twins.plain_twin(model)
         quantize(operators, bits)
+        if not context.micro:
+            operators.fuse(kernels=False)
         candidates["sphinxkit, torch's operators"] = _timed(context, lambda: step(operators, 1, prompt, new), new)
     return Case(
         f"{size}, batch 1, {prompt} + {new} tokens, {bits} bits",

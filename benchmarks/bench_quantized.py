@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.harness import Case, Context, Work, nbytes
 from sphinxkit.llama import QuantizedLinear
 from sphinxkit.llama.graphs import _record_cuda_graph
-from sphinxkit.llama.kernels import find_kernels
+from sphinxkit.llama.kernels import find_kernels, find_rows
 from sphinxkit.llama.quantization import _quantize_groups
 
 # (rows, columns): the joint projections of LLaMA-2 13B; on a CPU those of the 220 M model.
@@ -53,6 +53,13 @@ def cases(context: Context) -> Iterator[Case]:
             for rows in context.on([1, 8, 32], [1, 8], [1, 3]):
                 x = context.randn(rows, width, dtype=torch.bfloat16)
                 candidates = {"sphinxkit": _all(layers, x), "bfloat16": _all(plain, x)}
+                coded = find_rows(torch.bfloat16, coded=True) if bits == 8 and context.device.type == "cpu" else None
+                if coded is not None:  # as fused layers multiply
+                    ours = [
+                        functools.partial(coded.linear_rows, weight=layer.codes, scales=layer.scales)
+                        for layer in layers
+                    ]
+                    candidates = {**candidates, "sphinxkit": _all(ours, x), "torch's kernel": candidates["sphinxkit"]}
                 if rivals:
                     candidates["torch's int4 kernel"] = _all(rivals, x)
                 count = len(weights)

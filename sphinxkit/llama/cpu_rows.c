@@ -1,16 +1,18 @@
 /* A few rows times a matrix on a CPU, with what stands before and behind the product in a decoder layer.
 
    Such a product reads each weight once and computes little, so it should take as long as the memory does. Each row of
-   the matrix is read from its first number to its last, once; several of them, as registers allow, share what is loaded
-   of x: rows that lie far apart, as a processor fetches ahead along one line in each page of memory only. Sums are float32;
-   all rounds where torch's operators round.
+   the matrix is read from its first number to its last; several of them, as registers allow, share what is loaded of x:
+   rows that lie far apart, as a processor fetches ahead along one line in each page of memory only. Where x has more
+   rows than there are registers for, groups of them read a chunk of the matrix one after another, all but the first
+   from a cache. Sums are float32; all rounds where torch's operators round.
 
-   HALF: the numbers are bfloat16, else float32. Where the processor has no instruction for products of bfloat16, they are
-   widened in registers: of a word of 32 bits that holds two, the upper is a float as it stands, and the lower is one after
-   a shift.
+   HALF: the numbers are bfloat16, else float32. Where the processor has no instruction for products of bfloat16, they
+   are widened in registers: of a word of 32 bits that holds two, the upper is a float as it stands, and the lower is
+   one after a shift.
 
    CODES: the matrix has 8-bit codes and a scale for each row, and stretches of x become whole numbers of 16 bits with a
-   factor of their own. That rounds to 2^-16 of a stretch's largest number, where a code is rounded to 2^-8 of its row's. */
+   factor of their own. That rounds to 2^-16 of a stretch's largest number, where a code is rounded to 2^-8 of its
+   row's. */
 
 #include <math.h>
 #include <omp.h>
@@ -40,11 +42,12 @@
 #define LINE (4 * LANES) /* bytes of a register */
 #define GROUP 8 /* rows of x at a time */
 #define MAX_EACH 4
-#define CHUNK (256 << 10) /* bytes of the matrix that one group after another reads, from the second cache: our choice */
+#define CHUNK (256 << 10) /* bytes of the matrix, in the second cache: our choice */
+#define CHUNK_ROWS 12     /* a multiple of so many, so that they are shared out without a rest */
 #define SMALLER(a, b) ((a) < (b) ? (a) : (b))
 /* Rows of the matrix at a time. From MANY_ROWS of x on, the matrix is asked for ahead by so many bytes, into the second
-   cache: what waits for the memory in a processor's queues would keep it from computing and from looking ahead on its own.
-   For fewer, more streams and more to do are slower. Measured on one processor (Zen 4): our choice. */
+   cache: what waits for the memory in a processor's queues would keep it from computing and from looking ahead on its
+   own. For fewer, more streams and more to do are slower. Measured on one processor (Zen 4): our choice. */
 #define MANY_ROWS 3
 #define EACH(rows) ((rows) < MANY_ROWS ? 2 : SMALLER(SUMS / (rows), MAX_EACH))
 #define AHEAD 3072
@@ -62,6 +65,7 @@ typedef int8_t weight;
 typedef int16_t given;
 typedef int32_t sums_of_products __attribute__((vector_size(LINE)));
 #define STRETCH 2048 /* so few products add up to less than 2^31, in 8 lanes or more; our choice */
+#define SMALLEST 1e-30f /* what is less counts as 0: 32767 divided by it stays finite */
 #else
 typedef number weight, given;
 typedef floats sums_of_products;
@@ -114,12 +118,13 @@ INLINE line load_weights(const weight *from) {
     return __builtin_convertvector(found, line);
 }
 
+/* A line of weights times as much of x. */
 INLINE sums_of_products add_products(sums_of_products sum, line weights, line x) {
 #if CODES && defined __AVX512VNNI__
     return (sums_of_products)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)weights, (__m512i)x);
 #elif CODES && defined __AVX512BW__
     return sum + (sums_of_products)_mm512_madd_epi16((__m512i)weights, (__m512i)x);
-#elif CODES && defined __AVX2__
+#elif CODES && LANES == 8 && defined __AVX2__
     return sum + (sums_of_products)_mm256_madd_epi16((__m256i)weights, (__m256i)x);
 #elif CODES /* of two numbers in 32 bits, each is what is left after shifts */
     const sums_of_products first = (sums_of_products)weights, second = (sums_of_products)x;
@@ -136,8 +141,8 @@ INLINE sums_of_products add_products(sums_of_products sum, line weights, line x)
 #endif
 }
 
-/* What each of the first `count` registers comes to, LANES of them at most, in one register: halves of two are added, then
-   quarters of two of those. One without another gets its own other half. */
+/* What each of the first `count` registers comes to, LANES of them at most, in one register: halves of two are added,
+   then quarters of two of those. One without another gets its own other half. */
 INLINE floats totals(floats *sums, int count) {
     const words lane = LANE_NUMBERS;
 #pragma GCC unroll 4
@@ -158,12 +163,6 @@ INLINE int64_t place_of(int64_t column, int row, int rows) {
     return (column / IN_LINE * rows + row) * IN_LINE + column % IN_LINE;
 }
 
-/* Numbers of a row of x from `start` to `end`, normed if there is a norm. */
-INLINE void normed(float *to, const number *x, const number *norm, float factor, int64_t start, int64_t end) {
-    for (int64_t i = start; i < end; i++)
-        to[i - start] = norm ? rounded(rounded(get(x[i]) * factor) * get(norm[i])) : get(x[i]);
-}
-
 /* A row of x, normed if there is a norm. */
 static void prepare(given *to, float *factors, const number *x, const number *norm, float eps, int64_t inputs, int row,
                     int rows) {
@@ -176,7 +175,10 @@ static void prepare(given *to, float *factors, const number *x, const number *no
     const int64_t step = sizeof values / sizeof *values;
     for (int64_t start = 0; start < inputs; start += step) {
         const int64_t size = SMALLER(step, inputs - start);
-        normed(values, x, norm, factor, start, start + size);
+        for (int64_t i = 0; i < size; i++) {
+            const float given = get(x[start + i]);
+            values[i] = norm ? rounded(rounded(given * factor) * get(norm[start + i])) : given;
+        }
 #if CODES
         float largest = 0, faults = 0; /* no number if there is one in the stretch, or an infinite one */
         for (int64_t i = 0; i < size; i++) {
@@ -184,7 +186,7 @@ static void prepare(given *to, float *factors, const number *x, const number *no
             faults += values[i] * 0;
         }
         factors[start / STRETCH * rows + row] = largest / 32767 + faults;
-        const float inverse = largest > 0 && faults == 0 ? 32767 / largest : 0;
+        const float inverse = largest > SMALLEST && faults == 0 ? 32767 / largest : 0;
         for (int64_t i = 0; i < size; i++)
             to[place_of(start + i, row, rows)] = inverse > 0 ? rintf(values[i] * inverse) : 0;
 #else
@@ -205,7 +207,7 @@ INLINE void multiply(float *found, const task *job, int64_t row, int64_t apart, 
     for (int s = 0; s < all; s++) sums[s] = (floats){0};
     int64_t i = 0;
     while (i + IN_LINE <= inputs) {
-        const int64_t start = i, end = inputs - i > STRETCH ? i + STRETCH : inputs;
+        const int64_t end = inputs - i > STRETCH ? i + STRETCH : inputs;
         sums_of_products parts[SUMS];
         for (int s = 0; s < all; s++) parts[s] = (sums_of_products){0};
         for (; i + IN_LINE <= end; i += IN_LINE) {
@@ -221,10 +223,9 @@ INLINE void multiply(float *found, const task *job, int64_t row, int64_t apart, 
         }
         for (int s = 0; s < all; s++)
 #if CODES
-            sums[s] += __builtin_convertvector(parts[s], floats) * job->factors[start / STRETCH * rows + s % rows];
+            sums[s] += __builtin_convertvector(parts[s], floats) * job->factors[(i - 1) / STRETCH * rows + s % rows];
 #else
             sums[s] = parts[s];
-        (void)start;
 #endif
     }
     for (int first = 0; first < all; first += LANES) {
@@ -268,8 +269,8 @@ WORK(1) WORK(2) WORK(3) WORK(4) WORK(5) WORK(6) WORK(7) WORK(8)
 static void (*const WORKS[])(const task *, int64_t, int64_t) = {work_1, work_2, work_3, work_4,
                                                                  work_5, work_6, work_7, work_8};
 
-/* x (rows, inputs), matrix (outputs, inputs), scales (outputs) if it has codes, norm (inputs) or null, out (rows, outputs,
-   or half of them if gated). Gives 0, or 1 where memory is lacking. */
+/* x (rows, inputs), matrix (outputs, inputs), scales (outputs) if it has codes, norm (inputs) or null, out (rows,
+   outputs, or half of them if gated). Gives 0, or 1 where memory is lacking. */
 int linear_rows(const number *x, const weight *matrix, const number *scales, const number *norm, number *out,
                 int64_t outputs, int64_t inputs, float eps, int rows, int gated, int threads) {
     const int64_t results = gated ? outputs / 2 : outputs, row_bytes = inputs * sizeof(weight) * (1 + gated);
@@ -282,14 +283,14 @@ int linear_rows(const number *x, const weight *matrix, const number *scales, con
         free(factors);
         return 1;
     }
-    const int64_t chunk = rows > GROUP ? CHUNK / row_bytes + 1 : results;
+    const int64_t chunk = rows > GROUP ? (CHUNK / row_bytes / CHUNK_ROWS + 1) * CHUNK_ROWS : results;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
         for (int row = 0; row < rows; row++) {
-            const int first = row / GROUP * GROUP, some = SMALLER(rows - first, GROUP);
-            prepare(all_x + first * size, factors + first * stretches, x + row * inputs, norm, eps, inputs, row % GROUP,
-                    some);
+            const int first = row / GROUP * GROUP;
+            prepare(all_x + first * size, factors + first * stretches, x + row * inputs, norm, eps, inputs, row - first,
+                    SMALLER(rows - first, GROUP));
         }
         const int64_t mine = omp_get_thread_num(), all = omp_get_num_threads();
         const int64_t end = results * (mine + 1) / all;

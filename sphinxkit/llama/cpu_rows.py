@@ -2,7 +2,7 @@
 
 torch hands a row times a matrix to libraries made for large products, which reach half of the memory's rate or less.
 The kernel reads the matrix as fast as the memory gives it, and norms and gates besides. It is compiled for the very
-processor, once in each process, in about a second, by gcc (``CC`` if that is set to one).
+processor, once in each process for each kind of matrix, in about a second, by gcc (``CC`` if that is set to one).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class CpuRows:
         """A few rows times a matrix, with what is fused into it. It records no gradient.
 
         Sums are float32. A norm and a gate round where torch's operators do, so the result is theirs but for the order
-        of the sums.
+        of the sums, and with codes for the rounding of ``x``, in which what is infinite is no number either.
 
         Args:
             x: At most ``MAX_ROWS`` rows, in the kernel's dtype.
@@ -106,13 +106,12 @@ class CpuRows:
             raise ShapeError(f"linear_rows: expected a norm of {inputs} numbers, got {tuple(norm.shape)}")
         if fusion.gated and outputs % 2:
             raise ShapeError(f"linear_rows: gates and values need an even number of outputs, got {outputs}")
-        if (None if scales is None else scales.shape) != ((outputs,) if self.coded else None):
+        given_scales = None if scales is None else tuple(scales.shape)
+        if given_scales != ((outputs,) if self.coded else None):
             expected = f"{outputs} scales" if self.coded else "no scales"
-            raise ShapeError(
-                f"linear_rows: expected {expected}, got {scales if scales is None else tuple(scales.shape)}"
-            )
-        for tensor in (x, weight, norm, scales):
-            dtype = torch.int8 if self.coded and tensor is weight else self.dtype
+            raise ShapeError(f"linear_rows: expected {expected}, got {given_scales}")
+        of_matrix = torch.int8 if self.coded else self.dtype
+        for tensor, dtype in ((x, self.dtype), (weight, of_matrix), (norm, self.dtype), (scales, self.dtype)):
             if tensor is not None and (tensor.dtype != dtype or not tensor.is_cpu):
                 raise TypeError(f"linear_rows: expected {dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
         x, norm = x.contiguous(), None if norm is None else norm.contiguous()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ Product = Callable[[Tensor, Any, RowFusion], Tensor]
 
 # Rows that the packed layout is chosen for, and up to which ``cpu_rows`` is faster (measured on Zen 4): our choice.
 PACK_ROWS = 8
-# Weights from which on a kernel is compiled. That takes a second, and reading so many of them 2 ms less than
+# Weights from which on a kernel is compiled. That takes a second, and reading so many of 16 bits 2 ms less than
 # by torch: worth it after a few hundred tokens. Our choice.
 COMPILE_BYTES = 48 << 20
 
@@ -43,10 +44,10 @@ class _Layer:
 
 
 class FusedLayers:
-    """All decoder layers as one function, computing what the modules compute.
+    """All decoder layers as one function, computing what the modules compute (with 8 bits see ``QuantizedLinear``).
 
     The weights of q, k and v move next to each other in memory, and so do gate and up: one matrix product reads each
-    group, and the modules' parameters are views of the same memory; on a CPU all of a layer moves to large pages.
+    group, and the modules' parameters are views of the same memory; on a CPU what has no codes moves to large pages.
     Names, shapes and values of the state dict stay as they are; a layer exists twice only while it is moved. A decoding
     step of a small model costs about a third fewer calls into torch, and no calls of modules (whose hooks it does not
     run). Over a cache in float32 a 16-bit model does not round rotated queries and keys on their way there.
@@ -55,8 +56,8 @@ class FusedLayers:
         layers: ``LlamaModel.layers``, plain ``nn.Linear`` or ``QuantizedLinear`` all through.
         norm_eps: Of every norm.
         head_dim: Channels of a head.
-        pack: Multiply rows that are too many for ``cpu_rows`` with copies in oneDNN's layout (CPU, 16 bit): memory for
-            the layers twice.
+        pack: Multiply more than ``PACK_ROWS`` rows with copies in oneDNN's layout (CPU, 16 bit): memory for the layers
+            twice.
         kernels: On CUDA in 16 bit, let ``triton_kernels`` do what stands between the products, and ``triton_rows`` or
             ``triton_quantized`` the products of a single row with it; on a CPU let ``cpu_rows`` do the products of a
             few rows with weights that do not have 4 bits, from ``COMPILE_BYTES`` on. Where they work.
@@ -72,9 +73,15 @@ class FusedLayers:
         self._head_dim = head_dim
         self.wants_kernels = kernels
         self._layers = [_fuse(layer, norm_eps, head_dim, pack) for layer in self._modules]
+        self._is_quantized = isinstance(self._layers[0].qkv, QuantizedLinear)
+        if any(isinstance(layer.qkv, QuantizedLinear) != self._is_quantized for layer in self._layers):
+            raise TypeError("only some layers are quantised; they can be fused all together")
         self._packed = [_packed(layer) for layer in self._layers] if pack else None
         self._addresses = [weight.data_ptr() for weight in self._weights()]
-        self._suits_rows = _suit_rows(self._weights())
+        joints = [weight for layer in self._layers for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        self._suits_rows = _suit_rows(
+            self._weights() + [each.scales for each in joints if isinstance(each, QuantizedLinear)]
+        )
 
     @property
     def is_packed(self) -> bool:
@@ -101,7 +108,7 @@ class FusedLayers:
             return self._through_kernels(x.contiguous(), step, kernels)
         limit = cpu_rows.MAX_ROWS if self._packed is None else PACK_ROWS
         rows = self._find_rows(x, self._layers[0].qkv, limit) if self._suits_rows else None
-        multiply: Product = _multiply if rows is None else _multiply_codes(rows) if rows.coded else rows.linear_rows
+        multiply: Product = _multiply if rows is None else functools.partial(_multiply_rows, rows)
         layers = self._layers if rows is not None or self._packed is None else self._packed
         widens = step.cache is not None and step.pattern.step is not None and step.cache.dtype == torch.float32
         for index, layer in enumerate(layers):
@@ -119,17 +126,20 @@ class FusedLayers:
         return x
 
     def project(self, x: Tensor, linear: nn.Module) -> Tensor:
-        """``linear(x)``, as the layers multiply if it is a plain linear layer: for ``lm_head``.
+        """``linear(x)``, as the layers multiply if it is a linear layer and nothing else: for ``lm_head``.
 
         Args:
             x: (B, S, D)
             linear: Any module.
         """
-        if x.is_cpu and _is_plain(linear):
-            weight = linear.weight.detach()
-            rows = self._find_rows(x, weight) if self._suits_rows or _suit_rows([weight]) else None
+        weight = _multiplied_with(linear) if x.is_cpu else None
+        if weight is not None:
+            is_coded = isinstance(weight, QuantizedLinear)
+            suits = self._suits_rows and is_coded == self._is_quantized
+            parts = [weight.codes, weight.scales] if isinstance(weight, QuantizedLinear) else [weight]
+            rows = self._find_rows(x, weight) if suits or _suit_rows(parts) else None
             if rows is not None:
-                return rows.linear_rows(x, weight)
+                return _multiply_rows(rows, x, weight)
         out: Tensor = linear(x)
         return out
 
@@ -190,12 +200,12 @@ def _multiply(x: Tensor, weight: Weight, fusion: RowFusion) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-def _multiply_codes(rows: cpu_rows.CpuRows) -> Product:
-    def multiply(x: Tensor, weight: QuantizedLinear, fusion: RowFusion) -> Tensor:
+def _multiply_rows(rows: cpu_rows.CpuRows, x: Tensor, weight: Weight, fusion: RowFusion = PLAIN) -> Tensor:
+    """A few rows by ``cpu_rows``."""
+    if isinstance(weight, QuantizedLinear):
         buffers = cast(dict[str, Tensor], weight._buffers)  # nn.Module.__getattr__ takes long
         return rows.linear_rows(x, buffers["codes"], fusion, buffers["scales"])
-
-    return multiply
+    return rows.linear_rows(x, weight, fusion)
 
 
 def _multiply_row(products: Any, x: Tensor, weight: Weight, fusion: RowFusion) -> Tensor:
@@ -214,13 +224,16 @@ def _can_use_kernels(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in HALF_DTYPES and not torch.compiler.is_compiling()
 
 
-def _is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether calling a module is multiplying with its contiguous weight, and nothing else."""
+def _multiplied_with(linear: nn.Module) -> Weight | None:
+    """What calling a module multiplies with, if it is contiguous numbers or codes of 8 bits, and does nothing else."""
+    if "forward" in vars(linear) or linear._forward_hooks or linear._forward_pre_hooks:
+        return None
+    if type(linear) is QuantizedLinear:
+        return linear if linear.bits == 8 else None
     if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter or not linear.weight.is_contiguous():
-        return False
-    changed = linear._parameters["bias"] is not None or "forward" in vars(linear)
+        return None
     learns = torch.is_grad_enabled() and linear.weight.requires_grad
-    return not (changed or learns or linear._forward_hooks or linear._forward_pre_hooks)
+    return None if learns or linear._parameters["bias"] is not None else linear.weight.detach()
 
 
 def _suit_rows(weights: Sequence[Tensor]) -> bool:

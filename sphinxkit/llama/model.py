@@ -273,10 +273,11 @@ class LlamaModel(nn.Module):
     def fuse(self, *, pack: bool = False, kernels: bool = True) -> None:
         """Prepare for fast inference: q, k, v and gate, up become one matrix product each, and layers plain functions.
 
-        State-dict names, shapes and values stay as they are, and no more memory is used; on a CPU the weights move to
-        large pages (``huge_pages.empty``). It speeds up what runs with a cache; training and passes without a cache go
-        through the modules as before. Call it once the weights are on their device in their dtype: moving or replacing
-        them afterwards (``to``, ``load_state_dict(assign=True)``, adapters, quantisation) undoes it, and nothing else.
+        State-dict names, shapes and values stay as they are, and no more memory is used; on a CPU weights (not codes)
+        move to large pages (``huge_pages.empty``). It speeds up what runs with a cache; training and passes without one
+        go through the modules as before. Call it once the weights are on their device in their dtype: moving or
+        replacing them afterwards (``to``, ``load_state_dict(assign=True)``, adapters, quantisation) undoes it, and
+        nothing else.
 
         Args:
             pack: On a CPU in 16 bit: also keep a copy of the layers' weights in the layout of oneDNN. It takes their

@@ -34,7 +34,8 @@ class QuantizedLinear(nn.Module):
     The codes are packed for the device that the weight is on and stay there. On CUDA up to 32 rows (in
     float32: one) are multiplied by kernels of ours where Triton is installed; more rows, as in a prefill, meet the
     weight expanded for the call, by a kernel of ours too, and compiled steps by torch's operators. On a CPU many rows
-    meet 8 bits expanded for the call; few go through torch's kernel, in a fused model through ours (``cpu_rows``).
+    meet 8 bits expanded for the call, rounded to their dtype; few go through torch's kernel, in a fused model through
+    ours (``cpu_rows``), which rounds the input to 16 bits: both change less than a tenth of what quantising did.
 
     Args:
         weight: What to quantise, (O, I), O a multiple of 16 and I of 32.
@@ -81,7 +82,7 @@ class QuantizedLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         if x.device.type == "cpu":
             if self.bits == 8 and len(rows) >= _EXPAND_ROWS:
-                out = F.linear(rows, self.codes.to(rows.dtype).mul_(self.scales[:, None]))
+                out = F.linear(rows, self.codes.to(self.scales.dtype).mul_(self.scales[:, None]))
             elif self.bits == 8:
                 out = torch._weight_int8pack_mm(rows, self.codes, self.scales)
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -87,14 +87,30 @@ def test_products_are_right(dtype: torch.dtype, target: str, outputs: int, width
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [2, 8, 9, 31])
-def test_large_matrices_are_right(dtype: torch.dtype, rows: int) -> None:
-    """More of the matrix than lies in a cache, for each of two threads."""
+def test_large_matrices_are_right(dtype: torch.dtype, rows: int, two_threads: None) -> None:
+    """Several chunks for each of two threads."""
     weight, norm = (randn(2066, 515) / 515**0.5).to(dtype), randn(515, dtype=dtype, seed=1)
     x = 3 * randn(rows, 515, dtype=dtype, seed=2)
     for fusion in (RowFusion(), RowFusion(norm, 1e-5, gated=True)):
         expected = exact(x, weight, fusion)
         got = build(dtype).linear_rows(x, weight, fusion).double()
         assert float(((got - expected).abs() / (1 + expected.abs())).max()) < TOLERANCE[dtype]
+
+
+def test_large_matrices_of_codes_are_right(two_threads: None) -> None:
+    codes, scales, weight = codes_of(randn(2066, 515) / 515**0.5, torch.float32)
+    for rows in (8, 9, 31):
+        x = 3 * randn(rows, 515)
+        got = build(torch.float32, coded=True).linear_rows(x, codes, scales=scales)
+        torch.testing.assert_close(got.double(), exact(x, weight, RowFusion()), atol=2e-3, rtol=0)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 def codes_of(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,12 +163,14 @@ def test_the_largest_sums_of_codes(target: str, sign: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_codes_leave_what_is_not_a_number_so(dtype: torch.dtype) -> None:
     codes, scales, _ = codes_of(randn(5, 70), dtype)
-    x = randn(4, 70, dtype=dtype)
+    x = randn(5, 70, dtype=dtype)
     x[1, 66], x[2, 3], x[3] = float("nan"), float("inf"), 0
+    x[4] *= 1e-37
     got = build(dtype, coded=True).linear_rows(x, codes, scales=scales)
     assert bool(got[0].isfinite().all())
     assert not bool(got[1:3].isfinite().any())
     assert bool((got[3] == 0).all())
+    assert bool((got[4].abs() < 1e-35).all())
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 21])
@@ -185,16 +203,18 @@ def test_what_is_not_a_number_stays_so(dtype: torch.dtype) -> None:
     assert bool(got[2].isinf().all())
 
 
+@pytest.mark.parametrize("coded", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 5, 12])
-def test_threads_do_not_change_a_number(dtype: torch.dtype, rows: int) -> None:
-    weight, x = randn(37, 130, dtype=dtype), randn(rows, 130, dtype=dtype)
+def test_threads_do_not_change_a_number(dtype: torch.dtype, rows: int, coded: bool) -> None:
+    weight, x = randn(137, 5003, dtype=dtype), randn(rows, 5003, dtype=dtype)
+    given, scales = codes_of(weight.float(), dtype)[:2] if coded else (weight, None)
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2, 5, 50):
             torch.set_num_threads(count)
-            results.append(build(dtype).linear_rows(x, weight))
+            results.append(build(dtype, coded=coded).linear_rows(x, given, scales=scales))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(result, results[0]) for result in results)
@@ -262,7 +282,7 @@ class TestChoice:
 
     def test_no_compiler_is_no_news(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         monkeypatch.setenv("PATH", "")
-        assert self.find(torch.float32) is None
+        assert self.find(torch.float32, coded=False) is None
         assert not caplog.records
 
     @pytest.mark.parametrize("command", ["", "no-such-compiler -m64"])
@@ -278,20 +298,20 @@ class TestChoice:
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, command: str, words: str
     ) -> None:
         monkeypatch.setenv("CC", command)
-        assert self.find(torch.float32) is None
+        assert self.find(torch.float32, coded=False) is None
         assert words in caplog.text
 
     def test_a_compiler_that_hangs_is(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         monkeypatch.setenv("CC", "sh -c 'exec sleep 60'")
         monkeypatch.setattr(cpu_rows, "_TIMEOUT_S", 0.2)
-        assert self.find(torch.float32) is None
+        assert self.find(torch.float32, coded=False) is None
         assert "sh took longer than 0.2 s" in caplog.text
 
     def test_a_library_without_the_kernel_is(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setenv("CC", "gcc -Dlinear_rows=another")
-        assert self.find(torch.float32) is None
+        assert self.find(torch.float32, coded=False) is None
         assert "AttributeError" in caplog.text
 
     @pytest.mark.parametrize("coded", [False, True])
@@ -363,6 +383,40 @@ def test_a_bfloat16_model_is_as_exact_as_without(small_llama: Builder, calls: li
         distances.append(float((logits_of(half, embeds, *widths).float() - expected).square().mean().sqrt()))
     assert calls
     assert distances[0] < 1.2 * distances[1]
+
+
+def test_an_output_matrix_of_eight_bits_uses_it(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:
+    model = small_llama(hidden_dim=64, vocab_size=80).requires_grad_(False)
+    quantize(model, 8, lm_head=True)
+    embeds = randn(1, 3, 32)
+    expected = logits_of(model, embeds, 2, 1)
+    model.fuse()
+    torch.testing.assert_close(logits_of(model, embeds, 2, 1), expected, atol=1e-3, rtol=0)
+    assert len(calls) == 2 * (4 * 2 + 1)
+    assert calls.count((80, 32)) == 2
+    model.lm_head.register_forward_hook(lambda module, args, out: None)
+    calls.clear()
+    logits_of(model, embeds, 2, 1)
+    assert (80, 32) not in calls
+
+
+def test_models_quantised_in_part_are_refused(small_llama: Builder) -> None:
+    model, other = (small_llama(hidden_dim=64).requires_grad_(False) for _ in range(2))
+    quantize(other, 8)
+    model.layers[1] = other.layers[1]
+    with pytest.raises(TypeError, match="only some layers are quantised"):
+        model.fuse()
+
+
+def test_a_small_output_matrix_beside_codes_does_not_compile(
+    small_llama: Builder, calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_llama(hidden_dim=64).requires_grad_(False)
+    quantize(model, 8)
+    model.fuse()
+    monkeypatch.setattr(fused, "COMPILE_BYTES", 1 << 20)
+    logits_of(model, randn(1, 3, 32), 2, 1)
+    assert len(calls) == 2 * 4 * 2
 
 
 def test_layers_of_four_bits_keep_their_products(small_llama: Builder, calls: list[tuple[int, ...]]) -> None:

@@ -28,8 +28,8 @@ def weight_of(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def seen_weight(layer: QuantizedLinear, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The matrix that a layer multiplies with."""
-    return layer(torch.eye(64, dtype=dtype)).T.float()
+    """The matrix that a layer multiplies few rows with."""
+    return torch.cat([layer(rows) for rows in torch.eye(64, dtype=dtype).split(8)]).T.float()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -59,13 +59,14 @@ def test_eight_bits_by_hand() -> None:
     torch.testing.assert_close(found, row.repeat(48, 1), atol=KERNEL_TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_many_rows_meet_the_same_weight_as_few(dtype: torch.dtype) -> None:
-    layer, x = QuantizedLinear(weight_of(dtype=dtype), 8), torch.randn(40, 64).to(dtype)
-    few = torch.cat([layer(part) for part in x.split(8)])
-    torch.testing.assert_close(
-        layer(x), few, atol=1e-4 if dtype == torch.float32 else 0.15, rtol=0
-    )  # of numbers around 8
+    layer = QuantizedLinear(weight_of(dtype=dtype), 8)
+    many = layer(torch.eye(64, dtype=dtype)).T.float()
+    # the weight is rounded once more
+    torch.testing.assert_close(many, seen_weight(layer, dtype), atol=0, rtol=torch.finfo(dtype).eps)
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(torch.eye(64, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
