@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 GROUP_SIZES = (32, 64, 128, 256)  # what torch's int4 kernels take
 # torch's kernels read beyond the end of other sizes (int8 on CPUs, without a check) or refuse them
 _ROW_MULTIPLE, _COLUMN_MULTIPLE = 16, 32
-# Rows of x from which on, on a CPU, expanding codes of 8 bits takes less time than torch's product with them takes more
-# than torch's of 16 bits. Measured on Zen 4 (at 1519 rows 2.5 times as fast): our choice.
+# Rows of x from which on a CPU multiplies faster with 8-bit codes expanded than by torch's kernel for them. Measured on
+# Zen 4, where 1519 rows take two fifths of the time: our choice.
 _EXPAND_ROWS = 24
 _JOINT_ROWS = 64  # the largest block of rows that torch packs 4-bit codes in, on CPUs
 
@@ -35,7 +35,7 @@ class QuantizedLinear(nn.Module):
     float32: one) are multiplied by kernels of ours where Triton is installed; more rows, as in a prefill, meet the
     weight expanded for the call, by a kernel of ours too, and compiled steps by torch's operators. On a CPU many rows
     meet 8 bits expanded for the call, rounded to their dtype; few go through torch's kernel, in a fused model through
-    ours (``cpu_rows``), which rounds the input to 16 bits: both change less than a tenth of what quantising did.
+    ours (``cpu_rows``), which rounds the input to 16 bits: both change less than a quarter of what quantising did.
 
     Args:
         weight: What to quantise, (O, I), O a multiple of 16 and I of 32.
