@@ -50,10 +50,10 @@ def cases(context: Context) -> Iterator[Case]:
         for bits in (8, 4):
             layers = [QuantizedLinear(weight, bits, GROUP_SIZE) for weight in weights]
             rivals = [_torch_int4(weight) for weight in weights] if context.device.type == "cuda" and bits == 4 else []
+            coded = find_rows(torch.bfloat16, coded=True) if bits == 8 and context.device.type == "cpu" else None
             for rows in context.on([1, 8, 32], [1, 8], [1, 3]):
                 x = context.randn(rows, width, dtype=torch.bfloat16)
                 candidates = {"sphinxkit": _all(layers, x), "bfloat16": _all(plain, x)}
-                coded = find_rows(torch.bfloat16, coded=True) if bits == 8 and context.device.type == "cpu" else None
                 if coded is not None:  # as fused layers multiply
                     ours = [
                         functools.partial(coded.linear_rows, weight=layer.codes, scales=layer.scales)

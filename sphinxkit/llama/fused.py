@@ -73,15 +73,13 @@ class FusedLayers:
         self._head_dim = head_dim
         self.wants_kernels = kernels
         self._layers = [_fuse(layer, norm_eps, head_dim, pack) for layer in self._modules]
-        self._is_quantized = isinstance(self._layers[0].qkv, QuantizedLinear)
-        if any(isinstance(layer.qkv, QuantizedLinear) != self._is_quantized for layer in self._layers):
+        kinds = {isinstance(layer.qkv, QuantizedLinear) for layer in self._layers}
+        self._is_quantized = kinds == {True}
+        if len(kinds) > 1:
             raise TypeError("only some layers are quantised; they can be fused all together")
         self._packed = [_packed(layer) for layer in self._layers] if pack else None
         self._addresses = [weight.data_ptr() for weight in self._weights()]
-        joints = [weight for layer in self._layers for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-        self._suits_rows = _suit_rows(
-            self._weights() + [each.scales for each in joints if isinstance(each, QuantizedLinear)]
-        )
+        self._suits_rows = _suit_rows([weight for layer in self._layers for weight in _operands(layer)])
 
     @property
     def is_packed(self) -> bool:
@@ -134,10 +132,8 @@ class FusedLayers:
         """
         weight = _multiplied_with(linear) if x.is_cpu else None
         if weight is not None:
-            is_coded = isinstance(weight, QuantizedLinear)
-            suits = self._suits_rows and is_coded == self._is_quantized
-            parts = [weight.codes, weight.scales] if isinstance(weight, QuantizedLinear) else [weight]
-            rows = self._find_rows(x, weight) if suits or _suit_rows(parts) else None
+            is_alike = isinstance(weight, QuantizedLinear) == self._is_quantized
+            rows = self._find_rows(x, weight) if (is_alike and self._suits_rows) or _suit_rows([weight]) else None
             if rows is not None:
                 return _multiply_rows(rows, x, weight)
         out: Tensor = linear(x)
@@ -236,12 +232,19 @@ def _multiplied_with(linear: nn.Module) -> Weight | None:
     return None if learns or linear._parameters["bias"] is not None else linear.weight.detach()
 
 
-def _suit_rows(weights: Sequence[Tensor]) -> bool:
+def _operands(layer: _Layer) -> list[Weight]:
+    norms = (layer.qkv_fusion.norm, layer.gate_up_fusion.norm)
+    return [*(norm for norm in norms if norm is not None), layer.qkv, layer.o, layer.gate_up, layer.down]
+
+
+def _suit_rows(weights: Sequence[Weight]) -> bool:
     """Whether ``cpu_rows`` can multiply with all of them, and it is worth compiling."""
-    kinds = {(weight.device.type, weight.dtype, weight.is_contiguous()) for weight in weights}
+    pairs = [(each.codes, each.scales) if isinstance(each, QuantizedLinear) else (each,) for each in weights]
+    tensors = [tensor for pair in pairs for tensor in pair]
+    kinds = {(tensor.device.type, tensor.dtype, tensor.is_contiguous()) for tensor in tensors}
     kinds.discard(("cpu", torch.int8, True))  # codes of 8 bits, as those of 4 have another dtype
     fits = any(kinds == {("cpu", dtype, True)} for dtype in cpu_rows.DTYPES)
-    return fits and sum(weight.nbytes for weight in weights) >= COMPILE_BYTES
+    return fits and sum(tensor.nbytes for tensor in tensors) >= COMPILE_BYTES
 
 
 def _can_use_rows(x: Tensor, weight: Weight) -> bool:

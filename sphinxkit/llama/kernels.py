@@ -186,14 +186,14 @@ def _row_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device)
 
 def _few_row_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.device) -> Pairs:
     from sphinxkit.llama.cpu_rows import MAX_ROWS
+    from sphinxkit.llama.quantization import _quantize_rows
 
     # whole lines of registers and a rest, with codes two stretches; several rows for each of a hundred threads
     width, outputs = 2100 if kernels.coded else 150, 522
     weight, norm = randn(outputs, width) / width**0.5, randn(width)
     scales, given = None, weight
     if kernels.coded:
-        scales = weight.float().abs().amax(1).to(weight.dtype) / 127
-        given = (weight / scales[:, None]).round().to(torch.int8)
+        given, scales = _quantize_rows(weight)
         weight = given.float() * scales.float()[:, None]
     found = {}
     for rows in range(1, MAX_ROWS + 1):

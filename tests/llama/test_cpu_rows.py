@@ -17,6 +17,7 @@ from sphinxkit.errors import ShapeError
 from sphinxkit.llama import LlamaModel, cpu_rows, fused, quantize
 from sphinxkit.llama.cpu_rows import DTYPES, FLAGS, MAX_ROWS, CpuRows
 from sphinxkit.llama.kernels import RowFusion, find_rows
+from sphinxkit.llama.quantization import _quantize_rows
 
 pytestmark = pytest.mark.skipif(cpu_rows.find_compiler() is None, reason="there is no C compiler")
 
@@ -115,8 +116,7 @@ def two_threads() -> Iterator[None]:
 
 def codes_of(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales, and what they stand for in float64."""
-    scales = (weight.abs().amax(1) / 127).to(dtype)
-    codes = (weight / scales[:, None].float()).round().clamp(-127, 127).to(torch.int8)
+    codes, scales = _quantize_rows(weight.to(dtype))
     return codes, scales, codes.double() * scales.double()[:, None]
 
 
