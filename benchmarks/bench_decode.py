@@ -214,7 +214,7 @@ def _ours(
     def step(tokens: Tensor) -> Tensor:
         if tokens.shape[1] > 1:
             cache.reset()
-        return model(model.embed(tokens), cache=cache, output_rows=slice(-1, None))
+        return model(model.embed(tokens), cache=cache, output_positions=slice(-1, None))
 
     return step
 
@@ -229,7 +229,7 @@ def _graphed(model: Any, batch: int, prompt: int, new: int, kernels: bool = True
             if tokens.shape[1] == 1:
                 return graphs(tokens, cache)
             cache.reset()
-            return model(model.embed(tokens), cache=cache, output_rows=slice(-1, None))
+            return model(model.embed(tokens), cache=cache, output_positions=slice(-1, None))
         finally:
             switch.wants_kernels = True
 

@@ -22,7 +22,7 @@ def cases(context: Context) -> Iterator[Case]:
         name = str(dtype).removeprefix("torch.")
         size = views * sum(w * (1 + s * s) for w, s in zip(widths, sides, strict=True)) * dtype.itemsize
         inputs = []
-        for _ in range(context.rotations(size)):
+        for _ in range(context.freqs_cis(size)):
             features = [
                 VisionFeatures(
                     context.randn(views, 1, w, dtype=dtype), context.randn(views, s * s, w, dtype=dtype), (s, s)
@@ -43,7 +43,7 @@ def cases(context: Context) -> Iterator[Case]:
         width, queries, tokens = context.pick((5120, 32, 257), (8, 2, 17))
         pairs = [
             ([context.randn(views, count, width, dtype=dtype) for count in (queries, tokens)],)
-            for _ in range(context.rotations(views * (queries + tokens) * width * dtype.itemsize))
+            for _ in range(context.freqs_cis(views * (queries + tokens) * width * dtype.itemsize))
         ]
         yield Case(
             f"sequence, {views} views of {queries}+{tokens} tokens of {width}, {name}",

@@ -62,7 +62,7 @@ def _cases(context: Context, size: str, dtype: torch.dtype, tokens: int) -> Iter
 
 def _ours(model: Any, cache: Any, embeds: Tensor) -> Tensor:
     cache.reset()
-    return model(embeds, cache=cache, output_rows=slice(-1, None))
+    return model(embeds, cache=cache, output_positions=slice(-1, None))
 
 
 def _compiled(model: Any, cache: Any, embeds: Tensor) -> Tensor:

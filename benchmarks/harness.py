@@ -184,7 +184,7 @@ class Context:
         """Fresh random data on the device (never zeros: they time differently)."""
         return torch.randn(shape, device=self.device, dtype=dtype)
 
-    def rotations(self, size: float) -> int:
+    def freqs_cis(self, size: float) -> int:
         """How many input sets of ``size`` bytes overflow the caches: 2 to 8."""
         return 2 if self.micro else max(2, min(8, math.ceil(256e6 / max(size, 1))))
 

@@ -131,7 +131,7 @@ def transformers_twin(model: LlamaModel) -> Any:
 def public_loop(model: LlamaModel, batch: int, capacity: int) -> Callable[[Tensor, int], Tensor]:
     """A step written the way LLaMA2-Accessory's eager loop works, on the model's weights: (tokens, start) -> logits.
 
-    Preallocated caches are sliced, keys and values repeated over their group, rotations multiplied as complex numbers,
+    Preallocated caches are sliced, keys and values repeated over their group, freqs_cis multiplied as complex numbers,
     one operator at a time.
     """
     weight = model.norm.weight

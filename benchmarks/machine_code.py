@@ -119,13 +119,13 @@ def _calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
         for name, delta in (("", None), (", a sum before", x)):
             yield f"{rows} rows{name}", lambda x=x, d=delta: triton_kernels.add_rms_norm(x, d, norm, 1e-5)
         yield f"{rows} rows", lambda rows=rows: triton_kernels.silu_mul(empty(rows, 1, 2 * HIDDEN_DIM))
-        rotations = torch.empty(rows, 1, 1, HEAD_DIM // 2, dtype=torch.complex64)
+        freqs_cis = torch.empty(rows, 1, 1, HEAD_DIM // 2, dtype=torch.complex64)
         for groups in (HEADS, HEADS // 5):
             keys, values = (empty(rows, SLOTS, groups, HEAD_DIM).transpose(1, 2) for _ in range(2))
             qkv = empty(rows, 1, HEADS + 2 * groups, HEAD_DIM)
             cache = (starts, keys, values)
             name = f"{rows} rows, {HEADS // groups} query heads a key head"
-            yield name, lambda qkv=qkv, r=rotations, c=cache: triton_kernels.rotate_and_store(qkv, r, *c)
+            yield name, lambda qkv=qkv, r=freqs_cis, c=cache: triton_kernels.rotate_and_store(qkv, r, *c)
             q = empty(rows, HEADS, 1, HEAD_DIM)
             yield name, lambda q=q, c=cache: triton_attention.attend_token(q, c[1], c[2], c[0])
     x = empty(1, EMBED_DIM)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sphinxkit.data.procedural import KINDS, World
+from sphinxkit.nano.world import KINDS, World
 
 WORLDS = (World("synthetic", size=96), World("real", size=96), World("synthetic", "test", size=96))
 FIRST = 12

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sphinxkit.errors import RegistryError, ShapeError
-from sphinxkit.upload import upload
+from sphinxkit.to_device import to_device
 
 # Source: openai/CLIP, clip/clip.py, _transform.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -83,6 +83,6 @@ def renormalize(
     """
 
     def channel(values: tuple[float, float, float]) -> Tensor:
-        return upload(values, pixels.device, pixels.dtype).view(1, 3, 1, 1)
+        return to_device(values, pixels.device, pixels.dtype).view(1, 3, 1, 1)
 
     return (pixels * channel(CLIP_STD) + channel(CLIP_MEAN) - channel(mean)) / channel(std)

@@ -13,25 +13,16 @@ import sphinxkit
 
 PACKAGE = Path(sphinxkit.__file__).parent
 
-# The lowest layer first; a module imports its own family and lower layers.
+# The lowest layer first; a module imports its own family and lower layers (design, section "Who may import whom").
 LAYERS = [
-    {"errors", "registry", "features", "geometry", "pixels", "atomic", "tensor_source", "upload"},
-    {
-        "encoders",
-        "mixers",
-        "tilers",
-        "projectors",
-        "llama",
-        "interpolation",
-        "formatters",
-        "tokenizer",
-        "checkpoint",
-    },
-    {"generation", "data", "vision_tower"},
-    {"sphinx_model", "batch_inference", "evaluation"},
-    {"recipe"},
+    set("errors version registry features geometry pixels tensor_source atomic to_device hub tensor_files".split()),
+    set("encoders mixers tilers projectors tokenizer llama interpolation formatters checkpoint".split()),
+    set("vision acceleration generation data".split()),
+    {"sphinx_model"},
+    {"recipe", "batch_inference"},
+    {"evaluation"},
     {"training"},
-    {"nano"},
+    {"integrations", "nano"},
     {"cli"},
     {"__main__"},
 ]

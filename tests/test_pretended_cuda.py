@@ -2,7 +2,7 @@
 
 What is on the device has a shape, a dtype and a place, but no numbers. Whatever mixes it with a tensor of the CPU fails
 as it would there, and each wait of the host for the device is noted: for what comes back, which is made up (``TOKEN``
-everywhere), and for what goes there other than by ``upload``.
+everywhere), and for what goes there other than by ``to_device``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 import sphinxkit
 from sphinxkit.llama import backends, fused, quantization, quantize
 from sphinxkit.sphinx_model import SphinxModel
-from sphinxkit.upload import upload
+from sphinxkit.to_device import to_device
 
 IMAGE = str(Path(__file__).parent.parent / "docs" / "images" / "nano_scene.png")
 CHUNK = 8  # tokens that a GPU decodes before the host looks at them
@@ -149,7 +149,7 @@ def test_a_cpu_tensor_does_not_mix_with_the_device(cuda: PretendedCuda) -> None:
             assert torch.zeros(2).copy_(there).tolist() == [7, 7]
             assert torch.zeros(2).to("cuda").is_cuda
             there.copy_(torch.zeros(2))
-            assert upload([1, 2], "cuda").is_cuda
+            assert to_device([1, 2], "cuda").is_cuda
     assert sum(waits.values()) == 5
 
 
@@ -205,7 +205,7 @@ def test_a_second_question_and_a_draft(cuda: PretendedCuda, model: SphinxModel) 
         session = model.session(image=IMAGE)
         for question in ("What?", "Where?"):
             assert session.ask(question, max_new_tokens=CHUNK)
-        assert model.generate("so it is so it is so", max_new_tokens=CHUNK, speculate=3)
+        assert model.generate("so it is so it is so", max_new_tokens=CHUNK, num_draft_tokens=3)
         assert len(model.score(["It is"], ["red"], images=[IMAGE])) == 1
 
 

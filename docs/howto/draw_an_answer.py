@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sphinxkit.data.procedural import World
+from sphinxkit.nano.world import World
 from sphinxkit.formatters import tasks
 from sphinxkit.formatters.draw import draw_items
 from sphinxkit.geometry import ImageGeometry

@@ -36,7 +36,7 @@ def main() -> None:
     with torch.no_grad():
         prompt = torch.cat([sensor(readings[0])[None], model.embed(question)], dim=1)
         cache = model.make_cache(batch_size=1, max_seq_len=32)
-        logits = model(prompt, cache=cache, output_rows=slice(-1, None))  # only the last position's
+        logits = model(prompt, cache=cache, output_positions=slice(-1, None))  # only the last position's
         answer = []
         for _ in range(8):
             token = logits[:, -1:].argmax(-1)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sphinxkit.batch_inference.requests import Request
 from sphinxkit.errors import DataError
-from sphinxkit.generation import Generation, Row, RunningBatch
-from sphinxkit.vision_tower import MAX_VIEWS
+from sphinxkit.generation import Generation, Row, ContinuousBatch
+from sphinxkit.vision.tower import MAX_VIEWS
 
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model import SphinxModel
@@ -80,7 +80,7 @@ def answer_requests(
     *,
     batch_size: int = 8,
     num_workers: int = 2,
-    speculate: int | None = None,
+    num_draft_tokens: int | None = None,
     truncate: Literal["left"] | None = None,
 ) -> Iterator[Answered]:
     """Answers in the order in which they are complete.
@@ -94,7 +94,7 @@ def answer_requests(
         requests: Taken as they are needed.
         batch_size: Rows at once.
         num_workers: Threads that load images.
-        speculate: Drafts of prompt lookup for greedy rows; see ``generation.Decoder``.
+        num_draft_tokens: Drafts of prompt lookup for greedy rows; see ``generation.Decoder``.
         truncate: See ``SphinxModel.generate``.
     Raises:
         DataError: ``batch_size`` or ``num_workers`` is not positive, or there is no tokenizer. What is wrong with a
@@ -106,7 +106,7 @@ def answer_requests(
     model.require_tokenizer()
     source = iter(requests)
     upcoming: deque[Request] = deque()
-    batch = RunningBatch(model.llm, capacity_multiple=CAPACITY_MULTIPLE)
+    batch = ContinuousBatch(model.llm, capacity_multiple=CAPACITY_MULTIPLE)
     asked: dict[Row, Request] = {}
     pool = ThreadPoolExecutor(num_workers)
     try:
@@ -119,7 +119,7 @@ def answer_requests(
                     break
                 newcomers.append(upcoming.popleft())
             _look_ahead(source, upcoming, images, batch_size)
-            yield from _admit(model, newcomers, images, batch, asked, speculate, truncate)
+            yield from _admit(model, newcomers, images, batch, asked, num_draft_tokens, truncate)
             if len(batch):
                 for row in batch.step():
                     yield Answered(asked.pop(row), row.result())
@@ -139,9 +139,9 @@ def _admit(
     model: SphinxModel,
     newcomers: list[Request],
     images: _Images,
-    batch: RunningBatch,
+    batch: ContinuousBatch,
     asked: dict[Row, Request],
-    speculate: int | None,
+    num_draft_tokens: int | None,
     truncate: Literal["left"] | None,
 ) -> Iterator[Answered]:
     """Encode the newcomers' images together and let them join; yields those that cannot."""
@@ -167,7 +167,7 @@ def _admit(
                 sampling,
                 min(sampling.max_new_tokens, model.llm.max_seq_len - len(prompt.embeds)),
                 prompt_ids=prompt.token_ids,
-                speculate=None if sampling.temperature > 0 else speculate,
+                num_draft_tokens=None if sampling.temperature > 0 else num_draft_tokens,
             )
         except DataError as error:
             yield Answered(request, error=str(error))

@@ -48,7 +48,7 @@ def answer_file(
     world_size: int = 1,
     batch_size: int = 8,
     num_workers: int = 2,
-    speculate: int | None = None,
+    num_draft_tokens: int | None = None,
     truncate: Literal["left"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
@@ -72,7 +72,7 @@ def answer_file(
         world_size: Processes at work on the file, each with its own model; they share the file system, nothing else.
         batch_size: See ``answer_requests``.
         num_workers: See ``answer_requests``.
-        speculate: See ``answer_requests``.
+        num_draft_tokens: See ``answer_requests``.
         truncate: See ``answer_requests``.
         progress: Called with (rows of this rank that are done, rows of this rank).
     Raises:
@@ -105,7 +105,7 @@ def answer_file(
 
         requests = run.requests(write)
         for answered in answer_requests(
-            model, requests, batch_size=batch_size, num_workers=num_workers, speculate=speculate, truncate=truncate
+            model, requests, batch_size=batch_size, num_workers=num_workers, num_draft_tokens=num_draft_tokens, truncate=truncate
         ):
             write(run.fields(answered))
         os.fsync(file.fileno())

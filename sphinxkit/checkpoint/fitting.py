@@ -9,7 +9,7 @@ from typing import Any
 
 from sphinxkit.checkpoint.entries import Entry, EntrySource, raise_faults
 from sphinxkit.checkpoint.keymap import KeyMap
-from sphinxkit.checkpoint.llm_numbers import llm_faults, llm_shapes
+from sphinxkit.checkpoint.llm_config import llm_faults, llm_shapes
 from sphinxkit.checkpoint.reader import EMBEDDING
 from sphinxkit.checkpoint.sharding import UNFIT
 from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME, tokenizer_size

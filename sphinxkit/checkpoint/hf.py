@@ -11,7 +11,7 @@ from sphinxkit.checkpoint.entries import Entry, StoredTensor, bitwise_equal, rai
 from sphinxkit.checkpoint.fitting import Fitting
 from sphinxkit.checkpoint.keymap import hf_key_map
 from sphinxkit.checkpoint.lla2acc import read_json
-from sphinxkit.checkpoint.llm_numbers import META_DEFAULTS, refuse_experts, text_recipe
+from sphinxkit.checkpoint.llm_config import META_DEFAULTS, refuse_experts, text_recipe
 from sphinxkit.checkpoint.pickle_reader import read_pickle
 from sphinxkit.checkpoint.reader import EMBEDDING, Checkpoint, embedding_rows
 from sphinxkit.checkpoint.safetensors import read_safetensors
@@ -153,7 +153,7 @@ def hf_from_numbers(numbers: Mapping[str, Any], max_seq_len: int, dtype: str) ->
     """A ``config.json`` for transformers' ``LlamaForCausalLM``.
 
     Args:
-        numbers: What :func:`sphinxkit.checkpoint.llm_numbers.full_numbers` gives.
+        numbers: What :func:`sphinxkit.checkpoint.llm_config.full_numbers` gives.
         max_seq_len: Longest sequence.
         dtype: Of the weights: "float32".
     """

@@ -11,7 +11,7 @@ from sphinxkit.checkpoint.entries import Replicas, StoredTensor, raise_faults
 from sphinxkit.checkpoint.fitting import Fitting, check_shard_count
 from sphinxkit.checkpoint.keymap import NameRule, meta_key_map
 from sphinxkit.checkpoint.lla2acc import read_json
-from sphinxkit.checkpoint.llm_numbers import llm_from_meta, refuse_experts, text_recipe
+from sphinxkit.checkpoint.llm_config import llm_from_meta, refuse_experts, text_recipe
 from sphinxkit.checkpoint.pickle_reader import read_pickle
 from sphinxkit.checkpoint.reader import EMBEDDING, Checkpoint, embedding_rows
 from sphinxkit.checkpoint.sharding import merge_shards

@@ -11,7 +11,7 @@ from sphinxkit.checkpoint.entries import Replicas
 from sphinxkit.checkpoint.fitting import Fitting
 from sphinxkit.checkpoint.keymap import sphinx_key_map
 from sphinxkit.checkpoint.lla2acc import find_shards, guess_vision, read_json, vision_of_type
-from sphinxkit.checkpoint.llm_numbers import llm_from_meta, refuse_experts, text_recipe
+from sphinxkit.checkpoint.llm_config import llm_from_meta, refuse_experts, text_recipe
 from sphinxkit.checkpoint.pickle_reader import read_pickle
 from sphinxkit.checkpoint.reader import Checkpoint, embedding_rows
 from sphinxkit.checkpoint.sharding import merge_shards

@@ -17,7 +17,7 @@ from sphinxkit.checkpoint.encoders_json import encoders_json
 from sphinxkit.checkpoint.hf import CONFIG_NAME, hf_from_numbers
 from sphinxkit.checkpoint.keymap import KeyMap, hf_key_map, meta_key_map, sphinx_key_map
 from sphinxkit.checkpoint.lla2acc import SHARD_NAME, type_of_vision
-from sphinxkit.checkpoint.llm_numbers import full_numbers, meta_from_numbers
+from sphinxkit.checkpoint.llm_config import full_numbers, meta_from_numbers
 from sphinxkit.checkpoint.meta import META_SHARD_NAME, PARAMS_NAME
 from sphinxkit.checkpoint.native import FORMAT_NAME, FORMAT_VERSION, INDEX_NAME, RECIPE_NAME, UNUSED_NAME
 from sphinxkit.checkpoint.pickle_writer import TorchFileWriter

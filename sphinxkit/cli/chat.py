@@ -34,7 +34,7 @@ def chat(
     `sphinxkit chat models/sphinx_1k --image photo.jpg`
     """
     model = loading.load(checkpoint)
-    session = model.session(image, system, answering.speculate)
+    session = model.session(image, system, answering.num_draft_tokens)
     typer.echo(HELP, err=True)
     while True:
         typer.echo("you> ", nl=False, err=True)
@@ -45,7 +45,7 @@ def chat(
             if line == "/reset":
                 session.reset()
             elif line.startswith("/image"):
-                session = model.session(Path(line.removeprefix("/image").strip()), system, answering.speculate)
+                session = model.session(Path(line.removeprefix("/image").strip()), system, answering.num_draft_tokens)
             elif line.startswith("/"):
                 typer.echo(HELP, err=True)
             elif line:

@@ -121,7 +121,7 @@ class Talk:
 
         if self._session is None or source != self._source:
             picture = None if source is None else load_image(source)
-            self._session = self._model.session(picture, speculate=self._answering.speculate)
+            self._session = self._model.session(picture, num_draft_tokens=self._answering.num_draft_tokens)
             self._source, self._picture = source, picture
         if not keeps_history:
             self._session.reset()

@@ -129,7 +129,7 @@ def generate(
             "world_size": world_size,
             "batch_size": batch_size,
             "num_workers": num_workers,
-            "speculate": answering.speculate,
+            "num_draft_tokens": answering.num_draft_tokens,
             "truncate": truncate,
         }
         _answer_file(model, source, output, sampling, raw, facts, run, as_json)
@@ -191,7 +191,7 @@ def _answer_one(
         seed=answering.seed,
         stop=stop or ends,
         truncate=truncate,
-        speculate=answering.speculate,
+        num_draft_tokens=answering.num_draft_tokens,
     )
     fields: dict[str, Any] = {
         "prompt": text,
@@ -200,7 +200,7 @@ def _answer_one(
         "token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,
     }
-    if answering.speculate is not None:
+    if answering.num_draft_tokens is not None:
         fields |= {"num_drafted": answer.num_drafted, "num_accepted": answer.num_accepted}
     if picture is not None and (task is not None or question.draw is not None):
         found = read_places(answer.text, picture, task, question.prompt if task is not None else None)

@@ -264,7 +264,7 @@ class AnswerOptions:
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
     top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.")] = 1.0
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None
-    speculate: Annotated[
+    num_draft_tokens: Annotated[
         int | None, typer.Option(min=1, help="Draft up to this many tokens by prompt lookup (greedy only).")
     ] = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sphinxkit.generation.batch import RunningBatch
+from sphinxkit.generation.batch import ContinuousBatch
 from sphinxkit.generation.cache_rows import copy_rows
 from sphinxkit.generation.decoder import Decoder
 from sphinxkit.generation.lookup import PromptLookup
@@ -16,7 +16,7 @@ __all__ = [
     "Generation",
     "PromptLookup",
     "Row",
-    "RunningBatch",
+    "ContinuousBatch",
     "Sampling",
     "copy_rows",
     "prefill_groups",

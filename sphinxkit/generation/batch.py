@@ -12,8 +12,8 @@ from sphinxkit.errors import DataError
 from sphinxkit.generation.cache_rows import copy_rows
 from sphinxkit.generation.prefill import pass_cost, prefill_groups
 from sphinxkit.generation.rows import Row
-from sphinxkit.generation.sampling import TokenChoice
-from sphinxkit.upload import upload
+from sphinxkit.generation.sampling import Sampler
+from sphinxkit.to_device import to_device
 
 if TYPE_CHECKING:
     from sphinxkit.llama import KVCache, LlamaModel
@@ -25,7 +25,7 @@ CHUNK = {"cpu": 1}
 CHUNK_ELSEWHERE = 8
 
 
-class _Newcomer:
+class _PendingRequest:
     """A row whose prompt has not been read yet."""
 
     def __init__(self, row: Row, prompt: Tensor, start: int) -> None:
@@ -33,7 +33,7 @@ class _Newcomer:
         self.capacity = start + len(prompt) + row.budget
 
 
-class RunningBatch:
+class ContinuousBatch:
     """Rows that are decoded together.
 
     A step either reads the prompts of the rows that wait, in passes of similar length, and chooses their first
@@ -72,7 +72,7 @@ class RunningBatch:
         self._multiple = capacity_multiple
         self._slots: list[Row | None] = [None] * (0 if cache is None else cache.batch_size)
         self._capacities: dict[Row, int] = {}
-        self._waiting: list[_Newcomer] = []
+        self._waiting: list[_PendingRequest] = []
         self._tokens: Tensor | None = None  # the chosen tokens of the slots, while no row came or went
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class RunningBatch:
         Shape:
             prompt: (S, D), S at least 1
         """
-        self._waiting.append(_Newcomer(row, prompt, start))
+        self._waiting.append(_PendingRequest(row, prompt, start))
 
     @torch.no_grad()
     def step(self) -> list[Row]:
@@ -111,7 +111,7 @@ class RunningBatch:
 
     # -- reading prompts ----------------------------------------------------------------------------------------------
 
-    def _admit(self, newcomers: list[_Newcomer]) -> list[Row]:
+    def _admit(self, newcomers: list[_PendingRequest]) -> list[Row]:
         """Read prompts; returns the rows, each with its first token."""
         cache = self._make_room(newcomers)
         places = [slot for slot, row in enumerate(self._slots) if row is None]
@@ -133,7 +133,7 @@ class RunningBatch:
                 rows.append(row)
                 newcomers[index].prompt = torch.empty(0)  # lets go of the embeddings
         self._tokens = None
-        chosen = TokenChoice(rows, 1, cache.device).choose(torch.cat(logits))
+        chosen = Sampler(rows, 1, cache.device).choose(torch.cat(logits))
         for row, token in zip(rows, chosen.tolist(), strict=True):
             row.push(token)
         return rows
@@ -144,7 +144,7 @@ class RunningBatch:
         embeds = pad_sequence(prompts, batch_first=True)
         return self._llm.prefill(embeds, cache, lengths)[:, -1]
 
-    def _make_room(self, newcomers: list[_Newcomer]) -> KVCache:
+    def _make_room(self, newcomers: list[_PendingRequest]) -> KVCache:
         """A cache with exactly as many free rows as there are newcomers; the others keep theirs."""
         running = [slot for slot, row in enumerate(self._slots) if row is not None]
         num_rows = len(running) + len(newcomers)
@@ -184,9 +184,9 @@ class RunningBatch:
             self._verify(cache, rows, drafts)
             return
         if self._tokens is None:
-            self._tokens = upload([row.written[-1] for row in rows], cache.device)
+            self._tokens = to_device([row.written[-1] for row in rows], cache.device)
         num_passes = self._num_passes(cache, rows)
-        choice = TokenChoice(rows, num_passes, cache.device)
+        choice = Sampler(rows, num_passes, cache.device)
         chosen = []
         for _ in range(num_passes):
             logits = self._llm.decode(self._tokens[:, None], cache)
@@ -212,12 +212,12 @@ class RunningBatch:
             [row.written[-1], *draft, *[0] * (width - count)]
             for row, draft, count in zip(rows, drafts, counts, strict=True)
         ]
-        tokens = upload(lines, cache.device)
+        tokens = to_device(lines, cache.device)
         are_full = min(counts) == width
         logits = self._llm(self._llm.embed(tokens), cache=cache, lengths=None if are_full else counts)
         chosen = logits.argmax(-1)
         # a row without a draft may be a sampled one
-        chosen[:, 0] = TokenChoice(rows, 1, cache.device).choose(logits[:, 0])
+        chosen[:, 0] = Sampler(rows, 1, cache.device).choose(logits[:, 0])
         unread = []
         for row, draft, best in zip(rows, drafts, chosen.tolist(), strict=True):
             agreed = next((index for index, token in enumerate(draft) if token != best[index]), len(draft))
@@ -228,5 +228,5 @@ class RunningBatch:
                     row.push(token)
                     row.num_accepted += index < agreed
         if any(unread):
-            cache.lengths -= upload(unread, cache.device)  # forget what was not confirmed
+            cache.lengths -= to_device(unread, cache.device)  # forget what was not confirmed
         self._tokens = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sphinxkit.upload import upload
+from sphinxkit.to_device import to_device
 
 if TYPE_CHECKING:
     from sphinxkit.llama import KVCache
@@ -23,8 +23,8 @@ def copy_rows(source: KVCache, rows: Sequence[int], target: KVCache, places: Seq
     """
     if not rows:
         return
-    given = upload(rows, source.device)
-    wanted = upload(places, target.device)
+    given = to_device(rows, source.device)
+    wanted = to_device(places, target.device)
     for ours, theirs in zip((*target.keys, *target.values), (*source.keys, *source.values), strict=True):
         ours[wanted, :, :num_tokens] = theirs[given, :, :num_tokens].to(ours.dtype)
     target.lengths[wanted] = source.lengths[given]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from sphinxkit.errors import DataError
-from sphinxkit.generation.batch import RunningBatch
+from sphinxkit.generation.batch import ContinuousBatch
 from sphinxkit.generation.rows import Generation, Row
 from sphinxkit.generation.sampling import Sampling
 
@@ -28,16 +28,16 @@ class Decoder:
         tokenizer: Turns tokens into text, which decides where a stop string is.
         prompts: Embedded prompts, image tokens included.
         sampling: For all rows; row i draws from ``seed + i``.
-        speculate: Longest draft of prompt-lookup decoding (greedy only): what followed the same words earlier in the
+        num_draft_tokens: Longest draft of prompt-lookup decoding (greedy only): what followed the same words earlier in the
             row is read along with the next token, and kept as far as the model would have written it. The answers are
             those of plain greedy decoding, up to ties within rounding. None: off.
         token_ids: Each prompt's text, where drafts may come from.
-        chunk: Passes between two waits for the device; see ``RunningBatch``.
+        chunk: Passes between two waits for the device; see ``ContinuousBatch``.
 
     Shape:
         prompts: one (S_i, D) per row
     Raises:
-        DataError: A prompt leaves no room for an answer in the model's context; ``speculate`` with sampling; or
+        DataError: A prompt leaves no room for an answer in the model's context; ``num_draft_tokens`` with sampling; or
             ``chunk`` is not positive.
     """
 
@@ -48,7 +48,7 @@ class Decoder:
         prompts: Sequence[Tensor],
         sampling: Sampling,
         *,
-        speculate: int | None = None,
+        num_draft_tokens: int | None = None,
         token_ids: Sequence[Sequence[int]] | None = None,
         chunk: int | None = None,
     ) -> None:
@@ -59,14 +59,14 @@ class Decoder:
                     f"context of {llm.max_seq_len}; shorten it, or pass truncate='left'"
                 )
         self.rows: list[Row] = []
-        self._batch = RunningBatch(llm, chunk=chunk)
+        self._batch = ContinuousBatch(llm, chunk=chunk)
         for index, prompt in enumerate(prompts):
             own = sampling
             if sampling.seed is not None:
                 own = dataclasses.replace(sampling, seed=sampling.seed + index)
             budget = min(sampling.max_new_tokens, llm.max_seq_len - len(prompt))
             ids = token_ids[index] if token_ids is not None else ()
-            row = Row(tokenizer, own, budget, prompt_ids=ids, speculate=speculate)
+            row = Row(tokenizer, own, budget, prompt_ids=ids, num_draft_tokens=num_draft_tokens)
             self.rows.append(row)
             self._batch.add(row, prompt)
 

@@ -48,8 +48,8 @@ class Row:
         tokenizer: Turns tokens into text.
         sampling: Of this row; its ``seed`` is the row's own.
         budget: Most tokens that it may write.
-        prompt_ids: The prompt's text, for ``speculate``.
-        speculate: Longest draft of prompt-lookup decoding; None: no drafts.
+        prompt_ids: The prompt's text, for ``num_draft_tokens``.
+        num_draft_tokens: Longest draft of prompt-lookup decoding; None: no drafts.
     Raises:
         DataError: Drafts for a row that is not greedy, or of no length.
     """
@@ -61,12 +61,12 @@ class Row:
         budget: int,
         *,
         prompt_ids: Sequence[int] = (),
-        speculate: int | None = None,
+        num_draft_tokens: int | None = None,
     ) -> None:
-        if speculate is not None and speculate < 1:
-            raise DataError(f"speculate must be at least 1 token, or None; got {speculate}")
-        if speculate is not None and sampling.temperature > 0:
-            raise DataError(f"speculate is for greedy decoding, but temperature is {sampling.temperature}")
+        if num_draft_tokens is not None and num_draft_tokens < 1:
+            raise DataError(f"num_draft_tokens must be at least 1 token, or None; got {num_draft_tokens}")
+        if num_draft_tokens is not None and sampling.temperature > 0:
+            raise DataError(f"num_draft_tokens is for greedy decoding, but temperature is {sampling.temperature}")
         self.sampling = sampling
         self.budget = budget
         self.token_ids: list[int] = []
@@ -79,8 +79,8 @@ class Row:
         self._eos_id = tokenizer.eos_id
         self._decoder = tokenizer.stream()
         self._incomplete_bytes = tokenizer.incomplete_bytes
-        self._speculate = speculate
-        self._lookup = None if speculate is None else PromptLookup(prompt_ids)
+        self._speculate = num_draft_tokens
+        self._lookup = None if num_draft_tokens is None else PromptLookup(prompt_ids)
         self._pieces: list[str] = []
         self._ends: list[int] = []  # length of the text after each token
         self._length = 0

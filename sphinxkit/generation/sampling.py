@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
-from sphinxkit.upload import upload
+from sphinxkit.to_device import to_device
 
 if TYPE_CHECKING:
     from sphinxkit.generation.rows import Row
@@ -79,7 +79,7 @@ def top_p_probs(logits: Tensor, temperature: float, top_p: float) -> tuple[Tenso
     return probs / probs.sum(-1, keepdim=True), ids
 
 
-class TokenChoice:
+class Sampler:
     """Chooses the next tokens of rows, step after step, on the device: nothing in a step waits for it.
 
     What the host knows goes to the device beforehand: which rows are sampled and how, and a random number for each of
@@ -99,7 +99,7 @@ class TokenChoice:
         self._groups: list[tuple[float, float, Tensor, Iterator[Tensor]]] = []
         for (temperature, top_p), members in alike.items():
             draws = torch.stack([torch.cat([rows[index].draw() for _ in range(num_steps)]) for index in members], dim=1)
-            self._groups.append((temperature, top_p, upload(members, device), iter(upload(draws, device))))
+            self._groups.append((temperature, top_p, to_device(members, device), iter(to_device(draws, device))))
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token of each row.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sphinxkit.llama import backends
-from sphinxkit.llama.attention import Attention, AttentionStep
+from sphinxkit.llama.attention import Attention, AttentionContext
 from sphinxkit.llama.backends import AttentionBackend, AttentionPattern
-from sphinxkit.llama.cache import CacheStep, KVCache
+from sphinxkit.llama.cache import CacheWrite, KVCache
 from sphinxkit.llama.graphs import DecodeGraphs
-from sphinxkit.llama.layers import RMSNorm, SwiGLU, apply_rope, rope_rotations
+from sphinxkit.llama.layers import RMSNorm, SwiGLU, apply_rope, precompute_freqs_cis
 from sphinxkit.llama.model import LlamaBlock, LlamaModel
 from sphinxkit.llama.quantization import QuantizedLinear, quantize
 from sphinxkit.llama.sizes import ffn_hidden_dim, llama, llama2_7b, llama2_13b, tinyllama_1b
@@ -25,8 +25,8 @@ __all__ = [
     "Attention",
     "AttentionBackend",
     "AttentionPattern",
-    "AttentionStep",
-    "CacheStep",
+    "AttentionContext",
+    "CacheWrite",
     "DecodeGraphs",
     "KVCache",
     "LlamaBlock",
@@ -45,6 +45,6 @@ __all__ = [
     "quantize",
     "register",
     "registry",
-    "rope_rotations",
+    "precompute_freqs_cis",
     "tinyllama_1b",
 ]

@@ -8,19 +8,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from sphinxkit.llama.backends import AttentionBackend, AttentionPattern
-from sphinxkit.llama.cache import CacheStep, KVStore
+from sphinxkit.llama.cache import CacheWrite, KVStore
 from sphinxkit.llama.layers import apply_rope
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AttentionStep:
+class AttentionContext:
     """What the layers share during one forward pass; made by the model.
 
     It is one opaque object on purpose: wrappers that cast the floating-point arguments of a layer to 16 bit (FSDP)
-    do not look inside, so the rotations stay complex64.
+    do not look inside, so the freqs_cis stay complex64.
 
     Args:
-        rotations: From ``rope_rotations``.
+        freqs_cis: From ``precompute_freqs_cis``.
         pattern: Who sees whom.
         backend: A resolved backend.
         state: What ``backend.prepare(pattern)`` gave.
@@ -28,12 +28,12 @@ class AttentionStep:
         cache_step: Their places there.
     """
 
-    rotations: Tensor
+    freqs_cis: Tensor
     pattern: AttentionPattern
     backend: AttentionBackend
     state: Any
     cache: KVStore | None = None
-    cache_step: CacheStep | None = None
+    cache_step: CacheWrite | None = None
 
 
 class Attention(nn.Module):
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=False)
 
-    def forward(self, x: Tensor, step: AttentionStep, layer: int) -> Tensor:
+    def forward(self, x: Tensor, step: AttentionContext, layer: int) -> Tensor:
         """Attend.
 
         Args:
@@ -69,14 +69,14 @@ class Attention(nn.Module):
             layer: Which layer this is, for the cache.
         """
         heads = (*x.shape[:2], -1, self.head_dim)
-        q = apply_rope(self.q_proj(x).view(heads), step.rotations)
-        k = apply_rope(self.k_proj(x).view(heads), step.rotations)
+        q = apply_rope(self.q_proj(x).view(heads), step.freqs_cis)
+        k = apply_rope(self.k_proj(x).view(heads), step.freqs_cis)
         v = self.v_proj(x).view(heads)
         projected: Tensor = self.o_proj(attend(q, k, v, step, layer).to(x.dtype))
         return projected
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, step: AttentionStep, layer: int) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, step: AttentionContext, layer: int) -> Tensor:
     """Attention of one layer between its projections, through the cache if there is one.
 
     Args:
@@ -98,7 +98,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, step: AttentionStep, layer: int) -> 
     return out.transpose(1, 2).flatten(-2)
 
 
-def attend_to_cache(q: Tensor, step: AttentionStep, layer: int) -> Tensor:
+def attend_to_cache(q: Tensor, step: AttentionContext, layer: int) -> Tensor:
     """``attend`` where keys and values are in the cache already.
 
     Args:

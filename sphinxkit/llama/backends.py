@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sphinxkit.errors import RegistryError
-from sphinxkit.llama.cache import CacheStep
+from sphinxkit.llama.cache import CacheWrite
 from sphinxkit.llama.kernels import find_kernels
 from sphinxkit.llama.packed import MAX_LENGTH, causal_attention, packed_attention
 from sphinxkit.registry import Registry
-from sphinxkit.upload import upload
+from sphinxkit.to_device import to_device
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 # Of a row that is read in blocks. At 256 tokens the calls cost more than they save (0.8 of torch's speed);
@@ -55,7 +55,7 @@ class AttentionPattern:
     width: int
     device: torch.device
     seq_lens: tuple[int, ...] | None = None
-    step: CacheStep | None = None
+    step: CacheWrite | None = None
 
     def is_token(self) -> bool:
         """Whether this is a step of one token per row over a cache."""
@@ -70,7 +70,7 @@ class AttentionPattern:
         causal = columns <= columns[:, None]
         if self.seq_lens is not None:
             sample = torch.arange(len(self.seq_lens), device=self.device)
-            sample = sample.repeat_interleave(upload(self.seq_lens, self.device), output_size=sum(self.seq_lens))
+            sample = sample.repeat_interleave(to_device(self.seq_lens, self.device), output_size=sum(self.seq_lens))
             causal = causal & (sample == sample[:, None])
         return causal[None, None]
 
@@ -424,7 +424,7 @@ def _probe_xformers(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
         return f"importing xformers failed: {error}"
     tried = ", ".join(loaded.tried)
     generator = torch.Generator(device).manual_seed(0)
-    step = CacheStep(
+    step = CacheWrite(
         width=1,
         starts=torch.tensor([3, 7], device=device),
         ends=None,

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import ShapeError
-from sphinxkit.upload import upload
+from sphinxkit.to_device import to_device
 
 _SLOT_MULTIPLE = 8  # additive masks want rows of a multiple of 8 elements in CUDA's memory-efficient kernel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class CacheStep:
+class CacheWrite:
     """Where the tokens of one forward pass go in a cache; made by ``KVCache.plan``.
 
     Args:
@@ -55,11 +55,11 @@ class KVStore(Protocol):
         """Dtype of keys and values."""
         ...
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheStep) -> None:
+    def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheWrite) -> None:
         """Store one layer's new keys and values (B, S, Hkv, D)."""
         ...
 
-    def read(self, layer: int, step: CacheStep) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, step: CacheWrite) -> tuple[Tensor, Tensor]:
         """One layer's keys and values (B, Hkv, step.num_keys, D)."""
         ...
 
@@ -161,7 +161,7 @@ class KVCache:
             self.lengths.zero_()
             self._longest = 0
         else:
-            self.lengths[upload(rows, self.device)] = 0
+            self.lengths[to_device(rows, self.device)] = 0
 
     def keep_rows(self, rows: Sequence[int] | Tensor) -> None:
         """Drop all rows but some, in place: the batch becomes smaller, the memory stays.
@@ -182,10 +182,10 @@ class KVCache:
                         if target != source:
                             tensor[target, :, :longest] = tensor[source, :, :longest]
                     tensors[layer] = tensor[: len(kept)]
-            self.lengths = self.lengths[upload(kept, self.device)]
+            self.lengths = self.lengths[to_device(kept, self.device)]
         self.batch_size = len(kept)
 
-    def plan(self, width: int, counts: Sequence[int] | Tensor | None = None) -> CacheStep:
+    def plan(self, width: int, counts: Sequence[int] | Tensor | None = None) -> CacheWrite:
         """Where the next ``width`` columns go. Nothing is written.
 
         With static shapes a prompt into an empty cache and a decoding step (width 1) do not wait for the device, except
@@ -218,7 +218,7 @@ class KVCache:
         num_keys = max(1, *ends) if ends is not None and not self.static_shapes else self.num_slots
         slices = starts is not None and (starts[0] == 0 or not self.static_shapes) and len(set(starts)) == 1
         if starts is not None and slices and starts[0] + width <= self.num_slots:
-            return CacheStep(width, self.lengths, ends, given, starts[0], num_keys, None, None, None)
+            return CacheWrite(width, self.lengths, ends, given, starts[0], num_keys, None, None, None)
         return self._scatter(width, given, known, ends, num_keys)
 
     def lengths_changed(self) -> None:
@@ -267,7 +267,7 @@ class KVCache:
         known: Sequence[int] | None,
         ends: tuple[int, ...] | None,
         num_keys: int,
-    ) -> CacheStep:
+    ) -> CacheWrite:
         """A step whose rows are written at places of their own."""
         columns = torch.arange(width, device=self.device)
         rows = torch.arange(self.batch_size, device=self.device).repeat_interleave(width)
@@ -275,9 +275,9 @@ class KVCache:
         tokens: Tensor | None = None
         if known is not None and width > 1:  # padding may not fit, so it is left out; one column always fits
             real = [row * width + column for row, count in enumerate(known) for column in range(count)]
-            tokens = upload(real, self.device, torch.int64)
+            tokens = to_device(real, self.device, torch.int64)
             rows, slots = rows[tokens], slots[tokens]
-        return CacheStep(width, self.lengths, ends, counts, None, num_keys, tokens, rows, slots)
+        return CacheWrite(width, self.lengths, ends, counts, None, num_keys, tokens, rows, slots)
 
     def _check_counts(
         self, width: int, counts: Sequence[int] | Tensor | None
@@ -291,9 +291,9 @@ class KVCache:
         known = given.tolist() if given.device.type == "cpu" or width > 1 else None
         if known is not None and not all(0 <= count <= width for count in known):
             raise ShapeError(f"lengths: expected numbers between 0 and the {width} columns given, got {known}")
-        return upload(given, self.device), known if width > 1 or not self.static_shapes else None
+        return to_device(given, self.device), known if width > 1 or not self.static_shapes else None
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheStep) -> None:
+    def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheWrite) -> None:
         """Store one layer's new keys and values. The gradient ends here.
 
         Args:
@@ -313,7 +313,7 @@ class KVCache:
                 new = new if step.tokens is None else new[step.tokens]
                 cached.transpose(1, 2)[step.rows, step.slots] = new.to(cached.dtype)
 
-    def read(self, layer: int, step: CacheStep) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, step: CacheWrite) -> tuple[Tensor, Tensor]:
         """Views of one layer's keys and values, as far as a step looks.
 
         Args:
@@ -324,7 +324,7 @@ class KVCache:
         """
         return self.keys[layer][:, :, : step.num_keys], self.values[layer][:, :, : step.num_keys]
 
-    def advance(self, step: CacheStep) -> None:
+    def advance(self, step: CacheWrite) -> None:
         """Count the step's tokens as held, once every layer has been written."""
         self.lengths += step.width if step.counts is None else step.counts
         self._longest = self._longest + step.width if step.ends is None else max(step.ends)

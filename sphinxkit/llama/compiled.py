@@ -12,16 +12,16 @@ from torch import Tensor
 
 from sphinxkit.errors import RegistryError, ShapeError
 from sphinxkit.llama import backends
-from sphinxkit.llama.attention import AttentionStep
+from sphinxkit.llama.attention import AttentionContext
 from sphinxkit.llama.backends import AttentionBackend, AttentionPattern
-from sphinxkit.llama.cache import CacheStep, KVCache
+from sphinxkit.llama.cache import CacheWrite, KVCache
 from sphinxkit.llama.fused import FusedLayers
-from sphinxkit.llama.layers import rope_rotations
+from sphinxkit.llama.layers import precompute_freqs_cis
 
 if TYPE_CHECKING:
     from sphinxkit.llama.model import LlamaModel
 
-Layers = Callable[[Tensor, AttentionStep], Tensor]
+Layers = Callable[[Tensor, AttentionContext], Tensor]
 MIN_BUCKET = 64  # shorter prompts cost a CPU or GPU about as much; our choice
 BACKENDS = ("auto", "sdpa", "eager")  # attention that can be traced; auto is SDPA here
 DEFAULT_COMPILER = "inductor"
@@ -167,11 +167,11 @@ class _Collected:
     def dtype(self) -> torch.dtype:
         return self.keys[0].dtype
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheStep) -> None:
+    def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheWrite) -> None:
         self.keys.append(keys)
         self.values.append(values)
 
-    def read(self, layer: int, step: CacheStep) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, step: CacheWrite) -> tuple[Tensor, Tensor]:
         return self.keys[layer].transpose(1, 2), self.values[layer].transpose(1, 2)
 
 
@@ -183,11 +183,11 @@ class _Slots(_Collected):
         self._rows = torch.arange(len(places), device=places.device)[:, None]
         self._places = places
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheStep) -> None:
+    def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheWrite) -> None:
         for cached, new in ((self.keys[layer], keys), (self.values[layer], values)):
             cached.transpose(1, 2)[self._rows, self._places] = new.to(cached.dtype)
 
-    def read(self, layer: int, step: CacheStep) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int, step: CacheWrite) -> tuple[Tensor, Tensor]:
         return self.keys[layer], self.values[layer]
 
 
@@ -198,10 +198,10 @@ def _first_pass(
     rows, width = embeds.shape[:2]
     columns = torch.arange(width, device=embeds.device)
     pattern = AttentionPattern(rows, width, embeds.device)
-    nowhere = CacheStep(width, counts, None, None, 0, width, None, None, None)
+    nowhere = CacheWrite(width, counts, None, None, 0, width, None, None, None)
     found = _Collected()
-    step = AttentionStep(
-        rotations=rope_rotations(columns[None], model.head_dim, model.rope_theta, model.rope_scaling, as_pairs=True),
+    step = AttentionContext(
+        freqs_cis=precompute_freqs_cis(columns[None], model.head_dim, model.rope_theta, model.rope_scaling, as_pairs=True),
         pattern=pattern,
         backend=attention,
         state=attention.prepare(pattern, embeds.dtype),
@@ -227,10 +227,10 @@ def _cached_pass(
     columns = torch.arange(width, device=embeds.device)
     positions = starts[:, None] + columns
     places = torch.where(columns < counts[:, None], positions, num_slots - 1)
-    where = CacheStep(width, starts, None, counts, None, num_slots, None, None, None)
+    where = CacheWrite(width, starts, None, counts, None, num_slots, None, None, None)
     pattern = AttentionPattern(rows, width, embeds.device, step=where)
-    step = AttentionStep(
-        rotations=rope_rotations(positions, model.head_dim, model.rope_theta, model.rope_scaling, as_pairs=True),
+    step = AttentionContext(
+        freqs_cis=precompute_freqs_cis(positions, model.head_dim, model.rope_theta, model.rope_scaling, as_pairs=True),
         pattern=pattern,
         backend=attention,
         state=attention.prepare(pattern, dtype),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.llama import cpu_rows, huge_pages
-from sphinxkit.llama.attention import Attention, AttentionStep, attend, attend_to_cache
+from sphinxkit.llama.attention import Attention, AttentionContext, attend, attend_to_cache
 from sphinxkit.llama.backends import HALF_DTYPES
 from sphinxkit.llama.cache import KVCache
 from sphinxkit.llama.kernels import PLAIN, RowFusion, find_kernels, find_rows
@@ -98,7 +98,7 @@ class FusedLayers:
         """
         return self._addresses == [weight.data_ptr() for weight in self._weights()]
 
-    def __call__(self, x: Tensor, step: AttentionStep) -> Tensor:
+    def __call__(self, x: Tensor, step: AttentionContext) -> Tensor:
         """Apply all layers to ``x`` (B, S, D). Records no gradient for the joined weights: for inference only."""
         head_dim, grid = self._head_dim, x.shape[:2]
         kernels = find_kernels(x.device) if self.wants_kernels and _can_use_kernels(x) else None
@@ -115,9 +115,9 @@ class FusedLayers:
             turned = heads + groups
             if widens or qkv.dtype == torch.float32:  # where the rotation happens anyway
                 qkv = qkv.float()
-                rotated = _rotate(qkv[:, :, :turned], step.rotations)
+                rotated = _rotate(qkv[:, :, :turned], step.freqs_cis)
             else:
-                rotated = _rotate(qkv[:, :, :turned].float(), step.rotations).to(qkv.dtype)
+                rotated = _rotate(qkv[:, :, :turned].float(), step.freqs_cis).to(qkv.dtype)
             q, k, v = rotated[:, :, :heads], rotated[:, :, heads:], qkv[:, :, turned:]
             x = x + multiply(attend(q, k, v, step, index).to(x.dtype), layer.o, PLAIN)
             x = x + multiply(multiply(x, layer.gate_up, layer.gate_up_fusion), layer.down, PLAIN)
@@ -145,7 +145,7 @@ class FusedLayers:
             return find_rows(x.dtype, isinstance(weight, QuantizedLinear))
         return None
 
-    def _through_kernels(self, x: Tensor, step: AttentionStep, kernels: Any) -> Tensor:
+    def _through_kernels(self, x: Tensor, step: AttentionContext, kernels: Any) -> Tensor:
         """The same with fewer and larger kernels; ``x`` is contiguous."""
         cache = step.cache if step.pattern.is_token() and isinstance(step.cache, KVCache) else None
         if cache is not None and len(x) == 1:
@@ -160,9 +160,9 @@ class FusedLayers:
             qkv = _linear(normed, layer.qkv).view(*x.shape[:2], turned + layer.num_kv_heads, self._head_dim)
             if cache is not None:
                 places = (cache.lengths, cache.keys[index], cache.values[index])
-                attended = attend_to_cache(kernels.rotate_and_store(qkv, step.rotations, *places), step, index)
+                attended = attend_to_cache(kernels.rotate_and_store(qkv, step.freqs_cis, *places), step, index)
             else:
-                rotated = _rotate(qkv[:, :, :turned].float(), step.rotations).to(qkv.dtype)
+                rotated = _rotate(qkv[:, :, :turned].float(), step.freqs_cis).to(qkv.dtype)
                 attended = attend(rotated[:, :, :heads], rotated[:, :, heads:], qkv[:, :, turned:], step, index)
             added = _linear(attended.to(x.dtype), layer.o)
             x, normed = kernels.add_rms_norm(x, added, layer.gate_up_fusion.norm, layer.gate_up_fusion.eps)
@@ -170,7 +170,7 @@ class FusedLayers:
         return x if added is None else x + added
 
     def _row_through_kernels(
-        self, x: Tensor, step: AttentionStep, cache: KVCache, kernels: Any, products: Any
+        self, x: Tensor, step: AttentionContext, cache: KVCache, kernels: Any, products: Any
     ) -> Tensor:
         """One token of one row: what stands between the products but attention is part of them."""
         for index, layer in enumerate(self._layers):
@@ -178,7 +178,7 @@ class FusedLayers:
             qkv = _multiply_row(products, x, layer.qkv, layer.qkv_fusion)
             qkv = qkv.view(1, 1, heads, self._head_dim)
             places = (cache.lengths, cache.keys[index], cache.values[index])
-            attended = attend_to_cache(kernels.rotate_and_store(qkv, step.rotations, *places), step, index)
+            attended = attend_to_cache(kernels.rotate_and_store(qkv, step.freqs_cis, *places), step, index)
             x = _multiply_row(products, attended.to(x.dtype), layer.o, RowFusion(residual=x))
             gated = _multiply_row(products, x, layer.gate_up, layer.gate_up_fusion)
             x = _multiply_row(products, gated, layer.down, RowFusion(residual=x))
@@ -257,11 +257,11 @@ def _can_use_rows(x: Tensor, weight: Weight) -> bool:
     )
 
 
-def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """``layers.apply_rope`` of float32 queries and keys, in place where the rotations are complex."""
-    if not rotations.is_complex():
-        return rotate_pairs(x, rotations)
-    torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(rotations)
+def _rotate(x: Tensor, freqs_cis: Tensor) -> Tensor:
+    """``layers.apply_rope`` of float32 queries and keys, in place where the freqs_cis are complex."""
+    if not freqs_cis.is_complex():
+        return rotate_pairs(x, freqs_cis)
+    torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(freqs_cis)
     return x
 
 

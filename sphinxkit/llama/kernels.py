@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sphinxkit.llama.layers import apply_rope, rope_rotations
+from sphinxkit.llama.layers import apply_rope, precompute_freqs_cis
 
 if TYPE_CHECKING:
     from sphinxkit.llama.cpu_rows import CpuRows
@@ -159,10 +159,10 @@ def _layer_pairs(kernels: Any, randn: Callable[..., Tensor], device: torch.devic
     total, normed = kernels.add_rms_norm(x, delta, weight, 1e-5)
     gate, up = gate_up.chunk(2, -1)
     starts = torch.tensor([3, 1], device=device)
-    qkv, rotations = randn(2, 1, 4, 16), rope_rotations(starts[:, None], 16)
+    qkv, freqs_cis = randn(2, 1, 4, 16), precompute_freqs_cis(starts[:, None], 16)
     keys, values = (torch.zeros(2, 8, 1, 16, dtype=x.dtype, device=device).transpose(1, 2) for _ in range(2))
-    queries = kernels.rotate_and_store(qkv, rotations, starts, keys, values)
-    rotated = apply_rope(qkv[:, :, :3], rotations)
+    queries = kernels.rotate_and_store(qkv, freqs_cis, starts, keys, values)
+    rotated = apply_rope(qkv[:, :, :3], freqs_cis)
     rows = torch.arange(2, device=device)
     return {
         "add_rms_norm, sum": (total, x + delta),

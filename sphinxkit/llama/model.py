@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from sphinxkit.errors import ShapeError
 from sphinxkit.llama import backends, huge_pages
-from sphinxkit.llama.attention import Attention, AttentionStep
+from sphinxkit.llama.attention import Attention, AttentionContext
 from sphinxkit.llama.backends import AttentionPattern
-from sphinxkit.llama.cache import CacheStep, KVCache
+from sphinxkit.llama.cache import CacheWrite, KVCache
 from sphinxkit.llama.compiled import CompiledSteps, Layers, bucket
 from sphinxkit.llama.fused import FusedLayers
 from sphinxkit.llama.graphs import DecodeGraphs
-from sphinxkit.llama.layers import RMSNorm, SwiGLU, rope_rotations
-from sphinxkit.upload import upload
+from sphinxkit.llama.layers import RMSNorm, SwiGLU, precompute_freqs_cis
+from sphinxkit.to_device import to_device
 
 INIT_STD = 0.02  # our choice, as GPT-2's and Hugging Face's LLaMA
 
@@ -47,7 +47,7 @@ class LlamaBlock(nn.Module):
         self.mlp_norm = RMSNorm(embed_dim, norm_eps)
         self.mlp = SwiGLU(embed_dim, hidden_dim)
 
-    def forward(self, x: Tensor, step: AttentionStep, layer: int) -> Tensor:
+    def forward(self, x: Tensor, step: AttentionContext, layer: int) -> Tensor:
         """Apply to the tokens ``x`` (B, S, D); ``layer`` is the block's number, for the cache."""
         x = x + self.attention(self.attention_norm(x), step, layer)
         out: Tensor = x + self.mlp(self.mlp_norm(x))
@@ -199,19 +199,19 @@ class LlamaModel(nn.Module):
         cache: KVCache | None = None,
         lengths: Sequence[int] | Tensor | None = None,
         seq_lens: Sequence[int] | None = None,
-        output_rows: Tensor | slice | None = None,
+        output_positions: Tensor | slice | None = None,
     ) -> Tensor:
         """Logits of the next token at each position: ``lm_head`` of ``hidden_states``, which has the arguments.
 
         Shape:
             embeds: (B, S, D)
-            return: (B, S, V); with ``output_rows`` (B, length of the slice, V), (B, 1, V) or (B, R, V). The dtype is
+            return: (B, S, V); with ``output_positions`` (B, length of the slice, V), (B, 1, V) or (B, R, V). The dtype is
                 that of ``lm_head``.
         Raises:
             ShapeError: As ``hidden_states``.
             RegistryError: As ``hidden_states``.
         """
-        hidden = self.hidden_states(embeds, cache=cache, lengths=lengths, seq_lens=seq_lens, output_rows=output_rows)
+        hidden = self.hidden_states(embeds, cache=cache, lengths=lengths, seq_lens=seq_lens, output_positions=output_positions)
         if cache is not None and self._fused is not None:
             return self._fused.project(hidden, self.lm_head)
         logits: Tensor = self.lm_head(hidden)
@@ -224,7 +224,7 @@ class LlamaModel(nn.Module):
         cache: KVCache | None = None,
         lengths: Sequence[int] | Tensor | None = None,
         seq_lens: Sequence[int] | None = None,
-        output_rows: Tensor | slice | None = None,
+        output_positions: Tensor | slice | None = None,
     ) -> Tensor:
         """What ``lm_head`` turns into logits: the last layer's output behind the final norm.
 
@@ -239,23 +239,23 @@ class LlamaModel(nn.Module):
                 padding: their logits mean nothing and the cache does not count them.
             seq_lens: Lengths of the samples packed in the single row: none sees another, and positions start at 0 in
                 each.
-            output_rows: Positions that are wanted; the others pass no further than the last layer. A slice of the S
+            output_positions: Positions that are wanted; the others pass no further than the last layer. A slice of the S
                 axis, or indices (B,) or (B, R): one or R positions for each row.
         Shape:
             embeds: (B, S, D)
-            return: (B, S, D); with ``output_rows`` (B, length of the slice, D), (B, 1, D) or (B, R, D)
+            return: (B, S, D); with ``output_positions`` (B, length of the slice, D), (B, 1, D) or (B, R, D)
         Raises:
             ShapeError: Sizes disagree or a limit is passed; before any work.
             RegistryError: The attention backend that was asked for cannot run on this device.
         """
-        self._check_inputs(embeds, cache, lengths, seq_lens, output_rows)
+        self._check_inputs(embeds, cache, lengths, seq_lens, output_positions)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             cache_step = None if cache is None else cache.plan(embeds.shape[1], lengths)
             step = self._plan(embeds, cache, cache_step, seq_lens)
             hidden = self._layers(embeds, step)
             if cache is not None and cache_step is not None:
                 cache.advance(cache_step)
-            normed: Tensor = self.norm(_select(hidden, output_rows))
+            normed: Tensor = self.norm(_select(hidden, output_positions))
         return normed
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -284,7 +284,7 @@ class LlamaModel(nn.Module):
                 memory again and makes prefill 1.1 to 1.4 times as fast in its matrix products; steps of 2 to 8 tokens,
                 too, without the kernel for a few rows. The copy does not see values changed later in place.
             kernels: Kernels of ours where they work (they are tried once); False: torch's operators. On CUDA in 16 bit
-                Triton's for norms, rotations and the gate, 5 launches of a layer's step instead of 14 beside its
+                Triton's for norms, freqs_cis and the gate, 5 launches of a layer's step instead of 14 beside its
                 products; a single row's products do most of that themselves, 7 launches in all. On a CPU in bfloat16
                 or float32 one in C for up to 32 rows times weights, with 8 bits too (``cpu_rows``), compiled in about a
                 second when first needed, if gcc is there, for all layers or an ``lm_head`` of at least 48 MiB.
@@ -349,7 +349,7 @@ class LlamaModel(nn.Module):
             self._check_inputs(embeds, cache, lengths, None, None)
             return self._compiled.prefill(embeds, cache, lengths)
         last = slice(-1, None) if lengths is None else torch.as_tensor(lengths) - 1
-        logits: Tensor = self(embeds, cache=cache, lengths=lengths, output_rows=last)
+        logits: Tensor = self(embeds, cache=cache, lengths=lengths, output_positions=last)
         return logits
 
     @torch.no_grad()
@@ -386,19 +386,19 @@ class LlamaModel(nn.Module):
             self._fused = None
         return self._through_modules
 
-    def _layers(self, hidden: Tensor, step: AttentionStep) -> Tensor:
+    def _layers(self, hidden: Tensor, step: AttentionContext) -> Tensor:
         """All decoder layers."""
         layers = self._through_modules if step.cache is None else self.cached_layers()
         return layers(hidden, step)
 
-    def _through_modules(self, hidden: Tensor, step: AttentionStep) -> Tensor:
+    def _through_modules(self, hidden: Tensor, step: AttentionContext) -> Tensor:
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, step, index)
         return hidden
 
     def _plan(
-        self, embeds: Tensor, cache: KVCache | None, cache_step: CacheStep | None, seq_lens: Sequence[int] | None
-    ) -> AttentionStep:
+        self, embeds: Tensor, cache: KVCache | None, cache_step: CacheWrite | None, seq_lens: Sequence[int] | None
+    ) -> AttentionContext:
         """All that the layers share: positions, pattern, and what the backend makes of them."""
         batch_size, width = embeds.shape[:2]
         columns = torch.arange(width, device=embeds.device)
@@ -415,8 +415,8 @@ class LlamaModel(nn.Module):
         )
         dtype = cache.dtype if cache is not None and reads_cache else _compute_dtype(embeds)
         backend = self._backend.resolve(embeds.device, dtype, self.head_dim)
-        return AttentionStep(
-            rotations=rope_rotations(positions, self.head_dim, self.rope_theta, self.rope_scaling),
+        return AttentionContext(
+            freqs_cis=precompute_freqs_cis(positions, self.head_dim, self.rope_theta, self.rope_scaling),
             pattern=pattern,
             backend=backend,
             state=backend.prepare(pattern, dtype),
@@ -436,7 +436,7 @@ class LlamaModel(nn.Module):
         cache: KVCache | None,
         lengths: Sequence[int] | Tensor | None,
         seq_lens: Sequence[int] | None,
-        output_rows: Tensor | slice | None,
+        output_positions: Tensor | slice | None,
     ) -> None:
         if embeds.ndim != 3 or embeds.shape[2] != self.embed_dim or embeds.shape[1] == 0:
             raise ShapeError(
@@ -460,14 +460,14 @@ class LlamaModel(nn.Module):
         longest = width if seq_lens is None else max(seq_lens)
         if cache is None and longest > self.max_seq_len:
             raise ShapeError(f"LLaMA: a sequence of {longest} tokens is longer than max_seq_len {self.max_seq_len}")
-        if isinstance(output_rows, Tensor) and (output_rows.ndim not in (1, 2) or output_rows.shape[0] != batch_size):
+        if isinstance(output_positions, Tensor) and (output_positions.ndim not in (1, 2) or output_positions.shape[0] != batch_size):
             raise ShapeError(
-                f"LLaMA: output_rows must be ({batch_size},) or ({batch_size}, R), got {tuple(output_rows.shape)}"
+                f"LLaMA: output_positions must be ({batch_size},) or ({batch_size}, R), got {tuple(output_positions.shape)}"
             )
-        if isinstance(output_rows, Tensor) and output_rows.device.type == "cpu":  # elsewhere it would cost a wait
-            outside = output_rows[(output_rows < -width) | (output_rows >= width)].tolist()
+        if isinstance(output_positions, Tensor) and output_positions.device.type == "cpu":  # elsewhere it would cost a wait
+            outside = output_positions[(output_positions < -width) | (output_positions >= width)].tolist()
             if outside:
-                raise ShapeError(f"LLaMA: output_rows {outside} lie outside of the {width} positions given")
+                raise ShapeError(f"LLaMA: output_positions {outside} lie outside of the {width} positions given")
 
     def _check_cache(self, cache: KVCache, batch_size: int) -> None:
         self._check_capacity(cache.max_seq_len)
@@ -487,12 +487,12 @@ def _compute_dtype(embeds: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeds.dtype
 
 
-def _select(hidden: Tensor, output_rows: Tensor | slice | None) -> Tensor:
+def _select(hidden: Tensor, output_positions: Tensor | slice | None) -> Tensor:
     """The positions whose logits are wanted: (B, S, D) -> (B, R, D)."""
-    if output_rows is None:
+    if output_positions is None:
         return hidden
-    if isinstance(output_rows, slice):
-        return hidden[:, output_rows]
+    if isinstance(output_positions, slice):
+        return hidden[:, output_positions]
     rows = torch.arange(hidden.shape[0], device=hidden.device)
-    columns = upload(output_rows, hidden.device)
+    columns = to_device(output_positions, hidden.device)
     return hidden[rows[:, None], columns[:, None] if columns.ndim == 1 else columns]

@@ -65,18 +65,18 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
-def rotate_and_store(qkv: Tensor, rotations: Tensor, starts: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def rotate_and_store(qkv: Tensor, freqs_cis: Tensor, starts: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Rotate the queries and keys of one token a row; keys and values go to the cache, in its dtype.
 
     Args:
         qkv: Projected queries, keys and values, contiguous.
-        rotations: From ``rope_rotations``.
+        freqs_cis: From ``precompute_freqs_cis``.
         starts: The slot of each row's token.
         keys: Of a layer's cache, its last axis contiguous.
         values: Likewise, laid out as ``keys``.
     Shape:
         qkv: (B, 1, H + 2 Hkv, D)
-        rotations: (B, 1, 1, D/2) complex64
+        freqs_cis: (B, 1, 1, D/2) complex64
         starts: (B,) int64
         keys, values: (B, Hkv, slots, D)
         return: rotated queries, (B, 1, H, D), in the dtype of ``qkv``
@@ -86,7 +86,7 @@ def rotate_and_store(qkv: Tensor, rotations: Tensor, starts: Tensor, keys: Tenso
     queries = qkv.new_empty(rows, 1, heads - 2 * groups, head_dim)
     _rotate_and_store[(rows, heads)](
         qkv,
-        torch.view_as_real(rotations),
+        torch.view_as_real(freqs_cis),
         starts,
         queries,
         keys,
@@ -134,7 +134,7 @@ def _silu_mul(gate_up, out, width, block: tl.constexpr):
 @triton.jit
 def _rotate_and_store(
     qkv,
-    rotations,
+    freqs_cis,
     starts,
     queries,
     keys,
@@ -157,8 +157,8 @@ def _rotate_and_store(
     slot = tl.load(starts + row)
     if head < num_heads + num_kv_heads:
         x, y = even.to(tl.float32), odd.to(tl.float32)
-        cos = tl.load(rotations + 2 * (row * half + pairs), mask=inside, other=0.0)
-        sin = tl.load(rotations + 2 * (row * half + pairs) + 1, mask=inside, other=0.0)
+        cos = tl.load(freqs_cis + 2 * (row * half + pairs), mask=inside, other=0.0)
+        sin = tl.load(freqs_cis + 2 * (row * half + pairs) + 1, mask=inside, other=0.0)
         even = (x * cos - y * sin).to(even.dtype)
         odd = (x * sin + y * cos).to(odd.dtype)
     if head < num_heads:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sphinxkit.data.collate import Example, ExampleMaker, collate_padded
-from sphinxkit.data.procedural import TEXT_TASK, WorldMixture
-from sphinxkit.data.procedural.scene import Domain
+from sphinxkit.nano.world import TEXT_TASK, WorldMixture
+from sphinxkit.nano.world.scene import Domain
 from sphinxkit.errors import RecipeError
 from sphinxkit.formatters.conversation import IGNORE_INDEX
 

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from sphinxkit.atomic import atomic_file
-from sphinxkit.data.procedural import World
-from sphinxkit.data.procedural.draws import Draws
+from sphinxkit.nano.world import World
+from sphinxkit.nano.world.draws import Draws
 from sphinxkit.encoders import Encoder
 from sphinxkit.errors import RecipeError
 from sphinxkit.nano.probe import Probe, is_measure

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sphinxkit.data.procedural.palette import COLORS
-from sphinxkit.data.procedural.shapes import SHAPES
+from sphinxkit.nano.world.palette import COLORS
+from sphinxkit.nano.world.shapes import SHAPES
 from sphinxkit.encoders import Encoder
 from sphinxkit.encoders.convnext import ConvNextEncoder
 from sphinxkit.features import VisionFeatures

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sphinxkit.atomic import atomic_file
-from sphinxkit.data.procedural import World, export_annotations
-from sphinxkit.data.procedural.scene import Domain
+from sphinxkit.nano.world import World, export_annotations
+from sphinxkit.nano.world.scene import Domain
 from sphinxkit.evaluation import benchmarks, read_annotations, run
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sphinxkit.data.procedural.font import ADVANCE, GLYPH_HEIGHT, GLYPHS, glyph, text_mask
-from sphinxkit.data.procedural.page_blocks import TITLE_GAP
-from sphinxkit.data.procedural.palette import COLORS
-from sphinxkit.data.procedural.scene import Rect, Scene
-from sphinxkit.data.procedural.shapes import SHAPES
+from sphinxkit.nano.world.font import ADVANCE, GLYPH_HEIGHT, GLYPHS, glyph, text_mask
+from sphinxkit.nano.world.page_blocks import TITLE_GAP
+from sphinxkit.nano.world.palette import COLORS
+from sphinxkit.nano.world.scene import Rect, Scene
+from sphinxkit.nano.world.shapes import SHAPES
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS
 
 CELLS = 8

@@ -6,8 +6,8 @@ import io
 from collections.abc import Iterator
 from string import ascii_lowercase
 
-from sphinxkit.data.procedural import World
-from sphinxkit.data.procedural.world import TASKS, TEXT_TASK
+from sphinxkit.nano.world import World
+from sphinxkit.nano.world.world import TASKS, TEXT_TASK
 from sphinxkit.formatters import create as create_template
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS, create
 

@@ -138,7 +138,7 @@ def estimate_memory(
             f"{model.llm.max_seq_len}"
         )
     width = model.llm.embed_dim
-    peak = _peak_bytes(model.llm, ((batch_size, row, width), dtype), output_rows=slice(-1, None))
+    peak = _peak_bytes(model.llm, ((batch_size, row, width), dtype), output_positions=slice(-1, None))
     peak += batch_size * row * width * dtype.itemsize  # the embedded prompt itself
     if count and model.vision is not None:
         size = model.vision.image_size

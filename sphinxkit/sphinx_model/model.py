@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, DataError, ShapeError
 from sphinxkit.generation import Decoder, Generation, Sampling, stop_strings
-from sphinxkit.sphinx_model import joining, scoring
+from sphinxkit.sphinx_model import multimodal, scoring
 from sphinxkit.sphinx_model import prompts as prompts_module
 from sphinxkit.sphinx_model.prompts import ImageInput, Prompt
 from sphinxkit.sphinx_model.scoring import Score
 from sphinxkit.sphinx_model.session import ChatSession
-from sphinxkit.upload import upload
+from sphinxkit.to_device import to_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sphinxkit.formatters import ConversationTemplate
     from sphinxkit.llama import LlamaModel
     from sphinxkit.tokenizer import Tokenizer
-    from sphinxkit.vision_tower import VisionTower
+    from sphinxkit.vision.tower import VisionTower
 
 
 class SphinxModel(nn.Module):
@@ -112,7 +112,7 @@ class SphinxModel(nn.Module):
         Raises:
             ShapeError: The pixels have another size, or ``max_views`` is not positive.
         """
-        tokens: Tensor = self.require_vision()(upload(pixels, self.device), max_views)
+        tokens: Tensor = self.require_vision()(to_device(pixels, self.device), max_views)
         return tokens.to(self.dtype)
 
     # -- logits and loss ----------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class SphinxModel(nn.Module):
         Raises:
             ShapeError: Rows, images and lengths do not fit each other.
         """
-        logits: Tensor = self.llm.lm_head(joining.hidden_states(self, token_ids, pixels, image_rows, seq_lens))
+        logits: Tensor = self.llm.lm_head(multimodal.hidden_states(self, token_ids, pixels, image_rows, seq_lens))
         return logits
 
     def loss(
@@ -172,8 +172,8 @@ class SphinxModel(nn.Module):
             raise DataError(f"loss: reduction must be 'mean' or 'none', got {reduction!r}")
         if labels.shape != token_ids.shape:
             raise ShapeError(f"labels {tuple(labels.shape)} do not match token_ids {tuple(token_ids.shape)}")
-        hidden = joining.hidden_states(self, token_ids, pixels, image_rows, seq_lens)
-        total, count = joining.loss_sums(self, hidden, labels, seq_lens)
+        hidden = multimodal.hidden_states(self, token_ids, pixels, image_rows, seq_lens)
+        total, count = multimodal.loss_sums(self, hidden, labels, seq_lens)
         return (total, count) if reduction == "none" else total / count.clamp(min=1)
 
     # -- text ---------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class SphinxModel(nn.Module):
         stop: str | Sequence[str] | None = ("\n###",),
         seed: int | None = None,
         truncate: Literal["left"] | None = None,
-        speculate: int | None = None,
+        num_draft_tokens: int | None = None,
     ) -> list[Generation]:
         r"""Continue prompts of any lengths, each with an image or without.
 
@@ -203,7 +203,7 @@ class SphinxModel(nn.Module):
             seed: Of the sampling.
             truncate: "left" drops text after the beginning-of-sentence token (and the image) until an over-long prompt
                 and ``max_new_tokens`` fit; None makes such a prompt an error.
-            speculate: Draft up to this many tokens by prompt lookup; see ``generation.Decoder``.
+            num_draft_tokens: Draft up to this many tokens by prompt lookup; see ``generation.Decoder``.
 
         Returns:
             One ``Generation`` for each prompt, in order.
@@ -212,7 +212,7 @@ class SphinxModel(nn.Module):
             DataError: Empty or over-long prompts, more images than prompts or fewer, an image that cannot be read.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop), seed)
-        return self._decoder(prompts, images, sampling, truncate, speculate).run()
+        return self._decoder(prompts, images, sampling, truncate, num_draft_tokens).run()
 
     def stream(
         self,
@@ -224,11 +224,11 @@ class SphinxModel(nn.Module):
         stop: str | Sequence[str] | None = ("\n###",),
         seed: int | None = None,
         truncate: Literal["left"] | None = None,
-        speculate: int | None = None,
+        num_draft_tokens: int | None = None,
     ) -> Iterator[str]:
         """As ``generate`` for one prompt, piece by piece: never half a character, never a part of a stop string."""
         sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop), seed)
-        return self._decoder([prompt], [image], sampling, truncate, speculate).stream()
+        return self._decoder([prompt], [image], sampling, truncate, num_draft_tokens).stream()
 
     def chat(
         self,
@@ -266,19 +266,19 @@ class SphinxModel(nn.Module):
         return prompt, self.conversation.stop
 
     def session(
-        self, image: ImageInput | None = None, system: str | None = None, speculate: int | None = None
+        self, image: ImageInput | None = None, system: str | None = None, num_draft_tokens: int | None = None
     ) -> ChatSession:
         """A conversation that is gone on with: what was read stays read, an image is encoded once.
 
         Args:
             image: What it is about.
             system: Replaces the template's system text.
-            speculate: See ``generate``.
+            num_draft_tokens: See ``generate``.
 
         Raises:
             DataError: No template, no tokenizer, or an image that cannot be read.
         """
-        return ChatSession(self, image, system, speculate)
+        return ChatSession(self, image, system, num_draft_tokens)
 
     def embed_prompts(
         self,
@@ -306,7 +306,7 @@ class SphinxModel(nn.Module):
         images: ImageInput | Sequence[ImageInput | None] | None,
         sampling: Sampling,
         truncate: Literal["left"] | None,
-        speculate: int | None,
+        num_draft_tokens: int | None,
     ) -> Decoder:
         given = self.embed_prompts(prompts, images, truncate, sampling.max_new_tokens)
         return Decoder(
@@ -314,7 +314,7 @@ class SphinxModel(nn.Module):
             self.require_tokenizer(),
             [prompt.embeds for prompt in given],
             sampling,
-            speculate=speculate,
+            num_draft_tokens=num_draft_tokens,
             token_ids=[prompt.token_ids for prompt in given],
         )
 

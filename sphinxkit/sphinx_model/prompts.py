@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
-from sphinxkit.upload import upload
-from sphinxkit.vision_tower import MAX_VIEWS
+from sphinxkit.to_device import to_device
+from sphinxkit.vision.tower import MAX_VIEWS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -139,7 +139,7 @@ def embed_prompts(
     visual = iter(encode_each(model, [picture for picture in pictures if picture is not None]))
     embedded = []
     for picture, ids in zip(pictures, token_ids, strict=True):
-        text = model.llm.embed(upload(ids, model.device))
+        text = model.llm.embed(to_device(ids, model.device))
         if picture is not None:
             text = torch.cat([text[:1], next(visual), text[1:]])
         embedded.append(Prompt(ids, text))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from sphinxkit.errors import DataError
-from sphinxkit.sphinx_model.joining import hidden_states
+from sphinxkit.sphinx_model.multimodal import hidden_states
 from sphinxkit.sphinx_model.prompts import ImageInput, check_images, image_pixels
-from sphinxkit.upload import upload
+from sphinxkit.to_device import to_device
 
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model.model import SphinxModel
@@ -64,7 +64,7 @@ def score(
                 f"score: row {row} has {len(ids)} tokens and {slots} image tokens, but the context holds "
                 f"{model.llm.max_seq_len}"
             )
-        token_ids = upload([ids], model.device)
+        token_ids = to_device([ids], model.device)
         hidden = hidden_states(model, token_ids, pixels, None, None)[0, start - 1 : -1]
         log_probs = torch.log_softmax(model.llm.lm_head(hidden).float(), dim=-1)
         targets = token_ids[0, start:]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
-from sphinxkit.generation import Row, RunningBatch, Sampling, copy_rows
+from sphinxkit.generation import Row, ContinuousBatch, Sampling, copy_rows
 from sphinxkit.sphinx_model.prompts import encode_each
-from sphinxkit.upload import upload
+from sphinxkit.to_device import to_device
 
 if TYPE_CHECKING:
     from sphinxkit.llama import KVCache
@@ -33,7 +33,7 @@ class ChatSession:
         model: With a tokenizer and a conversation template.
         image: What the conversation is about.
         system: Replaces the template's system text.
-        speculate: Longest draft of prompt lookup; see ``generation.Decoder``.
+        num_draft_tokens: Longest draft of prompt lookup; see ``generation.Decoder``.
     Raises:
         DataError: No template, no tokenizer, or an image that cannot be read.
     """
@@ -43,12 +43,12 @@ class ChatSession:
         model: SphinxModel,
         image: ImageInput | None = None,
         system: str | None = None,
-        speculate: int | None = None,
+        num_draft_tokens: int | None = None,
     ) -> None:
         model.require_tokenizer()
         self._model = model
         self._opening = [] if system is None else [{"role": "system", "content": system}]
-        self._speculate = speculate
+        self._speculate = num_draft_tokens
         self._visual: Tensor | None = None
         if image is not None:
             [self._visual] = encode_each(model, [image])
@@ -112,10 +112,10 @@ class ChatSession:
                 f"the conversation takes {position} positions, {self._num_slots} of them the image's, which leaves no "
                 f"room in the context of {limit}; begin anew with reset()"
             )
-        row = Row(tokenizer, sampling, min(max_new_tokens, limit - position), prompt_ids=ids, speculate=self._speculate)
+        row = Row(tokenizer, sampling, min(max_new_tokens, limit - position), prompt_ids=ids, num_draft_tokens=self._speculate)
         embeds, start = self._continue(ids)
         cache = self._make_room(position + row.budget, start)
-        batch = RunningBatch(self._model.llm, cache=cache)
+        batch = ContinuousBatch(self._model.llm, cache=cache)
         batch.add(row, embeds, start)
         try:
             while len(batch):
@@ -136,7 +136,7 @@ class ChatSession:
         while common < min(len(self._held), len(ids) - 1) and self._held[common] == ids[common]:
             common += 1
         with torch.no_grad():
-            text = self._model.llm.embed(upload(ids[common:], self._model.device))
+            text = self._model.llm.embed(to_device(ids[common:], self._model.device))
             if common == 0 and self._visual is not None:
                 return torch.cat([text[:1], self._visual, text[1:]]), 0
         return text, common + self._num_slots if common else 0

@@ -235,7 +235,7 @@ def test_meta_is_copied_and_messages_are_taken(model, write, tmp_path: Path) -> 
 
 
 def test_speculation_and_bigger_batches_change_nothing(model, rows, write, expected, tmp_path: Path) -> None:
-    answer_file(model, write(rows), tmp_path / "out.jsonl", DEFAULTS, batch_size=8, speculate=4)
+    answer_file(model, write(rows), tmp_path / "out.jsonl", DEFAULTS, batch_size=8, num_draft_tokens=4)
     assert read(tmp_path / "out.jsonl") == expected(rows)
 
 

@@ -36,14 +36,14 @@ def test_a_file_of_prompts_and_drafts(golden: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     arguments = ["generate", str(golden / "llama_ens"), "--device", "cpu", "--dtype", "float32"]
     files = ["--input", str(tmp_path / "in.jsonl"), "--output", str(output), "--max-new-tokens", "6"]
-    result = CliRunner().invoke(app, [*arguments, *files, "--speculate", "3"], catch_exceptions=False)
+    result = CliRunner().invoke(app, [*arguments, *files, "--num_draft_tokens", "3"], catch_exceptions=False)
     assert result.stdout.startswith("2 rows answered, 0 were before, 1 with an error:")
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     model = sphinxkit.load(golden / "llama_ens")
     expected = [model.chat([{"role": "user", "content": text}], max_new_tokens=6) for text in ("What?", "Why?")]
     assert [answer["text"].strip() for answer in answers[:2]] == expected
     assert "not JSON" in answers[2]["error"]
-    one = [*arguments, "-p", "What?", "--max-new-tokens", "6", "--speculate", "3", "--json"]
+    one = [*arguments, "-p", "What?", "--max-new-tokens", "6", "--num_draft_tokens", "3", "--json"]
     fields = json.loads(CliRunner().invoke(app, one, catch_exceptions=False).stdout)
     assert fields["token_ids"] == answers[0]["token_ids"]
     assert fields["num_accepted"] <= fields["num_drafted"]

@@ -36,7 +36,7 @@ class ScriptedLlm:
         return self(self.embed(token_ids), cache=cache)
 
     def prefill(self, embeds: Tensor, cache: KVCache, lengths: Tensor) -> Tensor:
-        return self(embeds, cache=cache, lengths=lengths, output_rows=lengths - 1)
+        return self(embeds, cache=cache, lengths=lengths, output_positions=lengths - 1)
 
     def choose(self, script: int, position: int) -> Tensor:
         logits = torch.zeros(self.vocab_size)
@@ -44,11 +44,11 @@ class ScriptedLlm:
         logits[line[min(position, len(line) - 1)]] = 10.0
         return logits
 
-    def __call__(self, embeds: Tensor, *, cache: KVCache, lengths=None, output_rows=None) -> Tensor:
+    def __call__(self, embeds: Tensor, *, cache: KVCache, lengths=None, output_positions=None) -> Tensor:
         batch_size, width = embeds.shape[:2]
         self.passes.append((batch_size, width))
         step = cache.plan(width, lengths)
-        is_prompt = output_rows is not None
+        is_prompt = output_positions is not None
         starts = cache.lengths.tolist()
         if is_prompt:
             self.num_prompt_tokens += batch_size * width
@@ -84,7 +84,7 @@ def decode(tokenizer: Tokenizer) -> Callable[..., tuple[Decoder, ScriptedLlm]]:
         llm = ScriptedLlm([[*script, tokenizer.eos_id] for script in scripts], tokenizer.vocab_size)
         lengths = prompt_lengths or [3] * len(scripts)
         prompts = [torch.full((length, 1), float(script)) for script, length in enumerate(lengths)]
-        own = {name: options.pop(name) for name in ("speculate", "token_ids") if name in options}
+        own = {name: options.pop(name) for name in ("num_draft_tokens", "token_ids") if name in options}
         return Decoder(llm, tokenizer, prompts, Sampling(**options), **own), llm
 
     return build

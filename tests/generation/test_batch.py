@@ -7,14 +7,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sphinxkit.errors import DataError
-from sphinxkit.generation import Row, RunningBatch, Sampling
+from sphinxkit.generation import Row, ContinuousBatch, Sampling
 from sphinxkit.llama import KVCache, llama
 
 
-def rows_of(tokenizer, scripted, texts: list[str], **options) -> tuple[RunningBatch, list[Row], object]:
+def rows_of(tokenizer, scripted, texts: list[str], **options) -> tuple[ContinuousBatch, list[Row], object]:
     scripts = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
     llm = scripted(scripts, tokenizer.vocab_size)
-    return RunningBatch(llm, **options), [Row(tokenizer, Sampling(), 50) for _ in texts], llm
+    return ContinuousBatch(llm, **options), [Row(tokenizer, Sampling(), 50) for _ in texts], llm
 
 
 def prompt(script: int, length: int = 3) -> torch.Tensor:
@@ -74,7 +74,7 @@ def test_static_shapes_give_the_same_tokens(tokenizer, monkeypatch: pytest.Monke
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, tokenizer.vocab_size, (length,), generator=generator) for length in (9, 30, 4, 17, 30)]
 
-    def run(static: bool, at_once: int, speculate: int | None) -> list[list[int]]:
+    def run(static: bool, at_once: int, num_draft_tokens: int | None) -> list[list[int]]:
         make_cache = type(llm).make_cache
 
         def make(batch_size: int, max_seq_len: int | None = None) -> KVCache:
@@ -85,9 +85,9 @@ def test_static_shapes_give_the_same_tokens(tokenizer, monkeypatch: pytest.Monke
 
         llm.make_cache = make  # type: ignore[method-assign]
         try:
-            batch = RunningBatch(llm)
+            batch = ContinuousBatch(llm)
             rows = [
-                Row(tokenizer, Sampling(), 12 + index, prompt_ids=ids.tolist(), speculate=speculate)
+                Row(tokenizer, Sampling(), 12 + index, prompt_ids=ids.tolist(), num_draft_tokens=num_draft_tokens)
                 for index, ids in enumerate(prompts)
             ]
             waiting = list(zip(rows, prompts, strict=True))
@@ -101,8 +101,8 @@ def test_static_shapes_give_the_same_tokens(tokenizer, monkeypatch: pytest.Monke
             del llm.make_cache
 
     expected = run(False, 1, None)
-    for static, at_once, speculate in ((False, 5, None), (False, 2, 3), (True, 1, None), (True, 2, None), (True, 3, 4)):
-        assert run(static, at_once, speculate) == expected
+    for static, at_once, num_draft_tokens in ((False, 5, None), (False, 2, 3), (True, 1, None), (True, 2, None), (True, 3, 4)):
+        assert run(static, at_once, num_draft_tokens) == expected
     replays: list[int] = []
 
     def record(step):  # in place of a CUDA graph
@@ -116,8 +116,8 @@ def test_static_shapes_give_the_same_tokens(tokenizer, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("sphinxkit.llama.graphs._record_cuda_graph", record)
     llm.use_cuda_graphs()
-    for at_once, speculate in ((1, None), (2, None), (5, None), (3, 4)):
-        assert run(True, at_once, speculate) == expected
+    for at_once, num_draft_tokens in ((1, None), (2, None), (5, None), (3, 4)):
+        assert run(True, at_once, num_draft_tokens) == expected
     assert len(replays) > 50
 
 
@@ -149,7 +149,7 @@ def test_a_step_waits_for_the_device_once(tokenizer, monkeypatch: pytest.MonkeyP
     cache = llm.make_cache(2, 80)
     cache = KVCache(1, 2, 80, cache.num_kv_heads, cache.head_dim, dtype=torch.float32, static_shapes=True)
     monkeypatch.setattr(llm, "make_cache", lambda *sizes: cache)
-    batch, rows = RunningBatch(llm, chunk=chunk), []
+    batch, rows = ContinuousBatch(llm, chunk=chunk), []
     for seed, length in enumerate((5, 5)):
         row = Row(tokenizer, Sampling(temperature=float(seed), stop=("\n###",), seed=seed), 60)
         rows.append(row)
@@ -185,7 +185,7 @@ def test_chunks_change_nothing_but_the_number_of_waits(tokenizer) -> None:
     prompts = torch.randn(3, 20, 32, generator=torch.Generator().manual_seed(1))
 
     def run(chunk: int | None) -> list[tuple[list[int], str | None]]:
-        batch = RunningBatch(llm, chunk=chunk)
+        batch = ContinuousBatch(llm, chunk=chunk)
         rows = []
         for seed, (length, budget) in enumerate(((5, 30), (20, 11), (9, 50))):
             sampling = Sampling(temperature=[0.0, 1.0, 2.0][seed], top_p=0.9, stop=("e",) * (seed > 0), seed=seed)
@@ -200,7 +200,7 @@ def test_chunks_change_nothing_but_the_number_of_waits(tokenizer) -> None:
     for chunk in (None, 2, 7, 1000):
         assert run(chunk) == expected
     with pytest.raises(DataError, match="chunk must be at least 1 pass, or None; got 0"):
-        RunningBatch(llm, chunk=0)
+        ContinuousBatch(llm, chunk=0)
 
 
 @pytest.mark.gpu
@@ -212,10 +212,10 @@ def test_joining_leaving_and_drafting_on_a_gpu(tokenizer) -> None:
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, tokenizer.vocab_size, (length,), generator=generator) for length in (9, 30, 4, 17, 30)]
 
-    def run(device: str, at_once: int, speculate: int | None) -> list[list[int]]:
+    def run(device: str, at_once: int, num_draft_tokens: int | None) -> list[list[int]]:
         llm.to(device)
-        batch = RunningBatch(llm)
-        rows = [Row(tokenizer, Sampling(), 12, prompt_ids=ids.tolist(), speculate=speculate) for ids in prompts]
+        batch = ContinuousBatch(llm)
+        rows = [Row(tokenizer, Sampling(), 12, prompt_ids=ids.tolist(), num_draft_tokens=num_draft_tokens) for ids in prompts]
         waiting = list(zip(rows, prompts, strict=True))
         while waiting or len(batch):
             while waiting and len(batch) < at_once:
@@ -225,5 +225,5 @@ def test_joining_leaving_and_drafting_on_a_gpu(tokenizer) -> None:
         return [row.written for row in rows]
 
     expected = run("cpu", 1, None)
-    for at_once, speculate in ((1, None), (2, None), (5, None), (3, 4)):
-        assert run("cuda", at_once, speculate) == expected
+    for at_once, num_draft_tokens in ((1, None), (2, None), (5, None), (3, 4)):
+        assert run("cuda", at_once, num_draft_tokens) == expected

@@ -123,9 +123,9 @@ class RandomLlm:
         return self(self.embed(token_ids), cache=cache)
 
     def prefill(self, embeds: Tensor, cache: KVCache, lengths: Tensor) -> Tensor:
-        return self(embeds, cache=cache, lengths=lengths, output_rows=lengths - 1)
+        return self(embeds, cache=cache, lengths=lengths, output_positions=lengths - 1)
 
-    def __call__(self, embeds: Tensor, *, cache: KVCache, lengths=None, output_rows=None) -> Tensor:
+    def __call__(self, embeds: Tensor, *, cache: KVCache, lengths=None, output_positions=None) -> Tensor:
         return self.logits.expand(len(embeds), -1, -1)
 
 

@@ -47,7 +47,7 @@ def test_answers_are_the_same_in_fewer_passes(tokenizer, decode) -> None:
     scripts = [tokenizer.encode(each) for each in texts]
     plain, slow = decode(scripts, [3, 9, 5])
     expected = plain.run()
-    drafted, fast = decode(scripts, [3, 9, 5], speculate=5, token_ids=[scripts[0][:8], [5], [6]])
+    drafted, fast = decode(scripts, [3, 9, 5], num_draft_tokens=5, token_ids=[scripts[0][:8], [5], [6]])
     answers = drafted.run()
     assert answers == expected
     assert [answer.text for answer in answers] == texts
@@ -59,11 +59,11 @@ def test_answers_are_the_same_in_fewer_passes(tokenizer, decode) -> None:
 def test_no_draft_goes_beyond_what_may_be_written(tokenizer, decode) -> None:
     script = tokenizer.encode("ab ab ab ab ab ab ab ab ab ab")
     for budget in range(1, len(script)):
-        decoder, _ = decode([script, script], [3, 4], max_new_tokens=budget, speculate=4)
+        decoder, _ = decode([script, script], [3, 4], max_new_tokens=budget, num_draft_tokens=4)
         for answer in decoder.run():
             assert (answer.token_ids, answer.finish_reason) == (script[:budget], "length")
             assert answer.num_accepted <= budget
-    decoder, _ = decode([script], [95], speculate=4)  # the context of 100 ends it
+    decoder, _ = decode([script], [95], num_draft_tokens=4)  # the context of 100 ends it
     assert decoder.run()[0].token_ids == script[:5]
 
 
@@ -71,7 +71,7 @@ def test_a_stop_string_within_a_draft(tokenizer, decode) -> None:
     script = tokenizer.encode("ab cd ab cd ab cd ab STOP cd ab cd")
     for stop in ("ab STOP", " cd ab cd ab"):
         plain, _ = decode([script], stop=(stop,))
-        drafted, _ = decode([script], stop=(stop,), speculate=6)
+        drafted, _ = decode([script], stop=(stop,), num_draft_tokens=6)
         [answer] = drafted.run()
         assert [answer] == plain.run()
         assert answer.finish_reason == "stop"
@@ -79,12 +79,12 @@ def test_a_stop_string_within_a_draft(tokenizer, decode) -> None:
 
 def test_streaming_with_drafts(tokenizer, decode) -> None:
     text = "ab ab ab ab ab ab ab\n### x"
-    decoder, _ = decode([tokenizer.encode(text)], stop=("\n###",), speculate=4)
+    decoder, _ = decode([tokenizer.encode(text)], stop=("\n###",), num_draft_tokens=4)
     assert "".join(decoder.stream()) == "ab ab ab ab ab ab ab"
 
 
 def test_errors(tokenizer) -> None:
-    with pytest.raises(DataError, match="speculate must be at least 1 token, or None; got 0"):
-        Row(tokenizer, Sampling(), 5, speculate=0)
-    with pytest.raises(DataError, match="speculate is for greedy decoding, but temperature is 0.5"):
-        Row(tokenizer, Sampling(temperature=0.5), 5, speculate=2)
+    with pytest.raises(DataError, match="num_draft_tokens must be at least 1 token, or None; got 0"):
+        Row(tokenizer, Sampling(), 5, num_draft_tokens=0)
+    with pytest.raises(DataError, match="num_draft_tokens is for greedy decoding, but temperature is 0.5"):
+        Row(tokenizer, Sampling(temperature=0.5), 5, num_draft_tokens=2)

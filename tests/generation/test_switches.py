@@ -12,7 +12,7 @@ from torch import Tensor
 
 import sphinxkit
 from sphinxkit.evaluation.parity import GoldenData
-from sphinxkit.generation import Decoder, Row, RunningBatch, Sampling
+from sphinxkit.generation import Decoder, Row, ContinuousBatch, Sampling
 from sphinxkit.llama import DecodeGraphs, LlamaModel, cpu_rows, fused
 from sphinxkit.llama.kernels import find_rows
 from sphinxkit.sphinx_model import SphinxModel
@@ -90,14 +90,14 @@ def use_caches(llm: LlamaModel, monkeypatch: pytest.MonkeyPatch, **options: obje
 
 
 def all_at_once(
-    llm: LlamaModel, tokenizer: Tokenizer, questions: Sequence[Question], speculate: int | None
+    llm: LlamaModel, tokenizer: Tokenizer, questions: Sequence[Question], num_draft_tokens: int | None
 ) -> list[list[int]]:
     decoder = Decoder(
         llm,
         tokenizer,
         [question.embeds for question in questions],
         Sampling(max_new_tokens=max(question.budget for question in questions)),
-        speculate=speculate,
+        num_draft_tokens=num_draft_tokens,
         token_ids=[question.ids for question in questions],
     )
     answers = decoder.run()
@@ -105,12 +105,12 @@ def all_at_once(
 
 
 def joining(
-    llm: LlamaModel, tokenizer: Tokenizer, questions: Sequence[Question], speculate: int | None, at_once: int
+    llm: LlamaModel, tokenizer: Tokenizer, questions: Sequence[Question], num_draft_tokens: int | None, at_once: int
 ) -> list[list[int]]:
     """Continuous batching: a row joins whenever one has left."""
-    batch = RunningBatch(llm)
+    batch = ContinuousBatch(llm)
     rows = [
-        Row(tokenizer, Sampling(), question.budget, prompt_ids=question.ids, speculate=speculate)
+        Row(tokenizer, Sampling(), question.budget, prompt_ids=question.ids, num_draft_tokens=num_draft_tokens)
         for question in questions
     ]
     waiting = list(zip(rows, questions, strict=True))
@@ -123,7 +123,7 @@ def joining(
 
 
 def reusing(
-    llm: LlamaModel, tokenizer: Tokenizer, questions: Sequence[Question], speculate: int | None
+    llm: LlamaModel, tokenizer: Tokenizer, questions: Sequence[Question], num_draft_tokens: int | None
 ) -> list[list[int]]:
     """Each prompt's first two thirds are in a cache already, as in a further turn of a chat."""
     answers = []
@@ -134,8 +134,8 @@ def reusing(
         with torch.no_grad():
             llm(question.embeds[None, :-1], cache=cache)  # more than what is reused: a turn that was taken back
         cache.lengths.fill_(start)
-        batch = RunningBatch(llm, cache=cache)
-        row = Row(tokenizer, Sampling(), question.budget, prompt_ids=question.ids, speculate=speculate)
+        batch = ContinuousBatch(llm, cache=cache)
+        row = Row(tokenizer, Sampling(), question.budget, prompt_ids=question.ids, num_draft_tokens=num_draft_tokens)
         batch.add(row, question.embeds[start:], start)
         while len(batch):
             batch.step()
@@ -168,8 +168,8 @@ def test_golden_tokens_with_every_switch(
 ) -> None:
     model, questions = asked
     use_caches(llm, monkeypatch, **CACHES[cache])
-    for speculate in (None, 4):
-        answers = WAYS[way](llm, model.require_tokenizer(), questions, speculate)
+    for num_draft_tokens in (None, 4):
+        answers = WAYS[way](llm, model.require_tokenizer(), questions, num_draft_tokens)
         assert answers == [question.expected for question in questions]
 
 
@@ -241,6 +241,6 @@ def test_golden_tokens_in_chunks(
     for passes in (3, 100):
         monkeypatch.setattr("sphinxkit.generation.batch.CHUNK", {"cpu": passes})
         for way in WAYS.values():
-            for speculate in (None, 4):
-                answers = way(model.llm, model.require_tokenizer(), questions, speculate)
+            for num_draft_tokens in (None, 4):
+                answers = way(model.llm, model.require_tokenizer(), questions, num_draft_tokens)
                 assert answers == [question.expected for question in questions]

@@ -5,16 +5,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from sphinxkit.llama import Attention, AttentionPattern, AttentionStep, KVCache, backends, rope_rotations
+from sphinxkit.llama import Attention, AttentionPattern, AttentionContext, KVCache, backends, precompute_freqs_cis
 
 FP32_TOLERANCE = 3e-6  # float32 sums of a few dozen products of numbers of order 1
 
 
-def step_for(x: Tensor, head_dim: int) -> AttentionStep:
+def step_for(x: Tensor, head_dim: int) -> AttentionContext:
     backend = backends.registry.build("eager")
     pattern = AttentionPattern(x.shape[0], x.shape[1], x.device)
-    rotations = rope_rotations(torch.arange(x.shape[1])[None], head_dim)
-    return AttentionStep(rotations, pattern, backend, backend.prepare(pattern, x.dtype))
+    freqs_cis = precompute_freqs_cis(torch.arange(x.shape[1])[None], head_dim)
+    return AttentionContext(freqs_cis, pattern, backend, backend.prepare(pattern, x.dtype))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_the_first_step_into_a_cache_leaves_turned_keys_there(attention: Attenti
     x = torch.randn(1, 3, 24, generator=torch.Generator().manual_seed(1))
     plain = step_for(x, 4)
     cache = KVCache(2, 1, 8, 2, 4)
-    step = AttentionStep(plain.rotations, plain.pattern, plain.backend, plain.state, cache, cache.plan(3))
+    step = AttentionContext(plain.freqs_cis, plain.pattern, plain.backend, plain.state, cache, cache.plan(3))
     attention(x, step, 1)
     expected = attention.k_proj(x).view(1, 3, 2, 4).transpose(1, 2)
     assert torch.equal(cache.keys[1][:, :, 0], expected[:, :, 0])  # position 0 is not turned

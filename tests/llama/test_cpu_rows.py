@@ -522,7 +522,7 @@ def test_what_only_looks_like_numbers_is_left_to_torch(small_llama: Builder, cal
     assert not calls
     made = model.make_cache(1)
     with torch.no_grad():
-        assert model(randn(1, 3, 32), cache=made, output_rows=slice(0, 0)).shape == (1, 0, 61)
+        assert model(randn(1, 3, 32), cache=made, output_positions=slice(0, 0)).shape == (1, 0, 61)
     assert len(calls) == 4 * 2  # no row is left for the output matrix
     wide = small_llama().requires_grad_(False).double()
     wide.fuse()

@@ -36,7 +36,7 @@ def greedy(model: LlamaModel, prompts: Tensor, lengths: list[int], new: int) -> 
     """Token ids (B, new) after prompts of different lengths."""
     cache = model.make_cache(len(lengths))
     last = torch.tensor(lengths) - 1
-    logits = model(model.embed(prompts), cache=cache, lengths=lengths, output_rows=last)
+    logits = model(model.embed(prompts), cache=cache, lengths=lengths, output_positions=last)
     tokens = [logits.argmax(-1)]
     for _ in range(new - 1):
         tokens.append(model(model.embed(tokens[-1]), cache=cache).argmax(-1))

@@ -73,7 +73,7 @@ def test_logits_through_the_cache(case: tuple[LlamaModel, dict[str, Tensor], dic
     tokens = tensors["logits.tokens"]
     cache = model.make_cache(len(tokens), tokens.shape[1])
     model(model.embed(tokens[:, :11]), cache=cache)
-    last = model(model.embed(tokens[:, 11:]), cache=cache, output_rows=slice(-1, None))
+    last = model(model.embed(tokens[:, 11:]), cache=cache, output_positions=slice(-1, None))
     torch.testing.assert_close(last[:, 0], tensors["logits.forward_inference_text"], atol=LOGITS_TOLERANCE, rtol=0)
 
 
@@ -85,7 +85,7 @@ def test_greedy_tokens_of_ragged_prompts(case: tuple[LlamaModel, dict[str, Tenso
     assert prompts[0] != prompts[1]
     cache = model.make_cache(2, matrix.shape[1])
     width = int(prompts.max())
-    logits = model(model.embed(matrix[:, :width]), cache=cache, lengths=prompts, output_rows=prompts - 1)
+    logits = model(model.embed(matrix[:, :width]), cache=cache, lengths=prompts, output_positions=prompts - 1)
     room = matrix.shape[1] - prompts  # tokens that each row was given beyond its prompt
     for index in range(int(room.max())):
         running = index < room

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sphinxkit.llama import RMSNorm, SwiGLU, apply_rope, rope_rotations
+from sphinxkit.llama import RMSNorm, SwiGLU, apply_rope, precompute_freqs_cis
 
 FP32_TOLERANCE = 2e-6  # a handful of float32 roundings (6e-8 each) of numbers up to about 5
 
@@ -50,7 +50,7 @@ def test_swiglu_is_the_papers_formula() -> None:
 def test_rope_turns_neighbouring_pairs_by_the_papers_angle(theta: float, scaling: float | None) -> None:
     positions = torch.tensor([[0, 1, 37], [4, 9, 4000]])
     x = torch.randn(2, 3, 2, 6, generator=torch.Generator().manual_seed(0))
-    turned = apply_rope(x, rope_rotations(positions, 6, theta, scaling))
+    turned = apply_rope(x, precompute_freqs_cis(positions, 6, theta, scaling))
     for row in range(2):
         for column in range(3):
             position = float(positions[row, column]) * (scaling or 1.0)
@@ -66,16 +66,16 @@ def test_rope_turns_neighbouring_pairs_by_the_papers_angle(theta: float, scaling
 
 def test_rope_of_bf16_is_computed_in_fp32_and_rounded_once() -> None:
     x = torch.randn(1, 5, 1, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    rotations = rope_rotations(torch.arange(3000, 3005)[None], 8)
-    assert rotations.dtype == torch.complex64
-    turned = apply_rope(x, rotations)
+    freqs_cis = precompute_freqs_cis(torch.arange(3000, 3005)[None], 8)
+    assert freqs_cis.dtype == torch.complex64
+    turned = apply_rope(x, freqs_cis)
     assert turned.dtype == torch.bfloat16
-    assert torch.equal(turned, apply_rope(x.float(), rotations).to(torch.bfloat16))
+    assert torch.equal(turned, apply_rope(x.float(), freqs_cis).to(torch.bfloat16))
 
 
 def test_rope_is_differentiable_and_its_gradient_is_the_rotation_back() -> None:
     x = torch.randn(1, 4, 2, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    rotations = rope_rotations(torch.arange(4)[None], 6)
+    freqs_cis = precompute_freqs_cis(torch.arange(4)[None], 6)
     weight = torch.randn(1, 4, 2, 6, generator=torch.Generator().manual_seed(1))
-    (apply_rope(x, rotations) * weight).sum().backward()
-    torch.testing.assert_close(x.grad, apply_rope(weight, rotations.conj()), atol=FP32_TOLERANCE, rtol=FP32_TOLERANCE)
+    (apply_rope(x, freqs_cis) * weight).sum().backward()
+    torch.testing.assert_close(x.grad, apply_rope(weight, freqs_cis.conj()), atol=FP32_TOLERANCE, rtol=FP32_TOLERANCE)

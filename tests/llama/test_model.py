@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sphinxkit.errors import RegistryError, ShapeError
-from sphinxkit.llama import KVCache, LlamaModel, llama, rope_rotations
+from sphinxkit.llama import KVCache, LlamaModel, llama, precompute_freqs_cis
 
 # float32 sums in another order: 1e-7 of logits of about 3, over two layers
 LOGITS_TOLERANCE = 1e-5
@@ -101,22 +101,22 @@ class TestLaws:
 class TestPositions:
     """Attention only sees differences of positions, so where they start is looked up and not inferred."""
 
-    def rotations(self, model: LlamaModel, embeds: Tensor, **options: object) -> Tensor:
+    def freqs_cis(self, model: LlamaModel, embeds: Tensor, **options: object) -> Tensor:
         seen: list[Tensor] = []
-        hook = model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[1].rotations))
+        hook = model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[1].freqs_cis))
         model(embeds, **options)
         hook.remove()
         return seen[0]
 
     def test_they_restart_in_every_packed_sample(self, model: LlamaModel) -> None:
-        expected = rope_rotations(torch.tensor([[0, 1, 2, 0, 0, 1]]), model.head_dim)
-        assert torch.equal(self.rotations(model, embeds_of(1, 6, 0), seq_lens=[3, 1, 2]), expected)
+        expected = precompute_freqs_cis(torch.tensor([[0, 1, 2, 0, 0, 1]]), model.head_dim)
+        assert torch.equal(self.freqs_cis(model, embeds_of(1, 6, 0), seq_lens=[3, 1, 2]), expected)
 
     def test_they_continue_from_each_rows_cached_tokens(self, model: LlamaModel) -> None:
         cache = model.make_cache(2)
         model(embeds_of(2, 4, 0), cache=cache, lengths=[4, 1])
-        expected = rope_rotations(torch.tensor([[4, 5], [1, 2]]), model.head_dim)
-        assert torch.equal(self.rotations(model, embeds_of(2, 2, 1), cache=cache), expected)
+        expected = precompute_freqs_cis(torch.tensor([[4, 5], [1, 2]]), model.head_dim)
+        assert torch.equal(self.freqs_cis(model, embeds_of(2, 2, 1), cache=cache), expected)
 
 
 class TestBackends:
@@ -255,29 +255,29 @@ class TestOutputRows:
         full = model(embeds)
         seen: list[tuple[int, ...]] = []
         hook = model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
-        model(embeds, output_rows=torch.tensor([6, 2, 0]))
-        model(embeds, output_rows=slice(-2, None))
+        model(embeds, output_positions=torch.tensor([6, 2, 0]))
+        model(embeds, output_positions=slice(-2, None))
         assert seen == [(3, 1, 32), (3, 2, 32)]
         hook.remove()
-        close(model(embeds, output_rows=torch.tensor([6, 2, 0]))[:, 0], full[[0, 1, 2], [6, 2, 0]])
-        close(model(embeds, output_rows=torch.tensor([-1, -5, 0]))[:, 0], full[[0, 1, 2], [6, 2, 0]])
-        close(model(embeds, output_rows=slice(-2, None)), full[:, -2:])
+        close(model(embeds, output_positions=torch.tensor([6, 2, 0]))[:, 0], full[[0, 1, 2], [6, 2, 0]])
+        close(model(embeds, output_positions=torch.tensor([-1, -5, 0]))[:, 0], full[[0, 1, 2], [6, 2, 0]])
+        close(model(embeds, output_positions=slice(-2, None)), full[:, -2:])
         pairs = torch.tensor([[6, 0], [2, 2], [0, 1]])
-        close(model(embeds, output_rows=pairs), full[torch.arange(3)[:, None], pairs])
+        close(model(embeds, output_positions=pairs), full[torch.arange(3)[:, None], pairs])
 
     def test_hidden_states_are_what_the_head_takes(self, model: LlamaModel) -> None:
         embeds = embeds_of(2, 5, 0)
         rows = torch.tensor([4, 1])
-        hidden = model.hidden_states(embeds, output_rows=rows)
+        hidden = model.hidden_states(embeds, output_positions=rows)
         assert hidden.shape == (2, 1, 32)
-        assert torch.equal(model.lm_head(hidden), model(embeds, output_rows=rows))
+        assert torch.equal(model.lm_head(hidden), model(embeds, output_positions=rows))
 
     def test_rows_that_do_not_exist_are_refused(self, model: LlamaModel) -> None:
         embeds = embeds_of(3, 7, 0)
-        with pytest.raises(ShapeError, match=r"output_rows must be \(3,\) or \(3, R\), got \(2,\)"):
-            model(embeds, output_rows=torch.tensor([1, 2]))
-        with pytest.raises(ShapeError, match=r"output_rows \[7, -8\] lie outside of the 7 positions"):
-            model(embeds, output_rows=torch.tensor([7, 0, -8]))
+        with pytest.raises(ShapeError, match=r"output_positions must be \(3,\) or \(3, R\), got \(2,\)"):
+            model(embeds, output_positions=torch.tensor([1, 2]))
+        with pytest.raises(ShapeError, match=r"output_positions \[7, -8\] lie outside of the 7 positions"):
+            model(embeds, output_positions=torch.tensor([7, 0, -8]))
 
 
 class TestInputs:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from sphinxkit.llama import KVCache, LlamaModel, kernels, quantize
 from sphinxkit.llama.kernels import RowFusion, expand_codes, find_kernels, multiply_row, pack_codes
-from sphinxkit.llama.layers import apply_rope, rope_rotations
+from sphinxkit.llama.layers import apply_rope, precompute_freqs_cis
 from sphinxkit.llama.quantization import QuantizedLinear, _quantize_groups, _quantize_rows
 
 # float32: sums in another order. 16 bit: both round at the same places, so that a value at the border between two
@@ -49,10 +49,10 @@ def check(device: str, dtype: torch.dtype) -> None:
     gate, up = gate_up.chunk(2, -1)
     close(triton_kernels.silu_mul(gate_up), F.silu(gate) * up)
     starts = torch.tensor([0, 9, 4], device=device)
-    qkv, rotations = randn(3, 1, 4 + 2 * 2, 24), rope_rotations(starts[:, None], 24)
+    qkv, freqs_cis = randn(3, 1, 4 + 2 * 2, 24), precompute_freqs_cis(starts[:, None], 24)
     keys, values = (torch.zeros(3, 10, 2, 24, dtype=dtype, device=device).transpose(1, 2) for _ in range(2))
-    queries = triton_kernels.rotate_and_store(qkv, rotations, starts, keys, values)
-    rotated, rows = apply_rope(qkv[:, :, :6], rotations), torch.arange(3, device=device)
+    queries = triton_kernels.rotate_and_store(qkv, freqs_cis, starts, keys, values)
+    rotated, rows = apply_rope(qkv[:, :, :6], freqs_cis), torch.arange(3, device=device)
     close(queries, rotated[:, :, :4])
     expected_keys, expected_values = torch.zeros_like(keys), torch.zeros_like(values)
     expected_keys[rows, :, starts], expected_values[rows, :, starts] = rotated[:, 0, 4:], qkv[:, 0, 6:]

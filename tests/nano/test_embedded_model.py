@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import sphinxkit
 from sphinxkit.cli import app
-from sphinxkit.data.procedural import World
+from sphinxkit.nano.world import World
 from sphinxkit.formatters.tasks import create
 
 WEIGHTS = Path(sphinxkit.__file__).parent / "nano" / "weights"

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import sphinxkit.training
 from sphinxkit.cli import app
-from sphinxkit.data.procedural import World
+from sphinxkit.nano.world import World
 from sphinxkit.errors import RecipeError
 from sphinxkit.formatters import create as create_template
 from sphinxkit.nano.reproduce import recipes, training_plan

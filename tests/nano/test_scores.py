@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import sphinxkit
-from sphinxkit.data.procedural import World
+from sphinxkit.nano.world import World
 from sphinxkit.formatters import create as create_template
 from sphinxkit.generation import Generation
 from sphinxkit.nano import scores

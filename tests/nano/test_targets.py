@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sphinxkit.data.procedural import COLORS, KINDS, SHAPES, Rect, Scene, World
-from sphinxkit.data.procedural.figures import Pose
-from sphinxkit.data.procedural.font import text_mask
-from sphinxkit.data.procedural.palette import DARK
-from sphinxkit.data.procedural.scene import Bar, Block, Chart, Person, Shape, Word
+from sphinxkit.nano.world import COLORS, KINDS, SHAPES, Rect, Scene, World
+from sphinxkit.nano.world.figures import Pose
+from sphinxkit.nano.world.font import text_mask
+from sphinxkit.nano.world.palette import DARK
+from sphinxkit.nano.world.scene import Bar, Block, Chart, Person, Shape, Word
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS
 from sphinxkit.nano import targets
 from sphinxkit.nano.targets import (

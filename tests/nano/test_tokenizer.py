@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sphinxkit.data.procedural import TASKS, World
-from sphinxkit.data.procedural.world import ALL_TASKS, TEXT_TASK
+from sphinxkit.nano.world import TASKS, World
+from sphinxkit.nano.world.world import ALL_TASKS, TEXT_TASK
 from sphinxkit.formatters import create as create_template
 from sphinxkit.nano import tokenizer as nano_tokenizer
 from sphinxkit.recipe import shipped_folder

@@ -59,15 +59,15 @@ def test_views_are_encoded_in_chunks(model: SphinxModel, images, calls) -> None:
         model.encode_images(pixels, 0)
 
 
-@pytest.mark.parametrize("speculate", [1, 3, 8])
-def test_drafts_change_nothing(model: SphinxModel, images, speculate: int) -> None:
+@pytest.mark.parametrize("num_draft_tokens", [1, 3, 8])
+def test_drafts_change_nothing(model: SphinxModel, images, num_draft_tokens: int) -> None:
     prompts = ["What is in the image? It is red, it is red, it is", "Where?", "Is the square red or blue? It is", "a b"]
     pictures = [images[0], None, images[1], images[2]]
     plain = model.generate(prompts, pictures, max_new_tokens=24)
-    drafted = model.generate(prompts, pictures, max_new_tokens=24, speculate=speculate)
+    drafted = model.generate(prompts, pictures, max_new_tokens=24, num_draft_tokens=num_draft_tokens)
     assert drafted == plain
     assert sum(answer.num_drafted for answer in drafted) > 0
-    assert "".join(model.stream(prompts[0], images[0], 24, speculate=speculate)) == plain[0].text
+    assert "".join(model.stream(prompts[0], images[0], 24, num_draft_tokens=num_draft_tokens)) == plain[0].text
 
 
 def _tensor_bytes() -> int:
@@ -89,8 +89,8 @@ def _resident_bytes() -> int:
 def _generate(model: SphinxModel, images, times: int) -> None:
     for index in range(times):
         image = images[0] if index % 10 == 0 else None
-        speculate = 2 if index % 3 == 0 else None
-        model.generate(["What?", "Where is it?"], [None, image], max_new_tokens=2, speculate=speculate)
+        num_draft_tokens = 2 if index % 3 == 0 else None
+        model.generate(["What?", "Where is it?"], [None, image], max_new_tokens=2, num_draft_tokens=num_draft_tokens)
         if index % 20 == 0:
             session = model.session()
             next(session.stream("Why?", max_new_tokens=3), None)

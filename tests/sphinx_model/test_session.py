@@ -11,11 +11,11 @@ QUESTIONS = ("What is in the image?", "Where is it, and why?", "And which colour
 NUM_SLOTS = 291  # visual tokens of one image of this model
 
 
-@pytest.mark.parametrize("speculate", [None, 4])
+@pytest.mark.parametrize("num_draft_tokens", [None, 4])
 @pytest.mark.parametrize("with_image", [True, False])
-def test_answers_are_those_of_chat(model: SphinxModel, images, with_image: bool, speculate: int | None) -> None:
+def test_answers_are_those_of_chat(model: SphinxModel, images, with_image: bool, num_draft_tokens: int | None) -> None:
     image = images[0] if with_image else None
-    session = model.session(image, speculate=speculate)
+    session = model.session(image, num_draft_tokens=num_draft_tokens)
     messages: list[dict[str, str]] = []
     for question in QUESTIONS:
         messages.append({"role": "user", "content": question})

@@ -1,0 +1,31 @@
+"""Words that can be spoken and mean nothing, and numerals, for pictures with text."""
+
+from __future__ import annotations
+
+from sphinxkit.nano.world.draws import Draws
+from sphinxkit.nano.world.splits import is_held_out_word
+
+CONSONANTS, VOWELS = "BCDFGHJKLMNPRSTVWXZ", "AEIOUY"
+# c: consonant, v: vowel; with weights, our choice.
+PATTERNS = (("cvc", 4), ("cvcv", 3), ("vcv", 1), ("cvvc", 1), ("cvcvc", 2))
+NUMERAL_PERCENT = 15
+
+
+def draw_word(draws: Draws, held_out: bool, longest: int = 5, numerals: bool = True) -> str:
+    """A word that training sees, or one that it never does.
+
+    Args:
+        draws: Random choices.
+        held_out: Which of the two.
+        longest: Letters at most; at least 3.
+        numerals: Whether it may be a numeral of two or three digits.
+    """
+    patterns = [(pattern, weight) for pattern, weight in PATTERNS if len(pattern) <= longest]
+    while True:
+        if numerals and draws.chance(NUMERAL_PERCENT):
+            word = str(draws.between(10, 999))
+        else:
+            pattern = draws.weighted(patterns)
+            word = "".join(draws.choice(CONSONANTS if kind == "c" else VOWELS) for kind in pattern)
+        if is_held_out_word(word) == held_out:
+            return word

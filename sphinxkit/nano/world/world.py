@@ -1,0 +1,278 @@
+"""A world to train in: any number of scenes with exact annotations, out of a seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sphinxkit.data.conversations import write_conversation
+from sphinxkit.nano.world.composition import Style, compose
+from sphinxkit.nano.world.draws import Draws
+from sphinxkit.nano.world.prose import prose
+from sphinxkit.nano.world.scene import Domain, Scene
+from sphinxkit.nano.world.task_samples import KINDS_OF_TASK, MAKERS, Weights
+from sphinxkit.errors import DataError
+from sphinxkit.formatters import tasks
+from sphinxkit.geometry import Point
+from sphinxkit.registry import suggest
+
+VERSION = 1
+"""Changes whenever a seed gives other scenes."""
+
+TEXT_TASK = "text"
+"""Names plain text where a task's name is expected."""
+
+ALL_TASKS = "all"
+"""Names conversations of several tasks about one scene where a task's name is expected."""
+
+TASKS = (*KINDS_OF_TASK, TEXT_TASK)
+TASK_WEIGHTS: Mapping[str, int] = {
+    "vqa": 6,
+    "rec": 4,
+    "reg": 3,
+    "detection": 4,
+    "grounded_caption": 3,
+    "text_detection": 4,
+    "pose": 3,
+    "layout": 4,
+    "chart": 2,
+    "relation": 1,
+    "multiple_choice": 1,
+    "vizwiz": 1,
+    "detailed_caption": 1,
+    "caption": 1,
+    "classification": 1,
+}
+"""How often each task is drawn, among those that a scene has samples of, for conversations of all tasks; our choice."""
+
+KIND_WEIGHTS: Weights = (
+    ("shapes", 6),
+    ("mixed", 4),
+    ("texts", 3),
+    ("people", 3),
+    ("page", 3),
+    ("chart", 2),
+    ("single", 1),
+)
+"""The kinds of scenes of conversations of all tasks; our choice."""
+
+MAX_ATTEMPTS = 200  # scenes that are drawn until one has a sample of the task; one in three has at least
+
+
+def on_grid(sample: tasks.PoseSample, steps: int) -> tasks.PoseSample:
+    """The sample with every key point moved to the left and up, to a whole step of the padded square's side.
+
+    Args:
+        sample: Any.
+        steps: Along the square's side.
+    """
+    geometry = sample.geometry
+
+    def move(point: Point) -> Point:
+        told = geometry.point_to_square(point)
+        moved = Point(math.floor(told.x * steps) / steps, math.floor(told.y * steps) / steps)
+        return geometry.clip_point(geometry.point_to_pixels(moved))
+
+    points = {name: move(point) for name, point in sample.keypoints.points.items()}
+    return replace(sample, keypoints=tasks.Keypoints(points))
+
+
+def _reworded(task: str, wording: str) -> tasks.Task[Any, Any]:
+    """A task with one instruction, which is not its own."""
+    own = type(tasks.create(task))
+    changed: tasks.Task[Any, Any] = type(own.__name__, (own,), {"wordings": (wording,)})()
+    return changed
+
+
+class World:
+    """Scenes, samples and conversations by number; every one is a function of the arguments and its number.
+
+    Args:
+        domain: ``real`` (texture, noise, short and partly wrong captions) or ``synthetic`` (clean, template captions).
+        split: ``train``, ``val`` (other scenes alike) or ``test`` (other scenes, made of what training never sees);
+            see ``splits``.
+        size: Of the pictures in pixels: a square's side, or (width, height).
+        seed: Another seed, other scenes.
+        max_objects: Shapes in a scene at most.
+        sizes: Names of the shapes' sizes; see ``composition.SIZES``.
+        has_small_text: Set words at half the size.
+        has_all_wordings: Draw among each task's wordings; else the default one.
+        point_grid: Conversations tell key points in whole steps of 1/``point_grid`` of the padded square's side; None:
+            exactly. (Joints are the middles of pixels: twice as fine as boxes. A small tokenizer has not that many
+            coordinates.)
+        wordings: Task to the instruction that takes the place of its own, with its own's fields in braces.
+    Raises:
+        DataError: One of them is not possible.
+    """
+
+    def __init__(
+        self,
+        domain: Domain = "synthetic",
+        split: str = "train",
+        size: int | tuple[int, int] = 112,
+        seed: int = 0,
+        *,
+        max_objects: int = 6,
+        sizes: tuple[str, ...] = ("small", "medium", "large"),
+        has_small_text: bool = False,
+        has_all_wordings: bool = False,
+        point_grid: int | None = None,
+        wordings: Mapping[str, str] | None = None,
+    ) -> None:
+        if point_grid is not None and point_grid < 1:
+            raise DataError(f"world: point_grid must be at least 1, got {point_grid}")
+        width, height = (size, size) if isinstance(size, int) else size
+        self.style = Style(width, height, domain, split, max_objects, tuple(sizes), has_small_text)
+        self.seed = seed
+        self.has_all_wordings = has_all_wordings
+        self.point_grid = point_grid
+        self.name = f"{domain}-{split}-{width}x{height}-{seed}"
+        self.wordings = dict(wordings or {})
+        unknown = [task for task in self.wordings if task not in MAKERS]
+        if unknown:
+            raise DataError(f"world: wordings: there is no task {unknown[0]!r}{suggest(unknown[0], MAKERS)}")
+        self._formatters = {task: _reworded(task, wording) for task, wording in self.wordings.items()}
+
+    def __repr__(self) -> str:
+        return f"World({self.name})"
+
+    def _draws(self, *parts: object) -> Draws:
+        return Draws("sphinxkit.world", VERSION, self.seed, self.style.domain, self.style.split, *parts)
+
+    def scene_of_kind(self, index: int, kind: str, attempt: int = 0) -> Scene:
+        """Scene ``index`` of a kind.
+
+        Args:
+            index: Any whole number from 0.
+            kind: A name of ``composition.KINDS``.
+            attempt: Another scene in its place.
+        Raises:
+            DataError: The kind is unknown or the index negative.
+        """
+        if index < 0:
+            raise DataError(f"world: scenes are numbered from 0, got {index}")
+        return compose(self._draws("scene", kind, index, attempt), self.style, kind)
+
+    def _find(self, index: int, task: str) -> tuple[Scene, list[Any]]:
+        if task not in MAKERS:
+            raise DataError(f"world: there are no scenes for task {task!r}{suggest(task, TASKS)}")
+        kind = self._draws("kind", task, index).weighted(KINDS_OF_TASK[task])
+        for attempt in range(MAX_ATTEMPTS):
+            scene = self.scene_of_kind(index, kind, attempt)
+            samples = MAKERS[task](scene, self._draws("task", task, index, attempt))
+            if samples:
+                return scene, samples
+        raise DataError(
+            f"world {self.name}: no sample of task {task!r} in {MAX_ATTEMPTS} scenes; is the style too narrow?"
+        )
+
+    def scene(self, index: int, task: str = "vqa") -> Scene:
+        """The scene that sample ``index`` of a task is about.
+
+        Where two tasks take the same kind of scene for an index, it is nearly always the same scene.
+
+        Args:
+            index: Any whole number from 0.
+            task: A name of ``KINDS_OF_TASK``; VQA's scenes are of every kind.
+        Raises:
+            DataError: The task has no scenes, or the index is negative.
+        """
+        return self._find(index, task)[0]
+
+    def samples(self, index: int, task: str) -> list[Any]:
+        """Every sample of a task that scene ``index`` of this task holds, in random order; at least one.
+
+        Args:
+            index: Any whole number from 0.
+            task: A name of ``KINDS_OF_TASK``.
+        Returns:
+            Of the task's own sample class (``tasks.QuestionSample``, ...), in original pixels.
+        Raises:
+            DataError: As ``scene``.
+        """
+        return self._find(index, task)[1]
+
+    def text(self, index: int) -> str:
+        """Plain text ``index``, for training beside pictures.
+
+        Raises:
+            DataError: The index is negative.
+        """
+        if index < 0:
+            raise DataError(f"world: texts are numbered from 0, got {index}")
+        return prose(self._draws("text", index), self.style.split)
+
+    def conversation(self, index: int, task: str, num_turns: int = 1) -> tuple[Scene, list[dict[str, str]]]:
+        """A scene and a conversation about it.
+
+        Args:
+            index: Any whole number from 0.
+            task: A name of ``KINDS_OF_TASK``; or "all": every turn is of another of the scene's tasks.
+            num_turns: Questions at most; a scene may hold fewer samples.
+        Returns:
+            The scene and ``{"role", "content"}`` messages.
+        Raises:
+            DataError: As ``scene``; or ``num_turns`` is not positive.
+        """
+        if num_turns < 1:
+            raise DataError(f"world: num_turns must be at least 1, got {num_turns}")
+        if task == ALL_TASKS:
+            return self._conversation_of_all_tasks(index, num_turns)
+        scene, samples = self._find(index, task)
+        draws = self._draws("wording", task, index)
+        return scene, [message for sample in samples[:num_turns] for message in self._turn(task, sample, draws)]
+
+    def _turn(self, task: str, sample: Any, draws: Draws) -> list[dict[str, str]]:
+        if task not in self._formatters:
+            self._formatters[task] = tasks.create(task)
+        formatter = self._formatters[task]
+        if isinstance(sample, tasks.PoseSample) and self.point_grid is not None:
+            sample = on_grid(sample, self.point_grid)
+        wording = draws.below(len(formatter.wordings)) if self.has_all_wordings else 0
+        example = formatter.format(sample, wording)
+        return [
+            {"role": "user", "content": example.instruction},
+            {"role": "assistant", "content": example.answer},
+        ]
+
+    def _conversation_of_all_tasks(self, index: int, num_turns: int) -> tuple[Scene, list[dict[str, str]]]:
+        draws = self._draws("all tasks", index)
+        kind = draws.weighted(KIND_WEIGHTS)
+        scene = self.scene_of_kind(index, kind)
+        # a task that is about other kinds of scenes is not asked for here
+        own = [task for task, kinds in KINDS_OF_TASK.items() if kind in dict(kinds)]
+        left = {task: samples for task in own if (samples := MAKERS[task](scene, self._draws("task", task, index)))}
+        messages: list[dict[str, str]] = []
+        while left and len(messages) < 2 * num_turns:
+            task = draws.weighted([(task, TASK_WEIGHTS[task]) for task in left])
+            messages += self._turn(task, left[task].pop(), draws)
+            left = {task: samples for task, samples in left.items() if samples}
+        return scene, messages
+
+    def record_id(self, index: int, task: str) -> str:
+        """Names a record in reports."""
+        return f"{self.name}-{task}-{index}"
+
+    def image_path(self, index: int, task: str) -> str:
+        """Where exports put a record's picture, relative to their folder."""
+        return f"images/{self.record_id(index, task)}.png"
+
+    def record(self, index: int, task: str, num_turns: int = 1) -> dict[str, Any]:
+        """A record in the form of ``sphinxkit.data.conversations``, or ``{"id", "task", "text"}`` for plain text.
+
+        Its ``image`` is a path that nothing is at, unless ``export_records`` has put it there.
+
+        Args:
+            index: Any whole number from 0.
+            task: A name of ``TASKS``.
+            num_turns: See ``conversation``.
+        Raises:
+            DataError: As ``conversation``.
+        """
+        name = self.record_id(index, task)
+        if task == TEXT_TASK:
+            return {"id": name, "task": task, "text": self.text(index)}
+        _, messages = self.conversation(index, task, num_turns)
+        return write_conversation(name, messages, image=self.image_path(index, task), task=task)

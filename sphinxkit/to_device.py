@@ -1,0 +1,28 @@
+"""The way of small numbers to a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def to_device(values: Tensor | Sequence[Any], device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers of the host on a device, without asking to wait for what the device still has to do.
+
+    ``torch.tensor(values, device="cuda")`` and ``to("cuda")`` wait until all that is queued has run. A copy from memory
+    that is not pinned need not: it is read before the call returns, so the source may change afterwards. All other
+    copies (from pinned memory, or from a device) wait as ``to`` does.
+
+    Args:
+        values: A tensor, or numbers.
+        device: Where they are wanted.
+        dtype: None: the tensor's, or torch's default for the numbers.
+    Source: CUDA's API synchronization behavior, cudaMemcpyAsync from pageable memory.
+    """
+    given = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+    if dtype is not None:
+        given = given.to(dtype)
+    return given.to(device, non_blocking=given.device.type == "cpu" and not given.is_pinned())

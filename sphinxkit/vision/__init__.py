@@ -1,0 +1,7 @@
+"""Everything between pixels and the language model's input: views, branches of encoders, image delimiters."""
+
+from __future__ import annotations
+
+from sphinxkit.vision.tower import MAX_VIEWS, Tiler, VisionBranch, VisionTower
+
+__all__ = ["MAX_VIEWS", "Tiler", "VisionBranch", "VisionTower"]
