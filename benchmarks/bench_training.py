@@ -21,9 +21,9 @@ from benchmarks.harness import Case, Context, Sample, Work
 from sphinxkit.data.collate import Batch, Example, collate_packed, collate_padded
 from sphinxkit.data.conversations import encode_sample
 from sphinxkit.data.packing import fill_rate, pack
+from sphinxkit.llama import backends
 from sphinxkit.nano.world import WorldMixture
 from sphinxkit.nano.world.world import TASKS
-from sphinxkit.llama import backends
 from sphinxkit.recipe import build
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.training import LossModule, TrainPlan, TrainStep

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from sphinxkit.nano.world import World
 from sphinxkit.formatters import tasks
 from sphinxkit.formatters.draw import draw_items
 from sphinxkit.geometry import ImageGeometry
+from sphinxkit.nano.world import World
 
 world = World(size=(160, 112))
 picture = Image.fromarray(world.scene(7, "detection").image)

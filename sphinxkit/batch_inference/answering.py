@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sphinxkit.batch_inference.requests import Request
 from sphinxkit.errors import DataError
-from sphinxkit.generation import Generation, Row, ContinuousBatch
+from sphinxkit.generation import ContinuousBatch, Generation, Row
 from sphinxkit.vision.tower import MAX_VIEWS
 
 if TYPE_CHECKING:

@@ -105,7 +105,12 @@ def answer_file(
 
         requests = run.requests(write)
         for answered in answer_requests(
-            model, requests, batch_size=batch_size, num_workers=num_workers, num_draft_tokens=num_draft_tokens, truncate=truncate
+            model,
+            requests,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            num_draft_tokens=num_draft_tokens,
+            truncate=truncate,
         ):
             write(run.fields(answered))
         os.fsync(file.fileno())

@@ -11,12 +11,12 @@ from sphinxkit.generation.rows import FinishReason, Generation, Row
 from sphinxkit.generation.sampling import Sampling, stop_strings, top_p_probs
 
 __all__ = [
+    "ContinuousBatch",
     "Decoder",
     "FinishReason",
     "Generation",
     "PromptLookup",
     "Row",
-    "ContinuousBatch",
     "Sampling",
     "copy_rows",
     "prefill_groups",

@@ -24,8 +24,8 @@ names = registry.names
 __all__ = [
     "Attention",
     "AttentionBackend",
-    "AttentionPattern",
     "AttentionContext",
+    "AttentionPattern",
     "CacheWrite",
     "DecodeGraphs",
     "KVCache",
@@ -42,9 +42,9 @@ __all__ = [
     "llama2_7b",
     "llama2_13b",
     "names",
+    "precompute_freqs_cis",
     "quantize",
     "register",
     "registry",
-    "precompute_freqs_cis",
     "tinyllama_1b",
 ]

@@ -201,7 +201,9 @@ def _first_pass(
     nowhere = CacheWrite(width, counts, None, None, 0, width, None, None, None)
     found = _Collected()
     step = AttentionContext(
-        freqs_cis=precompute_freqs_cis(columns[None], model.head_dim, model.rope_theta, model.rope_scaling, as_pairs=True),
+        freqs_cis=precompute_freqs_cis(
+            columns[None], model.head_dim, model.rope_theta, model.rope_scaling, as_pairs=True
+        ),
         pattern=pattern,
         backend=attention,
         state=attention.prepare(pattern, embeds.dtype),

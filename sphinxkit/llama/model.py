@@ -211,7 +211,9 @@ class LlamaModel(nn.Module):
             ShapeError: As ``hidden_states``.
             RegistryError: As ``hidden_states``.
         """
-        hidden = self.hidden_states(embeds, cache=cache, lengths=lengths, seq_lens=seq_lens, output_positions=output_positions)
+        hidden = self.hidden_states(
+            embeds, cache=cache, lengths=lengths, seq_lens=seq_lens, output_positions=output_positions
+        )
         if cache is not None and self._fused is not None:
             return self._fused.project(hidden, self.lm_head)
         logits: Tensor = self.lm_head(hidden)
@@ -460,11 +462,15 @@ class LlamaModel(nn.Module):
         longest = width if seq_lens is None else max(seq_lens)
         if cache is None and longest > self.max_seq_len:
             raise ShapeError(f"LLaMA: a sequence of {longest} tokens is longer than max_seq_len {self.max_seq_len}")
-        if isinstance(output_positions, Tensor) and (output_positions.ndim not in (1, 2) or output_positions.shape[0] != batch_size):
+        if isinstance(output_positions, Tensor) and (
+            output_positions.ndim not in (1, 2) or output_positions.shape[0] != batch_size
+        ):
             raise ShapeError(
                 f"LLaMA: output_positions must be ({batch_size},) or ({batch_size}, R), got {tuple(output_positions.shape)}"
             )
-        if isinstance(output_positions, Tensor) and output_positions.device.type == "cpu":  # elsewhere it would cost a wait
+        if (
+            isinstance(output_positions, Tensor) and output_positions.device.type == "cpu"
+        ):  # elsewhere it would cost a wait
             outside = output_positions[(output_positions < -width) | (output_positions >= width)].tolist()
             if outside:
                 raise ShapeError(f"LLaMA: output_positions {outside} lie outside of the {width} positions given")

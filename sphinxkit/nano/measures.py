@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sphinxkit.data.collate import Example, ExampleMaker, collate_padded
-from sphinxkit.nano.world import TEXT_TASK, WorldMixture
-from sphinxkit.nano.world.scene import Domain
 from sphinxkit.errors import RecipeError
 from sphinxkit.formatters.conversation import IGNORE_INDEX
+from sphinxkit.nano.world import TEXT_TASK, WorldMixture
+from sphinxkit.nano.world.scene import Domain
 
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model import SphinxModel

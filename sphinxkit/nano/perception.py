@@ -16,12 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from sphinxkit.atomic import atomic_file
-from sphinxkit.nano.world import World
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.encoders import Encoder
 from sphinxkit.errors import RecipeError
 from sphinxkit.nano.probe import Probe, is_measure
 from sphinxkit.nano.targets import View, make_targets
+from sphinxkit.nano.world import World
+from sphinxkit.nano.world.draws import Draws
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, resize_pixels
 from sphinxkit.training.log import RunLog
 from sphinxkit.training.muon import MuonAdamW

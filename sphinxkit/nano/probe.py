@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sphinxkit.nano.world.palette import COLORS
-from sphinxkit.nano.world.shapes import SHAPES
 from sphinxkit.encoders import Encoder
 from sphinxkit.encoders.convnext import ConvNextEncoder
 from sphinxkit.features import VisionFeatures
@@ -27,6 +25,8 @@ from sphinxkit.nano.targets import (
     NO_THING,
     THINGS,
 )
+from sphinxkit.nano.world.palette import COLORS
+from sphinxkit.nano.world.shapes import SHAPES
 
 EARLY_STAGE = 2
 """Stage of a ConvNeXt whose map is twice as fine as its features'."""

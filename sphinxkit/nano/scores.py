@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sphinxkit.atomic import atomic_file
+from sphinxkit.evaluation import benchmarks, read_annotations, run
 from sphinxkit.nano.world import World, export_annotations
 from sphinxkit.nano.world.scene import Domain
-from sphinxkit.evaluation import benchmarks, read_annotations, run
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,12 +12,12 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from sphinxkit.formatters.tasks import COCO_KEYPOINTS
 from sphinxkit.nano.world.font import ADVANCE, GLYPH_HEIGHT, GLYPHS, glyph, text_mask
 from sphinxkit.nano.world.page_blocks import TITLE_GAP
 from sphinxkit.nano.world.palette import COLORS
 from sphinxkit.nano.world.scene import Rect, Scene
 from sphinxkit.nano.world.shapes import SHAPES
-from sphinxkit.formatters.tasks import COCO_KEYPOINTS
 
 CELLS = 8
 """Cells along a side of a view."""

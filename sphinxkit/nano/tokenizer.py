@@ -6,10 +6,10 @@ import io
 from collections.abc import Iterator
 from string import ascii_lowercase
 
-from sphinxkit.nano.world import World
-from sphinxkit.nano.world.world import TASKS, TEXT_TASK
 from sphinxkit.formatters import create as create_template
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS, create
+from sphinxkit.nano.world import World
+from sphinxkit.nano.world.world import TASKS, TEXT_TASK
 
 CONVERSATION = "sphinx_v1"
 GRID = 128

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
-from sphinxkit.generation import Row, ContinuousBatch, Sampling, copy_rows
+from sphinxkit.generation import ContinuousBatch, Row, Sampling, copy_rows
 from sphinxkit.sphinx_model.prompts import encode_each
 from sphinxkit.to_device import to_device
 
@@ -112,7 +112,9 @@ class ChatSession:
                 f"the conversation takes {position} positions, {self._num_slots} of them the image's, which leaves no "
                 f"room in the context of {limit}; begin anew with reset()"
             )
-        row = Row(tokenizer, sampling, min(max_new_tokens, limit - position), prompt_ids=ids, num_draft_tokens=self._speculate)
+        row = Row(
+            tokenizer, sampling, min(max_new_tokens, limit - position), prompt_ids=ids, num_draft_tokens=self._speculate
+        )
         embeds, start = self._continue(ids)
         cache = self._make_room(position + row.budget, start)
         batch = ContinuousBatch(self._model.llm, cache=cache)

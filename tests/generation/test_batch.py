@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sphinxkit.errors import DataError
-from sphinxkit.generation import Row, ContinuousBatch, Sampling
+from sphinxkit.generation import ContinuousBatch, Row, Sampling
 from sphinxkit.llama import KVCache, llama
 
 
@@ -101,7 +101,13 @@ def test_static_shapes_give_the_same_tokens(tokenizer, monkeypatch: pytest.Monke
             del llm.make_cache
 
     expected = run(False, 1, None)
-    for static, at_once, num_draft_tokens in ((False, 5, None), (False, 2, 3), (True, 1, None), (True, 2, None), (True, 3, 4)):
+    for static, at_once, num_draft_tokens in (
+        (False, 5, None),
+        (False, 2, 3),
+        (True, 1, None),
+        (True, 2, None),
+        (True, 3, 4),
+    ):
         assert run(static, at_once, num_draft_tokens) == expected
     replays: list[int] = []
 
@@ -215,7 +221,10 @@ def test_joining_leaving_and_drafting_on_a_gpu(tokenizer) -> None:
     def run(device: str, at_once: int, num_draft_tokens: int | None) -> list[list[int]]:
         llm.to(device)
         batch = ContinuousBatch(llm)
-        rows = [Row(tokenizer, Sampling(), 12, prompt_ids=ids.tolist(), num_draft_tokens=num_draft_tokens) for ids in prompts]
+        rows = [
+            Row(tokenizer, Sampling(), 12, prompt_ids=ids.tolist(), num_draft_tokens=num_draft_tokens)
+            for ids in prompts
+        ]
         waiting = list(zip(rows, prompts, strict=True))
         while waiting or len(batch):
             while waiting and len(batch) < at_once:

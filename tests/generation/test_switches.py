@@ -12,7 +12,7 @@ from torch import Tensor
 
 import sphinxkit
 from sphinxkit.evaluation.parity import GoldenData
-from sphinxkit.generation import Decoder, Row, ContinuousBatch, Sampling
+from sphinxkit.generation import ContinuousBatch, Decoder, Row, Sampling
 from sphinxkit.llama import DecodeGraphs, LlamaModel, cpu_rows, fused
 from sphinxkit.llama.kernels import find_rows
 from sphinxkit.sphinx_model import SphinxModel

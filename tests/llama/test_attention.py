@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from sphinxkit.llama import Attention, AttentionPattern, AttentionContext, KVCache, backends, precompute_freqs_cis
+from sphinxkit.llama import Attention, AttentionContext, AttentionPattern, KVCache, backends, precompute_freqs_cis
 
 FP32_TOLERANCE = 3e-6  # float32 sums of a few dozen products of numbers of order 1
 

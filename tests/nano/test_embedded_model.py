@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import sphinxkit
 from sphinxkit.cli import app
-from sphinxkit.nano.world import World
 from sphinxkit.formatters.tasks import create
+from sphinxkit.nano.world import World
 
 WEIGHTS = Path(sphinxkit.__file__).parent / "nano" / "weights"
 pytestmark = pytest.mark.skipif(

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 import sphinxkit.training
 from sphinxkit.cli import app
-from sphinxkit.nano.world import World
 from sphinxkit.errors import RecipeError
 from sphinxkit.formatters import create as create_template
 from sphinxkit.nano.reproduce import recipes, training_plan
+from sphinxkit.nano.world import World
 from sphinxkit.recipe import Recipe, build
 from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.training import TrainPlan, TrainResult

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import sphinxkit
-from sphinxkit.nano.world import World
 from sphinxkit.formatters import create as create_template
 from sphinxkit.generation import Generation
 from sphinxkit.nano import scores
 from sphinxkit.nano.scores import ROWS, Blind, evaluate_nano, majority_answer, table
+from sphinxkit.nano.world import World
 from sphinxkit.recipe import shipped_folder
 from sphinxkit.tokenizer import Tokenizer
 

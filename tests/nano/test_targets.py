@@ -10,11 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sphinxkit.nano.world import COLORS, KINDS, SHAPES, Rect, Scene, World
-from sphinxkit.nano.world.figures import Pose
-from sphinxkit.nano.world.font import text_mask
-from sphinxkit.nano.world.palette import DARK
-from sphinxkit.nano.world.scene import Bar, Block, Chart, Person, Shape, Word
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS
 from sphinxkit.nano import targets
 from sphinxkit.nano.targets import (
@@ -31,6 +26,11 @@ from sphinxkit.nano.targets import (
     View,
     make_targets,
 )
+from sphinxkit.nano.world import COLORS, KINDS, SHAPES, Rect, Scene, World
+from sphinxkit.nano.world.figures import Pose
+from sphinxkit.nano.world.font import text_mask
+from sphinxkit.nano.world.palette import DARK
+from sphinxkit.nano.world.scene import Bar, Block, Chart, Person, Shape, Word
 
 WHOLE = View(0, 0, 64)
 # A key point in float32 units of a view's side.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sphinxkit.nano.world import TASKS, World
-from sphinxkit.nano.world.world import ALL_TASKS, TEXT_TASK
 from sphinxkit.formatters import create as create_template
 from sphinxkit.nano import tokenizer as nano_tokenizer
+from sphinxkit.nano.world import TASKS, World
+from sphinxkit.nano.world.world import ALL_TASKS, TEXT_TASK
 from sphinxkit.recipe import shipped_folder
 from sphinxkit.tokenizer import Tokenizer
 

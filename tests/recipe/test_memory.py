@@ -65,7 +65,9 @@ def test_prediction_holds_on_a_real_pass() -> None:
     model = sphinxkit.build("sphinx_micro")
     embeds = torch.zeros(1, 300, model.llm.embed_dim)
     predicted = _peak_bytes(
-        sphinxkit.build("sphinx_micro", device="meta").llm, ((1, 300, 64), torch.float32), output_positions=slice(-1, None)
+        sphinxkit.build("sphinx_micro", device="meta").llm,
+        ((1, 300, 64), torch.float32),
+        output_positions=slice(-1, None),
     )
     with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
         model.llm(embeds, output_positions=slice(-1, None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sphinxkit.formatters.tasks import CaptionSample, GroundedCaptionSample, GroundedPhrase
 from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.palette import COLORS
 from sphinxkit.nano.world.phrases import (
@@ -23,7 +24,6 @@ from sphinxkit.nano.world.scene import Person, Scene, Shape
 from sphinxkit.nano.world.shapes import SHAPES
 from sphinxkit.nano.world.splits import is_held_out_pair
 from sphinxkit.nano.world.words import draw_word
-from sphinxkit.formatters.tasks import CaptionSample, GroundedCaptionSample, GroundedPhrase
 
 WRONG_PERCENT = 20
 """Captions of the real domain's ``train`` and ``val`` that name something the scene does not show; our choice."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from sphinxkit.errors import DataError
 from sphinxkit.nano.world.charts import draw_chart
 from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.figures import MIN_HEIGHT, draw_pose, figure
@@ -26,7 +27,6 @@ from sphinxkit.nano.world.scene import Domain, Person, Rect, Scene, Shape, Word,
 from sphinxkit.nano.world.shapes import SHAPES, shape_mask
 from sphinxkit.nano.world.splits import check_split, is_held_out_pair, split_of
 from sphinxkit.nano.world.words import draw_word
-from sphinxkit.errors import DataError
 
 # Sides of the shapes in thousandths of the picture's short side; apart, so that a size has one name. Our choice.
 SIZES: Mapping[str, tuple[int, int]] = {

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sphinxkit.atomic import atomic_file
-from sphinxkit.nano.world.scene import Scene
-from sphinxkit.nano.world.world import TEXT_TASK, World
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
 from sphinxkit.geometry import Box
+from sphinxkit.nano.world.scene import Scene
+from sphinxkit.nano.world.world import TEXT_TASK, World
 
 
 def _corners(box: Box) -> list[float]:

@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sphinxkit.errors import DataError
 from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.font import Mask
 from sphinxkit.nano.world.splits import is_held_out_pose
-from sphinxkit.errors import DataError
 
 Facing = Literal["front", "back"]
 

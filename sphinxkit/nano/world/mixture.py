@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sphinxkit.data.conversations import OverLength
 from sphinxkit.data.mixture import Mixture, MixtureSource, Remainder
 from sphinxkit.data.permutation import derive_key
-from sphinxkit.nano.world.scene import Domain, Scene
-from sphinxkit.nano.world.world import ALL_TASKS, TASKS, TEXT_TASK, World
 from sphinxkit.data.samples import Sample, SampleType
 from sphinxkit.errors import DataError
+from sphinxkit.nano.world.scene import Domain, Scene
+from sphinxkit.nano.world.world import ALL_TASKS, TASKS, TEXT_TASK, World
 from sphinxkit.registry import suggest
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sphinxkit.data.permutation import derive_key
+from sphinxkit.formatters.tasks import Keypoints
+from sphinxkit.geometry import Box, ImageGeometry, Point
 from sphinxkit.nano.world.draws import mix64
 from sphinxkit.nano.world.figures import Figure, Pose, figure
 from sphinxkit.nano.world.palette import RGB
-from sphinxkit.formatters.tasks import Keypoints
-from sphinxkit.geometry import Box, ImageGeometry, Point
 
 Domain = Literal["real", "synthetic"]
 

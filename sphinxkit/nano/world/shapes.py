@@ -7,8 +7,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sphinxkit.nano.world.font import Mask, crop
 from sphinxkit.errors import DataError
+from sphinxkit.nano.world.font import Mask, crop
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring", "star", "heart")
 

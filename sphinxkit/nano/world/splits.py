@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from typing import Literal
 
 from sphinxkit.data.permutation import derive_key
+from sphinxkit.errors import DataError
 from sphinxkit.nano.world.palette import COLORS
 from sphinxkit.nano.world.shapes import SHAPES
-from sphinxkit.errors import DataError
 
 Split = Literal["train", "val", "test"]
 

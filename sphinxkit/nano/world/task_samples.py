@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sphinxkit.formatters import tasks
+from sphinxkit.geometry import Box
 from sphinxkit.nano.world import captions, questions
 from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.phrases import (
@@ -17,8 +19,6 @@ from sphinxkit.nano.world.phrases import (
 )
 from sphinxkit.nano.world.scene import Scene, Shape
 from sphinxkit.nano.world.shapes import SHAPES
-from sphinxkit.formatters import tasks
-from sphinxkit.geometry import Box
 
 Weights = Sequence[tuple[str, int]]
 Maker = Callable[[Scene, Draws], list[Any]]

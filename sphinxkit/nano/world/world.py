@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from sphinxkit.data.conversations import write_conversation
+from sphinxkit.errors import DataError
+from sphinxkit.formatters import tasks
+from sphinxkit.geometry import Point
 from sphinxkit.nano.world.composition import Style, compose
 from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.prose import prose
 from sphinxkit.nano.world.scene import Domain, Scene
 from sphinxkit.nano.world.task_samples import KINDS_OF_TASK, MAKERS, Weights
-from sphinxkit.errors import DataError
-from sphinxkit.formatters import tasks
-from sphinxkit.geometry import Point
 from sphinxkit.registry import suggest
 
 VERSION = 1

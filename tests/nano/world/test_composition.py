@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sphinxkit.errors import DataError
 from sphinxkit.nano.world import KINDS, SIZES, Draws, Rect, Scene, Style, World, compose
 from sphinxkit.nano.world.render import paint_block, paint_person, paint_shape, paint_word
-from sphinxkit.errors import DataError
 
 WORLDS = [
     World("synthetic"),

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sphinxkit.nano.world.draws import GAMMA, Draws, mix64, random_bytes
 from sphinxkit.errors import DataError
+from sphinxkit.nano.world.draws import GAMMA, Draws, mix64, random_bytes
 
 # The first numbers of splitmix64 from state 1234567, as published with its reference implementation (Vigna, 2015).
 SPLITMIX_1234567 = (

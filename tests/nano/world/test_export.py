@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from sphinxkit.data.mixture import Mixture
-from sphinxkit.nano.world import KINDS_OF_TASK, World, annotation, export_annotations, export_records
-from sphinxkit.nano.world.export import _question_and_gold
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import benchmarks, read_annotations, score
 from sphinxkit.evaluation.questions import make_questions
 from sphinxkit.formatters import sphinx_v1, tasks
+from sphinxkit.nano.world import KINDS_OF_TASK, World, annotation, export_annotations, export_records
+from sphinxkit.nano.world.export import _question_and_gold
 
 PERFECT_KEYS = ("accuracy", "vqa_accuracy", "anls", "precision_at_1", "f1", "recall", "pck", "bleu_1", "bleu1", "cider")
 # Boxes in answers have three decimals, so a key point may be off by 0.0005 of the side; PCK and IoU do not notice.

@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
+from sphinxkit.errors import DataError
+from sphinxkit.formatters.tasks import COCO_KEYPOINTS
 from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.figures import FACE, JOINT, SKIN, Pose, capsule, draw_pose, figure, joints
 from sphinxkit.nano.world.splits import is_held_out_pose
-from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks import COCO_KEYPOINTS
 
 DOWN = Pose((0, 0, 0, 0, 0, 0, 0, 0), "front")
 

@@ -5,8 +5,8 @@ import string
 import numpy as np
 import pytest
 
-from sphinxkit.nano.world.font import GLYPH_HEIGHT, GLYPH_WIDTH, GLYPHS, crop, glyph, text_mask
 from sphinxkit.errors import DataError
+from sphinxkit.nano.world.font import GLYPH_HEIGHT, GLYPH_WIDTH, GLYPHS, crop, glyph, text_mask
 
 # Two characters that differ in fewer pixels would be hard to tell apart.
 LEAST_DIFFERENCE = 2

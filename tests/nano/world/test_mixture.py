@@ -9,8 +9,8 @@ import pytest
 
 from sphinxkit.data.loading import MixtureLoader
 from sphinxkit.data.mixture import Mixture
-from sphinxkit.nano.world import TASKS, World, WorldMixture, WorldSample, WorldSource
 from sphinxkit.errors import DataError
+from sphinxkit.nano.world import TASKS, World, WorldMixture, WorldSample, WorldSource
 from sphinxkit.registry import Registry
 
 SOURCES: list[Any] = [

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sphinxkit.nano.world.shapes import SHAPES, shape_mask
 from sphinxkit.errors import DataError
+from sphinxkit.nano.world.shapes import SHAPES, shape_mask
 
 # A drawn area may differ from the true one by about half the outline's pixels; outlines are at most 6 sides long.
 AREA_SLACK = 3.0

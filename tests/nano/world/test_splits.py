@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sphinxkit.data.permutation import derive_key
+from sphinxkit.errors import DataError
 from sphinxkit.nano.world import (
     COLORS,
     KINDS,
@@ -20,7 +21,6 @@ from sphinxkit.nano.world import (
     split_of,
 )
 from sphinxkit.nano.world.splits import NUM_CLASSES, SPLIT_CLASSES, check_split
-from sphinxkit.errors import DataError
 
 NUM_SCENES = 60
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from sphinxkit.nano.world import COLORS, KINDS_OF_TASK, SHAPES, Scene, World
-from sphinxkit.nano.world.phrases import relation, things
 from sphinxkit.formatters import tasks
 from sphinxkit.geometry import Box, Point
+from sphinxkit.nano.world import COLORS, KINDS_OF_TASK, SHAPES, Scene, World
+from sphinxkit.nano.world.phrases import relation, things
 
 NUM_SCENES = 200
 WORLDS = (World("synthetic"), World("real", "test", (112, 80)))

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from sphinxkit.data.conversations import read_conversation, read_sample
+from sphinxkit.errors import DataError
+from sphinxkit.formatters import tasks
 from sphinxkit.nano.world import (
     COLORS,
     KINDS_OF_TASK,
@@ -19,8 +21,6 @@ from sphinxkit.nano.world import (
     is_held_out_pair,
     is_held_out_word,
 )
-from sphinxkit.errors import DataError
-from sphinxkit.formatters import tasks
 
 
 @pytest.mark.parametrize("task", TASKS)
