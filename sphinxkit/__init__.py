@@ -1,25 +1,47 @@
-"""sphinxkit: SPHINX (arXiv:2311.07575) as a library of independent parts and recipe files that assemble them."""
+"""sphinxkit: SPHINX (arXiv:2311.07575) as a library of independent parts and recipe files that assemble them.
+
+Families (``sphinxkit.encoders``, ``sphinxkit.mixers``, ...) and the public functions are imported at first use, so that
+``import sphinxkit`` costs nothing.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from sphinxkit.recipe.build import build
-    from sphinxkit.recipe.io import load
-    from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from sphinxkit.recipe import Recipe, build, load
+
+_HOMES = {
+    "Recipe": "sphinxkit.recipe",
+    "build": "sphinxkit.recipe",
+    "load": "sphinxkit.recipe",
+}
+"""Public names and the modules that define them."""
+
+_FAMILIES = frozenset(
+    {
+        *("batch_inference", "checkpoint", "data", "encoders", "evaluation", "formatters", "generation"),
+        *("interpolation", "llama", "mixers", "nano", "projectors", "recipe", "sphinx_model"),
+        *("tilers", "tokenizer", "training", "vision"),
+    }
+)
+
 __all__ = ["Recipe", "__version__", "build", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Recipe", "build", "load"):
-        import sphinxkit.recipe
-
-        return getattr(sphinxkit.recipe, name)
-    raise AttributeError(f"module 'sphinxkit' has no attribute {name!r}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _FAMILIES:
+        value = importlib.import_module(f"sphinxkit.{name}")
+    else:
+        raise AttributeError(f"module 'sphinxkit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *_HOMES, *_FAMILIES})

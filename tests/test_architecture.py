@@ -15,35 +15,31 @@ PACKAGE = Path(sphinxkit.__file__).parent
 
 # The lowest layer first; a module imports its own family and lower layers (design, section "Who may import whom").
 LAYERS = [
-    set(
-        [
-            "errors",
-            "version",
-            "registry",
-            "features",
-            "geometry",
-            "pixels",
-            "tensor_source",
-            "atomic",
-            "to_device",
-            "hub",
-            "tensor_files",
-        ]
-    ),
-    set(
-        [
-            "encoders",
-            "mixers",
-            "tilers",
-            "projectors",
-            "tokenizer",
-            "llama",
-            "interpolation",
-            "formatters",
-            "checkpoint",
-        ]
-    ),
-    set(["vision", "acceleration", "generation", "data"]),
+    {
+        "errors",
+        "version",
+        "registry",
+        "features",
+        "geometry",
+        "pixels",
+        "tensor_source",
+        "atomic",
+        "to_device",
+        "hub",
+        "tensor_files",
+    },
+    {
+        "encoders",
+        "mixers",
+        "tilers",
+        "projectors",
+        "tokenizer",
+        "llama",
+        "interpolation",
+        "formatters",
+        "checkpoint",
+    },
+    {"vision", "acceleration", "generation", "data"},
     {"sphinx_model"},
     {"recipe", "batch_inference"},
     {"evaluation"},

@@ -9,7 +9,6 @@ import sys
 
 import typer
 
-from sphinxkit import __version__
 from sphinxkit.cli.chat import chat
 from sphinxkit.cli.check import check
 from sphinxkit.cli.convert import convert
@@ -28,6 +27,7 @@ from sphinxkit.cli.score import score
 from sphinxkit.cli.train import train
 from sphinxkit.cli.verify import verify
 from sphinxkit.errors import SphinxkitError
+from sphinxkit.version import __version__
 
 __all__ = ["app", "main"]
 

@@ -234,7 +234,7 @@ class OpenedMix:
     def _provenance(
         self, mixed: MixedSource, weights: Sequence[float], facts: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        from sphinxkit import __version__
+        from sphinxkit.version import __version__
 
         hashes = mixed.input_hashes()
         sources = [*self.models, *([self.base] if self.base else [])]

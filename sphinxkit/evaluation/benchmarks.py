@@ -12,6 +12,7 @@ from sphinxkit.errors import DataError
 from sphinxkit.evaluation import metrics
 from sphinxkit.evaluation.inputs import Record, read_annotations, read_predictions
 from sphinxkit.registry import suggest
+from sphinxkit.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +161,6 @@ def score(benchmark: str, annotations: str | Path, predictions: str | Path) -> R
     Raises:
         DataError: Unknown benchmark, or a file that cannot be scored; names file and line.
     """
-    import sphinxkit
-
     chosen = get(benchmark)
     golds = read_annotations(annotations)
     given = read_predictions(predictions, golds)
@@ -172,7 +171,7 @@ def score(benchmark: str, annotations: str | Path, predictions: str | Path) -> R
         "annotations": {"path": str(annotations), "sha256": _sha256(Path(annotations))},
         "predictions": {"path": str(predictions), "sha256": _sha256(Path(predictions))},
         "task": chosen.task,
-        "versions": {"sphinxkit": sphinxkit.__version__, "python": platform.python_version()},
+        "versions": {"sphinxkit": __version__, "python": platform.python_version()},
     }
     return Report(
         chosen.name,

@@ -23,6 +23,7 @@ from sphinxkit.evaluation import benchmarks, metrics
 from sphinxkit.evaluation.benchmarks import Benchmark, Report
 from sphinxkit.evaluation.inputs import Annotation, Record, manifest_path, read_annotations
 from sphinxkit.evaluation.questions import Question, check_images, hash_prompts, make_questions
+from sphinxkit.version import __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -294,9 +295,7 @@ def evaluate(
 def _versions() -> dict[str, str]:
     import torch
 
-    import sphinxkit
-
-    return {"sphinxkit": sphinxkit.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"sphinxkit": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _manifest(

@@ -28,9 +28,9 @@ class Decoder:
         tokenizer: Turns tokens into text, which decides where a stop string is.
         prompts: Embedded prompts, image tokens included.
         sampling: For all rows; row i draws from ``seed + i``.
-        num_draft_tokens: Longest draft of prompt-lookup decoding (greedy only): what followed the same words earlier in the
-            row is read along with the next token, and kept as far as the model would have written it. The answers are
-            those of plain greedy decoding, up to ties within rounding. None: off.
+        num_draft_tokens: Longest draft of prompt-lookup decoding (greedy only): what followed the same words earlier
+            in the row is read along with the next token, and kept as far as the model would have written it. The
+            answers are those of plain greedy decoding, up to ties within rounding. None: off.
         token_ids: Each prompt's text, where drafts may come from.
         chunk: Passes between two waits for the device; see ``ContinuousBatch``.
 

@@ -205,8 +205,8 @@ class LlamaModel(nn.Module):
 
         Shape:
             embeds: (B, S, D)
-            return: (B, S, V); with ``output_positions`` (B, length of the slice, V), (B, 1, V) or (B, R, V). The dtype is
-                that of ``lm_head``.
+            return: (B, S, V); with ``output_positions`` (B, length of the slice, V), (B, 1, V) or (B, R, V). The dtype
+                is that of ``lm_head``.
         Raises:
             ShapeError: As ``hidden_states``.
             RegistryError: As ``hidden_states``.
@@ -241,8 +241,8 @@ class LlamaModel(nn.Module):
                 padding: their logits mean nothing and the cache does not count them.
             seq_lens: Lengths of the samples packed in the single row: none sees another, and positions start at 0 in
                 each.
-            output_positions: Positions that are wanted; the others pass no further than the last layer. A slice of the S
-                axis, or indices (B,) or (B, R): one or R positions for each row.
+            output_positions: Positions that are wanted; the others pass no further than the last layer. A slice of
+                the S axis, or indices (B,) or (B, R): one or R positions for each row.
         Shape:
             embeds: (B, S, D)
             return: (B, S, D); with ``output_positions`` (B, length of the slice, D), (B, 1, D) or (B, R, D)
@@ -466,7 +466,8 @@ class LlamaModel(nn.Module):
             output_positions.ndim not in (1, 2) or output_positions.shape[0] != batch_size
         ):
             raise ShapeError(
-                f"LLaMA: output_positions must be ({batch_size},) or ({batch_size}, R), got {tuple(output_positions.shape)}"
+                f"LLaMA: output_positions must be ({batch_size},) or ({batch_size}, R), "
+                f"got {tuple(output_positions.shape)}"
             )
         if (
             isinstance(output_positions, Tensor) and output_positions.device.type == "cpu"

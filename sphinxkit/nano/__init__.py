@@ -44,6 +44,6 @@ def load(**options: Any) -> SphinxModel:
     Raises:
         CheckpointError: This installation was made without the weights, or they are damaged.
     """
-    import sphinxkit
+    from sphinxkit.recipe.io import load as load_model
 
-    return sphinxkit.load(path(), **options)
+    return load_model(path(), **options)

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 
-from sphinxkit import __version__
 from sphinxkit.data.permutation import derive_key
 from sphinxkit.errors import SphinxkitError
 from sphinxkit.recipe import build
@@ -27,6 +26,7 @@ from sphinxkit.training.signals import Signals
 from sphinxkit.training.state import RunStore, export
 from sphinxkit.training.step import NonFiniteError, TrainStep
 from sphinxkit.training.streams import StepData, Streams
+from sphinxkit.version import __version__
 
 MAX_SKIPPED = 10  # steps in a row without a finite loss before a run that skips them stops; our choice
 Report = Callable[[Mapping[str, Any]], None]
