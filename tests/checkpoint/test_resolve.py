@@ -60,7 +60,7 @@ def test_paths_stay_paths(tmp_path: Path, hub: Hub) -> None:
     assert checkpoint.resolve(str(tmp_path / "none")) == tmp_path / "none"
     assert hub.calls == []
     with pytest.raises(
-        CheckpointError, match=r"there is no such folder; for the hub's 'org/repo' write 'hf://org/repo'"
+        CheckpointError, match=r"there is no such file or folder; for the hub's 'org/repo' write 'hf://org/repo'"
     ):
         checkpoint.resolve("org/repo")
 
@@ -86,13 +86,13 @@ def test_pickles_only_where_there_is_nothing_better(hub: Hub) -> None:
 
 
 def test_a_folder_that_is_not_there(hub: Hub) -> None:
-    with pytest.raises(CheckpointError, match="the repository has no folder 'nothing'"):
+    with pytest.raises(CheckpointError, match="the repository has no file or folder 'nothing'"):
         checkpoint.resolve("hf://org/repo/nothing")
 
 
 @pytest.mark.parametrize("text", ["hf://", "hf://repo", "hf://org/repo@", "hf://org/repo/../../etc", "hf://org/re po"])
 def test_malformed_ids(text: str, hub: Hub) -> None:
-    with pytest.raises(CheckpointError, match=r"is not a hub id; expected hf://org/repo\[@revision\]\[/folder\]"):
+    with pytest.raises(CheckpointError, match=r"is not a hub id; expected hf://org/repo\[@revision\]\[/file or f"):
         checkpoint.resolve(text)
     assert hub.calls == []
 

@@ -1,0 +1,212 @@
+"""The Hugging Face hub: from ``hf://org/repo[@revision][/path]`` to local files.
+
+Files that are in the hub's local cache are not fetched again. Without a network (or with ``HF_HUB_OFFLINE=1``) the
+cache alone is used. Interrupted downloads are resumed by ``huggingface_hub``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sphinxkit.errors import CheckpointError
+
+SCHEME = "hf://"
+_HUB_PATH = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./ -]*))?")
+
+
+@dataclass(frozen=True)
+class HubPath:
+    """A repository on the hub, or a file or folder in it.
+
+    Args:
+        text: What the user wrote, for messages.
+        repo: ``org/name``.
+        revision: Branch, tag or commit; None for the repository's default branch.
+        path: File or folder in the repository; "" for all of it.
+    """
+
+    text: str
+    repo: str
+    revision: str | None = None
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> HubPath:
+        """Read ``hf://org/repo[@revision][/path]``.
+
+        Raises:
+            CheckpointError: It is not of that form.
+        """
+        match = _HUB_PATH.fullmatch(text)
+        path = (match.group(3) or "").strip("/") if match else ""
+        if match is None or ".." in path.split("/"):
+            raise CheckpointError(f"{text!r} is not a hub id; expected hf://org/repo[@revision][/file or folder]")
+        return cls(text, match.group(1), match.group(2), path)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository.
+
+    Args:
+        name: Its path in the repository.
+        size: In bytes; None where the hub does not say.
+        local: Where it lies in the local cache; None if it is not there.
+    """
+
+    name: str
+    size: int | None
+    local: Path | None
+
+
+@dataclass(frozen=True)
+class HubListing:
+    """What a repository holds.
+
+    Args:
+        files: By name.
+        license: As the repository's card states it ("" if it does not, or if the hub could not be asked).
+        is_complete: Whether the hub itself was asked; False: only what the local cache holds.
+    """
+
+    files: dict[str, HubFile]
+    license: str
+    is_complete: bool
+
+
+def is_hub_path(source: str | Path) -> bool:
+    """Whether ``source`` names something on the hub."""
+    return isinstance(source, str) and source.startswith(SCHEME)
+
+
+def fetch(place: HubPath, wanted: Sequence[str], ignored: Sequence[str] = ()) -> Path:
+    """Bring the files that match ``wanted`` into the local cache.
+
+    Args:
+        place: The repository; its ``path`` is not looked at.
+        wanted: Patterns of file names in the repository (``*`` matches across folders).
+        ignored: Patterns of files that are left where they are.
+    Returns:
+        The local folder of the repository.
+    Raises:
+        CheckpointError: They cannot be fetched and are not in the cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            place.repo, revision=place.revision, allow_patterns=list(wanted), ignore_patterns=list(ignored)
+        )
+    except Exception as error:  # connection, authentication, cache and validation errors come from several libraries
+        raise _cannot_fetch(place, error) from error
+    return Path(folder)
+
+
+def fetch_file(place: HubPath, name: str) -> Path:
+    """Bring one file into the local cache.
+
+    Args:
+        place: The repository; its ``path`` is not looked at.
+        name: The file's path in the repository.
+    Raises:
+        CheckpointError: It cannot be fetched and is not in the cache.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(place.repo, name, revision=place.revision))
+    except Exception as error:  # as in fetch
+        raise _cannot_fetch(place, error, f" (file {name})") from error
+
+
+def list_files(place: HubPath) -> HubListing:
+    """The files of a repository: as the hub says, or without a network as the local cache has them.
+
+    Args:
+        place: The repository; with a ``path`` only the files below it, or that file.
+    Raises:
+        CheckpointError: The hub cannot be asked and the cache has nothing of the repository.
+    """
+    from huggingface_hub import HfApi
+
+    cached = {name: HubFile(name, path.stat().st_size, path) for name, path in _cached_files(place).items()}
+    license = ""
+    try:
+        info = HfApi().model_info(place.repo, revision=place.revision, files_metadata=True)
+    except Exception as error:  # as in fetch
+        if not cached:
+            raise _cannot_fetch(place, error) from error
+        files, is_complete = cached, False
+    else:
+        license = str(getattr(info.card_data, "license", None) or "")
+        files = {
+            item.rfilename: HubFile(item.rfilename, item.size, getattr(cached.get(item.rfilename), "local", None))
+            for item in info.siblings or []
+        }
+        is_complete = True
+    prefix = f"{place.path}/" if place.path else ""
+    below = {name: file for name, file in files.items() if name.startswith(prefix) or name == place.path}
+    return HubListing(below, license, is_complete)
+
+
+def _cached_files(place: HubPath) -> dict[str, Path]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        root = Path(snapshot_download(place.repo, revision=place.revision, local_files_only=True))
+    except Exception:  # nothing of this revision is in the cache
+        return {}
+    return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+
+
+def resolve(source: str | Path, texts: Sequence[str], weights: Sequence[str], fallback: Sequence[str]) -> Path:
+    """The local file or folder that a path or ``hf://org/repo[@revision][/path]`` names, fetched if need be.
+
+    Of a folder on the hub its own files come, not those of the folders in it.
+
+    Args:
+        source: A path, or a hub id with ``hf://`` in front.
+        texts: Patterns of the small files to fetch from a folder.
+        weights: Patterns of the files of tensors to fetch from it.
+        fallback: Patterns of files of tensors that are fetched where there are none of ``weights``.
+    Raises:
+        CheckpointError: There is no such path; a malformed id; the hub cannot be asked and the cache does not have it.
+    """
+    if not is_hub_path(source):
+        return existing(source)
+    place = HubPath.parse(str(source))
+    prefix = f"{place.path}/" if place.path else ""
+    deeper = [f"{prefix}*/*"]  # the hub's patterns match across folders
+    patterns = [prefix + pattern for pattern in (*texts, *weights)]
+    found = fetch(place, [place.path, *patterns] if prefix else patterns, deeper) / place.path
+    if found.is_dir() and not any(item.match(pattern) for item in found.iterdir() for pattern in weights):
+        found = fetch(place, [prefix + pattern for pattern in fallback], deeper) / place.path
+    if not found.exists():
+        raise CheckpointError(f"{source}: the repository has no file or folder {place.path!r}")
+    return found
+
+
+def existing(path: str | Path) -> Path:
+    """``path`` itself, which may not exist, unless it is a hub id without its ``hf://``.
+
+    Raises:
+        CheckpointError: There is no such path, and it reads like a repository's name.
+    """
+    found = Path(path)
+    if not found.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        raise CheckpointError(
+            f"{found}: there is no such file or folder; for the hub's {str(path)!r} write '{SCHEME}{path}'"
+        )
+    return found
+
+
+def _cannot_fetch(place: HubPath, error: Exception, what: str = "") -> CheckpointError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+    return CheckpointError(
+        f"{place.text}{what}: cannot be fetched and is not in the local cache ({type(error).__name__}: {first}). Check "
+        "the name, the network (or HF_HUB_OFFLINE), the repository's licence page and `hf auth login`, or give the "
+        "path of what you downloaded"
+    )
