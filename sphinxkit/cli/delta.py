@@ -59,7 +59,7 @@ def extract(
         delta = extract_delta(joined(first), joined(second), dtype=wanted, allow_nonfinite=allow_nonfinite)
         shards = num_shards or second.metadata.get("num_shards") or 1
         _write(output, delta, first, second, second, "sphinx", shards, overwrite, "extracting", delta_files=True)
-        fields: dict[str, Any] = {"output": str(output), "tensors": len(delta.plans), "shards": shards}
+        fields: dict[str, Any] = {"output": str(output), "tensors": len(delta.outcomes), "shards": shards}
         if verify:
             written = stack.enter_context(checkpoints.open(output, delta=True))
             restored = apply_delta(joined(first), joined(written), allow_nonfinite=allow_nonfinite)
@@ -115,7 +115,7 @@ def apply(
         described = second if second.has_recipe else first
         _write(output, result, first, second, described, to, shards, overwrite, "applying", delta_files=False)
     if as_json:
-        typer.echo(json.dumps({"output": str(output), "tensors": len(result.plans)}))
+        typer.echo(json.dumps({"output": str(output), "tensors": len(result.outcomes)}))
     else:
         typer.echo(f"wrote {output}", err=True)
 
@@ -147,7 +147,7 @@ def _write(
         raise CheckpointError(f"--to {layout!r}: expected one of {', '.join(checkpoints.FORMATS)}")
     names = {key for opened in (first, second) for key in opened.unused.keys()}  # noqa: SIM118
     unused = SelectedSource(source, lambda key: key in names)
-    total = sum(math.prod(plan.shape) * plan.dtype.itemsize for plan in source.plans.values())
+    total = sum(math.prod(plan.shape) * plan.dtype.itemsize for plan in source.outcomes.values())
     with no_new_parents(output), byte_progress(f"{title} {output}", total) as progress:
         checkpoints.save(
             output,

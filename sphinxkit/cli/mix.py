@@ -129,7 +129,7 @@ def mix(
         summary = {
             "output": str(output),
             "weights": list(opened.mixed.weights),
-            "tensors": len(opened.mixed.plans),
+            "tensors": len(opened.mixed.outcomes),
             **facts,
         }
     if as_json:
@@ -319,7 +319,7 @@ def _greedy(
     from dataclasses import replace
 
     from sphinxkit.cli.mixing import open_mix
-    from sphinxkit.interpolation.ops import choose_soup
+    from sphinxkit.interpolation.methods.soup import choose_soup
 
     sign = -1 if minimize else 1
     count = len(plan.models)

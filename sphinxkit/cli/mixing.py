@@ -227,7 +227,7 @@ class OpenedMix:
             towers = (Recipe(model.recipe).resolved().get(VISION) for model in self.models[1:] if model.has_recipe)
             recipe[VISION] = next(filter(None, towers), None)
         embedding = "llm.embed_tokens.weight"
-        if "vocab_size" in recipe.get("llm", {}) and embedding in mixed.plans:
+        if "vocab_size" in recipe.get("llm", {}) and embedding in mixed.outcomes:
             recipe["llm"]["vocab_size"] = mixed.shape(embedding)[0]
         return recipe
 
@@ -251,7 +251,7 @@ class OpenedMix:
                     "content": {"tensors": content.tensors, "sha256": content.sha256} if content else None,
                 }
             )
-        kinds = [plan.kind for plan in mixed.plans.values()]
+        kinds = [plan.kind for plan in mixed.outcomes.values()]
         return {
             "made_by": f"sphinxkit {__version__} mix",
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -318,7 +318,6 @@ def mixed_source(
         rules=plan.mix_rules(),
         base=None if base is None else joined(base, plan.llm_only),
         dtype=None if plan.dtype is None else getattr(torch, plan.dtype),
-        make_method=lambda name, options: interpolation.create(name, **options),
         allow_nonfinite=plan.allow_nonfinite,
         extrapolate=plan.extrapolate,
         hash_inputs=[i for i, model in enumerate(opened) if not _has_sums(model)] if hash_inputs else False,
@@ -342,9 +341,7 @@ def open_mix(plan: MixPlan, *, hash_inputs: bool = True, weights: Sequence[float
         DataError: Weights that cannot be used.
         RecipeError: A rule that matches nothing.
     """
-    from sphinxkit import interpolation
-
-    method = plan.mix_method(interpolation.registry)
+    method = plan.mix_method()
     if method.needs_base and plan.base is None:
         raise DataError(f"{method.name} adds differences to a common ancestor: name it (--base MODEL)")
     chosen = check_weights(plan, method, plan.mix_weights() if weights is None else weights)
@@ -393,14 +390,14 @@ def _ordinal(index: int) -> str:
 
 
 def _recipe_text(first: Checkpoint, differences: Sequence[str]) -> str:
-    from sphinxkit.interpolation.plan import listed
+    from sphinxkit.interpolation.outcomes import listed
 
     return listed(differences, f"the recipes differ from that of {first.path}") if differences else ""
 
 
 def total_bytes(mixed: MixedSource) -> int:
     """Size of a mix's tensors, for a progress bar."""
-    return sum(math.prod(plan.shape) * plan.dtype.itemsize for plan in mixed.plans.values())
+    return sum(math.prod(plan.shape) * plan.dtype.itemsize for plan in mixed.outcomes.values())
 
 
 def file_name(path: str | os.PathLike[str]) -> str:

@@ -1,38 +1,16 @@
-"""Weight mixing: pure functions of tensors (``ops``), methods, rules, and lazy mixes of whole models."""
+"""Weight mixing: merge methods as pure functions of tensors, rules by name, and lazy mixes of whole models."""
 
-from sphinxkit.interpolation import methods as _methods
-from sphinxkit.interpolation.methods import MixMethod
-from sphinxkit.interpolation.mix_plan import MixPlan
-from sphinxkit.interpolation.ops import (
-    dare,
-    ema,
-    greedy_soup,
-    lerp,
-    linear,
-    slerp,
-    task_arithmetic,
-    ties,
-    uniform_soup,
-    wise_ft,
-)
+from sphinxkit.interpolation.method import MixMethod, register, registry
+from sphinxkit.interpolation.methods.dare import dare
+from sphinxkit.interpolation.methods.linear import ema, lerp, linear, wise_ft
+from sphinxkit.interpolation.methods.slerp import slerp
+from sphinxkit.interpolation.methods.soup import greedy_soup, uniform_soup
+from sphinxkit.interpolation.methods.task_arithmetic import task_arithmetic
+from sphinxkit.interpolation.methods.ties import ties
+from sphinxkit.interpolation.plan import MixPlan
 from sphinxkit.interpolation.rules import Rule, parse_rules
-from sphinxkit.interpolation.streaming import MixedSource, update_in_place
-from sphinxkit.registry import Registry
+from sphinxkit.interpolation.stream import MixedSource, update_in_place
 
-registry: Registry[MixMethod] = Registry(
-    "mixing method",
-    {
-        "dare": _methods.dare,
-        "ema": _methods.ema,
-        "linear": _methods.linear,
-        "slerp": _methods.slerp,
-        "task_arithmetic": _methods.task_arithmetic,
-        "ties": _methods.ties,
-        "uniform_soup": _methods.uniform_soup,
-        "wise_ft": _methods.wise_ft,
-    },
-)
-register = registry.register
 create = registry.build
 names = registry.names
 

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 
 from sphinxkit.errors import CheckpointError
-from sphinxkit.interpolation.methods import linear
-from sphinxkit.interpolation.plan import listed
-from sphinxkit.interpolation.streaming import MixedSource
+from sphinxkit.interpolation.methods.linear import Linear
+from sphinxkit.interpolation.outcomes import listed
+from sphinxkit.interpolation.stream import MixedSource
 from sphinxkit.tensor_source import TensorSource
 
 
@@ -44,7 +44,7 @@ def extract_delta(
         raise CheckpointError(listed(lost, "a delta cannot take away tensors that only the base holds"))
     return MixedSource(
         [tuned, base],
-        linear(),
+        Linear(),
         (1, -1),
         dtype=dtype,
         names=("tuned", "base"),
@@ -73,7 +73,7 @@ def apply_delta(
     """
     return MixedSource(
         [base, delta],
-        linear(),
+        Linear(),
         (1, 1),
         dtype=dtype,
         names=("base", "delta"),

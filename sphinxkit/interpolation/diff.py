@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sphinxkit.interpolation.streaming import CHUNK
+from sphinxkit.interpolation.stream import CHUNK
 from sphinxkit.tensor_source import TensorSource
 
 _LAYER = re.compile(r"^(.*\.(?:layers?|blocks|resblocks|stages\.\d+\.blocks|stages)\.)(\d+)\.(.+)$")

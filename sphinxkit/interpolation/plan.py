@@ -1,222 +1,112 @@
-"""What becomes of each tensor in a mix, decided from names, shapes and dtypes before any data is read."""
+"""A mix as data: what a ``kind: mix`` recipe says, and what the command line turns into the same thing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-import torch
+from sphinxkit.errors import DataError, RecipeError, RegistryError
+from sphinxkit.interpolation.method import MixMethod, build_method
+from sphinxkit.interpolation.rules import Rule, parse_rules
 
-from sphinxkit.errors import CheckpointError, DataError
-from sphinxkit.interpolation.methods import MixMethod
-from sphinxkit.interpolation.ops import common_dtype
-from sphinxkit.interpolation.rules import Rule, RuleBook
-from sphinxkit.tensor_source import TensorSource
-
-_MAX_LISTED = 12  # faults named one by one in a message; our choice
-
-MethodFactory = Callable[[str, Mapping[str, Any]], MixMethod]
+DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
-@dataclass(frozen=True)
-class TensorPlan:
-    """How one tensor of the result is made.
+@dataclass
+class MixPlan:
+    """Which models are mixed, and how.
 
     Attributes:
-        kind: ``mix`` by ``method`` and ``weights``; ``keep`` the tensor of ``model`` bit for bit; ``equal``: not
-            floating point, so all models must hold the same bits; ``overlap``: the first ``common`` elements are
-            mixed, the rest are ``model``'s.
-        shape: Of the result.
-        dtype: Of the result.
-        model: Whose tensor is kept; -1 is the base.
-        weights: One per model.
-        method: How ``mix`` and ``overlap`` combine.
-        common: Number of leading elements that ``overlap`` mixes.
+        models: Paths or hub ids, two or more (one is a copy).
+        method: Registered name, or ``{type: name, option: value, ...}``.
+        beta: Weight of the first of two models; the second gets ``1 - beta``.
+        weights: One per model, instead of ``beta``.
+        normalize: Divide the weights by their sum.
+        base: The common ancestor, for task_arithmetic, ties and dare.
+        rules: Pattern -> what happens to the tensors with such a name; the first that matches decides. See
+            :func:`sphinxkit.interpolation.rules.parse_rule`.
+        dtype: Of the result: float32, float16, bfloat16, float64; None keeps what the models have.
+        format: Layout of the result: sphinxkit, sphinx, meta or hf; None takes the first model's.
+        shards: Number of files of the result; None leaves it to the format.
+        llm_only: Mix and write the language models alone; what else the models hold is left out, and need not agree.
+        tokenizer: File to put beside the result, for models whose tokenizers differ.
+        allow_nonfinite: Let NaN and Inf through.
+        extrapolate: Allow weights outside [0, 1].
+        allow_different_recipes: Mix models whose recipes differ; the first one's is kept.
+    Raises:
+        RecipeError: Values that contradict each other; every one is listed.
     """
 
-    kind: Literal["mix", "keep", "equal", "overlap"]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    model: int = 0
-    weights: tuple[float, ...] = ()
-    method: MixMethod | None = None
-    common: int = 0
+    models: list[str]
+    method: str | dict[str, Any] = "linear"
+    beta: float | None = None
+    weights: list[float] | None = None
+    normalize: bool = False
+    base: str | None = None
+    rules: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+    format: str | None = None
+    shards: int | None = None
+    llm_only: bool = False
+    tokenizer: str | None = None
+    allow_nonfinite: bool = False
+    extrapolate: bool = False
+    allow_different_recipes: bool = False
 
+    def __post_init__(self) -> None:
+        faults = []
+        if not self.models:
+            faults.append("models: name at least one")
+        if self.beta is not None and self.weights is not None:
+            faults.append("beta, weights: give one of them")
+        if self.beta is not None and len(self.models) != 2:
+            faults.append(f"beta: is between two models, but there are {len(self.models)}; give weights")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            faults.append(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if isinstance(self.method, Mapping) and not isinstance(self.method.get("type"), str):
+            faults.append(f"method: expected a name or {{type: name, ...}}, got {dict(self.method)!r}")
+        else:
+            try:
+                self.mix_method()
+            except (RegistryError, DataError) as error:
+                faults.append(f"method: {error}")
+        try:
+            self.mix_rules()
+        except RecipeError as error:
+            faults += [f"rules: {line}" for line in str(error).splitlines()]
+        if faults:
+            raise RecipeError("\n".join(faults))
 
-def listed(faults: Sequence[str], what: str) -> str:
-    """``what`` and the faults below it, one a line, cut short after a dozen."""
-    rest = len(faults) - _MAX_LISTED
-    lines = "".join(f"\n  - {fault}" for fault in faults[:_MAX_LISTED])
-    return f"{what}:{lines}" + (f"\n  ... and {rest} more" if rest > 0 else "")
+    def mix_weights(self) -> Sequence[float] | None:
+        """One weight per model, or None for the method's default."""
+        return (self.beta, 1 - self.beta) if self.beta is not None else self.weights
 
-
-class Planner:
-    """Decides every tensor of a mix, or raises one error that lists all that does not fit.
-
-    Args:
-        sources: The models.
-        base: The common ancestor, for the methods that need one.
-        names: What to call the models in messages; default first, second, ...
-        method: For tensors without a rule.
-        weights: Their weights, checked.
-        rules: Exceptions by name.
-        dtype: Of every floating point tensor of the result; None keeps what the models share, "first" what the first
-            model that holds a tensor has.
-        make_method: Builds a method that a rule names.
-        extrapolate: Allow weights outside [0, 1] in rules.
-        missing: "error", or "keep": a tensor that not every model holds is kept from the first that does.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[TensorSource],
-        base: TensorSource | None,
-        names: Sequence[str],
-        method: MixMethod,
-        weights: Sequence[float],
-        rules: RuleBook,
-        dtype: torch.dtype | Literal["first"] | None,
-        make_method: MethodFactory,
-        extrapolate: bool = False,
-        missing: Literal["error", "keep"] = "error",
-    ) -> None:
-        self._sources = list(sources)
-        self._base = base
-        self._names = list(names)
-        self._method = method
-        self._weights = tuple(weights)
-        self._rules = rules
-        self._dtype = dtype
-        self._make = make_method
-        self._extrapolate = extrapolate
-        self._missing = missing
-        self._held = [set(source.keys()) for source in sources]
-        self._base_held = set(base.keys()) if base else set()
-        self._methods: dict[int, tuple[MixMethod, tuple[float, ...]]] = {}
-
-    def plan(self) -> dict[str, TensorPlan]:
-        """The plan of every tensor of the result, in the first model's order, then the others'.
+    def mix_method(self) -> MixMethod:
+        """The method, built.
 
         Raises:
-            CheckpointError: Names or shapes differ without a rule; every one is listed.
-            DataError: A rule's weights or method cannot be used.
+            RegistryError: Unknown name or option.
+            DataError: An option's value is not possible.
         """
-        every = list(dict.fromkeys(key for source in self._sources for key in source.keys()))  # noqa: SIM118
-        plans: dict[str, TensorPlan] = {}
-        missing: dict[tuple[int, ...], list[str]] = {}
-        faults: list[str] = []
-        for key in every:
-            rule = self._rules.find(key)
-            if rule and rule.kind == "drop":
-                continue
-            try:
-                if rule and rule.kind == "keep":
-                    plans[key] = self._keep(key, rule.model)
-                    continue
-                holders = tuple(index for index, held in enumerate(self._held) if key in held)
-                if len(holders) < len(self._sources) and self._missing == "keep":
-                    plans[key] = self._keep(key, holders[0])
-                    continue
-                if len(holders) < len(self._sources):
-                    missing.setdefault(holders, []).append(key)
-                    continue
-                plans[key] = self._mix(key, rule)
-            except CheckpointError as error:
-                faults.append(str(error))
-        for holders, keys in missing.items():
-            where = " and ".join(self._names[index] for index in holders)
-            shown = ", ".join(keys[:6]) + (f", ... ({len(keys)} in all)" if len(keys) > 6 else "")
-            faults.append(f"only in {where}: {shown}")
-        if faults:
-            hint = (
-                "name what should happen in a rule: 'PATTERN: keep first', 'PATTERN: drop' or 'PATTERN: overlap first'"
-            )
-            raise CheckpointError(listed(faults, "the models do not hold the same tensors") + f"\n{hint}")
-        return plans
+        return build_method(self.method)
 
-    def _source(self, model: int) -> TensorSource:
-        if model >= 0:
-            return self._sources[model]
-        if self._base is None:
-            raise DataError("a rule names the base, but there is no base model")
-        return self._base
+    def mix_rules(self) -> list[Rule]:
+        """The rules, parsed."""
+        return parse_rules(self.rules, len(self.models))
 
-    def _keep(self, key: str, model: int) -> TensorPlan:
-        source = self._source(model)
-        if key not in (self._held[model] if model >= 0 else self._base_held):
-            name = self._names[model] if model >= 0 else "base"
-            raise CheckpointError(f"{key}: to be kept from {name}, which does not hold it")
-        return TensorPlan("keep", tuple(source.shape(key)), self._out(source.dtype(key)), model=model)
+    def relative_to(self, folder: str | os.PathLike[str]) -> MixPlan:
+        """The same plan with relative paths that exist below ``folder`` taken from there."""
 
-    def _out(self, stored: torch.dtype) -> torch.dtype:
-        return self._dtype if isinstance(self._dtype, torch.dtype) and stored.is_floating_point else stored
+        def find(path: str) -> str:
+            below = Path(folder) / path
+            return str(below) if not Path(path).is_absolute() and below.exists() else path
 
-    def _mixed_dtype(self, first: torch.dtype, used: Sequence[torch.dtype]) -> torch.dtype:
-        if isinstance(self._dtype, torch.dtype):
-            return self._dtype
-        return first if self._dtype == "first" else common_dtype(used)
-
-    def _how(self, rule: Rule | None) -> tuple[MixMethod, tuple[float, ...]]:
-        if rule is None or (rule.weights is None and rule.method is None):
-            return self._method, self._weights
-        if id(rule) not in self._methods:
-            method = self._make(rule.method, rule.options) if rule.method else self._method
-            if method.needs_base and self._base is None:
-                raise DataError(f"rule {rule.pattern!r}: {method.name} needs a base model")
-            try:
-                inherited = self._weights if method.takes_weights else None
-                given = inherited if rule.weights is None else rule.weights
-                weights = method.weights(given, len(self._sources), extrapolate=self._extrapolate)
-            except DataError as error:
-                raise DataError(f"rule {rule.pattern!r}: {error}") from error
-            self._methods[id(rule)] = method, weights
-        return self._methods[id(rule)]
-
-    def _mix(self, key: str, rule: Rule | None) -> TensorPlan:
-        method, weights = self._how(rule)
-        sources = [*self._sources, self._base] if method.needs_base and self._base is not None else self._sources
-        names = [*self._names, "base"]
-        if method.needs_base and key not in self._base_held:
-            raise CheckpointError(f"{key}: the base does not hold it")
-        shapes = [tuple(source.shape(key)) for source in sources]
-        if rule and rule.kind == "overlap":
-            return self._overlap(key, shapes, rule.model, method, weights)
-        for index, shape in enumerate(shapes):
-            if shape != shapes[0]:
-                raise CheckpointError(_shape_fault(key, shapes[0], shape, names[0], names[index]))
-        dtypes = [source.dtype(key) for source in sources]
-        copy = method.copy_of(weights)
-        if copy is not None:
-            return TensorPlan("keep", shapes[0], self._out(self._source(copy).dtype(key)), model=copy)
-        if not all(dtype.is_floating_point for dtype in dtypes):
-            if len(set(dtypes)) > 1:
-                raise CheckpointError(f"{key}: stored as {', '.join(map(str, dtypes))}, which cannot be mixed")
-            return TensorPlan("equal", shapes[0], dtypes[0], weights=weights)
-        used = [dtypes[index] for index, weight in enumerate(weights) if weight != 0]
-        used += dtypes[len(self._sources) :]
-        return TensorPlan("mix", shapes[0], self._mixed_dtype(dtypes[0], used), weights=weights, method=method)
-
-    def _overlap(
-        self, key: str, shapes: list[tuple[int, ...]], model: int, method: MixMethod, weights: tuple[float, ...]
-    ) -> TensorPlan:
-        if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
-            shown = ", ".join(str(list(shape)) for shape in shapes)
-            raise CheckpointError(f"{key}: overlap wants shapes that differ in the first dimension only, got {shown}")
-        own = self._source(model)
-        shape = tuple(own.shape(key))
-        rows = min(one[0] for one in shapes)
-        common = rows * (torch.Size(shape[1:]).numel() if len(shape) > 1 else 1)
-        stored = [source.dtype(key) for source in [*self._sources, own]]
-        dtype = self._mixed_dtype(stored[0], stored)
-        return TensorPlan("overlap", shape, dtype, model=model, weights=weights, method=method, common=common)
-
-
-def _shape_fault(key: str, ours: tuple[int, ...], theirs: tuple[int, ...], our_name: str, their_name: str) -> str:
-    text = f"{key}: {list(ours)} in {our_name}, {list(theirs)} in {their_name}"
-    if ours and theirs and ours[1:] == theirs[1:]:
-        low, high = sorted((ours[0], theirs[0]))
-        longer = our_name if ours[0] > theirs[0] else their_name
-        rows = f"row {low} exists" if high == low + 1 else f"rows {low} to {high - 1} exist"
-        text += f": {rows} only in {longer} ('{key}: overlap first' mixes rows 0 to {low - 1})"
-    return text
+        return replace(
+            self,
+            models=[find(model) for model in self.models],
+            base=find(self.base) if self.base else None,
+            tokenizer=find(self.tokenizer) if self.tokenizer else None,
+        )

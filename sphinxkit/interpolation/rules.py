@@ -6,10 +6,11 @@ import fnmatch
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from sphinxkit.errors import RecipeError
+from sphinxkit.errors import DataError, RecipeError, RegistryError
+from sphinxkit.interpolation.method import MixMethod, build_method
 from sphinxkit.registry import suggest
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
@@ -27,21 +28,19 @@ class Rule:
     Attributes:
         pattern: Name with ``*`` (any characters, dots too), ``?``, ``[abc]`` and braces (``{0..15}``, ``{0..30..2}``,
             ``{q,k,v}``).
-        kind: ``mix`` (with ``weights``, ``method`` and ``options``, each of them optional), ``keep`` (bit for bit
-            from ``model``), ``overlap`` (shape of ``model``; the block that all have in common is mixed, the rest is
-            ``model``'s) or ``drop``.
+        kind: ``mix`` (with ``weights`` and ``method``, each optional), ``keep`` (bit for bit from ``model``),
+            ``overlap`` (shape of ``model``; the block that all have in common is mixed, the rest is ``model``'s) or
+            ``drop``.
         model: Index of the model that keep and overlap name; negative for the base model.
         weights: One per model, or None for those of the whole mix.
         method: Another mixing method for these tensors, or None.
-        options: That method's options.
     """
 
     pattern: str
     kind: RuleKind
     model: int = 0
     weights: tuple[float, ...] | None = None
-    method: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    method: MixMethod | None = None
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -104,12 +103,15 @@ def _weights(value: Any, num_models: int, where: str) -> tuple[float, ...]:
     return tuple(float(weight) for weight in value)
 
 
-def _method(value: Any, where: str) -> tuple[str | None, dict[str, Any]]:
-    if value is None or isinstance(value, str):
-        return value, {}
-    if isinstance(value, Mapping) and isinstance(value.get("type"), str):
-        return value["type"], {str(key): option for key, option in value.items() if key != "type"}
-    raise RecipeError(f"{where}: method must be a name or {{type: name, ...}}, got {value!r}")
+def _method(value: Any, where: str) -> MixMethod | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) and not (isinstance(value, Mapping) and isinstance(value.get("type"), str)):
+        raise RecipeError(f"{where}: method must be a name or {{type: name, ...}}, got {value!r}")
+    try:
+        return build_method(value)
+    except (RegistryError, DataError) as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def parse_rule(pattern: str, action: Any, num_models: int) -> Rule:
@@ -128,14 +130,14 @@ def parse_rule(pattern: str, action: Any, num_models: int) -> Rule:
     expand_braces(pattern)
     if isinstance(action, Mapping):
         rest = dict(action)
-        method, options = _method(rest.pop("method", None), where)
+        method = _method(rest.pop("method", None), where)
         given = [name for name in ("beta", "weights") if name in rest]
         if len(given) > 1:
             raise RecipeError(f"{where}: give beta or weights, not both")
         weights = _weights(rest.pop(given[0]), num_models, where) if given else None
         if rest:
             raise RecipeError(f"{where}: unknown {', '.join(map(repr, rest))}; known are method, beta and weights")
-        return Rule(pattern, "mix", weights=weights, method=method, options=options)
+        return Rule(pattern, "mix", weights=weights, method=method)
     if isinstance(action, str):
         words = action.split()
         if words == ["drop"]:

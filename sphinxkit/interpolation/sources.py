@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import CheckpointError
-from sphinxkit.interpolation.streaming import MixedSource
+from sphinxkit.interpolation.stream import MixedSource
 from sphinxkit.tensor_source import TensorSource
 
 

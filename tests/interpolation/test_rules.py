@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from sphinxkit.errors import RecipeError
+from sphinxkit.interpolation.methods.ties import Ties
 from sphinxkit.interpolation.rules import RuleBook, expand_braces, parse_assignment, parse_rule, parse_rules
 
 
@@ -50,7 +51,7 @@ def test_actions() -> None:
     assert parse_rule("a", "overlap second", 2).kind == "overlap"
     assert parse_rule("a", "drop", 2).kind == "drop"
     rule = parse_rule("a", {"method": {"type": "ties", "density": 0.5}, "beta": 0.5}, 2)
-    assert (rule.method, rule.options, rule.weights) == ("ties", {"density": 0.5}, (0.5, 0.5))
+    assert (rule.method, rule.weights) == (Ties(density=0.5), (0.5, 0.5))
     assert parse_rule("a", {"method": "slerp"}, 2).weights is None
 
 

@@ -7,26 +7,24 @@ import os
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from sphinxkit.errors import CheckpointError, DataError
 from sphinxkit.interpolation.content_hash import ContentHash, Hasher
-from sphinxkit.interpolation.kernels import BLOCK, Combine
-from sphinxkit.interpolation.methods import MixMethod, linear
-from sphinxkit.interpolation.ops import accumulation_dtype
+from sphinxkit.interpolation.method import BLOCK, Combine, MixMethod, accumulation_dtype
+from sphinxkit.interpolation.methods.linear import Linear
+from sphinxkit.interpolation.outcomes import Decision, Outcome, listed
 from sphinxkit.interpolation.paging import will_need
-from sphinxkit.interpolation.plan import MethodFactory, Planner, TensorPlan, listed
 from sphinxkit.interpolation.rules import ORDINALS, Rule, RuleBook
 from sphinxkit.tensor_source import TensorSource
 
 CHUNK = 8 * BLOCK  # elements that one job mixes (a million) and that are handed on at a time; a multiple of BLOCK
 _AHEAD = 16 * CHUNK  # elements of each model that are asked of the disk before they are needed; our choice
 
-
-_COPY = linear()  # for the part of a tensor in which one model alone has a weight
+_COPY = Linear()  # for the part of a tensor in which one model alone has a weight
 
 
 class MixedSource:
@@ -44,7 +42,6 @@ class MixedSource:
         dtype: Of every floating point tensor of the result; None: the stored dtype of the model that a tensor is a
             copy of, else the dtype that holds those of the models that take part; "first": the first model's.
         names: What messages call the models.
-        make_method: Builds a method that a rule names, from its name and options.
         allow_nonfinite: Let NaN and Inf through.
         extrapolate: Allow weights outside [0, 1].
         hash_inputs: Hash every tensor that is read, for :meth:`input_hashes`: of all models, or of those with these
@@ -67,7 +64,6 @@ class MixedSource:
         base: TensorSource | None = None,
         dtype: torch.dtype | Literal["first"] | None = None,
         names: Sequence[str] | None = None,
-        make_method: MethodFactory | None = None,
         allow_nonfinite: bool = False,
         extrapolate: bool = False,
         hash_inputs: bool | Collection[int] = False,
@@ -76,8 +72,7 @@ class MixedSource:
     ) -> None:
         if not sources:
             raise DataError("there are no models to mix")
-        if method.needs_base and base is None:
-            raise DataError(f"{method.name} adds differences to a base model; give one")
+        method.check_base(base is not None)
         self.weights = method.weights(weights, len(sources), extrapolate=extrapolate)
         self.names = list(names or ORDINALS[: len(sources)] or map(str, range(len(sources))))
         if len(self.names) < len(sources):
@@ -86,18 +81,9 @@ class MixedSource:
         book.check(key for source in sources for key in source.keys())  # noqa: SIM118
         self._sources = [*sources, *([base] if base is not None else [])]
         self._has_base = base is not None
-        self.plans = Planner(
-            sources,
-            base,
-            self.names,
-            method,
-            self.weights,
-            book,
-            dtype,
-            make_method or _no_methods,
-            extrapolate,
-            missing,
-        ).plan()
+        self.outcomes = Decision(
+            sources, base, self.names, method, self.weights, book, dtype, extrapolate, missing
+        ).outcomes()
         self._allow_nonfinite = allow_nonfinite
         self._hasher = Hasher(len(self._sources), hash_inputs) if hash_inputs else None
         self._num_threads = num_threads or min(4, os.cpu_count() or 1)
@@ -106,20 +92,20 @@ class MixedSource:
 
     def keys(self) -> Iterable[str]:
         """Names of the result's tensors, in the first model's order."""
-        return self.plans.keys()
+        return self.outcomes.keys()
 
-    def _plan(self, key: str) -> TensorPlan:
-        if key not in self.plans:
+    def _outcome(self, key: str) -> Outcome:
+        if key not in self.outcomes:
             raise CheckpointError(f"the mix holds no tensor {key!r}")
-        return self.plans[key]
+        return self.outcomes[key]
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of ``key``; CheckpointError if there is none."""
-        return self._plan(key).shape
+        return self._outcome(key).shape
 
     def dtype(self, key: str) -> torch.dtype:
         """Dtype of ``key`` in the result; CheckpointError if there is none."""
-        return self._plan(key).dtype
+        return self._outcome(key).dtype
 
     def read(self, key: str) -> Tensor:
         """The whole mixed tensor; where it is a copy of one model's, possibly that model's mapped memory.
@@ -127,13 +113,13 @@ class MixedSource:
         Raises:
             CheckpointError: NaN or Inf in a source or in the result, or an unknown key.
         """
-        plan = self._plan(key)
-        if plan.kind in ("keep", "equal"):
+        outcome = self._outcome(key)
+        if outcome.kind in ("keep", "equal"):
             for _ in self.chunks(key):  # checks
                 pass
-            whole = self._sources[plan.model].read(key)
-            return whole if whole.dtype == plan.dtype else whole.to(plan.dtype)
-        whole = torch.empty(plan.shape, dtype=plan.dtype)
+            whole = self._sources[outcome.model].read(key)
+            return whole if whole.dtype == outcome.dtype else whole.to(outcome.dtype)
+        whole = torch.empty(outcome.shape, dtype=outcome.dtype)
         self.read_into(key, whole)
         return whole
 
@@ -146,9 +132,9 @@ class MixedSource:
         Raises:
             CheckpointError: As :meth:`read`, or ``out`` has another shape.
         """
-        plan = self._plan(key)
-        if tuple(out.shape) != plan.shape:
-            raise CheckpointError(f"{key}: the mix is {list(plan.shape)}, asked for {list(out.shape)}")
+        outcome = self._outcome(key)
+        if tuple(out.shape) != outcome.shape:
+            raise CheckpointError(f"{key}: the mix is {list(outcome.shape)}, asked for {list(out.shape)}")
         if not out.is_contiguous():
             out.copy_(self.read(key))
             return
@@ -166,22 +152,22 @@ class MixedSource:
         Raises:
             CheckpointError: As :meth:`read`.
         """
-        plan = self._plan(key)
-        parts = {index: self._sources[index].read(key) for index in self._participants(plan)}
+        outcome = self._outcome(key)
+        parts = {index: self._sources[index].read(key) for index in self._participants(outcome)}
         if self._hasher:
             self._hasher.start(key, parts)
         flat = {index: part.reshape(-1) for index, part in parts.items()}
         del parts
-        own = plan.model % len(self._sources)
-        if plan.kind == "mix":
-            yield from self._mixed(key, plan, flat)
-        elif plan.kind == "overlap":
-            yield from self._mixed(key, plan, {index: part[: plan.common] for index, part in flat.items()})
-            yield from self._kept(key, plan, flat[own][plan.common :])
+        own = outcome.model % len(self._sources)
+        if outcome.kind == "mix":
+            yield from self._mixed(key, outcome, flat)
+        elif outcome.kind == "overlap":
+            yield from self._mixed(key, outcome, {index: part[: outcome.common] for index, part in flat.items()})
+            yield from self._kept(key, outcome, flat[own][outcome.common :])
         else:
-            if plan.kind == "equal":
+            if outcome.kind == "equal":
                 self._check_equal(key, flat)
-            yield from self._kept(key, plan, flat[own])
+            yield from self._kept(key, outcome, flat[own])
         if self._hasher:
             self._hasher.wait()  # it holds the tensors, which are not all mapped: let go before the next are read
         self._finite.add(key)
@@ -190,25 +176,26 @@ class MixedSource:
         """Content hash of every model (the base last) over the tensors read so far; empty unless ``hash_inputs``."""
         return self._hasher.results() if self._hasher else []
 
-    def _participants(self, plan: TensorPlan) -> list[int]:
+    def _participants(self, outcome: Outcome) -> list[int]:
         base = len(self._sources) - 1
-        if plan.kind == "keep":
-            return [plan.model % len(self._sources)]
-        if plan.kind == "equal":
+        if outcome.kind == "keep":
+            return [outcome.model % len(self._sources)]
+        if outcome.kind == "equal":
             return list(range(base if self._has_base else base + 1))
-        used = self._order(plan)
-        return list(dict.fromkeys([*used, *([plan.model % len(self._sources)] if plan.kind == "overlap" else [])]))
+        used = self._order(outcome)
+        rest = [outcome.model % len(self._sources)] if outcome.kind == "overlap" else []
+        return list(dict.fromkeys([*used, *rest]))
 
-    def _order(self, plan: TensorPlan) -> list[int]:
+    def _order(self, outcome: Outcome) -> list[int]:
         """The models whose data takes part in mixing, as the kernel wants them: base first, or weight 0 left out."""
-        if plan.method is not None and plan.method.needs_base:
+        if outcome.method is not None and outcome.method.needs_base:
             return [len(self._sources) - 1, *range(len(self._sources) - 1)]
-        return [index for index, weight in enumerate(plan.weights) if weight != 0]
+        return [index for index, weight in enumerate(outcome.weights) if weight != 0]
 
-    def _mixed(self, key: str, plan: TensorPlan, flat: Mapping[int, Tensor]) -> Iterator[Tensor]:
-        method = plan.method or _COPY
-        order = self._order(plan)
-        weights = plan.weights if method.needs_base else [weight for weight in plan.weights if weight != 0]
+    def _mixed(self, key: str, outcome: Outcome, flat: Mapping[int, Tensor]) -> Iterator[Tensor]:
+        method = outcome.method or _COPY
+        order = self._order(outcome)
+        weights = outcome.weights if method.needs_base else [weight for weight in outcome.weights if weight != 0]
         if len(weights) < 2 and not method.needs_base:  # one model's rows, or the only model
             method = _COPY
         parts = [flat[index] for index in order]
@@ -220,9 +207,9 @@ class MixedSource:
                 yield start, [part[start : start + BLOCK].to(work, copy=True) for part in parts]
 
         combine = method.prepare(passes, weights, key)
-        limit = None if self._allow_nonfinite else torch.finfo(plan.dtype).max
+        limit = None if self._allow_nonfinite else torch.finfo(outcome.dtype).max
         jobs = (
-            _Job(parts, start, min(start + CHUNK, numel), combine, work, plan.dtype, limit, method.needs_base)
+            _Job(parts, start, min(start + CHUNK, numel), combine, work, outcome.dtype, limit, method.needs_base)
             for start in range(0, numel, CHUNK)
         )
         for result in self._run(jobs, numel, parts):
@@ -258,14 +245,14 @@ class MixedSource:
                 with contextlib.suppress(Exception):
                     future.exception() if not future.cancelled() else None
 
-    def _kept(self, key: str, plan: TensorPlan, flat: Tensor) -> Iterator[Tensor]:
+    def _kept(self, key: str, outcome: Outcome, flat: Tensor) -> Iterator[Tensor]:
         check = flat.dtype.is_floating_point and not self._allow_nonfinite
-        limit = torch.finfo(plan.dtype).max if check else 0.0
+        limit = torch.finfo(outcome.dtype).max if check else 0.0
         for start in range(0, flat.numel(), CHUNK):
             piece = flat[start : start + CHUNK]
             if check and not within(piece, limit):
                 self._raise_nonfinite(key)
-            yield piece if piece.dtype == plan.dtype else piece.to(plan.dtype)
+            yield piece if piece.dtype == outcome.dtype else piece.to(outcome.dtype)
 
     def _check_equal(self, key: str, flat: Mapping[int, Tensor]) -> None:
         first = next(iter(flat))
@@ -279,16 +266,16 @@ class MixedSource:
     def _raise_nonfinite(self, first: str) -> None:
         """Look through everything not yet found finite and raise one error that names what is not."""
         faults = []
-        for key in [first, *(key for key in self.plans if key not in self._finite and key != first)]:
-            plan = self.plans[key]
+        for key in [first, *(key for key in self.outcomes if key not in self._finite and key != first)]:
+            outcome = self.outcomes[key]
             bad = False
-            for index in self._participants(plan):
+            for index in self._participants(outcome):
                 nans, infs = count_nonfinite(self._sources[index].read(key))
                 if nans or infs:
                     bad = True
                     faults.append(f"{key} in {self._name(index)}: {nans} NaN, {infs} Inf")
             if key == first and not bad:
-                faults.append(f"{key}: finite in every model, but the result does not fit {plan.dtype}")
+                faults.append(f"{key}: finite in every model, but the result does not fit {outcome.dtype}")
         raise CheckpointError(
             listed(faults, "not every number is finite") + "\nsay allow_nonfinite (--allow-nonfinite) to go on"
         )
@@ -357,10 +344,6 @@ def count_nonfinite(tensor: Tensor) -> tuple[int, int]:
         nans += int(piece.isnan().sum())
         infs += int(piece.isinf().sum())
     return nans, infs
-
-
-def _no_methods(name: str, _: Mapping[str, Any]) -> MixMethod:
-    raise DataError(f"a rule names the method {name!r}, but no make_method was given")
 
 
 class InPlaceSource(TensorSource, Protocol):

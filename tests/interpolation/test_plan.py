@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from sphinxkit import interpolation
 from sphinxkit.errors import RecipeError
 from sphinxkit.interpolation import MixPlan
 from sphinxkit.registry import Registry
@@ -14,11 +13,11 @@ from sphinxkit.registry import Registry
 def test_what_a_recipe_says() -> None:
     plan = MixPlan(["a", "b"], method={"type": "ties", "density": 0.5}, beta=0.3, rules={"vision.*": "keep first"})
     assert plan.mix_weights() == (0.3, 0.7)
-    assert plan.mix_method(interpolation.registry).name == "ties"
+    assert plan.mix_method().name == "ties"
     assert plan.mix_rules()[0].kind == "keep"
     assert MixPlan(["a", "b", "c"], weights=[1, 1, 1]).mix_weights() == [1, 1, 1]
     assert MixPlan(["a", "b"], method="uniform_soup").mix_weights() is None
-    assert MixPlan(["a"]).mix_method(interpolation.registry).name == "linear"
+    assert MixPlan(["a"]).mix_method().name == "linear"
 
 
 def test_unknown_methods_and_options() -> None:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from sphinxkit import checkpoint, interpolation
 from sphinxkit.errors import CheckpointError, DataError, RecipeError
-from sphinxkit.interpolation import MixedSource, create, ops, parse_rules, update_in_place
-from sphinxkit.interpolation.kernels import BLOCK
-from sphinxkit.interpolation.methods import tensor_seed
+from sphinxkit.interpolation import MixedSource, create, parse_rules, update_in_place
+from sphinxkit.interpolation.method import BLOCK
+from sphinxkit.interpolation.methods.dare import tensor_seed
 from sphinxkit.interpolation.sources import JoinedSource, SelectedSource
-from sphinxkit.interpolation.streaming import CHUNK, count_nonfinite, within
+from sphinxkit.interpolation.stream import CHUNK, count_nonfinite, within
 from sphinxkit.tensor_source import ChunkedSource, MappingSource
 
 Make = Callable[..., MappingSource]
@@ -29,10 +29,6 @@ def mix(*sources: MappingSource, beta: float = 0.5, rules: dict[str, Any] | None
     return MixedSource(
         sources, create("linear"), (beta, 1 - beta), rules=parse_rules(rules or {}, len(sources)), **options
     )
-
-
-def make_method(name: str, options: Any) -> interpolation.MixMethod:
-    return create(name, **options)
 
 
 # ---- streamed equals whole -------------------------------------------------------------------------------------------
@@ -48,14 +44,14 @@ def test_streams_what_the_op_computes(method: str, threads: int) -> None:
     a, b, base = (torch.randn(size, generator=generator) for _ in range(3))
     weights = None if method in ("uniform_soup", "ema") else (0.3, 0.7)
     expected: dict[str, Callable[[], Tensor]] = {
-        "linear": lambda: ops.linear((a, b), (0.3, 0.7)),
-        "slerp": lambda: ops.slerp(a, b, 0.7),
-        "wise_ft": lambda: ops.wise_ft(a, b, 0.7),
-        "uniform_soup": lambda: ops.uniform_soup((a, b)),
-        "ema": lambda: ops.ema(a, b, 0.9),
-        "task_arithmetic": lambda: ops.task_arithmetic(base, (a, b), (0.3, 0.7)),
-        "ties": lambda: ops.ties(base, (a, b), (0.3, 0.7)),
-        "dare": lambda: ops.dare(base, (a, b), (0.3, 0.7), seed=tensor_seed(0, "x")),
+        "linear": lambda: interpolation.linear((a, b), (0.3, 0.7)),
+        "slerp": lambda: interpolation.slerp(a, b, 0.7),
+        "wise_ft": lambda: interpolation.wise_ft(a, b, 0.7),
+        "uniform_soup": lambda: interpolation.uniform_soup((a, b)),
+        "ema": lambda: interpolation.ema(a, b, 0.9),
+        "task_arithmetic": lambda: interpolation.task_arithmetic(base, (a, b), (0.3, 0.7)),
+        "ties": lambda: interpolation.ties(base, (a, b), (0.3, 0.7)),
+        "dare": lambda: interpolation.dare(base, (a, b), (0.3, 0.7), seed=tensor_seed(0, "x")),
     }
     source = MixedSource(
         [MappingSource({"x": a}), MappingSource({"x": b})],
@@ -100,19 +96,18 @@ def test_dtypes(make_model: Make) -> None:
 
 def test_layers_and_parts_by_rule(make_model: Make) -> None:
     a, b = make_model(0), make_model(1)
-    source = mix(a, b, rules={"llm.layers.{0..1}.*": 0.25, "vision.*": "keep second", EMBED: {"method": "slerp"}},
-                 make_method=make_method)  # fmt: skip
-    assert torch.equal(source.read(UP), ops.linear((a.read(UP), b.read(UP)), (0.25, 0.75)))
+    source = mix(a, b, rules={"llm.layers.{0..1}.*": 0.25, "vision.*": "keep second", EMBED: {"method": "slerp"}})
+    assert torch.equal(source.read(UP), interpolation.linear((a.read(UP), b.read(UP)), (0.25, 0.75)))
     last = "llm.layers.2.mlp.up_proj.weight"
-    assert torch.equal(source.read(last), ops.lerp(a.read(last), b.read(last), 0.5))
+    assert torch.equal(source.read(last), interpolation.lerp(a.read(last), b.read(last), 0.5))
     assert torch.equal(source.read("vision.start_token"), b.read("vision.start_token"))
 
 
 def test_a_rule_with_its_own_method(make_model: Make) -> None:
     a, b, base = make_model(0), make_model(1), make_model(2)
     rules = {UP: {"method": {"type": "ties", "density": 0.5}, "weights": [1, 1]}, "vision.*": "keep base"}
-    source = mix(a, b, rules=rules, base=base, make_method=make_method)
-    assert torch.equal(source.read(UP), ops.ties(base.read(UP), (a.read(UP), b.read(UP)), density=0.5))
+    source = mix(a, b, rules=rules, base=base)
+    assert torch.equal(source.read(UP), interpolation.ties(base.read(UP), (a.read(UP), b.read(UP)), density=0.5))
     assert torch.equal(source.read("vision.start_token"), base.read("vision.start_token"))
 
 
@@ -123,10 +118,10 @@ def test_methods_that_set_their_weights_take_no_others(make_model: Make) -> None
         MixedSource([a, b], create("uniform_soup"), (0.3, 0.7))
     with pytest.raises(DataError, match="ema sets its weights itself"):
         MixedSource([a, b], create("ema"), (0.5, 0.5))
-    source = mix(a, b, beta=0.3, rules={UP: {"method": "uniform_soup"}}, make_method=make_method)
+    source = mix(a, b, beta=0.3, rules={UP: {"method": "uniform_soup"}})
     assert torch.equal(source.read(UP), 0.5 * a.read(UP) + 0.5 * b.read(UP))  # the mean, not the mix's 0.3
     with pytest.raises(DataError, match="rule 'llm.*': uniform_soup sets its weights itself"):
-        mix(a, b, rules={"llm.*": {"method": "uniform_soup", "beta": 0.3}}, make_method=make_method)
+        mix(a, b, rules={"llm.*": {"method": "uniform_soup", "beta": 0.3}})
 
 
 def test_not_every_tensor_is_floating_point() -> None:
@@ -168,7 +163,7 @@ def test_vocabulary_mismatch_names_the_rows(make_model: Make) -> None:
         CheckpointError, match=r"\[6, 4\] in first, \[9, 4\] in second: rows 6 to 8 exist only in second"
     ):
         mix(a, b)
-    both = ops.lerp(a.read(EMBED), b.read(EMBED)[:6], 0.5)
+    both = interpolation.lerp(a.read(EMBED), b.read(EMBED)[:6], 0.5)
     longer = mix(a, b, rules={EMBED: "overlap second"})
     assert longer.shape(EMBED) == (9, 4)
     assert torch.equal(longer.read(EMBED), torch.cat([both, b.read(EMBED)[6:]]))
@@ -200,7 +195,7 @@ def test_weights_are_checked(make_model: Make) -> None:
     a, b = make_model(0), make_model(1)
     with pytest.raises(DataError, match=r"weights \[1.5, -0.5\] \(beta\) lie outside \[0, 1\]"):
         mix(a, b, beta=1.5)
-    assert torch.equal(mix(a, b, beta=1.5, extrapolate=True).read(UP), ops.lerp(a.read(UP), b.read(UP), -0.5))
+    assert torch.equal(mix(a, b, beta=1.5, extrapolate=True).read(UP), interpolation.lerp(a.read(UP), b.read(UP), -0.5))
     with pytest.raises(DataError, match="sum to 0.9, not 1"):
         MixedSource([a, b], create("linear"), (0.5, 0.4))
     with pytest.raises(DataError, match="linear needs a beta"):
@@ -228,11 +223,11 @@ def test_rules_are_checked(make_model: Make) -> None:
     with pytest.raises(DataError, match=r"rule 'llm.*': weights \[1.5, -0.5\]"):
         mix(a, b, rules={"llm.*": 1.5})
     with pytest.raises(DataError, match=r"rule 'llm.*': ties needs a base model"):
-        mix(a, b, rules={"llm.*": {"method": "ties"}}, make_method=make_method)
+        mix(a, b, rules={"llm.*": {"method": "ties"}})
     with pytest.raises(DataError, match="a rule names the base, but there is no base model"):
         mix(a, b, rules={"llm.*": "keep base"})
-    with pytest.raises(DataError, match="no make_method was given"):
-        mix(a, b, rules={"llm.*": {"method": "slerp"}})
+    with pytest.raises(RecipeError, match=r"rule 'llm.\*': unknown mixing method 'slurp'; did you mean 'slerp'"):
+        mix(a, b, rules={"llm.*": {"method": "slurp"}})
     with pytest.raises(CheckpointError, match="the base does not hold it"):
         MixedSource([a, b], create("task_arithmetic"), base=MappingSource({}))
 

@@ -1,0 +1,1 @@
+"""One file a merge method: its formula, options, paper, and the registration of its name."""
