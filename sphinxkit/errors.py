@@ -3,6 +3,10 @@
 Every message states what came, what was expected, and where (file, line, key or tensor).
 """
 
+from collections.abc import Sequence
+
+_MAX_LISTED = 50  # errors named one by one in a message; our choice
+
 
 class SphinxkitError(Exception):
     """Base of every error that sphinxkit raises on purpose."""
@@ -26,3 +30,18 @@ class CheckpointError(SphinxkitError, RuntimeError):
 
 class DataError(SphinxkitError, ValueError):
     """An input (image, conversation, prompt, annotation) cannot be used."""
+
+
+def raise_errors(what: str, errors: Sequence[str]) -> None:
+    """Raise one error that lists ``errors``; nothing happens when there are none.
+
+    Args:
+        what: Start of the message: the file or folder and what is wrong with it.
+        errors: One line each; more than fifty are cut short, with their number.
+    Raises:
+        CheckpointError: ``errors`` is not empty.
+    """
+    if errors:
+        listed = "".join(f"\n  - {error}" for error in errors[:_MAX_LISTED])
+        rest = len(errors) - _MAX_LISTED
+        raise CheckpointError(f"{what}:{listed}" + (f"\n  ... and {rest} more" if rest > 0 else ""))

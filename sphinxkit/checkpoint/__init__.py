@@ -3,7 +3,6 @@
 Everything is lazy: files are mapped, tensors are read one by one under canonical names, and written one by one.
 """
 
-from sphinxkit.checkpoint.entries import EntrySource
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule, hf_key_map, meta_key_map, sphinx_key_map
 from sphinxkit.checkpoint.loading import LoadReport, load_into
 from sphinxkit.checkpoint.opening import FORMATS, Format, detect
@@ -16,7 +15,6 @@ from sphinxkit.tensor_source import MappingSource, ModuleSource
 __all__ = [
     "FORMATS",
     "Checkpoint",
-    "EntrySource",
     "Format",
     "KeyMap",
     "LoadReport",

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.checkpoint.entries import raise_faults
 from sphinxkit.checkpoint.keymap import encoder_name
+from sphinxkit.errors import raise_errors
 from sphinxkit.registry import suggest
 
 # Defaults of the builders (sphinxkit.encoders), so that a recipe only says what differs; a test compares both.
@@ -132,7 +132,7 @@ def encoder_options(config: Mapping[str, Any], file: Path) -> dict[str, dict[str
                 faults.append(f"{where} is {value!r}, expected {fault}")
             elif options.setdefault(names[key], value) != value:
                 faults.append(f"{where} is {value!r}, which contradicts {options[names[key]]!r} given before")
-    raise_faults(f"{file} cannot be followed", faults)
+    raise_errors(f"{file} cannot be followed", faults)
     return {builder: _only_differing(builder, options) for builder, options in stated.items()}
 
 

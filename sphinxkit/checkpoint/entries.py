@@ -3,56 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sphinxkit.errors import CheckpointError
-from sphinxkit.registry import suggest
+from sphinxkit.tensor_files.lazy import StoredTensor
 
 Replicas = Literal["equal", "first"]
 """What to do with a tensor that every shard holds whole: insist that the copies are equal, or take the first one."""
 
-_MAX_LISTED = 50  # faults named one by one in a message; our choice
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor in one file, known by its header alone.
-
-    Attributes:
-        file: The file it lies in.
-        name: Its name in that file.
-        shape: Its shape in that file.
-        dtype: Its stored dtype.
-        view: Gives the tensor as a view of mapped memory (of memory, for files that cannot be mapped).
-    """
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    view: Callable[[], Tensor]
-
-
-def raise_faults(what: str, faults: Sequence[str]) -> None:
-    """Raise one error that lists ``faults``; nothing happens when there are none.
-
-    Args:
-        what: Start of the message: the file or folder and what is wrong with it.
-        faults: One line each; more than fifty are cut short, with their number.
-    Raises:
-        CheckpointError: ``faults`` is not empty.
-    """
-    if faults:
-        listed = "".join(f"\n  - {fault}" for fault in faults[:_MAX_LISTED])
-        rest = len(faults) - _MAX_LISTED
-        raise CheckpointError(f"{what}:{listed}" + (f"\n  ... and {rest} more" if rest > 0 else ""))
 
 
 def bitwise_equal(a: Tensor, b: Tensor) -> bool:
@@ -144,80 +107,3 @@ class Entry:
 
 def _describe(part: StoredTensor) -> str:
     return f"{list(part.shape)} {str(part.dtype).removeprefix('torch.')}"
-
-
-class EntrySource:
-    """A :class:`~sphinxkit.tensor_source.TensorSource` over entries.
-
-    Args:
-        entries: Name to entry, in order.
-        label: Where they come from, for messages.
-    """
-
-    def __init__(self, entries: Mapping[str, Entry], label: str) -> None:
-        self._entries = dict(entries)
-        self._label = label
-        self._closed = False
-
-    def _entry(self, key: str) -> Entry:
-        if self._closed:
-            raise CheckpointError(f"{self._label} is closed; read before leaving the with block")
-        if key not in self._entries:
-            raise CheckpointError(f"{self._label} holds no tensor {key!r}{suggest(key, self._entries)}")
-        return self._entries[key]
-
-    def keys(self) -> Iterable[str]:
-        """Names, in the files' order."""
-        return self._entries.keys()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.read(key)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of the whole tensor ``key``; CheckpointError if there is none."""
-        return self._entry(key).shape
-
-    def dtype(self, key: str) -> torch.dtype:
-        """Stored dtype of ``key``; CheckpointError if there is none."""
-        return self._entry(key).dtype
-
-    def num_bytes(self, key: str) -> int:
-        """Size of the whole tensor ``key`` in bytes; CheckpointError if there is none."""
-        entry = self._entry(key)
-        return math.prod(entry.shape) * entry.dtype.itemsize
-
-    def read(self, key: str) -> Tensor:
-        """The whole tensor on the CPU in its stored dtype; do not write to it.
-
-        Raises:
-            CheckpointError: Unknown key, closed source, or copies that differ between shards.
-        """
-        return self._entry(key).read()
-
-    def read_into(self, key: str, out: Tensor) -> None:
-        """Copy the whole tensor into ``out``, converting to its device and dtype, with no copy in between.
-
-        Args:
-            key: Name.
-            out: Tensor of exactly ``shape(key)``.
-        Raises:
-            CheckpointError: As ``read``, or ``out`` has another shape.
-        """
-        entry = self._entry(key)
-        if tuple(out.shape) != entry.shape:
-            raise CheckpointError(f"{self._label}: {key!r} is {list(entry.shape)}, asked for {list(out.shape)}")
-        entry.copy_into(out)
-
-    def close(self) -> None:
-        """Let go of the mapped files; tensors that were read stay valid."""
-        self._closed = True
-        self._entries = {}

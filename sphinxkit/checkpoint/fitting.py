@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.checkpoint.entries import Entry, EntrySource, raise_faults
+from sphinxkit.checkpoint.entries import Entry
 from sphinxkit.checkpoint.keymap import KeyMap
 from sphinxkit.checkpoint.llm_config import llm_faults, llm_shapes
 from sphinxkit.checkpoint.reader import EMBEDDING
 from sphinxkit.checkpoint.sharding import UNFIT
 from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME, tokenizer_size
-from sphinxkit.errors import CheckpointError
+from sphinxkit.errors import CheckpointError, raise_errors
+from sphinxkit.tensor_files.lazy import LazySource
 
 
 @dataclass
@@ -70,13 +71,13 @@ class Fitting:
         Raises:
             CheckpointError: Everything that does not fit, what was collected before too.
         """
-        shapes = llm_faults(llm, EntrySource(entries, str(self.folder)), config_path)
+        shapes = llm_faults(llm, LazySource(entries, str(self.folder)), config_path)
         named = bool(self.faults)
         self.faults += shapes
         if self.faults and not defer:
             self.faults += self.missing(llm, entries)
             unfit = f"{config_path} and the tensors beside it do not fit together"
-            raise_faults(f"{self.folder}: {UNFIT}" if named else unfit, self.faults)
+            raise_errors(f"{self.folder}: {UNFIT}" if named else unfit, self.faults)
 
     def raise_all(self) -> None:
         """Raise what was collected.
@@ -84,7 +85,7 @@ class Fitting:
         Raises:
             CheckpointError: There is something.
         """
-        raise_faults(f"{self.folder}: {UNFIT}", self.faults)
+        raise_errors(f"{self.folder}: {UNFIT}", self.faults)
 
 
 def count_llama_shards(shape: tuple[int, ...], found: int) -> int:

@@ -7,18 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.checkpoint.entries import Entry, StoredTensor, bitwise_equal, raise_faults
+from sphinxkit.checkpoint.entries import Entry, bitwise_equal
 from sphinxkit.checkpoint.fitting import Fitting
 from sphinxkit.checkpoint.keymap import hf_key_map
-from sphinxkit.checkpoint.lla2acc import read_json
 from sphinxkit.checkpoint.llm_config import META_DEFAULTS, refuse_experts, text_recipe
-from sphinxkit.checkpoint.pickle_reader import read_pickle
 from sphinxkit.checkpoint.reader import EMBEDDING, Checkpoint, embedding_rows
-from sphinxkit.checkpoint.safetensors import read_safetensors
 from sphinxkit.checkpoint.sharding import rotary_reorder
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
 from sphinxkit.checkpoint.verification import torch_files_checks
-from sphinxkit.errors import CheckpointError
+from sphinxkit.errors import CheckpointError, raise_errors
+from sphinxkit.tensor_files.files import read_json, read_tensor_files
 
 CONFIG_NAME = "config.json"
 _HEAD = "llm.lm_head.weight"
@@ -27,68 +25,11 @@ _MAX_POSITIONS = 2048  # transformers' default of max_position_embeddings, Llama
 _MAX_SEQ_LEN = 4096  # default of our llama builder
 
 
-def indexed_files(index: Path) -> dict[str, list[str]]:
-    """The files of an ``*.index.json`` and the tensors it says they hold.
-
-    Raises:
-        CheckpointError: The index is damaged, points out of its folder, or names files that are not there.
-    """
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index}: has no weight_map of tensor names to file names")
-    found: dict[str, list[str]] = {}
-    for name, file in weight_map.items():
-        found.setdefault(file, []).append(name)
-    outside = [file for file in found if Path(file).name != file]
-    raise_faults(f"{index}: names files outside its folder", outside)
-    missing = [file for file in sorted(found) if not (index.parent / file).is_file()]
-    raise_faults(f"{index.parent}: files that {index.name} names are missing; fetch them", missing)
-    return found
-
-
-def find_hf_files(folder: Path) -> tuple[list[Path], Path | None]:
-    """The weight files of a folder (safetensors before .bin) and their index; empty if there are none."""
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = folder / f"{stem}.{suffix}.index.json"
-        if index.is_file():
-            return [folder / file for file in sorted(indexed_files(index))], index
-        single = folder / f"{stem}.{suffix}"
-        if single.is_file():
-            return [single], None
-    return [], None
-
-
-def read_files(files: list[Path], index: Path | None) -> dict[str, StoredTensor]:
-    """The tensors of several files that do not overlap.
-
-    Args:
-        files: ``.safetensors`` or torch files.
-        index: Their index, whose word on what lies where must hold.
-    Raises:
-        CheckpointError: Damaged files, a tensor that is in two of them, or an index that is not true.
-    """
-    stored: dict[str, StoredTensor] = {}
-    faults: list[str] = []
-    for file in files:
-        tensors = read_safetensors(file)[0] if file.suffix == ".safetensors" else read_pickle(file)
-        faults += [f"{name!r} is in {stored[name].file.name} and in {file.name}" for name in tensors if name in stored]
-        stored |= tensors
-    if index is not None:
-        indexed = indexed_files(index)
-        listed = {name for names in indexed.values() for name in names}
-        faults += [
-            f"{name!r} is in {tensor.file.name} but not in {index.name}"
-            for name, tensor in stored.items()
-            if name not in listed and not hf_key_map().is_derived(name)
-        ]
-        for file_name, names in indexed.items():
-            faults += [
-                f"{name!r} should be in {file_name} but is not"
-                for name in names
-                if name not in stored or stored[name].file.name != file_name
-            ]
-    raise_faults(f"{files[0].parent}: the files do not fit together", faults)
-    return stored
+def find_hf_files(folder: Path) -> Path | None:
+    """The weight file of a folder or the index of several (safetensors before .bin); None if there is none."""
+    names = ("model.safetensors", "pytorch_model.bin")
+    found = [folder / f"{name}{end}" for name in names for end in (".index.json", "")]
+    return next((path for path in found if path.is_file()), None)
 
 
 def llm_from_hf(config: Mapping[str, Any], file: Path, vocab_size: int) -> dict[str, Any]:
@@ -113,7 +54,7 @@ def llm_from_hf(config: Mapping[str, Any], file: Path, vocab_size: int) -> dict[
     faults += [
         f"{key!r} is {config.get(key)!r}, expected a number" for key in needed if not isinstance(config.get(key), int)
     ]
-    raise_faults(f"{file} cannot be followed", faults)
+    raise_errors(f"{file} cannot be followed", faults)
     heads = config["num_attention_heads"]
     for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if config.get(key, only) != only:
@@ -124,7 +65,7 @@ def llm_from_hf(config: Mapping[str, Any], file: Path, vocab_size: int) -> dict[
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "linear"):
         faults.append(f"rotary scaling {kind!r} is not supported yet (only 'linear')")
-    raise_faults(f"{file} cannot be followed", faults)
+    raise_errors(f"{file} cannot be followed", faults)
     llm: dict[str, Any] = {
         "type": "llama",
         "vocab_size": vocab_size,
@@ -197,14 +138,14 @@ def open_hf(folder: Path, defer: bool = False) -> Checkpoint:
     Raises:
         CheckpointError: Damaged or missing files, not a Llama, names or shapes that do not fit.
     """
-    files, index = find_hf_files(folder)
+    weights = find_hf_files(folder)
     config_path = folder / CONFIG_NAME
-    if not files or not config_path.is_file():
+    if weights is None or not config_path.is_file():
         raise CheckpointError(f"{folder}: needs model.safetensors or pytorch_model.bin, and {CONFIG_NAME}")
     config = read_json(config_path)
-    stored = read_files(files, index)
-    refuse_experts(stored, str(folder))
     key_map = hf_key_map()
+    stored, files = read_tensor_files(weights, key_map.is_derived)
+    refuse_experts(stored, str(folder))
     if not any(key_map.to_ours(name) for name in stored):
         raise CheckpointError(f"{folder}: holds no 'model.embed_tokens.weight', so it is not a Llama in this layout")
     fitting = Fitting(folder, key_map)

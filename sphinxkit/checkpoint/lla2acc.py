@@ -9,14 +9,12 @@ Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens*.py (arrangements), acce
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.checkpoint.entries import raise_faults
-from sphinxkit.errors import CheckpointError
+from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.registry import suggest
 
 _INPUT_SIZES = {"convnext_xxlarge": 256, "dinov2_vit_giant_patch14": 224}  # the builders' defaults
@@ -174,24 +172,9 @@ def find_shards(folder: Path, kind: str = "model") -> list[Path]:
     ((count, shards),) = found.items()
     missing = [SHARD_NAME.format(rank, count, kind) for rank in range(count) if rank not in shards]
     surplus = [path.name for rank, path in shards.items() if rank >= count]
-    raise_faults(f"{folder}: shards are missing; fetch them", missing)
-    raise_faults(f"{folder}: shard numbers beyond their count", surplus)
+    raise_errors(f"{folder}: shards are missing; fetch them", missing)
+    raise_errors(f"{folder}: shard numbers beyond their count", surplus)
     return [shards[rank] for rank in range(count)]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        CheckpointError: It cannot be read, is not JSON, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds {type(content).__name__}, expected an object")
-    return content
 
 
 def guess_vision(names: Sequence[str]) -> dict[str, Any] | None:

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.checkpoint.entries import raise_faults
-from sphinxkit.errors import CheckpointError
+from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.registry import suggest
 from sphinxkit.tensor_source import TensorSource
 
@@ -71,7 +70,7 @@ def check_config_keys(config: Mapping[str, Any], known: tuple[str, ...], file: P
     """
     if moe := next((key for key in config if "moe" in key.lower() or "expert" in key.lower()), None):
         raise CheckpointError(f"{file}: {moe!r}: a mixture-of-experts model, which is not supported yet")
-    raise_faults(
+    raise_errors(
         f"{file}: unknown keys",
         [f"{key!r}{suggest(key, known)}" for key in config if key not in known],
     )
@@ -146,7 +145,7 @@ def full_numbers(llm: Mapping[str, Any], source: TensorSource) -> dict[str, Any]
         "key projection": "llm.layers.0.attention.k_proj.weight",
         "feed-forward layer": "llm.layers.0.mlp.gate_proj.weight",
     }
-    raise_faults("the language model is incomplete", [f"no {k} ({n})" for k, n in needed.items() if n not in shapes])
+    raise_errors("the language model is incomplete", [f"no {k} ({n})" for k, n in needed.items() if n not in shapes])
     vocab_size, embed_dim = shapes[needed["embedding"]]
     layers = {key.split(".")[2] for key in shapes if key.startswith("llm.layers.")}
     return {
@@ -276,4 +275,4 @@ def check_llm_shapes(llm: Mapping[str, Any], source: TensorSource, file: Path) -
     Raises:
         CheckpointError: Every contradiction: the tensor, its shape and what the configuration asks for.
     """
-    raise_faults(f"{file} and the tensors beside it do not fit together", llm_faults(llm, source, file))
+    raise_errors(f"{file} and the tensors beside it do not fit together", llm_faults(llm, source, file))

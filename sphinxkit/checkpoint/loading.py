@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sphinxkit.checkpoint.entries import EntrySource, bitwise_equal, raise_faults
+from sphinxkit.checkpoint.entries import bitwise_equal
 from sphinxkit.checkpoint.reader import Checkpoint
+from sphinxkit.errors import raise_errors
 from sphinxkit.registry import suggest
+from sphinxkit.tensor_files.lazy import LazySource
 from sphinxkit.tensor_source import TensorSource
 
 
@@ -121,7 +123,7 @@ def _fill(
     stored = source.dtype(key)
     target_dtype = dtype if dtype is not None and stored.is_floating_point else stored
     out = torch.empty(tuple(like.shape), device=device, dtype=target_dtype)
-    if isinstance(source, EntrySource):
+    if isinstance(source, LazySource):
         source.read_into(key, out)
     else:
         out.copy_(source.read(key))
@@ -163,7 +165,7 @@ def load_into(
         "device, or give it an init_non_persistent_buffers method"
         for name in lost
     ]
-    raise_faults("the checkpoint does not fit the model (is it the right recipe?)", faults)
+    raise_errors("the checkpoint does not fit the model (is it the right recipe?)", faults)
     held = set(source.keys())
     loaded: list[str] = []
     chosen = None if device is None else torch.device(device)

@@ -7,17 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.checkpoint.entries import Replicas, StoredTensor, raise_faults
+from sphinxkit.checkpoint.entries import Replicas
 from sphinxkit.checkpoint.fitting import Fitting, check_shard_count
 from sphinxkit.checkpoint.keymap import NameRule, meta_key_map
-from sphinxkit.checkpoint.lla2acc import read_json
 from sphinxkit.checkpoint.llm_config import llm_from_meta, refuse_experts, text_recipe
-from sphinxkit.checkpoint.pickle_reader import read_pickle
 from sphinxkit.checkpoint.reader import EMBEDDING, Checkpoint, embedding_rows
 from sphinxkit.checkpoint.sharding import merge_shards
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
 from sphinxkit.checkpoint.verification import torch_files_checks
-from sphinxkit.errors import CheckpointError
+from sphinxkit.errors import CheckpointError, raise_errors
+from sphinxkit.tensor_files.files import read_json
+from sphinxkit.tensor_files.lazy import StoredTensor
+from sphinxkit.tensor_files.torch_zip import read_torch_file
 
 META_SHARD_NAME = "consolidated.{:02d}.pth"
 PARAMS_NAME = "params.json"
@@ -34,7 +35,7 @@ def find_meta_shards(folder: Path) -> list[Path]:
     if not numbered:
         return []
     missing = [META_SHARD_NAME.format(rank) for rank in range(max(numbered)) if rank not in numbered]
-    raise_faults(f"{folder}: shards are missing; fetch them", missing)
+    raise_errors(f"{folder}: shards are missing; fetch them", missing)
     return [numbered[rank] for rank in sorted(numbered)]
 
 
@@ -69,7 +70,7 @@ def open_meta(folder: Path, replicas: Replicas = "equal", defer: bool = False) -
     def split_dim(rule: NameRule, stored: StoredTensor) -> int | None:
         return _split_dim(dim, rule, stored)
 
-    shards = [read_pickle(file) for file in files]
+    shards = [read_torch_file(file) for file in files]
     refuse_experts((name for shard in shards for name in shard), str(files[0]))
     if (query := shards[0].get("layers.0.attention.wq.weight")) is not None:
         check_shard_count(folder, query.shape, len(files), META_SHARD_NAME)

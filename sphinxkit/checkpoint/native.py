@@ -7,19 +7,18 @@ The index is the usual ``model.safetensors.index.json`` (so other tools can read
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.checkpoint.entries import Entry, raise_faults
-from sphinxkit.checkpoint.hf import indexed_files, read_files
-from sphinxkit.checkpoint.lla2acc import read_json
+from sphinxkit.checkpoint.entries import Entry
 from sphinxkit.checkpoint.reader import Checkpoint, embedding_rows
-from sphinxkit.checkpoint.safetensors import read_safetensors
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
-from sphinxkit.checkpoint.verification import DAMAGED, Check
-from sphinxkit.errors import CheckpointError
+from sphinxkit.checkpoint.verification import DAMAGED
+from sphinxkit.errors import CheckpointError, raise_errors
+from sphinxkit.tensor_files.checksums import Check
+from sphinxkit.tensor_files.files import read_json, read_tensor_files
+from sphinxkit.tensor_files.safetensors import read_safetensors
 
 INDEX_NAME = "model.safetensors.index.json"
 UNUSED_NAME = "unused.safetensors"
@@ -41,15 +40,9 @@ def is_native(folder: Path) -> bool:
     return isinstance(metadata, dict) and metadata.get("format") == FORMAT_NAME
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_files(folder: Path, files: dict[str, Any]) -> None:
     missing = [name for name in files if not (folder / name).is_file()]
-    raise_faults(f"{folder}: files that the index names are missing; fetch them", missing)
+    raise_errors(f"{folder}: files that the index names are missing; fetch them", missing)
     faults = []
     for name, facts in files.items():
         size = (folder / name).stat().st_size
@@ -57,7 +50,7 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
             faults.append(f"{name} has {size} bytes, the index says {facts['size']}")
     if any(fault.startswith(f"{RECIPE_NAME} ") for fault in faults):
         faults.append(f"(to use another recipe, leave {RECIPE_NAME} as it was and pass recipe= (--recipe))")
-    raise_faults(f"{folder}: {DAMAGED}", faults)
+    raise_errors(f"{folder}: {DAMAGED}", faults)
 
 
 def _checks(folder: Path, files: dict[str, Any]) -> list[Check]:
@@ -92,10 +85,10 @@ def open_native(folder: Path) -> Checkpoint:
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{index}: its metadata has no usable list of files: {error!r}") from error
-    raise_faults(f"{index}: names files outside its folder", [name for name in facts if Path(name).name != name])
+    raise_errors(f"{index}: names files outside its folder", [name for name in facts if Path(name).name != name])
     _check_files(folder, facts)
-    files = [folder / name for name in sorted(indexed_files(index))]
-    entries = {name: Entry([tensor]) for name, tensor in read_files(files, index).items()}
+    tensors, files = read_tensor_files(index)
+    entries = {name: Entry([tensor]) for name, tensor in tensors.items()}
     unused: dict[str, Entry] = {}
     if UNUSED_NAME in facts:
         unused = {name: Entry([tensor]) for name, tensor in read_safetensors(folder / UNUSED_NAME)[0].items()}

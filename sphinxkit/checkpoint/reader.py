@@ -6,20 +6,21 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
-from sphinxkit.checkpoint.entries import Entry, EntrySource, raise_faults
+from sphinxkit.checkpoint.entries import Entry
 from sphinxkit.checkpoint.keymap import KeyMap
-from sphinxkit.checkpoint.verification import Check, Verification, compare, raise_damaged
-from sphinxkit.errors import CheckpointError
+from sphinxkit.checkpoint.verification import Verification, raise_damaged
+from sphinxkit.errors import CheckpointError, raise_errors
+from sphinxkit.tensor_files.checksums import Check, compare
+from sphinxkit.tensor_files.lazy import LazySource
 
 EMBEDDING = "llm.embed_tokens.weight"
 
 
-class Checkpoint(EntrySource):
+class Checkpoint(LazySource[Entry]):
     """A checkpoint in any readable format; a :class:`~sphinxkit.tensor_source.TensorSource` and a context manager.
 
     Made by :func:`sphinxkit.checkpoint.open`. Nothing is read until it is asked for, and then from mapped files.
@@ -65,7 +66,7 @@ class Checkpoint(EntrySource):
         self.path = path
         self.format = format
         self.files = tuple(files)
-        self.unused = EntrySource(unused or {}, f"{path} (unused group)")
+        self.unused = LazySource[Entry](unused or {}, f"{path} (unused group)")
         self.tokenizer_path = tokenizer_path
         self.metadata = dict(metadata or {})
         self.faults = tuple(faults)
@@ -87,7 +88,7 @@ class Checkpoint(EntrySource):
             CheckpointError: The files do not say enough; the message names what is missing.
         """
         if isinstance(self._recipe, str):
-            raise_faults(f"{self.path}: {self._recipe}; and", self.faults)
+            raise_errors(f"{self.path}: {self._recipe}; and", self.faults)
             raise CheckpointError(f"{self.path}: {self._recipe}")
         return copy.deepcopy(dict(self._recipe))
 
@@ -120,15 +121,15 @@ class Checkpoint(EntrySource):
 
     def _count(self, key: str) -> None:
         if self._verification is not None:
-            self._verification.copied(self._entry(key).stored_bytes)
+            self._verification.copied(self._tensor(key).stored_bytes)
 
     def read(self, key: str) -> Tensor:
-        """As :meth:`EntrySource.read`."""
+        """As :meth:`LazySource.read`."""
         self._count(key)
         return super().read(key)
 
     def read_into(self, key: str, out: Tensor) -> None:
-        """As :meth:`EntrySource.read_into`."""
+        """As :meth:`LazySource.read_into`."""
         self._count(key)
         super().read_into(key, out)
 
@@ -136,14 +137,6 @@ class Checkpoint(EntrySource):
         """Let go of the mapped files; tensors that were read stay valid."""
         super().close()
         self.unused.close()
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def embedding_rows(entries: Mapping[str, Entry]) -> int | None:

@@ -10,14 +10,15 @@ from sphinxkit.checkpoint.encoders_json import encoder_options, with_encoder_opt
 from sphinxkit.checkpoint.entries import Replicas
 from sphinxkit.checkpoint.fitting import Fitting
 from sphinxkit.checkpoint.keymap import sphinx_key_map
-from sphinxkit.checkpoint.lla2acc import find_shards, guess_vision, read_json, vision_of_type
+from sphinxkit.checkpoint.lla2acc import find_shards, guess_vision, vision_of_type
 from sphinxkit.checkpoint.llm_config import llm_from_meta, refuse_experts, text_recipe
-from sphinxkit.checkpoint.pickle_reader import read_pickle
 from sphinxkit.checkpoint.reader import Checkpoint, embedding_rows
 from sphinxkit.checkpoint.sharding import merge_shards
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
 from sphinxkit.checkpoint.verification import torch_files_checks
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.files import read_json
+from sphinxkit.tensor_files.torch_zip import read_torch_file
 
 
 def open_released(
@@ -50,7 +51,7 @@ def open_released(
     files = find_shards(folder, kind)
     if not files:
         raise CheckpointError(f"{folder}: no consolidated.NN-of-MM.{kind}.pth in it")
-    shards = [read_pickle(file) for file in files]
+    shards = [read_torch_file(file) for file in files]
     refuse_experts((name for shard in shards for name in shard), str(files[0]))
     if all(sphinx_key_map(None).to_ours(name) for shard in shards for name in shard):
         vision = None  # the language model alone, whatever the type's name

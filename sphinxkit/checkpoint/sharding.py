@@ -8,9 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sphinxkit.checkpoint.entries import Entry, Replicas, StoredTensor, raise_faults
+from sphinxkit.checkpoint.entries import Entry, Replicas
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
-from sphinxkit.errors import CheckpointError
+from sphinxkit.errors import CheckpointError, raise_errors
+from sphinxkit.tensor_files.lazy import StoredTensor
 
 UNFIT = "the tensors do not fit together"
 SplitDim = Callable[[NameRule, StoredTensor], int | None]
@@ -69,7 +70,7 @@ def merge_shards(
         except CheckpointError as error:
             found_faults.append(str(error))
     if faults is None:
-        raise_faults(f"{folder}: {UNFIT}", found_faults)
+        raise_errors(f"{folder}: {UNFIT}", found_faults)
     else:
         faults += found_faults
     return named, unused

@@ -6,101 +6,25 @@ in from the disk is still in the page cache when the other one wants it: a file 
 
 from __future__ import annotations
 
-import hashlib
-import struct
 import threading
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
-from sphinxkit.checkpoint.entries import raise_faults
-from sphinxkit.errors import CheckpointError
+from sphinxkit.errors import CheckpointError, raise_errors
+from sphinxkit.tensor_files.checksums import Check, compare
+from sphinxkit.tensor_files.torch_zip import zip_checks
 
 DAMAGED = "files are truncated or were tampered with; fetch them again"
 _OPT_OUT = "(verify=False, on the command line --no-verify, loads them unchecked)"
-_CHUNK = 4 * 2**20  # bytes hashed at a time, the only memory this takes; our choice
 _WINDOW = 2**30  # how far copying and hashing may run apart, which the page cache has to hold; our choice
-_LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip record: it ends with the lengths of its name and extra field
-
-
-@dataclass(frozen=True)
-class Check:
-    """A range of a file and the checksum that it must have.
-
-    Attributes:
-        file: The file.
-        begin: First byte.
-        end: Byte after the last one.
-        algorithm: What ``expected`` is.
-        expected: In hex.
-        fault: What to say if it differs.
-    """
-
-    file: Path
-    begin: int
-    end: int
-    algorithm: Literal["sha256", "crc32"]
-    expected: str
-    fault: str
-
-
-def zip_checks(path: Path) -> list[Check]:
-    """The CRC-32 of every record of a torch file; none for torch's older layout, which stores no checksums.
-
-    Raises:
-        CheckpointError: The list of records is damaged.
-    """
-    if not zipfile.is_zipfile(path):
-        return []
-    checks = []
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            for info in archive.infolist():
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise zipfile.BadZipFile(f"record {info.filename} is compressed")
-                file.seek(info.header_offset)
-                name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-                begin = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-                fault = f"{path}: record {info.filename} does not match its checksum"
-                checks.append(Check(path, begin, begin + info.file_size, "crc32", f"{info.CRC:08x}", fault))
-    except (OSError, ValueError, struct.error, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: its list of records is damaged: {error}; fetch the file again") from error
-    return checks
 
 
 def torch_files_checks(files: Iterable[Path]) -> list[Check]:
     """The checks of several torch files, taken in turns, as slices of one tensor are read."""
     turns = zip_longest(*[zip_checks(file) for file in files])
     return [check for check in chain.from_iterable(turns) if check is not None]
-
-
-def _pieces(check: Check) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(_CHUNK, check.end - check.begin)))
-    with check.file.open("rb", buffering=0) as file:
-        file.seek(check.begin)
-        left = check.end - check.begin
-        while left and (count := file.readinto(buffer[: min(left, len(buffer))])):
-            left -= count
-            yield buffer[:count]
-
-
-def _digest(check: Check, progress: Callable[[int], None]) -> str:
-    if check.algorithm == "sha256":
-        hashed = hashlib.sha256()
-        for piece in _pieces(check):
-            hashed.update(piece)
-            progress(len(piece))
-        return hashed.hexdigest()
-    crc = 0
-    for piece in _pieces(check):
-        crc = zlib.crc32(piece, crc)
-        progress(len(piece))
-    return f"{crc:08x}"
 
 
 class _StoppedError(Exception):
@@ -123,7 +47,7 @@ class Verification:
     def __init__(self, label: str, checks: Callable[[], Sequence[Check]]) -> None:
         self._label = label
         self._checks = checks
-        self._faults: list[str] = []
+        self._errors: list[str] = []
         self._error: BaseException | None = None
         self._hashed = 0
         self._copied = 0
@@ -150,7 +74,7 @@ class Verification:
 
     def _run(self) -> None:
         try:
-            self._faults += compare(self._checks(), self._progress)
+            self._errors += compare(self._checks(), self._progress)
         except _StoppedError:
             pass
         except BaseException as error:  # it belongs to the thread that waits
@@ -176,26 +100,9 @@ class Verification:
             return
         if self._error is not None:
             raise self._error
-        raise_damaged(self._label, self._faults)
+        raise_damaged(self._label, self._errors)
 
 
-def compare(checks: Iterable[Check], progress: Callable[[int], None] = lambda num_bytes: None) -> list[str]:
-    """What differs from its checksum.
-
-    Args:
-        checks: What to read.
-        progress: Told of the bytes that were read.
-    """
-    faults = []
-    for check in checks:
-        try:
-            if _digest(check, progress) != check.expected:
-                faults.append(check.fault)
-        except OSError as error:
-            faults.append(f"{check.file}: cannot be read: {error}")
-    return faults
-
-
-def raise_damaged(label: str, faults: Sequence[str]) -> None:
+def raise_damaged(label: str, errors: Sequence[str]) -> None:
     """Raise one error that lists the damaged files or records; nothing happens when there are none."""
-    raise_faults(f"{label}: {DAMAGED}", [*faults, _OPT_OUT] if faults else [])
+    raise_errors(f"{label}: {DAMAGED}", [*errors, _OPT_OUT] if errors else [])

@@ -20,11 +20,12 @@ from sphinxkit.checkpoint.lla2acc import SHARD_NAME, type_of_vision
 from sphinxkit.checkpoint.llm_config import full_numbers, meta_from_numbers
 from sphinxkit.checkpoint.meta import META_SHARD_NAME, PARAMS_NAME
 from sphinxkit.checkpoint.native import FORMAT_NAME, FORMAT_VERSION, INDEX_NAME, RECIPE_NAME, UNUSED_NAME
-from sphinxkit.checkpoint.pickle_writer import TorchFileWriter
-from sphinxkit.checkpoint.safetensors import TensorSpec, WrittenFile, write_safetensors
 from sphinxkit.checkpoint.sharding import rotary_to_halves, shard_shape, take_shard
 from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.safetensors import write_safetensors
+from sphinxkit.tensor_files.spec import TensorSpec, WrittenFile
+from sphinxkit.tensor_files.torch_zip import TorchFileWriter
 from sphinxkit.tensor_source import ChunkedSource, TensorSource
 
 _MAX_SEQ_LEN = 4096  # default of the llama builders

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -221,11 +220,12 @@ def speed_up(model: SphinxModel, bits: int | None, graphs: str) -> None:
 def tell_checkpoint(checkpoint: str | None) -> str:
     """What names the weights in a record of a run; SPHINX-nano's also tells which release of them."""
     from sphinxkit import nano
+    from sphinxkit.tensor_files.checksums import file_sha256
 
     if checkpoint is not None:
         return checkpoint
-    index = (nano.path() / "model.safetensors.index.json").read_bytes()  # it holds the checksum of every file
-    return f"{nano.NAME} {hashlib.sha256(index).hexdigest()[:16]}"
+    index = nano.path() / "model.safetensors.index.json"  # it holds the checksum of every file
+    return f"{nano.NAME} {file_sha256(index)[:16]}"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from sphinxkit.errors import DataError
 from sphinxkit.evaluation import metrics
 from sphinxkit.evaluation.inputs import Record, read_annotations, read_predictions
 from sphinxkit.registry import suggest
+from sphinxkit.tensor_files.checksums import file_sha256
 from sphinxkit.version import __version__
 
 
@@ -146,11 +146,6 @@ class Report:
         }
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def score(benchmark: str, annotations: str | Path, predictions: str | Path) -> Report:
     """Score a file of predictions.
 
@@ -168,8 +163,8 @@ def score(benchmark: str, annotations: str | Path, predictions: str | Path) -> R
     result = metrics.score(chosen.metric, records)
     manifest = {
         "generation": given.manifest,
-        "annotations": {"path": str(annotations), "sha256": _sha256(Path(annotations))},
-        "predictions": {"path": str(predictions), "sha256": _sha256(Path(predictions))},
+        "annotations": {"path": str(annotations), "sha256": file_sha256(annotations)},
+        "predictions": {"path": str(predictions), "sha256": file_sha256(predictions)},
         "task": chosen.task,
         "versions": {"sphinxkit": __version__, "python": platform.python_version()},
     }

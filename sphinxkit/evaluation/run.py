@@ -23,6 +23,7 @@ from sphinxkit.evaluation import benchmarks, metrics
 from sphinxkit.evaluation.benchmarks import Benchmark, Report
 from sphinxkit.evaluation.inputs import Annotation, Record, manifest_path, read_annotations
 from sphinxkit.evaluation.questions import Question, check_images, hash_prompts, make_questions
+from sphinxkit.tensor_files.checksums import file_sha256
 from sphinxkit.version import __version__
 
 if TYPE_CHECKING:
@@ -305,12 +306,10 @@ def _manifest(
     annotations: str | Path,
     model_facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    with Path(annotations).open("rb") as file:
-        annotations_hash = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "benchmark": benchmark.name,
         "task": benchmark.task,
-        "annotations": {"sha256": annotations_hash, "count": len(questions)},
+        "annotations": {"sha256": file_sha256(annotations), "count": len(questions)},
         "template": template.name,
         "prompts": {"sha256": hash_prompts(questions), "first": questions[0].prompt},
         "decoding": {

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sphinxkit import checkpoint
-from sphinxkit.checkpoint.safetensors import TensorSpec, write_safetensors
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.safetensors import write_safetensors
+from sphinxkit.tensor_files.spec import TensorSpec
 from sphinxkit.tensor_source import ChunkedSource, MappingSource
 
 

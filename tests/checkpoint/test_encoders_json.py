@@ -9,12 +9,7 @@ from typing import Any
 import pytest
 
 from sphinxkit import encoders
-from sphinxkit.checkpoint.encoders_json import (
-    ENCODER_DEFAULTS,
-    encoder_options,
-    encoders_json,
-    with_encoder_options,
-)
+from sphinxkit.checkpoint.encoders_json import ENCODER_DEFAULTS, encoder_options, encoders_json, with_encoder_options
 from sphinxkit.checkpoint.lla2acc import LLAMA_TYPES, vision_of_type
 from sphinxkit.errors import CheckpointError
 

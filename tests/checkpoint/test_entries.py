@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sphinxkit.checkpoint.entries import Entry, EntrySource, StoredTensor, bitwise_equal, raise_faults
+from sphinxkit.checkpoint.entries import Entry, bitwise_equal
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.lazy import StoredTensor
 
 
 def stored(file: str, tensor: torch.Tensor) -> StoredTensor:
@@ -48,21 +49,6 @@ def test_parts_that_do_not_fit() -> None:
         Entry([stored("a.pth", torch.zeros(2)), stored("b.pth", torch.zeros(2))], dim=1)
 
 
-def test_source_answers_and_complains() -> None:
-    source = EntrySource({"weight": Entry([stored("a", torch.ones(2, 3))])}, "the place")
-    assert "weight" in source
-    assert len(source) == 1
-    assert list(source.keys()) == ["weight"]
-    assert source.num_bytes("weight") == 24
-    with pytest.raises(CheckpointError, match="the place holds no tensor 'wieght'; did you mean 'weight'"):
-        source.read("wieght")
-    with pytest.raises(CheckpointError, match=r"'weight' is \[2, 3\], asked for \[3, 2\]"):
-        source.read_into("weight", torch.empty(3, 2))
-    source.close()
-    with pytest.raises(CheckpointError, match="the place is closed"):
-        source.shape("weight")
-
-
 def test_bitwise_equality() -> None:
     nan = torch.tensor([float("nan")])
     assert bitwise_equal(nan, nan.clone())
@@ -72,9 +58,3 @@ def test_bitwise_equality() -> None:
     assert bitwise_equal(torch.tensor([1 + 2j]), torch.tensor([1 + 2j]))
     assert bitwise_equal(torch.tensor(True), torch.tensor(True))
     assert bitwise_equal(torch.arange(6).reshape(2, 3).T, torch.arange(6).reshape(2, 3).T.contiguous())
-
-
-def test_long_lists_of_faults_are_cut() -> None:
-    raise_faults("nothing", [])
-    with pytest.raises(CheckpointError, match=r"(?s)wrong:\n  - 0.*  - 49\n  \.\.\. and 3 more$"):
-        raise_faults("wrong", [str(index) for index in range(53)])

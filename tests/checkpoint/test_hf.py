@@ -10,9 +10,10 @@ import torch
 
 from sphinxkit import checkpoint, llama
 from sphinxkit.checkpoint import MappingSource, ModuleSource
-from sphinxkit.checkpoint.hf import indexed_files, llm_from_hf
+from sphinxkit.checkpoint.hf import llm_from_hf
 from sphinxkit.checkpoint.sharding import rotary_to_halves
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.files import read_tensor_files
 
 Model = tuple[MappingSource, dict[str, Any]]
 
@@ -191,7 +192,7 @@ def test_index_that_is_not_true(tmp_path: Path, text_model: Model, write_json: C
         checkpoint.open(folder)
     write_json(index, weight_map=["a"])
     with pytest.raises(CheckpointError, match=r"has no weight_map of tensor names to file names"):
-        indexed_files(index)
+        read_tensor_files(index)
     write_json(index, weight_map=true)
     (folder / last).write_bytes((folder / first).read_bytes())
     with pytest.raises(CheckpointError, match=rf"is in {first} and in {last}"):

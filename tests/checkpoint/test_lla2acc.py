@@ -4,16 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sphinxkit.checkpoint.lla2acc import (
-    LLAMA_TYPES,
-    find_shards,
-    guess_vision,
-    read_json,
-    type_of_vision,
-    vision_of_type,
-)
+from sphinxkit.checkpoint.lla2acc import LLAMA_TYPES, find_shards, guess_vision, type_of_vision, vision_of_type
 from sphinxkit.errors import CheckpointError
 from sphinxkit.recipe import Recipe
+from sphinxkit.tensor_files.files import read_json
 
 PROJECTOR = {"type": "linear", "norm": "layer"}
 

@@ -10,8 +10,8 @@ import pytest
 
 from sphinxkit import checkpoint
 from sphinxkit.checkpoint import MappingSource
-from sphinxkit.checkpoint.native import file_sha256
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.checksums import file_sha256
 
 Model = tuple[MappingSource, dict[str, Any]]
 

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sphinxkit.checkpoint.entries import StoredTensor
 from sphinxkit.checkpoint.keymap import hf_key_map, meta_key_map
 from sphinxkit.checkpoint.sharding import (
     merge_shards,
@@ -18,6 +17,7 @@ from sphinxkit.checkpoint.sharding import (
     take_shard,
 )
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.lazy import StoredTensor
 
 
 def shard(file: str, **tensors: torch.Tensor) -> dict[str, StoredTensor]:

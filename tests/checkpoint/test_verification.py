@@ -13,8 +13,11 @@ import torch
 import sphinxkit
 from sphinxkit import checkpoint
 from sphinxkit.checkpoint import verification
-from sphinxkit.checkpoint.verification import Check, Verification, compare, torch_files_checks, zip_checks
+from sphinxkit.checkpoint.verification import Verification, torch_files_checks
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files import checksums
+from sphinxkit.tensor_files.checksums import Check, compare
+from sphinxkit.tensor_files.torch_zip import zip_checks
 
 Copy = Callable[..., Path]
 
@@ -77,7 +80,7 @@ def test_a_tensor_taken_out_of_the_index(own: Path) -> None:
 def test_a_bit_of_a_released_shard(released: Copy, tmp_path: Path, rank: int) -> None:
     folder = released()
     path = folder / f"consolidated.0{rank}-of-02.model.pth"
-    record = next(check for check in zip_checks(path) if "/data/" in check.fault)
+    record = next(check for check in zip_checks(path) if "/data/" in check.message)
     flip(path, record.end - 1)
     message = rf"{path.name}: record \S+/data/\d+ does not match its checksum"
     with pytest.raises(CheckpointError, match=message):
@@ -108,11 +111,11 @@ def test_hf_bin_files(tmp_path: Path, text_model: tuple[checkpoint.MappingSource
             opened.read("llm.norm.weight")
         tensors = {"model.norm.weight": opened.read("llm.norm.weight").clone()}
         for key in opened.keys():  # noqa: SIM118
-            tensors[opened.name_in_files(key)] = opened._entries[key].parts[0].view().clone()
+            tensors[opened.name_in_files(key)] = opened._tensors[key].parts[0].view().clone()
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
     checkpoint.open(folder, verify=True).close()
-    record = next(check for check in zip_checks(folder / "pytorch_model.bin") if check.fault.count("/data/"))
+    record = next(check for check in zip_checks(folder / "pytorch_model.bin") if check.message.count("/data/"))
     flip(folder / "pytorch_model.bin", record.begin)
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin: record .* does not match"):
         checkpoint.open(folder, verify=True)
@@ -148,22 +151,9 @@ def check_of(path: Path, content: bytes) -> Check:
     return Check(path, 0, len(content), "crc32", f"{zlib.crc32(content):08x}", f"{path.name} differs")
 
 
-def test_ranges_by_hand(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(b"..123456789..")
-    assert compare([Check(path, 2, 11, "crc32", "cbf43926", "no")]) == []  # the CRC-32 check value
-    assert compare([Check(path, 1, 11, "crc32", "cbf43926", "no")]) == ["no"]
-    digest = "15e2b0d3c33891ebb0f1ef609ec419420c20e320ce94c65fbc8c3312448eb225"  # of the same nine digits
-    assert compare([Check(path, 2, 11, "sha256", digest, "no")]) == []
-    assert compare([Check(path, 3, 3, "crc32", "00000000", "no")]) == []
-    assert compare([Check(path, 2, 99, "sha256", digest, "cut")]) == ["cut"]
-    [fault] = compare([Check(tmp_path / "gone", 0, 1, "crc32", "0", "no")])
-    assert "gone: cannot be read" in fault
-
-
 def test_neither_side_runs_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "_WINDOW", 300)
-    monkeypatch.setattr(verification, "_CHUNK", 100)
+    monkeypatch.setattr(checksums, "_CHUNK", 100)
     content = bytes(2000)
     hashed: list[int] = []
     waited = threading.Event()

@@ -8,12 +8,12 @@ import torch
 from typer.testing import CliRunner
 
 from sphinxkit import checkpoint
-from sphinxkit.checkpoint.verification import zip_checks
 from sphinxkit.cli import app
 from sphinxkit.cli.options import speed_up
 from sphinxkit.errors import CheckpointError, DataError
 from sphinxkit.llama import LlamaModel, QuantizedLinear, llama
 from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.tensor_files.torch_zip import zip_checks
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_convert_takes_the_first_replica_and_a_type(folder: Path, tmp_path: Path
 
 def test_checksums_unless_told_otherwise(folder: Path, tmp_path: Path) -> None:
     path = folder / "consolidated.00-of-02.model.pth"
-    record = next(check for check in zip_checks(path) if "/data/" in check.fault)
+    record = next(check for check in zip_checks(path) if "/data/" in check.message)
     raw = bytearray(path.read_bytes())
     raw[record.end - 1] ^= 1
     path.write_bytes(raw)

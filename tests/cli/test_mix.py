@@ -326,7 +326,7 @@ def test_missing_shard(pair: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_full_disk(texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sphinxkit.checkpoint import safetensors
+    from sphinxkit.tensor_files import safetensors
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sphinxkit.checkpoint.pickle_reader import read_pickle
-from sphinxkit.checkpoint.pickle_writer import TorchFileWriter
-from sphinxkit.checkpoint.safetensors import TensorSpec
-from sphinxkit.checkpoint.verification import compare, zip_checks
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.checksums import compare
+from sphinxkit.tensor_files.spec import TensorSpec
+from sphinxkit.tensor_files.torch_zip import TorchFileWriter, read_torch_file, zip_checks
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
           torch.int8, torch.uint8, torch.bool)  # fmt: skip
@@ -43,7 +42,7 @@ def test_torch_reads_what_is_written(tmp_path: Path, mmap: bool, wrapper: str | 
             assert loaded[name].data_ptr() % 64 == 0  # as aligned as torch's own files
     assert zipfile.ZipFile(path).testzip() is None
     assert compare(zip_checks(path)) == []
-    assert torch.equal(read_pickle(path)["slice"].view(), tensors["slice"])
+    assert torch.equal(read_torch_file(path)["slice"].view(), tensors["slice"])
 
 
 def test_records_are_those_of_torch(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,8 +24,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from sphinxkit.checkpoint.entries import StoredTensor
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.lazy import StoredTensor
+from sphinxkit.tensor_files.spec import TensorSpec, WrittenFile, tensor_bytes
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -47,28 +47,6 @@ DTYPES: dict[str, torch.dtype] = {
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
 _CHUNK = 16 * 2**20  # bytes written and hashed at a time; our choice
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, shape and dtype of a tensor that is about to be written."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the data in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class WrittenFile:
-    """What a writer made: size in bytes and, if asked for, the SHA-256 in hex (else empty)."""
-
-    size: int
-    sha256: str
 
 
 class _MappedFile:
@@ -152,12 +130,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
             "fetch it again"
         )
     return {stored.name: stored for _, _, stored in placed}, {str(k): str(v) for k, v in metadata.items()}
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The raw bytes of a CPU tensor in row-major order; no copy if it is contiguous."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
 
 
 def start_writeback(file: BinaryIO, offset: int, num_bytes: int) -> None:

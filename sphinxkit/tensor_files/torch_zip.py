@@ -1,4 +1,8 @@
-"""Writing a ``torch.save`` file tensor by tensor.
+"""The files of ``torch.save``: read mapped and never executed, written tensor by tensor.
+
+``weights_only=True`` holds everywhere: a pickle that asks for anything but tensors and plain containers is refused by
+torch's own restricted unpickler before it can run. Files in torch's zip layout are mapped; older ones cannot be and
+are read whole.
 
 ``torch.save`` wants every tensor of a file at once. Its zip layout does not: a small pickle that names the storages,
 then one uncompressed record per storage. Written here with the standard library alone, so that one tensor is in
@@ -11,11 +15,13 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,9 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sphinxkit.checkpoint.safetensors import TensorSpec, tensor_bytes
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.checksums import Check
+from sphinxkit.tensor_files.lazy import StoredTensor
+from sphinxkit.tensor_files.spec import TensorSpec, tensor_bytes
 
+_ZIP_MAGIC = b"PK\x03\x04"
+_RECORD_HEADER = struct.Struct("<26xHH")  # of a zip record: it ends with the lengths of its name and extra field
 _STORAGES: dict[torch.dtype, type] = {
     torch.float64: torch.DoubleStorage,
     torch.float32: torch.FloatStorage,
@@ -44,6 +54,91 @@ _ZIP64_EXTRA = 20  # what zipfile adds for sizes beyond 4 GiB
 _PADDING_FIELD = 0x4246  # "FB", the extra-field id that torch pads with
 _CHUNK = 16 * 2**20
 _ROOT = "archive"
+
+
+def read_torch_file(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file; a single ``model`` or ``state_dict`` level around them is looked through.
+
+    Args:
+        path: A ``.pth`` or ``.bin`` file.
+    Raises:
+        CheckpointError: The file is empty, truncated, damaged, holds code, or holds something else than tensors.
+    """
+    loaded = _load(path)
+    for wrapper in ("model", "state_dict"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected a dictionary of tensors")
+    stored: dict[str, StoredTensor] = {}
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
+            raise CheckpointError(f"{path}: entry {name!r} is a {type(value).__name__}, expected a dense tensor")
+        tensor = value.detach()
+        stored[name] = StoredTensor(path, name, tuple(tensor.shape), tensor.dtype, partial(_itself, tensor))
+    if not stored:
+        raise CheckpointError(f"{path}: holds no tensors")
+    return stored
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _load(path: Path) -> Any:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            magic = file.read(len(_ZIP_MAGIC))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if size == 0:
+        raise CheckpointError(f"{path}: the file is empty; fetch it again")
+    is_zip = magic == _ZIP_MAGIC
+    try:
+        return torch.load(path, map_location="cpu", mmap=is_zip or None, weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything at all
+        raise CheckpointError(_explain(path, size, error)) from error
+
+
+def _explain(path: Path, size: int, error: Exception) -> str:
+    text = str(error)
+    asked = re.search(r"(?:GLOBAL|global:?|class|function) ([\w.]+\.[\w.]+)", text)
+    if "Weights only load failed" in text and asked and "nsupported" in text:
+        return (
+            f"{path}: refused: its pickle asks for {asked.group(1)}, which is code and not tensors; nothing of it was "
+            "executed. Get the file from a source you trust, saved as tensors only"
+        )
+    first = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    return (
+        f"{path}: not a readable torch file ({size} bytes; {type(error).__name__}: {first[:200]}): truncated, damaged "
+        "or of another kind; fetch it again"
+    )
+
+
+def zip_checks(path: Path) -> list[Check]:
+    """The CRC-32 of every record of a torch file; none for torch's older layout, which stores no checksums.
+
+    Raises:
+        CheckpointError: The list of records is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return []
+    checks = []
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED:
+                    raise zipfile.BadZipFile(f"record {info.filename} is compressed")
+                file.seek(info.header_offset)
+                name_length, extra_length = _RECORD_HEADER.unpack(file.read(_RECORD_HEADER.size))
+                begin = info.header_offset + _RECORD_HEADER.size + name_length + extra_length
+                message = f"{path}: record {info.filename} does not match its checksum"
+                checks.append(Check(path, begin, begin + info.file_size, "crc32", f"{info.CRC:08x}", message))
+    except (OSError, ValueError, struct.error, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: its list of records is damaged: {error}; fetch the file again") from error
+    return checks
 
 
 class _Storage:
@@ -130,6 +225,8 @@ class TorchFileWriter:
 
         Args:
             tensor: On the CPU, of the announced shape and dtype.
+        Shape:
+            tensor: as announced
         Raises:
             CheckpointError: It is not what was announced.
         """

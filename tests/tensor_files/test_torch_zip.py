@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sphinxkit.checkpoint.pickle_reader import read_pickle
-from sphinxkit.checkpoint.verification import compare, zip_checks
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.checksums import compare
+from sphinxkit.tensor_files.torch_zip import read_torch_file, zip_checks
 
 
 class Evil:
@@ -33,7 +33,7 @@ def test_reads_tensors_in_either_layout(tmp_path: Path, is_zip: bool, wrapper: s
     path = tmp_path / "x.pth"
     content = tensors if wrapper is None else {wrapper: OrderedDict(tensors), "epoch": 3}
     torch.save(content, path, _use_new_zipfile_serialization=is_zip)
-    found = read_pickle(path)
+    found = read_torch_file(path)
     assert {name: (stored.shape, stored.dtype) for name, stored in found.items()} == {
         "a": ((2, 3), torch.int64),
         "b": ((2,), torch.bfloat16),
@@ -49,7 +49,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, is_zip: bool,
     evil = Evil(marker)
     torch.save(evil if place == "top" else {"model": {"a": evil}}, path, _use_new_zipfile_serialization=is_zip)
     with pytest.raises(CheckpointError, match=r"x.pth: refused: its pickle asks for \w+.system") as caught:
-        read_pickle(path)
+        read_torch_file(path)
     assert not marker.exists()
     assert "nothing of it was executed" in str(caught.value)
     assert "weights_only=False" not in str(caught.value)
@@ -65,7 +65,7 @@ def test_a_plain_pickle_and_a_tar_with_code_are_refused_and_not_run(tmp_path: Pa
         archive.addfile(info, io.BytesIO(plain.read_bytes()))
     for path in (plain, tar):
         with pytest.raises(CheckpointError, match=path.name):
-            read_pickle(path)
+            read_torch_file(path)
     assert not marker.exists()
 
 
@@ -76,16 +76,16 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
     for length in (10, 100, len(whole) // 2, len(whole) - 30):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=rf"x.pth: not a readable torch file \({length} bytes.*fetch it"):
-            read_pickle(path)
+            read_torch_file(path)
     for content in (b"hello, I am a text\n" * 20, b"\x00" * 64, b"PK\x03\x04" + b"\x00" * 64, b"\x89PNG\r\n" * 9):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"x.pth: (not a readable torch file|refused)"):
-            read_pickle(path)
+            read_torch_file(path)
     path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="the file is empty"):
-        read_pickle(path)
+        read_torch_file(path)
     with pytest.raises(CheckpointError, match=r"none.pth: cannot be read"):
-        read_pickle(tmp_path / "none.pth")
+        read_torch_file(tmp_path / "none.pth")
 
 
 def test_changed_data_is_found_when_asked(tmp_path: Path) -> None:
@@ -94,10 +94,10 @@ def test_changed_data_is_found_when_asked(tmp_path: Path) -> None:
     raw = path.read_bytes()
     position = raw.index(b"\x07" * 64)
     path.write_bytes(raw[:position] + b"\x08" + raw[position + 1 :])
-    assert read_pickle(path)["a"].view()[0] == 8  # the format itself does not notice
+    assert read_torch_file(path)["a"].view()[0] == 8  # the format itself does not notice
     assert compare(zip_checks(path)) == [f"{path}: record x/data/0 does not match its checksum"]
     path.write_bytes(raw)
-    assert read_pickle(path)["a"].view()[0] == 7
+    assert read_torch_file(path)["a"].view()[0] == 7
     assert compare(zip_checks(path)) == []
 
 
@@ -120,7 +120,7 @@ def test_something_else_than_tensors(tmp_path: Path, content: object, message: s
     path = tmp_path / "x.pth"
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=message):
-        read_pickle(path)
+        read_torch_file(path)
 
 
 def test_a_zip_without_a_pickle(tmp_path: Path) -> None:
@@ -128,4 +128,4 @@ def test_a_zip_without_a_pickle(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "nothing here")
     with pytest.raises(CheckpointError, match="not a readable torch file"):
-        read_pickle(path)
+        read_torch_file(path)

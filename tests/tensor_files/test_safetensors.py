@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sphinxkit.checkpoint.safetensors import DTYPES, TensorSpec, read_safetensors, write_safetensors
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.safetensors import DTYPES, read_safetensors, write_safetensors
+from sphinxkit.tensor_files.spec import TensorSpec
 
 
 def write_raw(path: Path, header: object, data: bytes) -> Path:
