@@ -8,10 +8,10 @@ from PIL import Image
 from sphinxkit.formatters import tasks
 from sphinxkit.formatters.draw import draw_items
 from sphinxkit.geometry import ImageGeometry
-from sphinxkit.nano.world import World
+from sphinxkit.nano.world import World, render
 
 world = World(size=(160, 112))
-picture = Image.fromarray(world.scene(7, "detection").image)
+picture = Image.fromarray(render(world.scene(7, "detection")))
 
 detection = tasks.create("detection")
 example = detection.format(world.samples(7, "detection")[0])

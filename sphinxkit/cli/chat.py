@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.cli.options import AnswerOptions, LoadOptions, OptionalCheckpoint, option_groups
+from sphinxkit.cli.checkpoints import NANO
+from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, option_groups
 from sphinxkit.errors import DataError
 
 HELP = "/image PATH asks about another picture, /reset starts anew, /exit or Ctrl-D ends."
@@ -16,7 +17,7 @@ HELP = "/image PATH asks about another picture, /reset starts anew, /exit or Ctr
 @option_groups
 def chat(
     *,
-    checkpoint: OptionalCheckpoint = None,
+    checkpoint: Checkpoint = NANO,
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture to talk about.")] = None,
     system: Annotated[str | None, typer.Option(help="Replaces the template's system text.")] = None,
     answering: AnswerOptions,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import (
     Checkpoint,
     LlamaType,
@@ -54,7 +55,7 @@ def convert(
     if to not in checkpoint.FORMATS:
         raise CheckpointError(f"--to {to!r}: expected one of {', '.join(checkpoint.FORMATS)}")
     with checkpoint.open(
-        checkpoint.resolve(source), replicas=parse_replicas(replicas), llama_type=llama_type
+        checkpoint.resolve(find_checkpoint(source)), replicas=parse_replicas(replicas), llama_type=llama_type
     ) as opened:
         found = Recipe.find(recipe) if recipe is not None else None
         if found is None and opened.has_recipe:

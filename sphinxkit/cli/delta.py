@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import Checkpoint, Json, parse_dtype
 from sphinxkit.errors import CheckpointError
 
@@ -54,7 +55,7 @@ def extract(
     from sphinxkit.interpolation.diff import compare
 
     with ExitStack() as stack:
-        first, second = open_all([base, tuned], stack)
+        first, second = open_all([find_checkpoint(base), find_checkpoint(tuned)], stack)
         wanted: torch.dtype | Literal["first"] = parse_dtype(dtype) if dtype else "first"
         delta = extract_delta(joined(first), joined(second), dtype=wanted, allow_nonfinite=allow_nonfinite)
         shards = num_shards or second.metadata.get("num_shards") or 1
@@ -107,7 +108,7 @@ def apply(
     from sphinxkit.interpolation.delta import apply_delta
 
     with ExitStack() as stack:
-        (first,) = open_all([base], stack)
+        (first,) = open_all([find_checkpoint(base)], stack)
         second = stack.enter_context(checkpoints.open(checkpoints.resolve(delta), delta=True))
         wanted: torch.dtype | Literal["first"] = parse_dtype(dtype) if dtype else "first"
         result = apply_delta(joined(first), joined(second), dtype=wanted, allow_nonfinite=allow_nonfinite)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sphinxkit.cli.options import AnswerOptions, LoadOptions, OptionalCheckpoint, option_groups
+from sphinxkit.cli.checkpoints import NANO
+from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, option_groups
 from sphinxkit.errors import DataError, SphinxkitError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ MAX_VISITORS = 16  # whose caches are kept at once; our choice
 @option_groups
 def demo(
     *,
-    checkpoint: OptionalCheckpoint = None,
+    checkpoint: Checkpoint = NANO,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is open to the network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 7860,
     answering: AnswerOptions,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import Checkpoint, Json
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def diff(
     if plot is not None:
         need_matplotlib()
     with ExitStack() as stack:
-        a, b = open_all([first, second], stack)
+        a, b = open_all([find_checkpoint(first), find_checkpoint(second)], stack)
         report = compare(joined(a), joined(b))
     if plot is not None:
         plot_diff(report, plot, first=file_name(first), second=file_name(second))

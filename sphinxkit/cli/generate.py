@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sphinxkit.cli.checkpoints import NANO, tell_checkpoint
 from sphinxkit.cli.options import (
     AnswerOptions,
+    Checkpoint,
     Json,
     LoadOptions,
-    OptionalCheckpoint,
     option_groups,
-    tell_checkpoint,
 )
 from sphinxkit.errors import DataError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @option_groups
 def generate(
     *,
-    checkpoint: OptionalCheckpoint = None,
+    checkpoint: Checkpoint = NANO,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The question; with --raw the whole prompt.")
     ] = None,
@@ -153,7 +153,7 @@ class Question:
 
 
 def _answer_one(
-    checkpoint: str | None,
+    checkpoint: str,
     loading: LoadOptions,
     question: Question,
     answering: AnswerOptions,

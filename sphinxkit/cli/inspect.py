@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sphinxkit.cli.checkpoints import NANO, find_checkpoint
 from sphinxkit.cli.options import Json
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def is_checkpoint(name: str) -> bool:
     """Whether a name means a checkpoint rather than a recipe."""
-    return name.startswith("hf://") or Path(name).is_dir()
+    return name == NANO or name.startswith("hf://") or Path(name).is_dir()
 
 
 def recipe_of(name: str) -> Recipe:
@@ -27,12 +28,12 @@ def recipe_of(name: str) -> Recipe:
 
     if not is_checkpoint(name):
         return Recipe.find(name)
-    with checkpoint.open(checkpoint.resolve(name)) as opened:
+    with checkpoint.open(checkpoint.resolve(find_checkpoint(name))) as opened:
         return Recipe.of_checkpoint(opened)
 
 
 def inspect(
-    name: Annotated[str, typer.Argument(help="Checkpoint directory, hf://org/repo, or recipe (name or file).")],
+    name: Annotated[str, typer.Argument(help="Checkpoint directory, hf://org/repo, nano, or recipe (name or file).")],
     keys: Annotated[bool, typer.Option("--keys", help="List every tensor of a checkpoint.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -70,7 +71,7 @@ def inspect(
 def _checkpoint_fields(name: str, keys: bool) -> dict[str, Any]:
     from sphinxkit import checkpoint
 
-    with checkpoint.open(checkpoint.resolve(name)) as opened:
+    with checkpoint.open(checkpoint.resolve(find_checkpoint(name))) as opened:
         stored = Counter(str(opened.dtype(key)).removeprefix("torch.") for key in opened.keys())  # noqa: SIM118
         fields: dict[str, Any] = {
             "format": opened.format,

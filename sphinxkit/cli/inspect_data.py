@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import Json
 from sphinxkit.errors import DataError, RecipeError, SphinxkitError
 
@@ -194,7 +195,7 @@ def _encoder(
         return None
     template = formatters.create("sphinx_v1")
     if model is not None:
-        with checkpoint.open(checkpoint.resolve(model)) as opened:
+        with checkpoint.open(checkpoint.resolve(find_checkpoint(model))) as opened:
             template = _template(opened.recipe)
             tokenizer = tokenizer or opened.tokenizer_path
     if tokenizer is None:

@@ -18,7 +18,9 @@ GIB = 2**30
 
 
 def memory(
-    recipe: Annotated[str, typer.Argument(help="Recipe (name or file) or checkpoint directory.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe (name or file) or checkpoint directory, hf://org/repo or nano.")
+    ],
     batch_size: Annotated[int, typer.Option(min=1, help="Rows answered together.")] = 1,
     text_tokens: Annotated[int, typer.Option(min=1, help="Prompt and answer of a row, without the image.")] = 512,
     images: Annotated[int | None, typer.Option(help="Images in the batch; default one for each row.")] = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from sphinxkit.cli.checkpoints import NANO, find_checkpoint
 from sphinxkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,15 +21,12 @@ if TYPE_CHECKING:
 
 Checkpoint = Annotated[
     str,
-    typer.Argument(help="Directory of a checkpoint (sphinxkit, released SPHINX, Meta or HF Llama) or hf://org/repo."),
-]
-OptionalCheckpoint = Annotated[
-    str | None,
     typer.Argument(
-        help="Directory of a checkpoint (sphinxkit, released SPHINX, Meta or HF Llama) or hf://org/repo. Default: "
+        help="Directory of a checkpoint (sphinxkit, released SPHINX, Meta or HF Llama), hf://org/repo, or nano: "
         "SPHINX-nano, which comes with sphinxkit."
     ),
 ]
+"""A command that may go without one takes ``checkpoints.NANO`` as the default."""
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", help="Recipe (name or file) that overrides what the checkpoint says.")
 ]
@@ -138,7 +136,7 @@ def parse_replicas(name: str) -> Literal["equal", "first"]:
 
 
 def load_model(
-    checkpoint: str | None,
+    checkpoint: str,
     recipe: str | None,
     device: str,
     dtype: str,
@@ -150,18 +148,15 @@ def load_model(
 ) -> SphinxModel:
     """Load a checkpoint as the options say, its language model made ready for fast inference.
 
-    Without a checkpoint it is SPHINX-nano, which is said on stderr.
-
     Raises:
         DataError: Options that are not possible, or not together.
     """
-    import sphinxkit
-    from sphinxkit import nano
+    from sphinxkit.recipe import load
 
     place = pick_device(device)
     _check_speed(bits, graphs, place)
-    model = sphinxkit.load(
-        nano.path() if checkpoint is None else checkpoint,
+    model = load(
+        find_checkpoint(checkpoint),
         recipe=recipe,
         device=place,
         dtype=pick_dtype(dtype, place),
@@ -169,9 +164,9 @@ def load_model(
         replicas=parse_replicas(replicas),
         llama_type=llama_type,
     )
-    if checkpoint is None:
+    if checkpoint == NANO:
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        typer.echo(f"no checkpoint named: {nano.NAME}, {millions:.1f} M parameters", err=True)
+        typer.echo(f"model: SPHINX-nano, {millions:.1f} M parameters", err=True)
     speed_up(model, bits, graphs)
     return model
 
@@ -217,17 +212,6 @@ def speed_up(model: SphinxModel, bits: int | None, graphs: str) -> None:
         llm.use_compiled_steps()
 
 
-def tell_checkpoint(checkpoint: str | None) -> str:
-    """What names the weights in a record of a run; SPHINX-nano's also tells which release of them."""
-    from sphinxkit import nano
-    from sphinxkit.tensor_files.checksums import file_sha256
-
-    if checkpoint is not None:
-        return checkpoint
-    index = nano.path() / "model.safetensors.index.json"  # it holds the checksum of every file
-    return f"{nano.NAME} {file_sha256(index)[:16]}"
-
-
 @dataclass(frozen=True)
 class LoadOptions:
     """How a checkpoint is loaded."""
@@ -241,7 +225,7 @@ class LoadOptions:
     bits: Bits = None
     graphs: Graphs = "none"
 
-    def load(self, checkpoint: str | None) -> SphinxModel:
+    def load(self, checkpoint: str) -> SphinxModel:
         """See ``load_model``."""
         return load_model(
             checkpoint,

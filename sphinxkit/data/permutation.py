@@ -14,6 +14,9 @@ from sphinxkit.errors import DataError
 
 ROUNDS = 6  # of the Feistel network; four suffice for indistinguishability (Luby and Rackoff, 1988), two for margin
 MIN_HALF_BITS = 3  # so that small n draw from a domain with more than a few permutations; our choice
+SPLITMIX64_GAMMA = 0x9E3779B97F4A7C15
+"""What splitmix64 adds to its state for each number."""
+
 _MASK = (1 << 64) - 1
 
 
@@ -22,8 +25,13 @@ def derive_key(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
 
 
-def _mix(value: int) -> int:
-    """Steele et al., OOPSLA 2014, splitmix64's output function."""
+def splitmix64(value: int) -> int:
+    """splitmix64's output function: 64 well-mixed bits of a 64-bit state.
+
+    Args:
+        value: The state, in [0, 2**64).
+    Source: Steele, Lea and Flood, OOPSLA 2014, doi:10.1145/2660193.2660195.
+    """
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)
@@ -46,7 +54,7 @@ class Permutation:
 
     def __post_init__(self) -> None:
         object.__setattr__(
-            self, "_keys", tuple(_mix((self.key + n * 0x9E3779B97F4A7C15) & _MASK) for n in range(ROUNDS))
+            self, "_keys", tuple(splitmix64((self.key + n * SPLITMIX64_GAMMA) & _MASK) for n in range(ROUNDS))
         )
         bits = max(self.size - 1, 1).bit_length()
         object.__setattr__(self, "_half_bits", max(MIN_HALF_BITS, math.ceil(bits / 2)))
@@ -64,7 +72,7 @@ class Permutation:
         while True:
             left, right = index >> bits, index & mask
             for key in self._keys:
-                left, right = right, left ^ (_mix(right ^ key) & mask)
+                left, right = right, left ^ (splitmix64(right ^ key) & mask)
             index = left << bits | right
             if index < self.size:
                 return index

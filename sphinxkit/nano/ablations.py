@@ -15,8 +15,9 @@ from sphinxkit.errors import RecipeError
 from sphinxkit.nano.arms import CLAIMS, ENCODERS, Arm, choose_arms
 from sphinxkit.nano.measures import measure, summarize
 from sphinxkit.nano.reproduce import Report, Slice, mix_models, recipes, train_slice
-from sphinxkit.recipe import Recipe, build
+from sphinxkit.recipe import Recipe, build, load
 from sphinxkit.training import TrainPlan, read_log
+from sphinxkit.version import __version__
 
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model import SphinxModel
@@ -164,9 +165,7 @@ def _versions() -> dict[str, str]:
 
     import torch
 
-    import sphinxkit
-
-    return {"sphinxkit": sphinxkit.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"sphinxkit": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def run_arm(
@@ -191,8 +190,6 @@ def run_arm(
     Returns:
         Whether its result is written.
     """
-    import sphinxkit
-
     name, began = f"{arm.name}-{seed}", time.perf_counter()
     place, seconds = _run(arm.name, seed, output), 0.0
     if arm.recipe is not None:
@@ -206,7 +203,7 @@ def run_arm(
         mix_models(
             _run("real", seed, output) / "model", _run("synthetic", seed, output) / "model", arm.beta, place / "model"
         )
-    model = sphinxkit.load(place / "model")
+    model = load(place / "model")
     scores, tasks = _score(arm, plan, model)
     result = {
         "arm": arm.name,
@@ -257,14 +254,12 @@ def run_ablations(
         RecipeError: There is no such claim, or the folder holds results of another budget.
         SphinxkitError: As training.
     """
-    import sphinxkit
-
     budget, share, place = plan or AblationPlan(), Slice(minutes), Path(output)
     loaded: list[SphinxModel] = []
 
     def trained() -> SphinxModel:
         if not loaded:
-            loaded.append(sphinxkit.load(encoders))
+            loaded.append(load(encoders))
         return loaded[0]
 
     choose_arms(claim)

@@ -22,6 +22,7 @@ from sphinxkit.nano.probe import Probe, is_measure
 from sphinxkit.nano.targets import View, make_targets
 from sphinxkit.nano.world import World
 from sphinxkit.nano.world.draws import Draws
+from sphinxkit.nano.world.render import render
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, resize_pixels
 from sphinxkit.training.log import RunLog
 from sphinxkit.training.muon import MuonAdamW
@@ -103,7 +104,7 @@ class Views(Dataset[dict[str, Any]]):
         scene = world.scene_of_kind(index, draws.weighted(KIND_WEIGHTS))
         left, top = (VIEW * draws.below(2), VIEW * draws.below(2)) if how == "quarter" else (0, 0)
         side = 2 * VIEW if how == "shrunk" else VIEW
-        pixels = torch.from_numpy(scene.image[top : top + side, left : left + side].copy()).permute(2, 0, 1)
+        pixels = torch.from_numpy(render(scene)[top : top + side, left : left + side].copy()).permute(2, 0, 1)
         pixels = (pixels.float() / 255 - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
         if side != VIEW:
             pixels = resize_pixels(pixels[None], (VIEW, VIEW), "bicubic")[0]

@@ -14,6 +14,7 @@ from sphinxkit.atomic import atomic_file
 from sphinxkit.evaluation import benchmarks, read_annotations, run
 from sphinxkit.nano.world import World, export_annotations
 from sphinxkit.nano.world.scene import Domain
+from sphinxkit.recipe import load
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -118,9 +119,7 @@ def evaluate_nano(
     Returns:
         Whether everything is scored.
     """
-    import sphinxkit
-
-    loaded = sphinxkit.load(model)
+    loaded = load(model)
     facts = run.describe(loaded)
     size = 64 if loaded.vision is None else loaded.vision.image_size
     place = Path(folder)

@@ -1,4 +1,4 @@
-"""Commands without a checkpoint: the one that comes with the package."""
+"""The name ``nano``, and commands without a checkpoint: the model that comes with the package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import sphinxkit
 from sphinxkit.cli import app
-from sphinxkit.cli.options import tell_checkpoint
+from sphinxkit.cli.checkpoints import NANO, find_checkpoint, tell_checkpoint
 from sphinxkit.errors import CheckpointError, DataError
 
 PLAIN = ("--device", "cpu", "--dtype", "float32")
@@ -28,7 +28,7 @@ def invoke(*arguments: str, stdin: str | None = None) -> Result:
 @pytest.fixture
 def announcement(golden: Path) -> str:
     count = sum(parameter.numel() for parameter in sphinxkit.load(golden / "llama_ens").parameters())
-    return f"no checkpoint named: SPHINX-nano, {count / 1e6:.1f} M parameters"
+    return f"model: SPHINX-nano, {count / 1e6:.1f} M parameters"
 
 
 def test_generate(embedded: Path, announcement: str, golden: Path) -> None:
@@ -37,7 +37,8 @@ def test_generate(embedded: Path, announcement: str, golden: Path) -> None:
     named = invoke("generate", str(embedded), *question, *PLAIN, "--json")
     assert unnamed.stdout == named.stdout
     assert announcement in unnamed.stderr
-    assert "no checkpoint named" not in named.stderr
+    assert "SPHINX-nano" not in named.stderr
+    assert invoke("generate", "nano", *question, *PLAIN, "--json").stdout == named.stdout
 
 
 @pytest.mark.usefixtures("embedded")
@@ -61,23 +62,41 @@ def test_a_file_of_prompts(embedded: Path, announcement: str, tmp_path: Path) ->
 
 def test_other_weights_under_the_same_name_are_another_run(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tell_checkpoint("models/mine") == "models/mine"
-    told = tell_checkpoint(None)
+    told = tell_checkpoint(NANO)
     assert told.startswith("SPHINX-nano ")
     other = embedded.parent / "other"
     model = sphinxkit.load(embedded)
     model.llm.norm.weight.data.add_(1)
     model.save(other, overwrite=True)
     monkeypatch.setattr("sphinxkit.nano.path", lambda: other)
-    assert tell_checkpoint(None) != told
+    assert tell_checkpoint(NANO) != told
 
 
-@pytest.mark.parametrize("command", [("generate", "-p", "What?"), ("chat",)])
+def test_every_other_name_is_a_place() -> None:
+    for name in ("./nano", "nano/model", "hf://org/nano"):
+        assert find_checkpoint(name) == name
+
+
+def test_commands_that_take_a_checkpoint_know_nano(embedded: Path, tmp_path: Path) -> None:
+    found = json.loads(invoke("inspect", "nano", "--json").stdout)
+    assert (found["name"], found["format"]) == ("nano", "sphinxkit")
+    assert json.loads(invoke("memory", "nano", "--dtype", "float32", "--json").stdout)
+    invoke("convert", "nano", "-o", str(tmp_path / "released"), "--to", "sphinx")
+    assert json.loads(invoke("diff", "nano", str(tmp_path / "released"), "--json").stdout)["first"] == "nano"
+    invoke("delta", "extract", "nano", str(embedded), "-o", str(tmp_path / "delta"))
+    invoke("delta", "apply", "nano", str(tmp_path / "delta"), "-o", str(tmp_path / "restored"))
+    (tmp_path / "in.jsonl").write_text('{"text": "red"}\n')
+    shown = json.loads(invoke("inspect-data", str(tmp_path / "in.jsonl"), "--model", "nano", "--json").stdout)
+    assert shown["samples"][0]["num_tokens"] > 1
+
+
+@pytest.mark.parametrize("command", [("generate", "-p", "What?"), ("chat", "nano"), ("inspect", "nano")])
 def test_an_installation_without_the_weights(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sphinxkit.nano._FOLDER", str(tmp_path))
     with pytest.raises(CheckpointError, match=r"comes without SPHINX-nano's weights \(missing: recipe.yaml, tokenizer"):
-        invoke(*command, *PLAIN)
+        invoke(*command)
 
 
 def test_a_wrong_picture_costs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_an_installed_wheel_answers_without_a_checkpoint(built: Path, tmp_path: 
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stderr == "no checkpoint named: SPHINX-nano, 0.4 M parameters\n"
+    assert result.stderr == "model: SPHINX-nano, 0.4 M parameters\n"
 
 
 def test_git_takes_the_weights() -> None:

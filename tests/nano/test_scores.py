@@ -11,12 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-import sphinxkit
 from sphinxkit.formatters import create as create_template
 from sphinxkit.generation import Generation
 from sphinxkit.nano import scores
 from sphinxkit.nano.scores import ROWS, Blind, evaluate_nano, majority_answer, table
-from sphinxkit.nano.world import World
+from sphinxkit.nano.world import World, render
 from sphinxkit.recipe import shipped_folder
 from sphinxkit.tokenizer import Tokenizer
 
@@ -44,7 +43,7 @@ class Oracle:
         for row in ROWS:
             for index in range(NUM_SCENES):
                 scene, (question, answer) = world.conversation(index, row.task)
-                self.answers[scene.image.tobytes(), question["content"]] = answer["content"]
+                self.answers[render(scene).tobytes(), question["content"]] = answer["content"]
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"one": torch.ones(3)}
@@ -63,7 +62,7 @@ class Oracle:
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
     model = Oracle()
-    monkeypatch.setattr(sphinxkit, "load", lambda path: model, raising=False)
+    monkeypatch.setattr(scores, "load", lambda path: model)
     monkeypatch.setattr(scores, "NUM_COUNTED", 30)
     return model
 

@@ -26,7 +26,7 @@ from sphinxkit.nano.targets import (
     View,
     make_targets,
 )
-from sphinxkit.nano.world import COLORS, KINDS, SHAPES, Rect, Scene, World
+from sphinxkit.nano.world import COLORS, KINDS, SHAPES, Rect, Scene, World, render
 from sphinxkit.nano.world.figures import Pose
 from sphinxkit.nano.world.font import text_mask
 from sphinxkit.nano.world.palette import DARK
@@ -127,7 +127,7 @@ def test_letters_outside_a_view_are_not_told() -> None:
 def test_words_of_a_title_are_where_they_are_drawn() -> None:
     block = Block("title", Rect(4, 4, 60, 11), 1, ("ILI", "TO"))
     page = scene("page", columns=((block,),))
-    ink = (page.image == DARK).all(axis=2)
+    ink = (render(page) == DARK).all(axis=2)
     assert np.array_equal(ink[4:11, 4:19], text_mask("ILI"))
     assert np.array_equal(ink[4:11, 23:34], text_mask("TO"))
     starts = {text: left for text, left, _, _ in targets._texts(page)}
@@ -149,7 +149,7 @@ def test_every_text_is_where_it_is_drawn(size: int) -> None:
             found = world.scene_of_kind(index, kind)
             for text, left, top, scale in targets._texts(found):
                 mask = text_mask(text, scale)
-                region = found.image[top : top + mask.shape[0], left : left + mask.shape[1]]
+                region = render(found)[top : top + mask.shape[0], left : left + mask.shape[1]]
                 assert len(np.unique(region[mask], axis=0)) == 1, (kind, index, text)
                 assert not (region[~mask] == region[mask][0]).all(axis=1).any(), (kind, index, text)
                 count += 1

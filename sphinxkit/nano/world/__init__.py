@@ -5,6 +5,7 @@ from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.export import annotation, export_annotations, export_records
 from sphinxkit.nano.world.mixture import WorldMixture, WorldSample, WorldSource
 from sphinxkit.nano.world.palette import COLORS
+from sphinxkit.nano.world.render import render
 from sphinxkit.nano.world.scene import Domain, Rect, Scene
 from sphinxkit.nano.world.shapes import SHAPES
 from sphinxkit.nano.world.splits import (
@@ -47,5 +48,6 @@ __all__ = [
     "is_held_out_pair",
     "is_held_out_pose",
     "is_held_out_word",
+    "render",
     "split_of",
 ]

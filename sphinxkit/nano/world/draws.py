@@ -13,20 +13,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sphinxkit.data.permutation import derive_key
+from sphinxkit.data.permutation import SPLITMIX64_GAMMA, derive_key, splitmix64
 from sphinxkit.errors import DataError
 
 T = TypeVar("T")
 
-GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-
-
-def mix64(value: int) -> int:
-    """splitmix64's output function on a 64-bit state."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
 
 
 def random_bytes(key: int, count: int) -> NDArray[np.uint8]:
@@ -39,7 +31,7 @@ def random_bytes(key: int, count: int) -> NDArray[np.uint8]:
         return: (count,) uint8
     """
     state = np.arange(1, (count + 7) // 8 + 1, dtype=np.uint64)
-    state *= np.uint64(GAMMA)
+    state *= np.uint64(SPLITMIX64_GAMMA)
     state += np.uint64(key & _MASK)
     state ^= state >> np.uint64(30)
     state *= np.uint64(0xBF58476D1CE4E5B9)
@@ -64,8 +56,8 @@ class Draws:
 
     def bits(self) -> int:
         """64 random bits."""
-        self._state = (self._state + GAMMA) & _MASK
-        return mix64(self._state)
+        self._state = (self._state + SPLITMIX64_GAMMA) & _MASK
+        return splitmix64(self._state)
 
     def below(self, count: int) -> int:
         """A number in range(count).

@@ -11,6 +11,7 @@ from sphinxkit.atomic import atomic_file
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
 from sphinxkit.geometry import Box
+from sphinxkit.nano.world.render import render
 from sphinxkit.nano.world.scene import Scene
 from sphinxkit.nano.world.world import TEXT_TASK, World
 
@@ -94,7 +95,7 @@ def _save_image(scene: Scene, path: Path) -> None:
     from PIL import Image
 
     with atomic_file(path) as temporary:
-        Image.fromarray(scene.image).save(temporary, format="PNG")
+        Image.fromarray(render(scene)).save(temporary, format="PNG")
 
 
 def export_annotations(world: World, task: str, count: int, folder: str | Path, start: int = 0) -> Path:

@@ -12,6 +12,7 @@ from sphinxkit.data.mixture import Mixture, MixtureSource, Remainder
 from sphinxkit.data.permutation import derive_key
 from sphinxkit.data.samples import Sample, SampleType
 from sphinxkit.errors import DataError
+from sphinxkit.nano.world.render import render
 from sphinxkit.nano.world.scene import Domain, Scene
 from sphinxkit.nano.world.world import ALL_TASKS, TASKS, TEXT_TASK, World
 from sphinxkit.registry import suggest
@@ -43,7 +44,7 @@ class WorldSample(Sample):
 
         if self.scene is None:
             raise DataError(f"sample {self.id}: it has no image")
-        return Image.fromarray(self.scene.image)
+        return Image.fromarray(render(self.scene))
 
 
 @dataclass(frozen=True, slots=True)

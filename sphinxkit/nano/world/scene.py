@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sphinxkit.data.permutation import derive_key
+from sphinxkit.data.permutation import derive_key, splitmix64
 from sphinxkit.formatters.tasks import Keypoints
 from sphinxkit.geometry import Box, ImageGeometry, Point
-from sphinxkit.nano.world.draws import mix64
 from sphinxkit.nano.world.figures import Figure, Pose, figure
 from sphinxkit.nano.world.palette import RGB
 
@@ -182,9 +177,9 @@ class Chart:
     axis: Rect
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Scene:
-    """One scene: everything that can be asked about it, and its picture.
+    """One scene: everything that can be asked about it. ``render.render`` draws its picture.
 
     Args:
         width: Of the picture, in pixels.
@@ -229,17 +224,6 @@ class Scene:
         """64 bits of what is to be seen, the background's tint included, texture and noise not."""
         return hash_content(content_key(self), self.tint)
 
-    @cached_property
-    def image(self) -> NDArray[np.uint8]:
-        """The picture, drawn when it is first asked for.
-
-        Shape:
-            return: (height, width, 3) uint8, red, green, blue
-        """
-        from sphinxkit.nano.world.render import render
-
-        return render(self)
-
 
 def content_key(scene: Scene) -> int:
     """64 bits of everything in a scene but tint, texture and noise; domain and split do not count either."""
@@ -255,4 +239,4 @@ def content_key(scene: Scene) -> int:
 
 def hash_content(key: int, tint: RGB) -> int:
     """``content_key`` and the tint as one hash."""
-    return mix64(key ^ (tint[0] << 16 | tint[1] << 8 | tint[2]))
+    return splitmix64(key ^ (tint[0] << 16 | tint[1] << 8 | tint[2]))

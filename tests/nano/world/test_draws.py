@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from sphinxkit.data.permutation import SPLITMIX64_GAMMA, splitmix64
 from sphinxkit.errors import DataError
-from sphinxkit.nano.world.draws import GAMMA, Draws, mix64, random_bytes
+from sphinxkit.nano.world.draws import Draws, random_bytes
 
 # The first numbers of splitmix64 from state 1234567, as published with its reference implementation (Vigna, 2015).
 SPLITMIX_1234567 = (
@@ -21,7 +22,7 @@ BIN_SLACK = 600
 
 
 def test_numbers_are_splitmix64() -> None:
-    assert tuple(mix64((1234567 + n * GAMMA) % 2**64) for n in range(1, 6)) == SPLITMIX_1234567
+    assert tuple(splitmix64((1234567 + n * SPLITMIX64_GAMMA) % 2**64) for n in range(1, 6)) == SPLITMIX_1234567
 
 
 def test_bytes_are_the_same_numbers_lowest_byte_first() -> None:

@@ -13,7 +13,7 @@ from sphinxkit.errors import DataError
 from sphinxkit.evaluation import benchmarks, read_annotations, score
 from sphinxkit.evaluation.questions import make_questions
 from sphinxkit.formatters import sphinx_v1, tasks
-from sphinxkit.nano.world import KINDS_OF_TASK, World, annotation, export_annotations, export_records
+from sphinxkit.nano.world import KINDS_OF_TASK, World, annotation, export_annotations, export_records, render
 from sphinxkit.nano.world.export import _question_and_gold
 
 PERFECT_KEYS = ("accuracy", "vqa_accuracy", "anls", "precision_at_1", "f1", "recall", "pck", "bleu_1", "bleu1", "cider")
@@ -64,7 +64,7 @@ def test_pictures_are_the_scenes(world: World, tmp_path: Path) -> None:
     for index in range(3):
         found = annotation(world, index, "pose")
         with Image.open(tmp_path / found["image_path"]) as image:
-            assert np.array_equal(np.asarray(image), world.scene(index, "pose").image)
+            assert np.array_equal(np.asarray(image), render(world.scene(index, "pose")))
     assert len(list((tmp_path / "images").iterdir())) == 3
 
 

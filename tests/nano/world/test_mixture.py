@@ -10,7 +10,7 @@ import pytest
 from sphinxkit.data.loading import MixtureLoader
 from sphinxkit.data.mixture import Mixture
 from sphinxkit.errors import DataError
-from sphinxkit.nano.world import TASKS, World, WorldMixture, WorldSample, WorldSource
+from sphinxkit.nano.world import TASKS, World, WorldMixture, WorldSample, WorldSource, render
 from sphinxkit.registry import Registry
 
 SOURCES: list[Any] = [
@@ -56,7 +56,7 @@ def test_samples_are_the_worlds() -> None:
         scene, messages = world.conversation(ref.index, sample.task, 3 if sample.task == "vqa" else 1)
         assert sample.type == "image-text"
         assert list(sample.messages) == messages
-        assert np.array_equal(np.asarray(sample.open_image()), scene.image)
+        assert np.array_equal(np.asarray(sample.open_image()), render(scene))
 
 
 def test_batches_of_one_type_and_other_scenes_in_every_epoch() -> None:

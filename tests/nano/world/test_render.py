@@ -13,18 +13,18 @@ import pytest
 from numpy.typing import NDArray
 
 import sphinxkit.nano.world
-from sphinxkit.nano.world import COLORS, KINDS, Scene, World
+from sphinxkit.nano.world import COLORS, KINDS, Scene, World, render
 from sphinxkit.nano.world.font import text_mask
 from sphinxkit.nano.world.palette import REAL_JITTER
 from sphinxkit.nano.world.render import NOISE_BITS
 
 PROGRAM = """
 import hashlib
-from sphinxkit.nano.world import KINDS, World
+from sphinxkit.nano.world import KINDS, World, render
 for domain in ("real", "synthetic"):
     for kind in KINDS:
         scene = World(domain, "train", (120, 112), seed=7).scene_of_kind(11, kind)
-        print(hashlib.sha256(scene.image.tobytes()).hexdigest(), scene.content_hash)
+        print(hashlib.sha256(render(scene).tobytes()).hexdigest(), scene.content_hash)
 """
 
 PIXEL_MODULES = (
@@ -37,7 +37,7 @@ def pixels_digest(world: World, kinds: Any = KINDS) -> str:
     digest = hashlib.sha256()
     for kind in kinds:
         for index in range(3):
-            digest.update(world.scene_of_kind(index, kind).image.tobytes())
+            digest.update(render(world.scene_of_kind(index, kind)).tobytes())
     return digest.hexdigest()
 
 
@@ -85,7 +85,7 @@ def test_other_processes_draw_the_same() -> None:
         for seed in ("1", "2")
     }
     lines = [
-        f"{hashlib.sha256(scene.image.tobytes()).hexdigest()} {scene.content_hash}"
+        f"{hashlib.sha256(render(scene).tobytes()).hexdigest()} {scene.content_hash}"
         for domain in ("real", "synthetic")
         for kind in KINDS
         for scene in [World(domain, "train", (120, 112), seed=7).scene_of_kind(11, kind)]
@@ -94,7 +94,7 @@ def test_other_processes_draw_the_same() -> None:
 
 
 def test_pictures_have_their_size_and_cannot_be_changed() -> None:
-    image = World(size=(80, 100)).scene_of_kind(0, "shapes").image
+    image = render(World(size=(80, 100)).scene_of_kind(0, "shapes"))
     assert image.shape == (100, 80, 3)
     assert image.dtype == np.uint8
     with pytest.raises(ValueError, match="read-only"):
@@ -104,7 +104,7 @@ def test_pictures_have_their_size_and_cannot_be_changed() -> None:
 def test_synthetic_scenes_are_clean() -> None:
     for index in range(20):
         scene = World().scene_of_kind(index, "shapes")
-        found = {tuple(color) for color in scene.image.reshape(-1, 3).tolist()}
+        found = {tuple(color) for color in render(scene).reshape(-1, 3).tolist()}
         assert found == {scene.tint, *(COLORS[shape.color] for shape in scene.shapes)}
 
 
@@ -112,18 +112,18 @@ def test_real_scenes_are_textured_and_noisy() -> None:
     for index in range(20):
         scene = World("real").scene_of_kind(index, "shapes")
         shape = max(scene.shapes, key=lambda shape: shape.side)
-        middle = scene.image[shape.rect.y1 : shape.rect.y2, shape.rect.x1 : shape.rect.x2].reshape(-1, 3).astype(int)
+        middle = render(scene)[shape.rect.y1 : shape.rect.y2, shape.rect.x1 : shape.rect.x2].reshape(-1, 3).astype(int)
         true = np.array(shape.rgb)
         inside = middle[(abs(middle - true) <= 1 << (NOISE_BITS - 1)).all(axis=1)]
         assert len(np.unique(inside, axis=0)) > 20
         assert all(abs(a - b) <= REAL_JITTER for a, b in zip(shape.rgb, COLORS[shape.color], strict=True))
-        corner = scene.image[:8, :8].reshape(-1, 3)
+        corner = render(scene)[:8, :8].reshape(-1, 3)
         assert len(np.unique(corner, axis=0)) > 20
 
 
 def read_word(scene: Scene, rect: Any, rgb: Any, scale: int) -> list[str]:
     """Every string of the candidates whose ink is exactly the pixels of that colour in a rectangle."""
-    ink: NDArray[np.bool_] = (scene.image[rect.y1 : rect.y2, rect.x1 : rect.x2] == rgb).all(axis=2)
+    ink: NDArray[np.bool_] = (render(scene)[rect.y1 : rect.y2, rect.x1 : rect.x2] == rgb).all(axis=2)
     readings = [""]
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
     width = ink.shape[1]
@@ -165,7 +165,7 @@ def test_chart_labels_values_and_lengths() -> None:
         for bar in chart.bars:
             for text, (left, top) in ((bar.label, bar.label_at), (str(bar.value), bar.value_at)):
                 mask = text_mask(text, chart.scale)
-                region = scene.image[top : top + mask.shape[0], left : left + mask.shape[1]]
+                region = render(scene)[top : top + mask.shape[0], left : left + mask.shape[1]]
                 assert np.array_equal((region == (28, 28, 30)).all(axis=2), mask), (index, text)
 
 
@@ -176,4 +176,4 @@ def test_key_points_lie_on_drawn_pixels() -> None:
             for name, (x, y) in person.pixels.items():
                 point = person.keypoints.points[name]
                 assert (point.x, point.y) == (x + 0.5, y + 0.5)
-                assert tuple(scene.image[y, x]) != scene.tint
+                assert tuple(render(scene)[y, x]) != scene.tint
