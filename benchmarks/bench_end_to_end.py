@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -23,7 +22,6 @@ PROMPT = "### Human: What is in this image, and where is it?\n### Assistant:"
 FIRST_QUESTION = "What is in this image, and where is it?"
 ANOTHER_QUESTION = "Is there anything written on it?"
 SECOND_QUESTION = "What colour is the largest of the things in it, and what stands to its left?"
-STREAMS = "sphinxkit, encoders on streams"
 # What each kind of candidate does with an image and a number of tokens: token ids.
 Answer = Callable[[Image.Image, int], Tensor]
 
@@ -41,8 +39,6 @@ def cases(context: Context) -> Iterator[Case]:
         with torch.no_grad():
             model.llm.lm_head.weight[model.tokenizer.eos_id] = 0  # no answer ends early: some logit is above 0
         model.llm.fuse()  # as the command line does; before the twins are made, which share the weights
-        if context.device.type == "cuda" or context.micro:  # elsewhere there are no streams to compare
-            yield from _streams(context, recipe, model)
         yield from _answers(context, recipe, model)
         yield _second_question(context, recipe, model)
         del model
@@ -91,33 +87,6 @@ def _answers(context: Context, recipe: str, model: Any) -> Iterator[Case]:
             repeats=context.on(5, 3 if new == 1 else 2, None),
             max_seconds=context.on(30, 240, 60),
         )
-
-
-def _streams(context: Context, recipe: str, model: Any) -> Iterator[Case]:
-    """All encoders one after the other, and each on a CUDA stream of its own."""
-    vision, dtype = model.vision, str(model.dtype).removeprefix("torch.")
-
-    def encode(pixels: Tensor, streams: bool) -> Tensor:
-        vision.use_streams(streams)
-        return vision(pixels)
-
-    for count in (1, context.on(8, 8, 2)):
-        views = count * vision.tiler.num_views
-        pixels = context.randn(count, 3, vision.image_size, vision.image_size)
-        yield Case(
-            f"{recipe}, vision tower, {views} views, {dtype}",
-            {
-                "sphinxkit": functools.partial(encode, streams=False),
-                STREAMS: functools.partial(encode, streams=True),
-            },
-            Work(count * _vision_flops(model), nbytes(vision, pixels), dtype=model.dtype),
-            [(pixels,)],
-            amount=views,
-            unit="views",
-            tolerance=0,  # the same kernels on the same numbers
-            max_seconds=context.on(5, 60, 60),
-        )
-    vision.use_streams(False)
 
 
 class _Clock:

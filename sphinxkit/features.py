@@ -10,6 +10,23 @@ from torch import Tensor
 from sphinxkit.errors import ShapeError
 
 
+def check_grid(where: str, grid: object, at_least: int = 1) -> tuple[int, int]:
+    """The grid as a pair of ints.
+
+    Args:
+        where: Who asks, for the message.
+        grid: What came.
+        at_least: Smallest side taken.
+    Raises:
+        ShapeError: Not a pair (H, W) of ints of at least ``at_least``.
+    """
+    sides = tuple(grid) if isinstance(grid, (tuple, list)) else ()
+    is_int = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+    if len(sides) != 2 or not is_int or min(sides) < at_least:
+        raise ShapeError(f"{where}: grid must be a pair (H, W) of ints of at least {at_least}, got {grid!r}")
+    return sides[0], sides[1]
+
+
 @dataclass(frozen=True, slots=True)
 class VisionFeatures:
     """Vision tokens of a batch of views, prefix and patches apart.
@@ -33,13 +50,13 @@ class VisionFeatures:
     grid: tuple[int, int]
 
     def __post_init__(self) -> None:
-        height, width = self.grid
+        height, width = check_grid("vision features", self.grid, at_least=0)
         if self.prefix.ndim != 3 or self.patches.ndim != 3:
             raise ShapeError(
                 "vision features: expected prefix (B, P, D) and patches (B, H*W, D), "
                 f"got {tuple(self.prefix.shape)} and {tuple(self.patches.shape)}"
             )
-        if min(height, width) < 0 or self.patches.shape[1] != height * width:
+        if self.patches.shape[1] != height * width:
             raise ShapeError(f"vision features: {self.patches.shape[1]} patches do not fill the grid {height}x{width}")
         if self.prefix.shape[0] != self.patches.shape[0] or self.prefix.shape[2] != self.patches.shape[2]:
             raise ShapeError(
@@ -63,5 +80,9 @@ class VisionFeatures:
         return self.prefix.shape[1] + self.patches.shape[1]
 
     def tokens(self) -> Tensor:
-        """All tokens in sequence, prefix first: (B, P + H*W, D)."""
+        """All tokens in sequence, prefix first.
+
+        Shape:
+            return: (B, P + H*W, D)
+        """
         return torch.cat([self.prefix, self.patches], dim=1)

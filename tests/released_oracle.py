@@ -430,8 +430,8 @@ class Oracle:
             tokens = self.project(mixed, "visual_proj")
             if not is_light(self.type):
                 tokens = torch.cat([self.project(self.qformer(small[:, view]), "qformer_proj"), tokens], 1)
-            tags = [self.tensors[name].expand(batch, -1, -1) for name in ("start_img", "end_img")]
-            pieces += [tags[0], tokens, tags[1]]
+            image_delimiters = [self.tensors[name].expand(batch, -1, -1) for name in ("start_img", "end_img")]
+            pieces += [image_delimiters[0], tokens, image_delimiters[1]]
         return torch.cat(pieces, 1)
 
     def logits(self, token_ids: Tensor, pixels: Tensor | None = None) -> Tensor:

@@ -1,27 +1,14 @@
 """Vision encoders: CLIP, ConvNeXt, DINOv2, BLIP-2's Q-Former, any timm backbone, and yours."""
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo
+from __future__ import annotations
+
+from sphinxkit.encoders.base import Encoder, EncoderInfo, create, names, register, registry
 from sphinxkit.encoders.check import check_encoder
 from sphinxkit.encoders.clip import ClipEncoder, clip_vit_large_patch14
 from sphinxkit.encoders.convnext import ConvNextEncoder, convnext_xxlarge
 from sphinxkit.encoders.dinov2 import Dinov2Encoder, dinov2_vit_giant_patch14
 from sphinxkit.encoders.qformer import QFormerEncoder, blip2_qformer
 from sphinxkit.encoders.timm import TimmEncoder, timm
-from sphinxkit.registry import Registry
-
-registry: Registry[Encoder] = Registry(
-    "encoder",
-    {
-        "blip2_qformer": blip2_qformer,
-        "clip_vit_large_patch14": clip_vit_large_patch14,
-        "convnext_xxlarge": convnext_xxlarge,
-        "dinov2_vit_giant_patch14": dinov2_vit_giant_patch14,
-        "timm": timm,
-    },
-)
-register = registry.register
-create = registry.build
-names = registry.names
 
 __all__ = [
     "ClipEncoder",

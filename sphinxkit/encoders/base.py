@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, check_pixels, renormalize, resize_pixels
+from sphinxkit.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +167,9 @@ def check_divisible(where: str, what: str, value: int, by_what: str, by: int) ->
     """
     if by < 1 or value < 1 or value % by:
         raise ShapeError(f"{where}: {what} {value} is not a positive multiple of {by_what} {by}")
+
+
+registry: Registry[Encoder] = Registry("encoder")
+register = registry.register
+create = registry.build
+names = registry.names

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
 from sphinxkit.encoders.layers import activation_layer, attend
 from sphinxkit.features import VisionFeatures
 
@@ -44,6 +44,7 @@ class ClipEncoder(Encoder):
         return VisionFeatures(prefix=hidden[:, :1], patches=hidden[:, 1:], grid=self.grid_size)
 
 
+@register("clip_vit_large_patch14")
 def clip_vit_large_patch14(
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu",
     image_size: int = 224,

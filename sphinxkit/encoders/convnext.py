@@ -8,7 +8,7 @@ from typing import Any, Literal
 from einops import rearrange
 from torch import Tensor
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
 from sphinxkit.encoders.layers import activation_layer
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
@@ -33,6 +33,7 @@ class ConvNextEncoder(Encoder):
         return VisionFeatures(prefix=patches.mean(dim=1, keepdim=True), patches=patches, grid=self.grid_size)
 
 
+@register("convnext_xxlarge")
 def convnext_xxlarge(
     input_size: int = 256,
     dims: Sequence[int] = (384, 768, 1536, 3072),

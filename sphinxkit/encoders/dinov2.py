@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
 from sphinxkit.features import VisionFeatures
 from sphinxkit.pixels import IMAGENET_MEAN, IMAGENET_STD
 
@@ -63,6 +63,7 @@ class Dinov2Encoder(Encoder):
         return VisionFeatures(prefix=hidden[:, :1], patches=hidden[:, 1:], grid=self.grid_size)
 
 
+@register("dinov2_vit_giant_patch14")
 def dinov2_vit_giant_patch14(
     input_size: int = 224,
     patch_size: int = 14,

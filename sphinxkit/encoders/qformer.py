@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
 from sphinxkit.encoders.layers import attend
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
@@ -275,6 +275,7 @@ class QFormerEncoder(Encoder):
         return VisionFeatures(prefix=queries, patches=queries[:, :0], grid=(0, 0))
 
 
+@register("blip2_qformer")
 def blip2_qformer(
     image_size: int = 224,
     patch_size: int = 14,

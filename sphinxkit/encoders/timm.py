@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo
+from sphinxkit.encoders.base import Encoder, EncoderInfo, register
 from sphinxkit.errors import RegistryError, ShapeError
 from sphinxkit.features import VisionFeatures
 from sphinxkit.registry import suggest
@@ -85,6 +85,7 @@ def _facts(trunk: Any, where: str, input_size: int) -> tuple[int, int, tuple[int
     return features.shape[2], num_prefix_tokens, (side, side)
 
 
+@register("timm")
 def timm(model: str, input_size: int | None = None, trainable: bool = False, **options: Any) -> TimmEncoder:
     """Any timm backbone with random weights, pooling and classifier removed.
 

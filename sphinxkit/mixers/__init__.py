@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
-
+from sphinxkit.mixers.base import FeatureMixer, TokenMixer, create, names, register, registry
 from sphinxkit.mixers.channel import ChannelMixer
 from sphinxkit.mixers.resample import pool_patches, resample_patches
 from sphinxkit.mixers.sequence import SequenceMixer
-from sphinxkit.registry import Registry
 
 __all__ = [
     "ChannelMixer",
+    "FeatureMixer",
     "SequenceMixer",
+    "TokenMixer",
     "create",
     "names",
     "pool_patches",
@@ -19,8 +19,3 @@ __all__ = [
     "registry",
     "resample_patches",
 ]
-
-registry: Registry[nn.Module] = Registry("mixer", {"channel": ChannelMixer, "sequence": SequenceMixer})
-register = registry.register
-create = registry.build
-names = registry.names

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from sphinxkit.errors import RegistryError, ShapeError
-from sphinxkit.features import VisionFeatures
+from sphinxkit.features import VisionFeatures, check_grid
+from sphinxkit.mixers.base import register
 from sphinxkit.mixers.resample import RESAMPLE_MODES, pool_patches, resample_patches
 from sphinxkit.registry import suggest
 
 PREFIX_MODES = ("error", "first", "mean", "drop")
 
 
+@register("channel")
 class ChannelMixer(nn.Module):
     """Concatenate encoder features along the channel axis, token by token.
 
@@ -49,14 +51,12 @@ class ChannelMixer(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_dims = tuple(embed_dims)
-        self.grid = None if grid is None else (grid[0], grid[1])
+        self.grid = None if grid is None else check_grid("channel mixer", grid)
         self.resample: str = resample
         self.prefix: str = prefix
         self.tile_pool = tile_pool
         if not self.embed_dims or min(self.embed_dims) < 1:
             raise ShapeError(f"channel mixer: expected at least one positive width, got embed_dims={self.embed_dims}")
-        if self.grid is not None and min(self.grid) < 1:
-            raise ShapeError(f"channel mixer: grid must be positive, got {self.grid}")
         if tile_pool < 1 or (self.grid is not None and (self.grid[0] % tile_pool or self.grid[1] % tile_pool)):
             raise ShapeError(f"channel mixer: tile_pool={tile_pool} does not divide the grid {self.grid}")
         for option, value, known in (("resample", resample, RESAMPLE_MODES), ("prefix", prefix, PREFIX_MODES)):
@@ -76,6 +76,11 @@ class ChannelMixer(nn.Module):
         Args:
             features: In the order of ``embed_dims``.
             is_tile: These views are sub-image crops: patches are pooled by ``tile_pool``.
+        Shape:
+            features: prefix (B, P_i, D_i), patches (B, H_i*W_i, D_i)
+            return: prefix (B, P, sum D_i), patches (B, H*W, sum D_i)
+        Raises:
+            ShapeError: See the class.
         """
         widths = tuple(feature.embed_dim for feature in features)
         if widths != self.embed_dims:
@@ -91,8 +96,22 @@ class ChannelMixer(nn.Module):
         prefix = torch.cat(self._prefixes(features), dim=2)
         if is_tile and self.tile_pool > 1:
             patches = pool_patches(patches, grid, self.tile_pool)
-            grid = (grid[0] // self.tile_pool, grid[1] // self.tile_pool)
-        return VisionFeatures(prefix, patches, grid)
+        return VisionFeatures(prefix, patches, self._pooled(grid, is_tile))
+
+    def num_tokens(
+        self, prefix_counts: Sequence[int], grids: Sequence[tuple[int, int]], *, is_tile: bool = False
+    ) -> int:
+        """Tokens of one mixed view, P + H*W.
+
+        Args:
+            prefix_counts: P_i of each encoder.
+            grids: (H_i, W_i) of each encoder.
+            is_tile: The view is a sub-image crop.
+        Raises:
+            ShapeError: Grids or prefix counts do not fit together.
+        """
+        height, width = self._pooled(self._common_grid(list(grids)), is_tile)
+        return self._prefix_count(prefix_counts) + height * width
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""
@@ -113,18 +132,26 @@ class ChannelMixer(nn.Module):
             raise ShapeError(f"channel mixer: features come on the grids {grids}; give grid=(H, W) to resample them")
         return grids[0]
 
+    def _pooled(self, grid: tuple[int, int], is_tile: bool) -> tuple[int, int]:
+        return (grid[0] // self.tile_pool, grid[1] // self.tile_pool) if is_tile else grid
+
+    def _prefix_count(self, counts: Sequence[int]) -> int:
+        if self.prefix == "drop":
+            return 0
+        if self.prefix != "error":
+            return 1
+        if len(set(counts)) > 1:
+            raise ShapeError(
+                f"channel mixer: features have {list(counts)} prefix tokens; say what to do with "
+                "prefix='first', 'mean' or 'drop'"
+            )
+        return counts[0]
+
     def _prefixes(self, features: Sequence[VisionFeatures]) -> list[Tensor]:
         prefixes = [feature.prefix for feature in features]
-        if self.prefix == "drop":
-            return [prefix[:, :0] for prefix in prefixes]
-        if self.prefix == "error":
-            counts = [prefix.shape[1] for prefix in prefixes]
-            if len(set(counts)) > 1:
-                raise ShapeError(
-                    f"channel mixer: features have {counts} prefix tokens; say what to do with "
-                    "prefix='first', 'mean' or 'drop'"
-                )
-            return prefixes
+        count = self._prefix_count([prefix.shape[1] for prefix in prefixes])
+        if self.prefix in ("drop", "error"):
+            return [prefix[:, :count] for prefix in prefixes]
         return [
             feature.patches.mean(dim=1, keepdim=True)
             if feature.prefix.shape[1] == 0

@@ -8,6 +8,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from sphinxkit.errors import RegistryError, ShapeError
+from sphinxkit.features import check_grid
 from sphinxkit.registry import suggest
 
 RESAMPLE_MODES = ("nearest", "bilinear")
@@ -26,7 +27,7 @@ def resample_patches(patches: Tensor, grid: tuple[int, int], size: tuple[int, in
         patches: (B, H_in*W_in, D)
         return: (B, H_out*W_out, D)
     Raises:
-        ShapeError: The patches do not fill ``grid``, or a grid is empty.
+        ShapeError: The patches do not fill ``grid``, or a grid is no pair of positive ints.
         RegistryError: Unknown mode.
     Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py, encode_image (ConvNeXt's 8x8 map to 16x16).
     """
@@ -35,13 +36,8 @@ def resample_patches(patches: Tensor, grid: tuple[int, int], size: tuple[int, in
             f"resample_patches: unknown mode {mode!r}{suggest(mode, RESAMPLE_MODES) or '.'} "
             f"Known: {', '.join(RESAMPLE_MODES)}"
         )
-    if min(*grid, *size) < 1:
-        raise ShapeError(f"resample_patches: cannot go from a {_show(grid)} grid to {_show(size)}: a grid is empty")
-    if patches.ndim != 3 or patches.shape[1] != grid[0] * grid[1]:
-        raise ShapeError(
-            f"resample_patches: expected patches (B, {grid[0] * grid[1]}, D) for a {_show(grid)} grid, "
-            f"got {tuple(patches.shape)}"
-        )
+    grid, size = check_grid("resample_patches", grid), check_grid("resample_patches", size)
+    _check_patches("resample_patches", patches, grid)
     if grid == size:
         return patches
     if mode == "nearest":
@@ -66,16 +62,26 @@ def pool_patches(patches: Tensor, grid: tuple[int, int], factor: int) -> Tensor:
         patches: (B, H*W, D)
         return: (B, H*W / factor**2, D)
     Raises:
-        ShapeError: ``factor`` does not divide the grid.
+        ShapeError: ``factor`` does not divide the grid, or the patches do not fill it.
     Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens5p2.py, encode_image.
     """
+    grid = check_grid("pool_patches", grid)
     if factor < 1 or grid[0] % factor or grid[1] % factor:
         raise ShapeError(f"pool_patches: a {_show(grid)} grid cannot be pooled in blocks of {factor}x{factor}")
+    _check_patches("pool_patches", patches, grid)
     if factor == 1:
         return patches
     return reduce(
         patches, "b (h i w j) d -> b (h w) d", "mean", h=grid[0] // factor, i=factor, w=grid[1] // factor, j=factor
     )
+
+
+def _check_patches(where: str, patches: Tensor, grid: tuple[int, int]) -> None:
+    if patches.ndim != 3 or patches.shape[1] != grid[0] * grid[1]:
+        raise ShapeError(
+            f"{where}: expected patches (B, {grid[0] * grid[1]}, D) for a {_show(grid)} grid, got "
+            f"{tuple(patches.shape)}"
+        )
 
 
 def _show(grid: tuple[int, int]) -> str:

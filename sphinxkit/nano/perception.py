@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from sphinxkit.atomic import atomic_file
-from sphinxkit.encoders import Encoder
+from sphinxkit.encoders.base import Encoder
 from sphinxkit.errors import RecipeError
 from sphinxkit.nano.probe import Probe, is_measure
 from sphinxkit.nano.targets import View, make_targets

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sphinxkit.encoders import Encoder
+from sphinxkit.encoders.base import Encoder
 from sphinxkit.encoders.convnext import ConvNextEncoder
 from sphinxkit.features import VisionFeatures
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS

@@ -16,7 +16,7 @@ from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.recipe.schema import ComponentSpec, ModelSpec, VisionSpec
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tokenizer import Tokenizer
-from sphinxkit.vision.tower import VisionBranch, VisionTower
+from sphinxkit.vision import VisionBranch, VisionTower
 
 Place = Callable[[Callable[[], Any]], Any]
 

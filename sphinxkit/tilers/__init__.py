@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sphinxkit.registry import Registry
+from sphinxkit.tilers.base import Tiler, create, names, register, registry
 from sphinxkit.tilers.grid import GridTiler
 from sphinxkit.tilers.images import load_image, to_rgb
 from sphinxkit.tilers.preprocess import Preprocessor, pad_and_resize, preprocess
@@ -10,6 +10,7 @@ from sphinxkit.tilers.preprocess import Preprocessor, pad_and_resize, preprocess
 __all__ = [
     "GridTiler",
     "Preprocessor",
+    "Tiler",
     "create",
     "load_image",
     "names",
@@ -19,8 +20,3 @@ __all__ = [
     "registry",
     "to_rgb",
 ]
-
-registry: Registry[GridTiler] = Registry("tiler", {"grid": GridTiler})
-register = registry.register
-create = registry.build
-names = registry.names

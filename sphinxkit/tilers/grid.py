@@ -9,8 +9,10 @@ from torch import Tensor
 
 from sphinxkit.errors import ShapeError
 from sphinxkit.pixels import check_pixels, resize_pixels
+from sphinxkit.tilers.base import register
 
 
+@register("grid")
 @dataclass(frozen=True)
 class GridTiler:
     """Cut an image into rows x cols crops, with a downsampled view of the whole in front.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit.atomic import atomic_file
-from sphinxkit.encoders import Encoder
+from sphinxkit.encoders.base import Encoder
 from sphinxkit.features import VisionFeatures
 from sphinxkit.sphinx_model import SphinxModel
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sphinxkit.encoders import Encoder
+from sphinxkit.encoders.base import Encoder
 from sphinxkit.errors import RecipeError
 from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.plan import TrainPlan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from sphinxkit.vision.tower import MAX_VIEWS, Tiler, VisionBranch, VisionTower
+from sphinxkit.vision.branch import VisionBranch
+from sphinxkit.vision.tower import MAX_VIEWS, VisionTower
 
-__all__ = ["MAX_VIEWS", "Tiler", "VisionBranch", "VisionTower"]
+__all__ = ["MAX_VIEWS", "VisionBranch", "VisionTower"]

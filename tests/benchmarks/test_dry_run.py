@@ -20,7 +20,6 @@ COMPETITORS = {
         "eager, as the public code",
         "open_clip, timm, transformers",
         "asked anew",
-        "sphinxkit, encoders on streams",
     },
     "training": {"padded", "naive"},
 }

@@ -124,7 +124,7 @@ def test_wrong_features_are_named() -> None:
 def test_wrong_options_are_named() -> None:
     with pytest.raises(ShapeError, match=r"at least one positive width, got embed_dims=\(\)"):
         ChannelMixer(())
-    with pytest.raises(ShapeError, match=r"grid must be positive, got \(0, 4\)"):
+    with pytest.raises(ShapeError, match=r"grid must be a pair .* at least 1, got \(0, 4\)"):
         ChannelMixer((4,), grid=(0, 4))
     with pytest.raises(ShapeError, match=r"tile_pool=2 does not divide the grid \(3, 4\)"):
         ChannelMixer((4,), grid=(3, 4), tile_pool=2)
@@ -141,3 +141,39 @@ def test_registered() -> None:
     assert isinstance(mixer, ChannelMixer)
     assert "grid=(2, 2)" in repr(mixer)
     assert mixers.names() == ["channel", "sequence"]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.sampled_from(["error", "first", "mean", "drop"]),
+    st.lists(st.integers(0, 2), min_size=2, max_size=2),
+    st.booleans(),
+)
+def test_num_tokens_is_what_comes_out(prefix: str, counts: list[int], is_tile: bool) -> None:
+    grids = [(2, 4), (4, 2)]
+    mixer = ChannelMixer([3, 2], grid=(2, 6), prefix=prefix, tile_pool=2)
+    given_features = [features(width, grid, count) for width, grid, count in zip((3, 2), grids, counts, strict=True)]
+    if prefix == "error" and counts[0] != counts[1]:
+        for call in (lambda: mixer(given_features), lambda: mixer.num_tokens(counts, grids)):
+            with pytest.raises(ShapeError, match=r"features have \[\d, \d\] prefix tokens"):
+                call()
+        return
+    mixed = mixer(given_features, is_tile=is_tile)
+    assert mixer.num_tokens(counts, grids, is_tile=is_tile) == mixed.num_tokens
+
+
+@pytest.mark.parametrize(("height", "width", "pool"), [(4, 6, 2), (6, 3, 3)])
+def test_pooling_halves_height_and_width_each_on_its_own(height: int, width: int, pool: int) -> None:
+    numbers = torch.arange(height * width, dtype=torch.float32)
+    patches = numbers.view(1, -1, 1).repeat(1, 1, 3)
+    mixer = ChannelMixer([3], grid=(height, width), tile_pool=pool)
+    mixed = mixer([VisionFeatures(torch.zeros(1, 1, 3), patches, (height, width))], is_tile=True)
+    expected = numbers.view(height // pool, pool, width // pool, pool).mean(dim=(1, 3)).flatten()
+    assert mixed.grid == (height // pool, width // pool)
+    torch.testing.assert_close(mixed.patches[0, :, 0], expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [16, (16,), (16, 16.0), "16", (0, 4), (True, 2)])
+def test_a_grid_is_a_pair(grid: object) -> None:
+    with pytest.raises(ShapeError, match=r"channel mixer: grid must be a pair \(H, W\)"):
+        ChannelMixer([3], grid=grid)

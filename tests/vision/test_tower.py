@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import copy
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +8,7 @@ from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
 from sphinxkit.mixers import ChannelMixer, SequenceMixer
 from sphinxkit.tilers import GridTiler
-from sphinxkit.vision.tower import VisionBranch, VisionTower
+from sphinxkit.vision import VisionBranch, VisionTower
 
 
 class CountingEncoder(nn.Module):
@@ -42,7 +39,7 @@ def blocks(batch: int) -> Tensor:
     return (block + 10 * torch.arange(batch).view(-1, 1, 1, 1)).expand(batch, 3, 8, 8)
 
 
-def test_views_follow_each_other_between_their_tags() -> None:
+def test_views_follow_each_other_between_image_delimiters() -> None:
     built = tower(GridTiler(2, 2, 4), VisionBranch([CountingEncoder()], nn.Identity()))
     tokens = built(blocks(2))
     assert tokens.shape == (2, 5 * 7, 1)
@@ -56,6 +53,8 @@ def test_views_follow_each_other_between_their_tags() -> None:
 
 def test_branches_are_joined_view_by_view() -> None:
     class Negative(CountingEncoder):
+        grid_size = (0, 0)
+
         def forward(self, pixels: Tensor) -> VisionFeatures:
             features = super().forward(pixels)
             return VisionFeatures(-features.prefix, features.patches[:, :0], (0, 0))
@@ -101,119 +100,52 @@ def test_each_encoder_sees_its_own_tile_size_and_shared_views_are_made_once() ->
     assert sorted(calls, key=str) == [2, None]
 
 
-class FakeStreams:
-    """In place of ``torch.cuda``: writes down what happens on which stream, and in which order."""
-
-    def __init__(self) -> None:
-        self.log: list[tuple[object, ...]] = []
-        self.made = 0
-        self.running = self.named("main")
-
-    def named(self, name: str):
-        streams = self
-
-        class Stream:
-            def wait_stream(self, other: Stream) -> None:
-                streams.log.append(("wait", name, other.name))
-
-        Stream.name = name
-        return Stream()
-
-    def Stream(self, device: torch.device):
-        self.made += 1
-        return self.named(f"side {self.made}")
-
-    def current_stream(self, device: torch.device):
-        return self.running
-
-    @contextmanager
-    def stream(self, stream):
-        before, self.running = self.running, stream
-        yield
-        self.running = before
-
-
-class Elsewhere(torch.Tensor):
-    """On a CPU, but says that it is on CUDA."""
-
-    device = torch.device("cuda", 0)
-
-
-def test_streams_wait_for_each_other_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeStreams()
-
-    class Logging(CountingEncoder):
-        def forward(self, pixels: Tensor) -> VisionFeatures:
-            fake.log.append(("run", fake.running.name))
-            return super().forward(pixels)
-
-    def record_stream(self: Tensor, stream) -> None:
-        fake.log.append(("keep", stream.name, tuple(self.shape)))
-
-    first = VisionBranch([Logging(), Logging()], nn.Linear(2, 1), ChannelMixer([1, 1], tile_pool=2))
-    built = tower(GridTiler(2, 2, 4), first, VisionBranch([Logging()], nn.Identity()))
-    with torch.no_grad():
-        expected = built(blocks(2))
-        fake.log.clear()
-        built.use_streams()
-        assert torch.equal(built(blocks(2)), expected)  # on a CPU: one after the other
-        assert fake.log == [("run", "main")] * 3
-        for name in ("Stream", "current_stream", "stream"):
-            monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-        monkeypatch.setattr(Tensor, "record_stream", record_stream)
-        views, shapes = (2, 5, 3, 4, 4), [(10, 1, 1), (10, 4, 1)]
-        for _ in range(2):
-            fake.log.clear()
-            assert torch.equal(built(blocks(2).as_subclass(Elsewhere)).as_subclass(Tensor), expected)
-            assert fake.log == [
-                *[
-                    line
-                    for side in ("side 1", "side 2", "side 3")
-                    for line in (
-                        ("wait", side, "main"),
-                        ("run", side),
-                        ("keep", side, views),
-                        *(("keep", "main", shape) for shape in shapes),
-                    )
-                ],
-                *[("wait", "main", side) for side in ("side 1", "side 2", "side 3")],
-            ]
-        assert fake.made == 3  # they are kept
-    fake.log.clear()
-    built(blocks(2).as_subclass(Elsewhere))  # gradients are recorded
-    assert fake.log == [("run", "main")] * 3
-    copy.deepcopy(built)
-    built.use_streams(False)
-
-
-@pytest.mark.gpu
-def test_streams_give_the_same_on_a_gpu() -> None:
-    import sphinxkit
-
-    model = sphinxkit.build("sphinx_micro", device="cpu", dtype=torch.float32)
-    tower = model.require_vision().cuda()
-    side = tower.image_size
-    for batch in (1, 4):
-        pixels = torch.randn(batch, 3, side, side, device="cuda")
-        with torch.no_grad():
-            tower.use_streams(False)
-            expected = tower(pixels)
-            tower.use_streams()
-            for _ in range(5):
-                assert torch.equal(tower(pixels), expected)
-
-
 def test_a_cpu_takes_large_views_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = CountingEncoder()
     built = tower(GridTiler(2, 2, 4), VisionBranch([encoder], nn.Identity()))
     expected = built(blocks(2))
-    monkeypatch.setattr("sphinxkit.vision.tower.CPU_PIXELS", 3 * 4 * 4)
+    monkeypatch.setattr("sphinxkit.vision.branch.CPU_PIXELS", 3 * 4 * 4)
     assert torch.equal(built(blocks(2), max_views=7), expected)
     assert torch.equal(built(blocks(2), max_views=2), expected)
     assert torch.equal(built(blocks(2)), expected)
-    monkeypatch.setattr("sphinxkit.vision.tower.CPU_PIXELS", 1)
+    monkeypatch.setattr("sphinxkit.vision.branch.CPU_PIXELS", 1)
     assert torch.equal(built(blocks(2), max_views=7), expected)
     assert [shape[0] for shape in encoder.seen] == [10, 3, 3, 3, 1, 2, 2, 2, 2, 2, 10, *[1] * 10]
+
+
+class FirstTokens(nn.Module):
+    """A projector that keeps the first tokens of a view."""
+
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, : self.kept]
+
+
+def test_a_projector_that_changes_the_number_of_tokens_says_so() -> None:
+    built = tower(GridTiler(2, 2, 4), VisionBranch([CountingEncoder()], FirstTokens(3)))
+    with pytest.raises(ShapeError, match="3 tokens of a view came, num_tokens says 5"):
+        built(blocks(1))
+
+    class Honest(FirstTokens):
+        def num_tokens(self, count: int) -> int:
+            return min(count, self.kept)
+
+    built = tower(GridTiler(2, 2, 4), VisionBranch([CountingEncoder()], Honest(3)))
+    assert built(blocks(1)).shape[1] == built.num_tokens == 5 * (1 + 3 + 1)
+
+
+def test_num_tokens_runs_nothing() -> None:
+    def fail(*args: object) -> None:
+        raise AssertionError("something ran")
+
+    branch = VisionBranch([CountingEncoder()], nn.Identity(), ChannelMixer([1], tile_pool=2))
+    built = tower(GridTiler(2, 2, 4), branch)
+    for module in built.modules():
+        module.register_forward_pre_hook(fail)
+    assert built.num_tokens == (5 + 2) + 4 * (2 + 2)
 
 
 def test_errors() -> None:
@@ -221,7 +153,13 @@ def test_errors() -> None:
         VisionBranch([CountingEncoder(), CountingEncoder()], nn.Identity())
     with pytest.raises(ShapeError, match="1 encoders but 2 tile sizes"):
         VisionBranch([CountingEncoder()], nn.Identity(), tile_sizes=[None, 2])
+    with pytest.raises(ShapeError, match=r"the mixer Identity has no method num_tokens\(prefix_counts, grids"):
+        VisionBranch([CountingEncoder()], nn.Identity(), nn.Identity())
     built = tower(GridTiler(2, 2, 4), VisionBranch([CountingEncoder()], nn.Identity()))
+    with pytest.raises(ShapeError, match=r"the mixer Identity has no method num_tokens\(counts\)"):
+        VisionTower(built.branches, nn.Identity(), embed_dim=1, image_size=8, tiler=built.tiler)
+    with pytest.raises(ShapeError, match="max_views must be at least 1, or None; got 0"):
+        built(blocks(1), max_views=0)
     with pytest.raises(ShapeError, match="expected pixels of 8x8, got 8x4"):
         built(torch.zeros(1, 3, 8, 4))
     with pytest.raises(ShapeError, match="expected floating pixels"):
