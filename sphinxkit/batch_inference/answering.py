@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sphinxkit.batch_inference.requests import Request
 from sphinxkit.errors import DataError
-from sphinxkit.generation import ContinuousBatch, Generation, Row
-from sphinxkit.vision.tower import MAX_VIEWS
+from sphinxkit.generation import ContinuousBatch, GeneratedSequence, Generation
+from sphinxkit.vision import MAX_VIEWS
 
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model import SphinxModel
@@ -103,11 +103,11 @@ def answer_requests(
     for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
         if value < 1:
             raise DataError(f"{name} must be at least 1, got {value}")
-    model.require_tokenizer()
+    tokenizer = model.require_tokenizer()
     source = iter(requests)
     upcoming: deque[Request] = deque()
-    batch = ContinuousBatch(model.llm, capacity_multiple=CAPACITY_MULTIPLE)
-    asked: dict[Row, Request] = {}
+    batch = ContinuousBatch(model.llm, tokenizer, capacity_multiple=CAPACITY_MULTIPLE)
+    asked: dict[GeneratedSequence, Request] = {}
     pool = ThreadPoolExecutor(num_workers)
     try:
         images = _Images(model, pool)
@@ -121,8 +121,8 @@ def answer_requests(
             _look_ahead(source, upcoming, images, batch_size)
             yield from _admit(model, newcomers, images, batch, asked, num_draft_tokens, truncate)
             if len(batch):
-                for row in batch.step():
-                    yield Answered(asked.pop(row), row.result())
+                for sequence in batch.step():
+                    yield Answered(asked.pop(sequence), sequence.result())
             elif not upcoming:
                 return
     finally:
@@ -140,7 +140,7 @@ def _admit(
     newcomers: list[Request],
     images: _Images,
     batch: ContinuousBatch,
-    asked: dict[Row, Request],
+    asked: dict[GeneratedSequence, Request],
     num_draft_tokens: int | None,
     truncate: Literal["left"] | None,
 ) -> Iterator[Answered]:
@@ -161,16 +161,13 @@ def _admit(
         image = None if request.image is None else visual[request.image]
         try:
             [prompt] = model.embed_prompts([request.prompt], [image], truncate, request.sampling.max_new_tokens)
-            sampling = request.sampling
-            row = Row(
-                model.require_tokenizer(),
-                sampling,
-                min(sampling.max_new_tokens, model.llm.max_seq_len - len(prompt.embeds)),
+            sequence = batch.add(
+                prompt.embeds,
+                request.sampling,
                 prompt_ids=prompt.token_ids,
-                num_draft_tokens=None if sampling.temperature > 0 else num_draft_tokens,
+                num_draft_tokens=None if request.sampling.temperature > 0 else num_draft_tokens,
             )
         except DataError as error:
             yield Answered(request, error=str(error))
             continue
-        asked[row] = request
-        batch.add(row, prompt.embeds)
+        asked[sequence] = request

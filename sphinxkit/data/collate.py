@@ -11,7 +11,7 @@ from torch import Tensor
 from sphinxkit.data.conversations import OverLength, Template, TextTokenizer, encode_sample
 from sphinxkit.data.samples import Sample
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.conversation import IGNORE_INDEX
+from sphinxkit.formatters.labels import IGNORE_INDEX, next_token_targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,7 @@ class Batch:
     @property
     def num_learnt(self) -> int:
         """Labelled tokens that the loss counts: a sample's first token continues nothing and is not among them."""
-        learnt = self.labels != IGNORE_INDEX
-        learnt[:, 0] = False
-        if self.seq_lens is not None:
-            learnt[:, torch.tensor(self.seq_lens[:-1], dtype=torch.long).cumsum(0)] = False
-        return int(learnt.sum())
+        return int((next_token_targets(self.labels, self.seq_lens) != IGNORE_INDEX).sum())
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""

@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 
 from sphinxkit.data.samples import Message, Sample
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.conversation import IGNORE_INDEX, EncodedConversation
+from sphinxkit.formatters.conversation import EncodedConversation
+from sphinxkit.formatters.labels import IGNORE_INDEX
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}

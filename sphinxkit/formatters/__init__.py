@@ -2,12 +2,12 @@
 
 from sphinxkit.formatters import tasks
 from sphinxkit.formatters.conversation import (
-    IGNORE_INDEX,
     ConversationTemplate,
     EncodedConversation,
     RenderedConversation,
     sphinx_v1,
 )
+from sphinxkit.formatters.labels import IGNORE_INDEX, next_token_targets
 from sphinxkit.registry import Registry
 
 registry: Registry[ConversationTemplate] = Registry("conversation", {"sphinx_v1": sphinx_v1})
@@ -22,6 +22,7 @@ __all__ = [
     "RenderedConversation",
     "create",
     "names",
+    "next_token_targets",
     "register",
     "registry",
     "sphinx_v1",

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sphinxkit.errors import DataError
-
-IGNORE_INDEX = -100
-"""Label of a token that is not learnt: the default ``ignore_index`` of torch's cross entropy."""
+from sphinxkit.formatters.labels import IGNORE_INDEX
 
 IMAGE_PLACEHOLDER = "<image>"
 """Marks an image in LLaVA-style data. Images stand in front of the text in SPHINX, so it is taken out."""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from sphinxkit.generation.batch import ContinuousBatch
-from sphinxkit.generation.cache_rows import copy_rows
-from sphinxkit.generation.decoder import Decoder
-from sphinxkit.generation.lookup import PromptLookup
+from sphinxkit.generation.context import answer_length, check_context, truncate_left
+from sphinxkit.generation.continuous_batching import ContinuousBatch
+from sphinxkit.generation.decoding import Decoder
 from sphinxkit.generation.prefill import prefill_groups
-from sphinxkit.generation.rows import FinishReason, Generation, Row
+from sphinxkit.generation.prompt_lookup import PromptLookup
 from sphinxkit.generation.sampling import Sampling, stop_strings, top_p_probs
+from sphinxkit.generation.sequence import FinishReason, GeneratedSequence, Generation
 
 __all__ = [
     "ContinuousBatch",
     "Decoder",
     "FinishReason",
+    "GeneratedSequence",
     "Generation",
     "PromptLookup",
-    "Row",
     "Sampling",
-    "copy_rows",
+    "answer_length",
+    "check_context",
     "prefill_groups",
     "stop_strings",
     "top_p_probs",
+    "truncate_left",
 ]

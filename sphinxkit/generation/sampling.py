@@ -1,19 +1,16 @@
-"""How the next token of a row is chosen."""
+"""How the next token of a sequence is chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
 from sphinxkit.to_device import to_device
-
-if TYPE_CHECKING:
-    from sphinxkit.generation.rows import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,26 +76,41 @@ def top_p_probs(logits: Tensor, temperature: float, top_p: float) -> tuple[Tenso
     return probs / probs.sum(-1, keepdim=True), ids
 
 
-class Sampler:
-    """Chooses the next tokens of rows, step after step, on the device: nothing in a step waits for it.
+class Sampled(Protocol):
+    """What a ``Sampler`` needs of a sequence; ``sequence.GeneratedSequence`` is one."""
 
-    What the host knows goes to the device beforehand: which rows are sampled and how, and a random number for each of
-    them and each step.
+    @property
+    def sampling(self) -> Sampling:
+        """How its tokens are chosen."""
+        ...
+
+    def draw(self) -> Tensor:
+        """The next uniform random number (1,) of the sequence."""
+        ...
+
+
+class Sampler:
+    """Chooses the next tokens of a batch, step after step, on the device: no step waits for the device.
+
+    The host sends two things to the device beforehand: which sequences are sampled and how, and one random number for
+    each of them and each step.
 
     Args:
-        rows: Whose tokens are chosen; each brings its sampling and its source of random numbers.
+        sequences: Whose tokens are chosen, in the order of the logits' rows.
         num_steps: How often ``choose`` will be called.
         device: Of the logits.
     """
 
-    def __init__(self, rows: Sequence[Row], num_steps: int, device: torch.device) -> None:
+    def __init__(self, sequences: Sequence[Sampled], num_steps: int, device: torch.device) -> None:
         alike: dict[tuple[float, float], list[int]] = {}
-        for index, row in enumerate(rows):
-            if row.sampling.temperature > 0:
-                alike.setdefault((row.sampling.temperature, row.sampling.top_p), []).append(index)
+        for index, sequence in enumerate(sequences):
+            if sequence.sampling.temperature > 0:
+                alike.setdefault((sequence.sampling.temperature, sequence.sampling.top_p), []).append(index)
         self._groups: list[tuple[float, float, Tensor, Iterator[Tensor]]] = []
         for (temperature, top_p), members in alike.items():
-            draws = torch.stack([torch.cat([rows[index].draw() for _ in range(num_steps)]) for index in members], dim=1)
+            draws = torch.stack(
+                [torch.cat([sequences[index].draw() for _ in range(num_steps)]) for index in members], dim=1
+            )
             self._groups.append((temperature, top_p, to_device(members, device), iter(to_device(draws, device))))
 
     def choose(self, logits: Tensor) -> Tensor:

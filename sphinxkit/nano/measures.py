@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sphinxkit.data.collate import Example, ExampleMaker, collate_padded
 from sphinxkit.errors import RecipeError
-from sphinxkit.formatters.conversation import IGNORE_INDEX
+from sphinxkit.formatters.labels import IGNORE_INDEX
 from sphinxkit.nano.world import TEXT_TASK, WorldMixture
 from sphinxkit.nano.world.scene import Domain
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sphinxkit.formatters import ConversationTemplate
     from sphinxkit.llama import LlamaModel
     from sphinxkit.tokenizer import Tokenizer
-    from sphinxkit.vision.tower import VisionTower
+    from sphinxkit.vision import VisionTower
 
 
 class SphinxModel(nn.Module):
@@ -139,7 +139,7 @@ class SphinxModel(nn.Module):
         Raises:
             ShapeError: Rows, images and lengths do not fit each other.
         """
-        logits: Tensor = self.llm.lm_head(multimodal.hidden_states(self, token_ids, pixels, image_rows, seq_lens))
+        logits: Tensor = self.llm.lm_head(self._hidden_states(token_ids, pixels, image_rows, seq_lens))
         return logits
 
     def loss(
@@ -172,9 +172,19 @@ class SphinxModel(nn.Module):
             raise DataError(f"loss: reduction must be 'mean' or 'none', got {reduction!r}")
         if labels.shape != token_ids.shape:
             raise ShapeError(f"labels {tuple(labels.shape)} do not match token_ids {tuple(token_ids.shape)}")
-        hidden = multimodal.hidden_states(self, token_ids, pixels, image_rows, seq_lens)
-        total, count = multimodal.loss_sums(self, hidden, labels, seq_lens)
+        hidden = self._hidden_states(token_ids, pixels, image_rows, seq_lens)
+        total, count = multimodal.loss_sums(self.llm, hidden, labels, seq_lens)
         return (total, count) if reduction == "none" else total / count.clamp(min=1)
+
+    def _hidden_states(
+        self,
+        token_ids: Tensor,
+        pixels: Tensor | None,
+        image_rows: Sequence[int] | None,
+        seq_lens: Sequence[int] | None,
+    ) -> Tensor:
+        images = None if pixels is None or len(pixels) == 0 else self.encode_images(pixels)
+        return multimodal.hidden_states(self.llm, token_ids, images, image_rows, seq_lens)
 
     # -- text ---------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,8 @@
-"""Visual tokens among words: hidden states of text that has images, and its loss."""
+"""Where image tokens join the text: behind its first token, beginning-of-sentence. And the loss, the only one.
+
+Nothing else knows the place of the image tokens: logits, loss, prompts, sessions, scores and packed samples come here.
+Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py, forward.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +14,65 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sphinxkit.errors import DataError, ShapeError
+from sphinxkit.formatters.labels import IGNORE_INDEX, next_token_targets
 from sphinxkit.to_device import to_device
 
 if TYPE_CHECKING:
-    from sphinxkit.sphinx_model.model import SphinxModel
+    from sphinxkit.llama import LlamaModel
 
-IGNORE_INDEX = -100  # torch's own default for cross entropy
+
+def join_image(text: Tensor, image: Tensor | None) -> Tensor:
+    """Embeddings of a text with its image tokens, as the language model reads them.
+
+    Args:
+        text: Embeddings of the text, beginning-of-sentence first.
+        image: Image tokens; None: the text has none.
+    Shape:
+        text: (..., S, D), S at least 1
+        image: (..., N, D)
+        return: (..., N + S, D)
+    """
+    if image is None:
+        return text
+    return torch.cat([text[..., :1, :], image, text[..., 1:, :]], dim=-2)
+
+
+def num_positions(num_text_tokens: int, num_image_tokens: int) -> int:
+    """Positions that the first tokens of a text take, with the image tokens among them."""
+    return num_text_tokens + num_image_tokens if num_text_tokens else 0
+
+
+def num_text_tokens(num_positions: int, num_image_tokens: int) -> int:
+    """Text tokens among the first positions; the inverse of ``num_positions``."""
+    return max(0, num_positions - num_image_tokens)
 
 
 def hidden_states(
-    model: SphinxModel,
+    llm: LlamaModel,
     token_ids: Tensor,
-    pixels: Tensor | None,
-    image_rows: Sequence[int] | None,
-    seq_lens: Sequence[int] | None,
+    images: Tensor | None = None,
+    image_rows: Sequence[int] | None = None,
+    seq_lens: Sequence[int] | None = None,
 ) -> Tensor:
-    """Hidden states (B, S, D) that predict the next text token; the arguments are those of ``SphinxModel.forward``."""
-    llm = model.llm
+    """Hidden states that predict the next text token, at every text position.
+
+    Args:
+        llm: The language model.
+        token_ids: Right-padded rows; or one row of packed samples, with ``seq_lens``.
+        images: Image tokens.
+        image_rows: Which row (or packed sample) each image belongs to; None: one image for every row, in order.
+        seq_lens: Text lengths of the packed samples; they do not see each other.
+    Shape:
+        token_ids: (B, S) int64
+        images: (number of images, N, D)
+        return: (B, S, D); with an image, position 0 is read at the image's last token
+    Raises:
+        ShapeError: Rows, images and lengths do not fit each other.
+        DataError: A token id is outside the vocabulary.
+    """
     if token_ids.ndim != 2:
         raise ShapeError(f"token_ids: expected (B, S), got {tuple(token_ids.shape)}")
     check_vocabulary("token_ids", token_ids, llm.vocab_size)
-    token_ids = to_device(token_ids, model.device)
     if seq_lens is not None:
         seq_lens = [int(length) for length in seq_lens]
         if token_ids.shape[0] != 1 or sum(seq_lens) != token_ids.shape[1] or min(seq_lens, default=0) < 1:
@@ -38,23 +80,49 @@ def hidden_states(
                 f"packed samples: seq_lens {seq_lens} (sum {sum(seq_lens)}) must be positive and fill the single "
                 f"row of token_ids {tuple(token_ids.shape)}"
             )
-    text: Tensor = llm.embed(token_ids)
-    if pixels is None or len(pixels) == 0:
-        if image_rows:
-            raise ShapeError(f"image_rows {list(image_rows)} without pixels")
-        return llm.hidden_states(text, seq_lens=seq_lens)
     num_rows = token_ids.shape[0] if seq_lens is None else len(seq_lens)
-    rows = _check_rows(image_rows, num_rows, len(pixels))
-    images = model.encode_images(pixels)
+    rows = _check_rows(image_rows, num_rows, 0 if images is None else len(images))
+    text: Tensor = llm.embed(to_device(token_ids, llm.embed_tokens.weight.device))
+    if images is None or not rows:
+        return llm.hidden_states(text, seq_lens=seq_lens)
     if seq_lens is None and rows == list(range(num_rows)):
-        joined = torch.cat([text[:, :1], images, text[:, 1:]], dim=1)
-        return llm.hidden_states(joined)[:, images.shape[1] :]
-    return _hidden_of_some(model, text, images, rows, seq_lens)
+        return llm.hidden_states(join_image(text, images))[:, images.shape[1] :]
+    return _packed_hidden_states(llm, text, images, rows, seq_lens)
+
+
+def _packed_hidden_states(
+    llm: LlamaModel, text: Tensor, images: Tensor, rows: list[int], seq_lens: list[int] | None
+) -> Tensor:
+    """As ``hidden_states`` where some rows have no image, or samples are packed: everything becomes one packed row."""
+    lengths = [text.shape[1]] * text.shape[0] if seq_lens is None else seq_lens
+    image_of = {row: images[image] for image, row in enumerate(rows)}
+    parts, wanted, packed_lens, position = [], [], [], 0
+    for row, sample in enumerate(torch.split(text.flatten(0, 1), lengths)):
+        joined = join_image(sample, image_of.get(row))
+        parts.append(joined)
+        packed_lens.append(len(joined))
+        position += len(joined)
+        wanted.append(torch.arange(position - lengths[row], position, device=text.device))
+    hidden = llm.hidden_states(torch.cat(parts)[None], seq_lens=packed_lens)
+    return hidden[0, torch.cat(wanted)].view_as(text)
+
+
+def _check_rows(image_rows: Sequence[int] | None, num_rows: int, num_images: int) -> list[int]:
+    rows = list(range(num_rows if num_images else 0)) if image_rows is None else [int(row) for row in image_rows]
+    if len(rows) != num_images:
+        raise ShapeError(f"{num_images} images for {len(rows)} rows (image_rows {rows})")
+    if len(set(rows)) != len(rows) or any(not 0 <= row < num_rows for row in rows):
+        raise ShapeError(f"image_rows {rows}: each must be one of the {num_rows} rows, and none twice")
+    return rows
 
 
 def check_vocabulary(what: str, token_ids: Tensor, vocab_size: int) -> None:
     """Raise if an id is outside the vocabulary; ids that are on an accelerator already are not waited for.
 
+    Args:
+        what: Names the ids in the message.
+        token_ids: Of any shape.
+        vocab_size: Of the language model.
     Raises:
         DataError: One is; the message names it and the size.
     """
@@ -65,62 +133,29 @@ def check_vocabulary(what: str, token_ids: Tensor, vocab_size: int) -> None:
             raise DataError(f"{what}: {value} is outside the vocabulary of {vocab_size}")
 
 
-def _hidden_of_some(
-    model: SphinxModel, text: Tensor, images: Tensor, rows: list[int], seq_lens: list[int] | None
-) -> Tensor:
-    """As ``hidden_states`` when some rows have no image, or samples are packed: everything becomes one packed row."""
-    num_slots = images.shape[1]
-    lengths = [text.shape[1]] * text.shape[0] if seq_lens is None else seq_lens
-    image_of = {row: image for image, row in enumerate(rows)}
-    parts, wanted, packed_lens, position = [], [], [], 0
-    for row, sample in enumerate(torch.split(text.flatten(0, 1), lengths)):
-        if row in image_of:
-            parts += [sample[:1], images[image_of[row]], sample[1:]]
-            skipped = num_slots
-        else:
-            parts.append(sample)
-            skipped = 0
-        wanted.append(torch.arange(position + skipped, position + skipped + lengths[row], device=text.device))
-        packed_lens.append(lengths[row] + skipped)
-        position += lengths[row] + skipped
-    hidden = model.llm.hidden_states(torch.cat(parts)[None], seq_lens=packed_lens)
-    return hidden[0, torch.cat(wanted)].view_as(text)
-
-
 def loss_sums(
-    model: SphinxModel, hidden: Tensor, labels: Tensor, seq_lens: Sequence[int] | None
+    llm: LlamaModel, hidden: Tensor, labels: Tensor, seq_lens: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sum of the cross entropy of the labelled tokens, and how many they are.
 
     Args:
-        model: Its ``lm_head`` is applied where there is a label and nowhere else.
+        llm: Its ``lm_head`` is applied only where there is a label.
         hidden: From ``hidden_states``.
-        labels: Aligned to the tokens; ``IGNORE_INDEX`` where nothing is to be learnt.
+        labels: Aligned to the tokens; ``IGNORE_INDEX`` where nothing is learnt.
         seq_lens: Of packed samples.
     Shape:
         hidden: (B, S, D)
         labels: (B, S)
         return: two scalars
+    Raises:
+        DataError: A label is outside the vocabulary.
     """
-    hidden = hidden[:, :-1]
-    targets = to_device(labels[:, 1:], model.device)
-    if seq_lens is not None:  # a sample's first token is not the continuation of the sample before it
-        starts = to_device(seq_lens[:-1], model.device, torch.long).cumsum(0) - 1
-        targets = targets.index_fill(1, starts, IGNORE_INDEX)
+    targets = to_device(next_token_targets(labels, seq_lens), hidden.device)
     is_learnt = targets != IGNORE_INDEX
     places = is_learnt.nonzero(as_tuple=True)  # the only wait for the device
     learnt, count = targets[places], is_learnt.sum()
-    check_vocabulary("labels", learnt, model.llm.vocab_size)
+    check_vocabulary("labels", learnt, llm.vocab_size)
     if not len(learnt):
-        return model.llm.lm_head(hidden[:, :1]).float().sum() * 0.0, count
-    logits = model.llm.lm_head(hidden[places])
+        return llm.lm_head(hidden[:, :1]).float().sum() * 0.0, count
+    logits = llm.lm_head(hidden[:, :-1][places])
     return F.cross_entropy(logits.float(), learnt, reduction="sum"), count
-
-
-def _check_rows(image_rows: Sequence[int] | None, num_rows: int, num_images: int) -> list[int]:
-    rows = list(range(num_rows)) if image_rows is None else [int(row) for row in image_rows]
-    if len(rows) != num_images:
-        raise ShapeError(f"{num_images} images for {len(rows)} rows (image_rows {rows})")
-    if len(set(rows)) != len(rows) or any(not 0 <= row < num_rows for row in rows):
-        raise ShapeError(f"image_rows {rows}: each must be one of the {num_rows} rows, and none twice")
-    return rows

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
+from sphinxkit.generation import check_context, truncate_left
+from sphinxkit.sphinx_model.multimodal import join_image, num_positions
+from sphinxkit.sphinx_model.parts import ModelParts
 from sphinxkit.to_device import to_device
-from sphinxkit.vision.tower import MAX_VIEWS
+from sphinxkit.vision import MAX_VIEWS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from sphinxkit.sphinx_model.model import SphinxModel
 
 ImageInput: TypeAlias = "Image | str | Path | Tensor"
 """A PIL image, a path, pixels (3, S, S) from ``preprocess``, or visual tokens (N_img, D) from ``encode_images``."""
@@ -49,13 +50,13 @@ def check_images(images: Any, num_prompts: int) -> list[Any]:
     return several
 
 
-def image_pixels(model: SphinxModel, images: Sequence[Any]) -> Tensor:
+def image_pixels(model: ModelParts, images: Sequence[Any]) -> Tensor:
     """Pixels (B, 3, S, S) of images, some of which may be pixels already."""
     made = [image[None] if isinstance(image, Tensor) else model.preprocess([image]) for image in images]
     return torch.cat(made)
 
 
-def encode_each(model: SphinxModel, images: Sequence[Any]) -> list[Tensor]:
+def encode_each(model: ModelParts, images: Sequence[Any]) -> list[Tensor]:
     """Visual tokens (N_img, D) of each image; the same image given twice is encoded once.
 
     Images are encoded a few at a time, so that memory does not grow with their number, and the next few are
@@ -86,7 +87,7 @@ def encode_each(model: SphinxModel, images: Sequence[Any]) -> list[Tensor]:
 
 
 def tokenize_prompts(
-    model: SphinxModel,
+    model: ModelParts,
     prompts: str | Sequence[str],
     pictures: Sequence[Any],
     truncate: Literal["left"] | None,
@@ -101,25 +102,20 @@ def tokenize_prompts(
         if not prompt.strip():
             raise DataError(f"prompt {row} is empty")
         token_ids.append(tokenizer.encode(prompt, bos=True))
-    num_slots = model.require_vision().num_tokens if any(picture is not None for picture in pictures) else 0
+    num_image_tokens = model.require_vision().num_tokens if any(picture is not None for picture in pictures) else 0
     limit = model.llm.max_seq_len
     for row, ids in enumerate(token_ids):
-        slots = num_slots if pictures[row] is not None else 0
-        room = limit - 1 - slots  # at least one token is to be written
-        if len(ids) > room and truncate == "left":
-            kept = max(1, limit - slots - max_new_tokens - 1)
-            token_ids[row] = ids[:1] + ids[len(ids) - kept :]
-        elif len(ids) > room:
-            raise DataError(
-                f"prompt {row} has {len(ids)} tokens and {slots} image tokens, but the context holds "
-                f"{limit}, one of them for the answer; shorten it or pass truncate='left'"
-            )
+        slots = num_image_tokens if pictures[row] is not None else 0
+        if truncate == "left":
+            token_ids[row] = ids = truncate_left(f"prompt {row}", ids, max_new_tokens, limit, num_image_tokens=slots)
+        positions = num_positions(len(ids), slots)
+        check_context(f"prompt {row}", positions, limit, num_new_tokens=1, num_image_tokens=slots)
     return token_ids
 
 
 @torch.no_grad()
 def embed_prompts(
-    model: SphinxModel,
+    model: ModelParts,
     prompts: str | Sequence[str],
     images: Any,
     truncate: Literal["left"] | None,
@@ -140,7 +136,5 @@ def embed_prompts(
     embedded = []
     for picture, ids in zip(pictures, token_ids, strict=True):
         text = model.llm.embed(to_device(ids, model.device))
-        if picture is not None:
-            text = torch.cat([text[:1], next(visual), text[1:]])
-        embedded.append(Prompt(ids, text))
+        embedded.append(Prompt(ids, join_image(text, None if picture is None else next(visual))))
     return embedded

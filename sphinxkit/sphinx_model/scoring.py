@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from sphinxkit.errors import DataError
-from sphinxkit.sphinx_model.multimodal import hidden_states
-from sphinxkit.sphinx_model.prompts import ImageInput, check_images, image_pixels
+from sphinxkit.generation import check_context
+from sphinxkit.sphinx_model.multimodal import hidden_states, num_positions
+from sphinxkit.sphinx_model.parts import ModelParts
+from sphinxkit.sphinx_model.prompts import ImageInput, check_images, encode_each
 from sphinxkit.to_device import to_device
-
-if TYPE_CHECKING:
-    from sphinxkit.sphinx_model.model import SphinxModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class Score:
 
 @torch.no_grad()
 def score(
-    model: SphinxModel,
+    model: ModelParts,
     contexts: Sequence[str],
     continuations: Sequence[str],
     images: Sequence[ImageInput | None] | None,
@@ -57,15 +55,12 @@ def score(
         start = len(tokenizer.encode(context, bos=True))
         if start >= len(ids):
             raise DataError(f"score: continuation {row} {continuation!r} adds no token to its context")
-        pixels = None if picture is None else image_pixels(model, [picture])
         slots = 0 if picture is None else model.require_vision().num_tokens
-        if len(ids) + slots > model.llm.max_seq_len:
-            raise DataError(
-                f"score: row {row} has {len(ids)} tokens and {slots} image tokens, but the context holds "
-                f"{model.llm.max_seq_len}"
-            )
+        positions = num_positions(len(ids), slots)
+        check_context(f"score: row {row}", positions, model.llm.max_seq_len, num_image_tokens=slots)
+        images_of_row = None if picture is None else torch.stack(encode_each(model, [picture]))
         token_ids = to_device([ids], model.device)
-        hidden = hidden_states(model, token_ids, pixels, None, None)[0, start - 1 : -1]
+        hidden = hidden_states(model.llm, token_ids, images_of_row)[0, start - 1 : -1]
         log_probs = torch.log_softmax(model.llm.lm_head(hidden).float(), dim=-1)
         targets = token_ids[0, start:]
         chosen = log_probs.gather(-1, targets[:, None]).sum()

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
-from sphinxkit.generation import ContinuousBatch, Row, Sampling, copy_rows
-from sphinxkit.sphinx_model.prompts import encode_each
+from sphinxkit.generation import ContinuousBatch, Sampling, check_context
+from sphinxkit.sphinx_model.multimodal import join_image, num_positions, num_text_tokens
+from sphinxkit.sphinx_model.parts import ModelParts
+from sphinxkit.sphinx_model.prompts import ImageInput, encode_each
 from sphinxkit.to_device import to_device
 
 if TYPE_CHECKING:
     from sphinxkit.llama import KVCache
-    from sphinxkit.sphinx_model.model import SphinxModel
-    from sphinxkit.sphinx_model.prompts import ImageInput
 
 CAPACITY_MULTIPLE = 256  # tokens by which the cache grows; our choice
 EMPTY_ANSWER = "(no answer)"  # stands in the conversation where the model wrote nothing: templates refuse empty turns
@@ -25,9 +25,9 @@ EMPTY_ANSWER = "(no answer)"  # stands in the conversation where the model wrote
 class ChatSession:
     """Made by ``SphinxModel.session``; answers as ``SphinxModel.chat`` does on the whole conversation.
 
-    Every turn the whole conversation is tokenised, as ``chat`` does it. The KV cache is kept from turn to turn: what it
-    holds is good up to the first token that differs, and only what follows is read. The image is encoded once, when
-    the session begins, and read with the first question.
+    Every turn tokenises the whole conversation, as ``chat`` does. The KV cache is kept from turn to turn: it is valid
+    up to the first token that differs, and only what follows is read. The image is encoded once, when the session
+    begins, and read with the first question.
 
     Args:
         model: With a tokenizer and a conversation template.
@@ -40,7 +40,7 @@ class ChatSession:
 
     def __init__(
         self,
-        model: SphinxModel,
+        model: ModelParts,
         image: ImageInput | None = None,
         system: str | None = None,
         num_draft_tokens: int | None = None,
@@ -48,13 +48,13 @@ class ChatSession:
         model.require_tokenizer()
         self._model = model
         self._opening = [] if system is None else [{"role": "system", "content": system}]
-        self._speculate = num_draft_tokens
-        self._visual: Tensor | None = None
+        self._num_draft_tokens = num_draft_tokens
+        self._image: Tensor | None = None
         if image is not None:
-            [self._visual] = encode_each(model, [image])
-        self._num_slots = 0 if self._visual is None else len(self._visual)
+            [self._image] = encode_each(model, [image])
+        self._num_image_tokens = 0 if self._image is None else len(self._image)
         self._cache: KVCache | None = None
-        self._held: list[int] = []  # the text tokens that the cache holds; the image stands behind the first
+        self._cached_ids: list[int] = []  # the text tokens that the cache holds
         self.messages = list(self._opening)
         """The conversation so far."""
         self.num_prefilled = 0
@@ -104,53 +104,44 @@ class ChatSession:
         messages = [*self.messages, {"role": "user", "content": question}]
         text, stop = self._model.chat_prompt(messages)
         sampling = Sampling(max_new_tokens, temperature, top_p, tuple(stop), seed)
-        tokenizer, limit = self._model.require_tokenizer(), self._model.llm.max_seq_len
+        tokenizer = self._model.require_tokenizer()
         ids = tokenizer.encode(text, bos=True)
-        position = len(ids) + self._num_slots
-        if position >= limit:
-            raise DataError(
-                f"the conversation takes {position} positions, {self._num_slots} of them the image's, which leaves no "
-                f"room in the context of {limit}; begin anew with reset()"
+        positions = num_positions(len(ids), self._num_image_tokens)
+        limit = self._model.llm.max_seq_len
+        try:
+            check_context(
+                "the conversation", positions, limit, num_new_tokens=1, num_image_tokens=self._num_image_tokens
             )
-        row = Row(
-            tokenizer, sampling, min(max_new_tokens, limit - position), prompt_ids=ids, num_draft_tokens=self._speculate
+        except DataError as error:
+            raise DataError(f"{error}; begin anew with reset()") from error
+        embeds, num_cached = self._uncached(ids)
+        if self._cache is not None:
+            self._cache.lengths.fill_(num_cached)
+            self._cached_ids = ids[: num_text_tokens(num_cached, self._num_image_tokens)]
+        batch = ContinuousBatch(self._model.llm, tokenizer, cache=self._cache, capacity_multiple=CAPACITY_MULTIPLE)
+        sequence = batch.add(
+            embeds, sampling, prompt_ids=ids, num_draft_tokens=self._num_draft_tokens, num_cached=num_cached
         )
-        embeds, start = self._continue(ids)
-        cache = self._make_room(position + row.budget, start)
-        batch = ContinuousBatch(self._model.llm, cache=cache)
-        batch.add(row, embeds, start)
         try:
             while len(batch):
                 batch.step()
-                piece = row.take()
+                piece = sequence.new_text()
                 if piece:
                     yield piece
         finally:  # also when the caller stops listening
-            self._held = [*ids, *row.written][: max(0, int(cache.lengths[0]) - self._num_slots)]
+            self._cache = batch.cache
+            held = 0 if batch.cache is None else int(batch.cache.lengths[0])
+            self._cached_ids = [*ids, *sequence.generated_ids][: num_text_tokens(held, self._num_image_tokens)]
         self.num_prefilled += len(embeds)
-        self.num_reused += start
-        answer = row.result().text.strip() or EMPTY_ANSWER
+        self.num_reused += num_cached
+        answer = sequence.result().text.strip() or EMPTY_ANSWER
         self.messages = [*messages, {"role": "assistant", "content": answer}]
 
-    def _continue(self, ids: Sequence[int]) -> tuple[Tensor, int]:
-        """What has to be read, embedded, and how many positions before it the cache holds."""
+    def _uncached(self, ids: Sequence[int]) -> tuple[Tensor, int]:
+        """Embeddings of what has to be read, and how many positions before it the cache holds."""
         common = 0
-        while common < min(len(self._held), len(ids) - 1) and self._held[common] == ids[common]:
+        while common < min(len(self._cached_ids), len(ids) - 1) and self._cached_ids[common] == ids[common]:
             common += 1
         with torch.no_grad():
             text = self._model.llm.embed(to_device(ids[common:], self._model.device))
-            if common == 0 and self._visual is not None:
-                return torch.cat([text[:1], self._visual, text[1:]]), 0
-        return text, common + self._num_slots if common else 0
-
-    def _make_room(self, capacity: int, start: int) -> KVCache:
-        """The cache, with room for the turn, cut down to its first ``start`` positions."""
-        llm = self._model.llm
-        if self._cache is None or self._cache.max_seq_len < capacity:
-            multiple = CAPACITY_MULTIPLE
-            grown = llm.make_cache(1, min((capacity + multiple - 1) // multiple * multiple, llm.max_seq_len))
-            if self._cache is not None:
-                copy_rows(self._cache, [0], grown, [0], start)
-            self._cache = grown
-        self._cache.lengths.fill_(start)
-        return self._cache
+            return (text if common else join_image(text, self._image)), num_positions(common, self._num_image_tokens)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sphinxkit.data.collate import Batch
-from sphinxkit.formatters.conversation import IGNORE_INDEX
+from sphinxkit.formatters.labels import IGNORE_INDEX
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.optim import gradient_norm, scale_gradients, set_learning_rate

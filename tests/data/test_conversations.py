@@ -16,7 +16,8 @@ from sphinxkit.data.conversations import (
 )
 from sphinxkit.data.samples import Sample
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.conversation import IGNORE_INDEX, sphinx_v1
+from sphinxkit.formatters.conversation import sphinx_v1
+from sphinxkit.formatters.labels import IGNORE_INDEX
 from sphinxkit.tokenizer import Tokenizer
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]

@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from sphinxkit import formatters
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.conversation import IGNORE_INDEX, ConversationTemplate, clean_turn
+from sphinxkit.formatters.conversation import ConversationTemplate, clean_turn
+from sphinxkit.formatters.labels import IGNORE_INDEX
 from sphinxkit.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"

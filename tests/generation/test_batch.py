@@ -7,62 +7,100 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sphinxkit.errors import DataError
-from sphinxkit.generation import ContinuousBatch, Row, Sampling
+from sphinxkit.generation import ContinuousBatch, GeneratedSequence, Sampling
 from sphinxkit.llama import KVCache, llama
 
 
-def rows_of(tokenizer, scripted, texts: list[str], **options) -> tuple[ContinuousBatch, list[Row], object]:
+def batch_of(tokenizer, scripted, texts: list[str], **options) -> tuple[ContinuousBatch, object]:
     scripts = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
     llm = scripted(scripts, tokenizer.vocab_size)
-    return ContinuousBatch(llm, **options), [Row(tokenizer, Sampling(), 50) for _ in texts], llm
+    return ContinuousBatch(llm, tokenizer, **options), llm
+
+
+def texts_of(sequences: list[GeneratedSequence]) -> list[str]:
+    return [sequence.result().text for sequence in sequences]
+
+
+SHORT = Sampling(max_new_tokens=50)
 
 
 def prompt(script: int, length: int = 3) -> torch.Tensor:
     return torch.full((length, 1), float(script))
 
 
-def test_rows_join_and_leave_a_running_batch(tokenizer, scripted) -> None:
+def test_sequences_join_and_leave_a_running_batch(tokenizer, scripted) -> None:
     texts = ["one", "There is a red square on a grey background.", "two three", "It is blue.", "a long answer, again"]
-    batch, rows, llm = rows_of(tokenizer, scripted, texts)
-    waiting = list(enumerate(rows))
-    finished = []
+    batch, llm = batch_of(tokenizer, scripted, texts)
+    waiting = list(range(len(texts)))
+    sequences, finished = [], []
     while waiting or len(batch):
         while waiting and len(batch) < 2:
-            index, row = waiting.pop(0)
-            batch.add(row, prompt(index, 3 + index))
+            index = waiting.pop(0)
+            sequences.append(batch.add(prompt(index, 3 + index), SHORT))
         finished += batch.step()
-    assert {id(row) for row in finished} == {id(row) for row in rows}
-    assert [row.result().text for row in rows] == texts
+    assert {id(sequence) for sequence in finished} == {id(sequence) for sequence in sequences}
+    assert texts_of(sequences) == texts
     assert max(size for size, _ in llm.passes) == 2
-    # no pass but the last row's own is smaller than the batch while rows wait, and none has a finished row in it
+    # no pass but the last sequence's own is smaller than the batch while prompts wait, and none has a finished row
     decoded = sum(size for size, width in llm.passes if width == 1)
-    assert decoded == sum(len(row.written) - 1 for row in rows)
+    assert decoded == sum(len(sequence.generated_ids) - 1 for sequence in sequences)
 
 
-def test_a_wider_batch_and_longer_rows_make_the_cache_grow(tokenizer, scripted) -> None:
+def test_a_wider_batch_and_longer_sequences_make_the_cache_grow(tokenizer, scripted) -> None:
     texts = ["There is a red square on a grey background.", "two three", "It is blue."]
-    batch, rows, _ = rows_of(tokenizer, scripted, texts, capacity_multiple=16)
-    batch.add(rows[0], prompt(0))
+    batch, _ = batch_of(tokenizer, scripted, texts, capacity_multiple=16)
+    sequences = [batch.add(prompt(0), SHORT)]
     for _ in range(3):
         batch.step()
-    batch.add(rows[1], prompt(1, 20))
+    sequences.append(batch.add(prompt(1, 20), SHORT))
     batch.step()
-    batch.add(rows[2], prompt(2, 31))
+    sequences.append(batch.add(prompt(2, 31), SHORT))
     while len(batch):
         batch.step()
-    assert [row.result().text for row in rows] == texts
+    assert texts_of(sequences) == texts
 
 
-def test_a_given_cache_is_gone_on_with(tokenizer, scripted) -> None:
+def test_finished_sequences_need_no_room_in_a_grown_cache(tokenizer, scripted) -> None:
+    """A long sequence ends while a short one runs; the cache that both wait for then is shorter than the long one."""
+    texts = ["one", "There is a red square on a grey background.", "two three", "It is blue.", "a long answer, again"]
+    batch, _ = batch_of(tokenizer, scripted, texts)
+    sequences = [
+        batch.add(prompt(0, 60), Sampling(max_new_tokens=1)),
+        batch.add(prompt(1), Sampling(max_new_tokens=40)),
+    ]
+    batch.step()
+    assert sequences[0].finish_reason == "length"
+    sequences += [batch.add(prompt(index), Sampling(max_new_tokens=20)) for index in (2, 3, 4)]
+    while len(batch):
+        batch.step()
+    assert texts_of(sequences)[1:] == texts[1:]
+
+
+def test_a_given_cache_is_continued(tokenizer, scripted) -> None:
     cache = KVCache(1, 1, 60, 1, 1)
-    batch, rows, _ = rows_of(tokenizer, scripted, ["one", "two"], cache=cache)
-    batch.add(rows[0], prompt(0))
+    batch, llm = batch_of(tokenizer, scripted, ["one", "two"], cache=cache)
+    first = batch.add(prompt(0), SHORT)
     while len(batch):
         batch.step()
-    assert int(cache.lengths[0]) == 3 + len(rows[0].written) - 1
-    batch.add(rows[1], prompt(1))  # only the first row goes on from what a cache holds
-    batch.step()
-    assert int(cache.lengths[0]) == 3
+    assert batch.cache is cache
+    held = int(cache.lengths[0])
+    assert held == 3 + len(first.generated_ids) - 1
+    cache.lengths.fill_(3)
+    again = ContinuousBatch(llm, tokenizer, cache=cache, capacity_multiple=32)
+    with pytest.raises(DataError, match="context holds 100"):
+        again.add(prompt(0, 97), SHORT, num_cached=3)
+    longer = again.add(prompt(0, 20), Sampling(max_new_tokens=70), num_cached=3)  # more than the cache has room for
+    with pytest.raises(DataError, match="must be alone"):
+        again.add(prompt(1), SHORT)
+    again.step()
+    assert again.cache is not None
+    assert again.cache is not cache
+    assert (again.cache.max_seq_len, int(again.cache.lengths[0])) == (96, 23)
+    assert len(longer.generated_ids) == 1
+    with pytest.raises(DataError, match="must be alone"):
+        again.add(prompt(1), SHORT, num_cached=3)
+    with pytest.raises(DataError, match="must be alone"):
+        ContinuousBatch(llm, tokenizer).add(prompt(1), SHORT, num_cached=3)
 
 
 def test_static_shapes_give_the_same_tokens(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,18 +123,20 @@ def test_static_shapes_give_the_same_tokens(tokenizer, monkeypatch: pytest.Monke
 
         llm.make_cache = make  # type: ignore[method-assign]
         try:
-            batch = ContinuousBatch(llm)
-            rows = [
-                Row(tokenizer, Sampling(), 12 + index, prompt_ids=ids.tolist(), num_draft_tokens=num_draft_tokens)
-                for index, ids in enumerate(prompts)
-            ]
-            waiting = list(zip(rows, prompts, strict=True))
+            batch, sequences = ContinuousBatch(llm, tokenizer), []
+            waiting = list(enumerate(prompts))
             while waiting or len(batch):
                 while waiting and len(batch) < at_once:
-                    row, ids = waiting.pop(0)
-                    batch.add(row, llm.embed(ids).detach())
+                    index, ids = waiting.pop(0)
+                    sequence = batch.add(
+                        llm.embed(ids).detach(),
+                        Sampling(max_new_tokens=12 + index),
+                        prompt_ids=ids.tolist(),
+                        num_draft_tokens=num_draft_tokens,
+                    )
+                    sequences.append(sequence)
                 batch.step()
-            return [row.written for row in rows]
+            return [sequence.generated_ids for sequence in sequences]
         finally:
             del llm.make_cache
 
@@ -143,23 +183,22 @@ class Crossings(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-@pytest.mark.parametrize("chunk", [1, 5])
-def test_a_step_waits_for_the_device_once(tokenizer, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+@pytest.mark.parametrize("num_passes", [1, 5])
+def test_a_step_waits_for_the_device_once(tokenizer, monkeypatch: pytest.MonkeyPatch, num_passes: int) -> None:
     """With the cache's static shapes, which CUDA has, every way from a tensor to a number is counted.
 
-    So are tensors made of the host's numbers, each of which is copied to the device: a chunk has one for the rows that
-    are sampled, whatever its length.
+    So are tensors made of the host's numbers, each of which is copied to the device: a step has one for the sequences
+    that are sampled, whatever its number of passes.
     """
     llm = llama(vocab_size=tokenizer.vocab_size, embed_dim=32, num_layers=1, num_heads=2, hidden_dim=64, max_seq_len=90)
     llm.init_weights(torch.Generator().manual_seed(0))
     cache = llm.make_cache(2, 80)
     cache = KVCache(1, 2, 80, cache.num_kv_heads, cache.head_dim, dtype=torch.float32, static_shapes=True)
     monkeypatch.setattr(llm, "make_cache", lambda *sizes: cache)
-    batch, rows = ContinuousBatch(llm, chunk=chunk), []
+    batch, sequences = ContinuousBatch(llm, tokenizer, passes_per_step=num_passes), []
     for seed, length in enumerate((5, 5)):
-        row = Row(tokenizer, Sampling(temperature=float(seed), stop=("\n###",), seed=seed), 60)
-        rows.append(row)
-        batch.add(row, torch.zeros(length, 32))
+        sampling = Sampling(max_new_tokens=60, temperature=float(seed), stop=("\n###",), seed=seed)
+        sequences.append(batch.add(torch.zeros(length, 32), sampling))
     batch.step()
     batch.step()
     waits: list[str] = []
@@ -175,38 +214,37 @@ def test_a_step_waits_for_the_device_once(tokenizer, monkeypatch: pytest.MonkeyP
 
     for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "numpy", "nonzero"):
         count(name)
-    written = [len(row.written) for row in rows]
+    written = [len(sequence.generated_ids) for sequence in sequences]
     with Crossings() as crossings:
         for _ in range(4):
             batch.step()
-    assert [len(row.written) for row in rows] == [count + 4 * chunk for count in written]
+    assert [len(sequence.generated_ids) for sequence in sequences] == [count + 4 * num_passes for count in written]
     assert waits == ["tolist"] * 4
     assert crossings.found == {"lift_fresh": 4}
 
 
-def test_chunks_change_nothing_but_the_number_of_waits(tokenizer) -> None:
-    """Rows end, by their budget and by a stop string, inside of chunks; sampled ones draw the same numbers."""
+def test_passes_per_step_change_nothing_but_the_number_of_waits(tokenizer) -> None:
+    """Sequences end, by their length and by a stop string, inside of a step; sampled ones draw the same numbers."""
     llm = llama(vocab_size=tokenizer.vocab_size, embed_dim=32, num_layers=1, num_heads=2, hidden_dim=64, max_seq_len=90)
     llm.init_weights(torch.Generator().manual_seed(0))
     prompts = torch.randn(3, 20, 32, generator=torch.Generator().manual_seed(1))
 
-    def run(chunk: int | None) -> list[tuple[list[int], str | None]]:
-        batch = ContinuousBatch(llm, chunk=chunk)
-        rows = []
-        for seed, (length, budget) in enumerate(((5, 30), (20, 11), (9, 50))):
-            sampling = Sampling(temperature=[0.0, 1.0, 2.0][seed], top_p=0.9, stop=("e",) * (seed > 0), seed=seed)
-            rows.append(Row(tokenizer, sampling, budget))
-            batch.add(rows[-1], prompts[seed, :length])
+    def run(num_passes: int | None) -> list[tuple[list[int], str | None]]:
+        batch = ContinuousBatch(llm, tokenizer, passes_per_step=num_passes)
+        sequences = []
+        for seed, (length, num_new) in enumerate(((5, 30), (20, 11), (9, 50))):
+            sampling = Sampling(num_new, [0.0, 1.0, 2.0][seed], top_p=0.9, stop=("e",) * (seed > 0), seed=seed)
+            sequences.append(batch.add(prompts[seed, :length], sampling))
         while len(batch):
             batch.step()
-        return [(row.token_ids, row.finish_reason) for row in rows]
+        return [(sequence.token_ids, sequence.finish_reason) for sequence in sequences]
 
     expected = run(1)
     assert {reason for _, reason in expected} >= {"length", "stop"}
-    for chunk in (None, 2, 7, 1000):
-        assert run(chunk) == expected
-    with pytest.raises(DataError, match="chunk must be at least 1 pass, or None; got 0"):
-        ContinuousBatch(llm, chunk=0)
+    for num_passes in (None, 2, 7, 1000):
+        assert run(num_passes) == expected
+    with pytest.raises(DataError, match="passes_per_step must be at least 1, or None; got 0"):
+        ContinuousBatch(llm, tokenizer, passes_per_step=0)
 
 
 @pytest.mark.gpu
@@ -220,18 +258,20 @@ def test_joining_leaving_and_drafting_on_a_gpu(tokenizer) -> None:
 
     def run(device: str, at_once: int, num_draft_tokens: int | None) -> list[list[int]]:
         llm.to(device)
-        batch = ContinuousBatch(llm)
-        rows = [
-            Row(tokenizer, Sampling(), 12, prompt_ids=ids.tolist(), num_draft_tokens=num_draft_tokens)
-            for ids in prompts
-        ]
-        waiting = list(zip(rows, prompts, strict=True))
+        batch, sequences = ContinuousBatch(llm, tokenizer), []
+        waiting = list(prompts)
         while waiting or len(batch):
             while waiting and len(batch) < at_once:
-                row, ids = waiting.pop(0)
-                batch.add(row, llm.embed(ids.to(device)).detach())
+                ids = waiting.pop(0)
+                sequence = batch.add(
+                    llm.embed(ids.to(device)).detach(),
+                    Sampling(max_new_tokens=12),
+                    prompt_ids=ids.tolist(),
+                    num_draft_tokens=num_draft_tokens,
+                )
+                sequences.append(sequence)
             batch.step()
-        return [row.written for row in rows]
+        return [sequence.generated_ids for sequence in sequences]
 
     expected = run("cpu", 1, None)
     for at_once, num_draft_tokens in ((1, None), (2, None), (5, None), (3, 4)):

@@ -173,7 +173,9 @@ def test_bad_options(options: dict, message: str) -> None:
 
 
 def test_a_prompt_without_room_for_an_answer(tokenizer: Tokenizer, decode) -> None:
-    with pytest.raises(DataError, match="prompt 1 takes 100 positions, image included, which leaves no room"):
+    with pytest.raises(
+        DataError, match="prompt 1 takes 100 positions and the answer needs at least 1, but the context holds 100"
+    ):
         decode([[5], [5]], [3, 100])
 
 

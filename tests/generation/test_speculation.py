@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sphinxkit.errors import DataError
-from sphinxkit.generation import PromptLookup, Row, Sampling
+from sphinxkit.generation import GeneratedSequence, PromptLookup, Sampling
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,11 @@ def test_answers_are_the_same_in_fewer_passes(tokenizer, decode) -> None:
 
 def test_no_draft_goes_beyond_what_may_be_written(tokenizer, decode) -> None:
     script = tokenizer.encode("ab ab ab ab ab ab ab ab ab ab")
-    for budget in range(1, len(script)):
-        decoder, _ = decode([script, script], [3, 4], max_new_tokens=budget, num_draft_tokens=4)
+    for num_new in range(1, len(script)):
+        decoder, _ = decode([script, script], [3, 4], max_new_tokens=num_new, num_draft_tokens=4)
         for answer in decoder.run():
-            assert (answer.token_ids, answer.finish_reason) == (script[:budget], "length")
-            assert answer.num_accepted <= budget
+            assert (answer.token_ids, answer.finish_reason) == (script[:num_new], "length")
+            assert answer.num_accepted <= num_new
     decoder, _ = decode([script], [95], num_draft_tokens=4)  # the context of 100 ends it
     assert decoder.run()[0].token_ids == script[:5]
 
@@ -85,6 +85,6 @@ def test_streaming_with_drafts(tokenizer, decode) -> None:
 
 def test_errors(tokenizer) -> None:
     with pytest.raises(DataError, match="num_draft_tokens must be at least 1 token, or None; got 0"):
-        Row(tokenizer, Sampling(), 5, num_draft_tokens=0)
+        GeneratedSequence(tokenizer, Sampling(), num_draft_tokens=0)
     with pytest.raises(DataError, match="num_draft_tokens is for greedy decoding, but temperature is 0.5"):
-        Row(tokenizer, Sampling(temperature=0.5), 5, num_draft_tokens=2)
+        GeneratedSequence(tokenizer, Sampling(temperature=0.5), num_draft_tokens=2)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import sphinxkit
 from sphinxkit.evaluation.parity import GoldenData
-from sphinxkit.generation import ContinuousBatch, Decoder, Row, Sampling
+from sphinxkit.generation import ContinuousBatch, Decoder, Sampling
 from sphinxkit.llama import DecodeGraphs, LlamaModel, cpu_rows, fused
 from sphinxkit.llama.kernels import find_rows
 from sphinxkit.sphinx_model import SphinxModel
@@ -31,8 +31,8 @@ CACHES = {
 class Question:
     """A prompt of the golden data, its embeddings with the image, and the tokens that must follow."""
 
-    def __init__(self, ids: Sequence[int], embeds: Tensor, budget: int, expected: list[int]) -> None:
-        self.ids, self.embeds, self.budget, self.expected = ids, embeds, budget, expected
+    def __init__(self, ids: Sequence[int], embeds: Tensor, max_new_tokens: int, expected: list[int]) -> None:
+        self.ids, self.embeds, self.max_new_tokens, self.expected = ids, embeds, max_new_tokens, expected
 
 
 @functools.cache
@@ -96,30 +96,28 @@ def all_at_once(
         llm,
         tokenizer,
         [question.embeds for question in questions],
-        Sampling(max_new_tokens=max(question.budget for question in questions)),
+        Sampling(max_new_tokens=max(question.max_new_tokens for question in questions)),
         num_draft_tokens=num_draft_tokens,
         token_ids=[question.ids for question in questions],
     )
     answers = decoder.run()
-    return [answer.token_ids[: question.budget] for answer, question in zip(answers, questions, strict=True)]
+    return [answer.token_ids[: question.max_new_tokens] for answer, question in zip(answers, questions, strict=True)]
 
 
 def joining(
     llm: LlamaModel, tokenizer: Tokenizer, questions: Sequence[Question], num_draft_tokens: int | None, at_once: int
 ) -> list[list[int]]:
     """Continuous batching: a row joins whenever one has left."""
-    batch = ContinuousBatch(llm)
-    rows = [
-        Row(tokenizer, Sampling(), question.budget, prompt_ids=question.ids, num_draft_tokens=num_draft_tokens)
-        for question in questions
-    ]
-    waiting = list(zip(rows, questions, strict=True))
+    batch, sequences = ContinuousBatch(llm, tokenizer), []
+    waiting = list(questions)
     while waiting or len(batch):
         while waiting and len(batch) < at_once:
-            row, question = waiting.pop(0)
-            batch.add(row, question.embeds)
+            question = waiting.pop(0)
+            sampling = Sampling(max_new_tokens=question.max_new_tokens)
+            sequence = batch.add(question.embeds, sampling, prompt_ids=question.ids, num_draft_tokens=num_draft_tokens)
+            sequences.append(sequence)
         batch.step()
-    return [row.token_ids for row in rows]
+    return [sequence.token_ids for sequence in sequences]
 
 
 def reusing(
@@ -130,16 +128,21 @@ def reusing(
     for question in questions:
         length = len(question.embeds)
         start = 2 * length // 3
-        cache = llm.make_cache(1, length + question.budget)
+        cache = llm.make_cache(1, length + question.max_new_tokens)
         with torch.no_grad():
             llm(question.embeds[None, :-1], cache=cache)  # more than what is reused: a turn that was taken back
         cache.lengths.fill_(start)
-        batch = ContinuousBatch(llm, cache=cache)
-        row = Row(tokenizer, Sampling(), question.budget, prompt_ids=question.ids, num_draft_tokens=num_draft_tokens)
-        batch.add(row, question.embeds[start:], start)
+        batch = ContinuousBatch(llm, tokenizer, cache=cache)
+        sequence = batch.add(
+            question.embeds[start:],
+            Sampling(max_new_tokens=question.max_new_tokens),
+            prompt_ids=question.ids,
+            num_draft_tokens=num_draft_tokens,
+            num_cached=start,
+        )
         while len(batch):
             batch.step()
-        answers.append(row.token_ids)
+        answers.append(sequence.token_ids)
     return answers
 
 
@@ -233,13 +236,13 @@ def test_golden_tokens_from_compiled_code(asked: tuple[SphinxModel, list[Questio
 
 @pytest.mark.parametrize("cache", ["as made", "static shapes"])
 @pytest.mark.parametrize("asked", [CROSSED], indirect=True)
-def test_golden_tokens_in_chunks(
+def test_golden_tokens_with_many_passes_a_step(
     asked: tuple[SphinxModel, list[Question]], monkeypatch: pytest.MonkeyPatch, cache: str
 ) -> None:
     model, questions = asked
     use_caches(model.llm, monkeypatch, **CACHES[cache])
     for passes in (3, 100):
-        monkeypatch.setattr("sphinxkit.generation.batch.CHUNK", {"cpu": passes})
+        monkeypatch.setattr("sphinxkit.generation.continuous_batching.PASSES_PER_STEP", {"cpu": passes})
         for way in WAYS.values():
             for num_draft_tokens in (None, 4):
                 answers = way(model.llm, model.require_tokenizer(), questions, num_draft_tokens)

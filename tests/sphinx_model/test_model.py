@@ -153,7 +153,9 @@ def test_truncation_keeps_the_first_token_and_the_image(model: SphinxModel, imag
     tokenizer, limit = model.tokenizer, model.llm.max_seq_len
     assert tokenizer is not None
     long = "What is it? " * 2000
-    with pytest.raises(DataError, match=r"prompt 0 has \d+ tokens and 291 image tokens, but the context holds 4096"):
+    with pytest.raises(
+        DataError, match=r"prompt 0 takes \d+ positions, 291 of them image tokens.* but the context holds 4096"
+    ):
         model.generate(long, images[0])
     [prompt] = model.embed_prompts([long], [images[0]], truncate="left")
     embedded = prompt.embeds
@@ -238,7 +240,7 @@ def test_bad_requests(model: SphinxModel, prompts: list, pictures: list, options
     ("arguments", "message"),
     [
         ({"token_ids": TEXT[0]}, r"expected \(B, S\), got \(5,\)"),
-        ({"image_rows": [0]}, "without pixels"),
+        ({"image_rows": [0]}, "0 images for 1 rows"),
         ({"num_images": 1}, "1 images for 2 rows"),
         ({"num_images": 2, "image_rows": [0]}, "2 images for 1 rows"),
         ({"num_images": 2, "image_rows": [0, 0]}, "none twice"),

@@ -10,7 +10,7 @@ import torch
 
 import sphinxkit
 from sphinxkit.errors import DataError
-from sphinxkit.generation import Row, Sampling, stop_strings, top_p_probs
+from sphinxkit.generation import GeneratedSequence, Sampling, stop_strings, top_p_probs
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tokenizer import Tokenizer
 
@@ -40,11 +40,11 @@ def test_a_stop_strings_first_bytes_are_not_part_of_the_answer(golden: Path) -> 
     plain, stop = tokenizer.encode("a b"), tokenizer.encode("a bé")
     assert stop[: len(plain)] == plain
     assert len(stop) > len(plain) + 1  # the letter is written in bytes
-    row = Row(tokenizer, Sampling(stop=("é",)), budget=20)
+    sequence = GeneratedSequence(tokenizer, Sampling(max_new_tokens=20, stop=("é",)))
     for token in stop:
-        row.push(token)
-    assert row.result().token_ids == plain
-    assert (row.result().text, row.finish_reason) == ("a b", "stop")
+        sequence.append(token)
+    assert sequence.result().token_ids == plain
+    assert (sequence.result().text, sequence.finish_reason) == ("a b", "stop")
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-10, 1e-3])

@@ -91,11 +91,11 @@ def test_sampling_repeats_by_seed(model: SphinxModel) -> None:
 
 
 def test_an_empty_answer_does_not_end_the_conversation(model: SphinxModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sphinxkit.generation import Generation, Row
+    from sphinxkit.generation import GeneratedSequence, Generation
 
     session = model.session()
     with monkeypatch.context() as patch:
-        patch.setattr(Row, "result", lambda self: Generation("", [], "eos"))
+        patch.setattr(GeneratedSequence, "result", lambda self: Generation("", [], "eos"))
         assert session.ask("Why?", max_new_tokens=2) == ""
     assert session.messages[-1]["content"] == "(no answer)"
     session.ask("Why not?", max_new_tokens=2)
@@ -105,7 +105,7 @@ def test_bad_questions_change_nothing(model: SphinxModel, images) -> None:
     session = model.session(images[0])
     first = session.ask(QUESTIONS[0], max_new_tokens=4)
     before = list(session.messages)
-    with pytest.raises(DataError, match=r"takes \d+ positions, 291 of them the image's.*begin anew with reset"):
+    with pytest.raises(DataError, match=r"takes \d+ positions, 291 of them image tokens.*begin anew with reset"):
         session.ask("why " * 5000)
     with pytest.raises(DataError, match="is empty"):
         session.ask("  ")

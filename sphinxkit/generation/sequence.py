@@ -1,4 +1,4 @@
-"""One row of a batch: what it has written, where it stops, and how much of it may be shown."""
+"""One sequence of a batch: the tokens generated so far, where it stops, and which text may be shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
-from sphinxkit.generation.lookup import PromptLookup
+from sphinxkit.generation.prompt_lookup import PromptLookup
 from sphinxkit.generation.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -38,27 +38,25 @@ class Generation:
     num_accepted: int = field(default=0, compare=False)
 
 
-class Row:
-    """Takes tokens one by one until the row ends.
+class GeneratedSequence:
+    """Takes generated tokens one by one until the sequence ends.
 
-    Stop strings are decided on decoded text, because the same text can be written with many tokens; a token costs the
-    same work at any length of the row.
+    Stop strings are found in decoded text, because the same text can be written with different tokens. A token costs
+    the same work at any length of the sequence.
 
     Args:
         tokenizer: Turns tokens into text.
-        sampling: Of this row; its ``seed`` is the row's own.
-        budget: Most tokens that it may write.
-        prompt_ids: The prompt's text, for ``num_draft_tokens``.
+        sampling: Of this sequence; ``seed`` is its own, ``max_new_tokens`` is its longest length.
+        prompt_ids: The prompt's text, where drafts may come from.
         num_draft_tokens: Longest draft of prompt-lookup decoding; None: no drafts.
     Raises:
-        DataError: Drafts for a row that is not greedy, or of no length.
+        DataError: Drafts for a sequence that is not greedy, or of no length.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         sampling: Sampling,
-        budget: int,
         *,
         prompt_ids: Sequence[int] = (),
         num_draft_tokens: int | None = None,
@@ -68,25 +66,24 @@ class Row:
         if num_draft_tokens is not None and sampling.temperature > 0:
             raise DataError(f"num_draft_tokens is for greedy decoding, but temperature is {sampling.temperature}")
         self.sampling = sampling
-        self.budget = budget
         self.token_ids: list[int] = []
         """Tokens of the text."""
-        self.written: list[int] = []
-        """Every token, also end-of-sentence and those of a stop string."""
+        self.generated_ids: list[int] = []
+        """Every generated token, also end-of-sentence and those of a stop string."""
         self.finish_reason: FinishReason | None = None
         self.num_drafted = 0
         self.num_accepted = 0
         self._eos_id = tokenizer.eos_id
         self._decoder = tokenizer.stream()
         self._incomplete_bytes = tokenizer.incomplete_bytes
-        self._speculate = num_draft_tokens
+        self._num_draft_tokens = num_draft_tokens
         self._lookup = None if num_draft_tokens is None else PromptLookup(prompt_ids)
         self._pieces: list[str] = []
         self._ends: list[int] = []  # length of the text after each token
         self._length = 0
         self._tail = ""  # the end of the text, in which a stop string may have begun
-        self._hidden: list[str] = []  # text that was not shown
-        self._kept = max((len(stop) for stop in sampling.stop), default=1) - 1
+        self._pending: list[str] = []  # text that was not shown yet
+        self._longest_overlap = max((len(stop) for stop in sampling.stop), default=1) - 1
         # uniform numbers come from the CPU, so that a seed gives the same draws on every device
         self._generator = torch.Generator() if sampling.temperature > 0 else None
         if self._generator is not None and sampling.seed is None:
@@ -95,28 +92,28 @@ class Row:
             self._generator.manual_seed(sampling.seed)
 
     def draw(self) -> Tensor:
-        """The next uniform number (1,) of this row."""
+        """The next uniform random number (1,) of this sequence."""
         return torch.rand(1, generator=self._generator)
 
     @property
-    def num_left(self) -> int:
-        """Tokens that it may still write."""
-        return self.budget - len(self.token_ids)
+    def num_remaining(self) -> int:
+        """Tokens that may still be generated."""
+        return self.sampling.max_new_tokens - len(self.token_ids)
 
     @property
-    def drafts(self) -> bool:
-        """Whether it guesses from what it wrote, and so has to know each token before the next pass."""
+    def is_drafting(self) -> bool:
+        """Whether it drafts tokens, and so must know each token before the next pass."""
         return self._lookup is not None
 
     def draft(self) -> list[int]:
-        """Tokens that may come next: never more than the row could still write behind the next one."""
-        if self._lookup is None or self._speculate is None:
+        """Tokens that may come next: at most as many as may still be generated behind the next one."""
+        if self._lookup is None or self._num_draft_tokens is None:
             return []
-        return self._lookup.draft(min(self._speculate, self.num_left - 1))
+        return self._lookup.draft(min(self._num_draft_tokens, self.num_remaining - 1))
 
-    def push(self, token: int) -> None:
+    def append(self, token: int) -> None:
         """Take the next token."""
-        self.written.append(token)
+        self.generated_ids.append(token)
         if self._lookup is not None:
             self._lookup.append(token)
         if token == self._eos_id:
@@ -124,7 +121,7 @@ class Row:
             return
         self.token_ids.append(token)
         self._grow(self._decoder.feed(token))
-        if self.finish_reason is None and len(self.token_ids) >= self.budget:
+        if self.finish_reason is None and self.num_remaining <= 0:
             self._finish("length")
 
     def _finish(self, reason: FinishReason) -> None:
@@ -140,9 +137,9 @@ class Row:
         begin = self._length - len(self._tail)
         self._length += len(piece)
         self._pieces.append(piece)
-        self._hidden.append(piece)
+        self._pending.append(piece)
         self._ends.append(self._length)
-        self._tail = searched[len(searched) - min(self._kept, len(searched)) :]
+        self._tail = searched[len(searched) - min(self._longest_overlap, len(searched)) :]
         found = [index for stop in self.sampling.stop if (index := searched.find(stop)) >= 0]
         if found:
             cut = begin + min(found)
@@ -152,19 +149,19 @@ class Row:
             if not self._pieces[0].endswith("\ufffd"):  # the stop string's own first bytes stand for no text before it
                 partial = self._incomplete_bytes(self.token_ids)
                 self.token_ids = self.token_ids[: len(self.token_ids) - partial]
-            self._hidden = ["".join(self._hidden)[: cut - self._length]]
+            self._pending = ["".join(self._pending)[: cut - self._length]]
 
-    def take(self) -> str:
-        """Text that has not been shown and can no longer become part of a stop string."""
-        text = "".join(self._hidden)
+    def new_text(self) -> str:
+        """Text that was not returned before and can no longer become part of a stop string."""
+        text = "".join(self._pending)
         held = 0
         if self.finish_reason is None:
             held = max((_overlap(self._tail, stop) for stop in self.sampling.stop), default=0)
-        self._hidden = [text[len(text) - held :]]
+        self._pending = [text[len(text) - held :]]
         return text[: len(text) - held]
 
     def result(self) -> Generation:
-        """The finished row."""
+        """The finished sequence."""
         reason = self.finish_reason or "length"
         return Generation("".join(self._pieces), self.token_ids, reason, self.num_drafted, self.num_accepted)
 

@@ -8,7 +8,7 @@ NGRAM_SIZES = (3, 2)  # longest first; our choice: single tokens recur too often
 
 
 class PromptLookup:
-    """Drafts tokens for speculative decoding from the row's own text.
+    """Drafts tokens for speculative decoding from the sequence's own text.
 
     Where the last three tokens (else the last two) have stood before, what followed them is the draft; if that runs
     into the end of the text, it goes round, as a text that repeats itself does. A token costs the same work at any

@@ -1,0 +1,289 @@
+"""Continuous batching: sequences join and leave a running batch at any step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sphinxkit.errors import DataError
+from sphinxkit.generation.context import answer_length
+from sphinxkit.generation.prefill import pass_cost, prefill_groups
+from sphinxkit.generation.sampling import Sampler, Sampling
+from sphinxkit.generation.sequence import GeneratedSequence
+from sphinxkit.to_device import to_device
+
+if TYPE_CHECKING:
+    from sphinxkit.llama import KVCache, LlamaModel
+    from sphinxkit.tokenizer import Tokenizer
+
+# Decoding passes between two waits for the device. A CPU does not run ahead, so waiting costs it nothing, and passes
+# for sequences that have ended would be lost. Elsewhere our choice: at most 7 passes are lost at a sequence's end, 1.4
+# % of the 512 that an answer may have; not yet measured on CUDA.
+PASSES_PER_STEP = {"cpu": 1}
+PASSES_PER_STEP_ELSEWHERE = 8
+
+
+@dataclasses.dataclass(slots=True)
+class _PendingRequest:
+    """A sequence whose prompt has not been read yet.
+
+    Args:
+        sequence: Nothing of it is generated yet.
+        prompt: Embeddings behind the cached positions.
+        num_cached: Positions of the prompt that the batch's cache holds already.
+        capacity: Positions of prompt and answer.
+    """
+
+    sequence: GeneratedSequence
+    prompt: Tensor
+    num_cached: int
+    capacity: int
+
+
+class ContinuousBatch:
+    """Sequences that are decoded together.
+
+    A step either reads the prompts of the pending requests, in passes of similar length, and chooses their first
+    tokens; or it decodes: every sequence gets up to ``passes_per_step`` tokens (with drafts: what one pass confirms). A
+    step waits for the device once, for the chosen tokens; with drafts of several sequences and a cache of static shapes
+    once more. Between two waits the device goes from token to token by itself. Where a sequence ends is found
+    afterwards from its text, and what was generated behind the end is dropped.
+
+    A new sequence takes the slot of one that has finished. If there is none, the batch shrinks before the next pass
+    (which waits once more), so that no work is done for finished sequences.
+
+    Args:
+        llm: The language model.
+        tokenizer: Turns tokens into text.
+        cache: A cache of one row; the first sequence may continue what it holds. None: a cache that fits is made.
+        capacity_multiple: The cache's capacity is rounded up to this many tokens, which saves copies where sequences of
+            all lengths come and go.
+        passes_per_step: Passes of a decoding step, at most; None: 1 on a CPU, 8 elsewhere.
+    Raises:
+        DataError: ``passes_per_step`` is not positive.
+    """
+
+    def __init__(
+        self,
+        llm: LlamaModel,
+        tokenizer: Tokenizer,
+        *,
+        cache: KVCache | None = None,
+        capacity_multiple: int = 1,
+        passes_per_step: int | None = None,
+    ) -> None:
+        if passes_per_step is not None and passes_per_step < 1:
+            raise DataError(f"passes_per_step must be at least 1, or None; got {passes_per_step}")
+        self._llm = llm
+        self._tokenizer = tokenizer
+        self._passes_per_step = passes_per_step
+        self.cache = cache
+        """Keys and values of the running sequences; None before the first step."""
+        self._multiple = capacity_multiple
+        self._slots: list[GeneratedSequence | None] = [None] * (0 if cache is None else cache.batch_size)
+        self._capacities: dict[GeneratedSequence, int] = {}
+        self._pending: list[_PendingRequest] = []
+        self._last_tokens: Tensor | None = None  # each slot's last token, as long as no sequence came or went
+
+    def __len__(self) -> int:
+        """Sequences that have not finished, pending ones included."""
+        return len(self._pending) + len(self._capacities)
+
+    def add(
+        self,
+        prompt: Tensor,
+        sampling: Sampling,
+        *,
+        prompt_ids: Sequence[int] = (),
+        num_draft_tokens: int | None = None,
+        num_cached: int = 0,
+        name: str = "the prompt",
+    ) -> GeneratedSequence:
+        """Let a sequence join at the next step.
+
+        Args:
+            prompt: Embeddings of the prompt, image tokens included; only those behind the cached positions.
+            sampling: Of this sequence; ``max_new_tokens`` becomes less where the context leaves less.
+            prompt_ids: The prompt's text, where drafts may come from.
+            num_draft_tokens: Longest draft of prompt-lookup decoding; None: no drafts.
+            num_cached: Positions of the prompt that the given cache holds; it holds nothing else.
+            name: Names the prompt in messages.
+        Shape:
+            prompt: (S, D), S at least 1
+        Raises:
+            DataError: The prompt leaves no room for an answer in the context; drafts that are not possible; or other
+                sequences beside one that continues a cache.
+        """
+        is_continued = bool(self._pending and self._pending[0].num_cached)
+        if is_continued or (num_cached and (self.cache is None or len(self))):
+            raise DataError("continuous batch: a prompt that continues a cache must be alone, in a batch with a cache")
+        num_positions = num_cached + len(prompt)
+        length = answer_length(name, num_positions, sampling.max_new_tokens, self._llm.max_seq_len)
+        sequence = GeneratedSequence(
+            self._tokenizer,
+            dataclasses.replace(sampling, max_new_tokens=length),
+            prompt_ids=prompt_ids,
+            num_draft_tokens=num_draft_tokens,
+        )
+        self._pending.append(_PendingRequest(sequence, prompt, num_cached, num_positions + length))
+        return sequence
+
+    @torch.no_grad()
+    def step(self) -> list[GeneratedSequence]:
+        """Read the pending prompts, or decode. Returns the sequences that finished."""
+        if self._pending:
+            pending, self._pending = self._pending, []
+            sequences = self._admit(pending)
+        else:
+            sequences = [sequence for sequence in self._slots if sequence is not None]
+            if sequences and self.cache is not None:
+                self._shrink(self.cache, len(sequences))
+                self._decode(self.cache, sequences)
+        finished = [sequence for sequence in sequences if sequence.finish_reason is not None]
+        for sequence in finished:
+            self._slots[self._slots.index(sequence)] = None
+            del self._capacities[sequence]
+            self._last_tokens = None
+        return finished
+
+    # -- reading prompts ----------------------------------------------------------------------------------------------
+
+    def _admit(self, pending: list[_PendingRequest]) -> list[GeneratedSequence]:
+        """Read prompts; returns the sequences, each with its first token."""
+        cache = self._make_room(pending)
+        free = [slot for slot, sequence in enumerate(self._slots) if sequence is None]
+        lengths = [len(request.prompt) for request in pending]
+        logits: list[Tensor] = []
+        sequences: list[GeneratedSequence] = []
+        for group in prefill_groups(lengths, pass_cost(cache.device)):
+            in_place = len(group) == cache.batch_size
+            prompts = [pending[index].prompt for index in group]
+            longest = max(map(len, prompts))
+            target = cache if in_place else self._llm.make_cache(len(group), longest)
+            logits.append(self._prefill(prompts, target))
+            if not in_place:
+                _copy_rows(target, range(len(group)), cache, [free[index] for index in group], longest)
+            for index in group:
+                sequence = pending[index].sequence
+                self._slots[free[index]] = sequence
+                self._capacities[sequence] = pending[index].capacity
+                sequences.append(sequence)
+                pending[index].prompt = torch.empty(0)  # lets go of the embeddings
+        self._last_tokens = None
+        chosen = Sampler(sequences, 1, cache.device).choose(torch.cat(logits))
+        for sequence, token in zip(sequences, chosen.tolist(), strict=True):
+            sequence.append(token)
+        return sequences
+
+    def _prefill(self, prompts: list[Tensor], cache: KVCache) -> Tensor:
+        """Read prompts into a cache that has a row for each; logits (B, V) of the next tokens."""
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        embeds = pad_sequence(prompts, batch_first=True)
+        return self._llm.prefill(embeds, cache, lengths)[:, -1]
+
+    def _make_room(self, pending: list[_PendingRequest]) -> KVCache:
+        """A cache with exactly as many free rows as there are pending requests; running sequences keep theirs."""
+        running = [slot for slot, sequence in enumerate(self._slots) if sequence is not None]
+        continued = pending[0].num_cached  # of the given cache's only row, by the first sequence
+        num_rows = len(running) + len(pending)
+        capacity = max([*self._capacities.values(), *(request.capacity for request in pending)])
+        cache = self.cache
+        if cache is None or num_rows > cache.batch_size or capacity > cache.max_seq_len:
+            multiple = self._multiple
+            rounded = min((capacity + multiple - 1) // multiple * multiple, self._llm.max_seq_len)
+            grown = self._llm.make_cache(num_rows, rounded)
+            if cache is not None and continued:
+                _copy_rows(cache, [0], grown, [0], continued)
+            elif cache is not None and running:
+                num_held = int(cache.lengths[to_device(running, cache.device)].max())
+                _copy_rows(cache, running, grown, range(len(running)), num_held)
+            self._slots = [*(self._slots[slot] for slot in running), *([None] * len(pending))]
+            self.cache = cache = grown
+        else:
+            self._shrink(cache, num_rows)
+            if not continued:
+                cache.reset(
+                    [slot for slot, sequence in enumerate(self._slots) if sequence is None] if running else None
+                )
+        return cache
+
+    def _shrink(self, cache: KVCache, num_rows: int) -> None:
+        """Cut the cache down to the running sequences and as many free rows as make ``num_rows``."""
+        surplus = cache.batch_size - num_rows
+        if surplus:
+            free = [slot for slot, sequence in enumerate(self._slots) if sequence is None][-surplus:]
+            kept = [slot for slot in range(cache.batch_size) if slot not in free]
+            cache.keep_rows(kept)
+            self._slots = [self._slots[slot] for slot in kept]
+            self._last_tokens = None
+
+    # -- decoding -----------------------------------------------------------------------------------------------------
+
+    def _decode(self, cache: KVCache, sequences: list[GeneratedSequence]) -> None:
+        """Some passes over all sequences, which are the cache's rows."""
+        drafts = [sequence.draft() for sequence in sequences]
+        if any(drafts):
+            self._verify(cache, sequences, drafts)
+            return
+        if self._last_tokens is None:
+            self._last_tokens = to_device([sequence.generated_ids[-1] for sequence in sequences], cache.device)
+        num_passes = self._num_passes(cache, sequences)
+        sampler = Sampler(sequences, num_passes, cache.device)
+        chosen = []
+        for _ in range(num_passes):
+            logits = self._llm.decode(self._last_tokens[:, None], cache)
+            self._last_tokens = sampler.choose(logits[:, -1])
+            chosen.append(self._last_tokens)
+        for sequence, tokens in zip(sequences, torch.stack(chosen, dim=1).tolist(), strict=True):
+            for token in tokens:
+                if sequence.finish_reason is None:
+                    sequence.append(token)
+
+    def _num_passes(self, cache: KVCache, sequences: list[GeneratedSequence]) -> int:
+        """Passes of the next step: no sequence may outgrow its ``max_new_tokens``, for which the cache has room."""
+        if any(sequence.is_drafting for sequence in sequences):
+            return 1
+        most = self._passes_per_step or PASSES_PER_STEP.get(cache.device.type, PASSES_PER_STEP_ELSEWHERE)
+        return min(most, *(sequence.num_remaining for sequence in sequences))
+
+    def _verify(self, cache: KVCache, sequences: list[GeneratedSequence], drafts: list[list[int]]) -> None:
+        """Read each sequence's last token and its draft in one pass; keep what the model would have written."""
+        counts = [1 + len(draft) for draft in drafts]
+        width = max(counts)
+        lines = [
+            [sequence.generated_ids[-1], *draft, *[0] * (width - count)]
+            for sequence, draft, count in zip(sequences, drafts, counts, strict=True)
+        ]
+        tokens = to_device(lines, cache.device)
+        are_full = min(counts) == width
+        logits = self._llm(self._llm.embed(tokens), cache=cache, lengths=None if are_full else counts)
+        chosen = logits.argmax(-1)
+        # a sequence without a draft may be a sampled one
+        chosen[:, 0] = Sampler(sequences, 1, cache.device).choose(logits[:, 0])
+        unread = []
+        for sequence, draft, best in zip(sequences, drafts, chosen.tolist(), strict=True):
+            agreed = next((index for index, token in enumerate(draft) if token != best[index]), len(draft))
+            unread.append(len(draft) - agreed)
+            sequence.num_drafted += len(draft)
+            for index, token in enumerate(best[: agreed + 1]):
+                if sequence.finish_reason is None:
+                    sequence.append(token)
+                    sequence.num_accepted += index < agreed
+        if any(unread):
+            cache.lengths -= to_device(unread, cache.device)  # forget what was not confirmed
+        self._last_tokens = None
+
+
+def _copy_rows(source: KVCache, rows: Sequence[int], target: KVCache, places: Sequence[int], num_tokens: int) -> None:
+    """Copy the first ``num_tokens`` positions of some rows to places in another cache; no row holds more."""
+    given = to_device(rows, source.device)
+    wanted = to_device(places, target.device)
+    for ours, theirs in zip((*target.keys, *target.values), (*source.keys, *source.values), strict=True):
+        ours[wanted, :, :num_tokens] = theirs[given, :, :num_tokens].to(ours.dtype)
+    target.lengths[wanted] = source.lengths[given]
+    target.lengths_changed()

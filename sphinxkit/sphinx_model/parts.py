@@ -1,0 +1,50 @@
+"""What prompts, scores and sessions ask of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sphinxkit.llama import LlamaModel
+    from sphinxkit.tokenizer import Tokenizer
+    from sphinxkit.vision import VisionTower
+
+
+class ModelParts(Protocol):
+    """The parts of a model that answers; ``SphinxModel`` is one."""
+
+    llm: LlamaModel
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the language model's weights."""
+        ...
+
+    def require_vision(self) -> VisionTower:
+        """The vision tower; a DataError where there is none."""
+        ...
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer; a DataError where there is none."""
+        ...
+
+    def preprocess(self, images: Any) -> Tensor:
+        """Pixels (B, 3, S, S) of images."""
+        ...
+
+    def encode_images(self, pixels: Tensor, max_views: int | None = None) -> Tensor:
+        """Image tokens (B, N_img, D) of pixels (B, 3, S, S)."""
+        ...
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, tuple[str, ...]]:
+        """A conversation as a prompt, and the strings that end the answer."""
+        ...
