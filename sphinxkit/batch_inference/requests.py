@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sphinxkit.errors import DataError
+from sphinxkit.formatters import Message
 from sphinxkit.generation import Sampling
 
-ChatPrompt = Callable[[Sequence[Mapping[str, str]]], tuple[str, tuple[str, ...]]]
+ChatPrompt = Callable[[Sequence[Message]], tuple[str, tuple[str, ...]]]
 
 # What a row may hold, and as what.
 FIELDS: dict[str, tuple[type, ...]] = {

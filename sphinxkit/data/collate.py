@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sphinxkit.data.conversations import OverLength, Template, TextTokenizer, encode_sample
+from sphinxkit.data.conversations import OverLength, TextTokenizer, encode_sample
 from sphinxkit.data.samples import Sample
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.labels import IGNORE_INDEX, next_token_targets
+from sphinxkit.formatters import IGNORE_INDEX, ConversationTemplate, next_token_targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ExampleMaker:
         over_length: What happens to a longer sample; see ``conversations.encode_sample``.
     """
 
-    template: Template
+    template: ConversationTemplate
     tokenizer: TextTokenizer
     image_size: int
     max_tokens: int

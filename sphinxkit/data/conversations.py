@@ -6,14 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sphinxkit.data.samples import Message, Sample
+from sphinxkit.data.samples import Sample
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.conversation import EncodedConversation
-from sphinxkit.formatters.labels import IGNORE_INDEX
+from sphinxkit.formatters import (
+    IMAGE_PLACEHOLDER,
+    ConversationTemplate,
+    EncodedConversation,
+    Message,
+    check_messages,
+    label_text,
+)
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
-IMAGE_PREFIX = "<image>\n"  # LLaVA's mark in the first turn of a conversation about an image
+IMAGE_PREFIX = f"{IMAGE_PLACEHOLDER}\n"  # LLaVA's mark in the first turn of a conversation about an image
 
 OverLength = Literal["error", "truncate", "skip"]
 
@@ -38,16 +44,6 @@ class TextTokenizer(Protocol):
         ...
 
 
-class Template(Protocol):
-    """What encoding needs of a template; ``formatters.conversation.ConversationTemplate`` is one."""
-
-    def encode(
-        self, messages: Sequence[Message], tokenizer: TextTokenizer, max_tokens: int | None = None
-    ) -> EncodedConversation:
-        """Token ids and labels."""
-        ...
-
-
 def read_conversation(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     """The messages of a record: LLaVA's ``conversations`` of {"from", "value"}, or ``messages`` of {"role", "content"}.
 
@@ -65,23 +61,13 @@ def read_conversation(record: Mapping[str, Any], where: str) -> tuple[Message, .
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{where}: 'conversations' must be a list that is not empty, got {turns!r:.60}")
     messages = []
-    expected = "user"
     for index, turn in enumerate(turns):
         speaker, content = (turn.get(key) for key in keys) if isinstance(turn, dict) else (None, None)
         role = ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None or not isinstance(content, str):
-            raise DataError(f"{where}: turn {index} must have {keys[0]!r} and {keys[1]!r}, got {turn!r:.80}")
-        if role == "system" and index == 0:
-            messages.append({"role": role, "content": content})
-            continue
-        if role != expected:
-            raise DataError(f"{where}: turn {index} is the {role}'s, expected the {expected}'s")
-        if not content.replace("<image>", "").strip():
-            raise DataError(f"{where}: turn {index} ({role}) is empty")
+            raise DataError(f"{where}: message {index} must have {keys[0]!r} and {keys[1]!r}, got {turn!r:.80}")
         messages.append({"role": role, "content": content})
-        expected = "assistant" if role == "user" else "user"
-    if messages[-1]["role"] != "assistant":
-        raise DataError(f"{where}: the last turn is not an answer")
+    check_messages(messages, where, last="assistant")
     return tuple(messages)
 
 
@@ -107,7 +93,7 @@ def write_conversation(
         content = message["content"]
         if message["role"] == "user" and not is_marked:
             is_marked = True
-            content = content if "<image>" in content else IMAGE_PREFIX + content
+            content = content if IMAGE_PLACEHOLDER in content else IMAGE_PREFIX + content
         turns.append({"from": SPEAKERS[message["role"]], "value": content})
     record["conversations"] = turns
     return record
@@ -140,7 +126,7 @@ def read_sample(record: Mapping[str, Any], sample_id: str, where: str, root: Pat
 
 def encode_sample(
     sample: Sample,
-    template: Template,
+    template: ConversationTemplate,
     tokenizer: TextTokenizer,
     max_tokens: int | None = None,
     over_length: OverLength = "error",
@@ -164,7 +150,7 @@ def encode_sample(
             encoded = template.encode(sample.messages, tokenizer, limit)
         else:
             ids = tokenizer.encode(sample.text, bos=True, eos=True)
-            labels = [IGNORE_INDEX, *ids[1:]]
+            labels = label_text(ids)
             encoded = EncodedConversation(
                 ids[:limit], labels[:limit], is_truncated=limit is not None and len(ids) > limit
             )

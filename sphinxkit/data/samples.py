@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from sphinxkit.errors import DataError
+from sphinxkit.formatters import Message
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SampleType = Literal["text", "image-text"]
-Message = Mapping[str, str]
-"""``{"role": "system" | "user" | "assistant", "content": text}``."""
 
 NEW_FILE_HINT = "make one with `sphinxkit convert-data FILE --format llava --output FILE.jsonl`"
 

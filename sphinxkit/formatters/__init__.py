@@ -1,26 +1,30 @@
 """Text in and out of the model: conversation templates, and the tasks in ``sphinxkit.formatters.tasks``."""
 
 from sphinxkit.formatters import tasks
-from sphinxkit.formatters.conversation import (
+from sphinxkit.formatters.base import (
     ConversationTemplate,
     EncodedConversation,
     RenderedConversation,
-    sphinx_v1,
+    create,
+    names,
+    register,
+    registry,
 )
-from sphinxkit.formatters.labels import IGNORE_INDEX, next_token_targets
-from sphinxkit.registry import Registry
-
-registry: Registry[ConversationTemplate] = Registry("conversation", {"sphinx_v1": sphinx_v1})
-register = registry.register
-create = registry.build
-names = registry.names
+from sphinxkit.formatters.conversation import sphinx_v1
+from sphinxkit.formatters.labels import IGNORE_INDEX, label_text, next_token_targets
+from sphinxkit.formatters.messages import IMAGE_PLACEHOLDER, Message, check_messages, clean_content
 
 __all__ = [
     "IGNORE_INDEX",
+    "IMAGE_PLACEHOLDER",
     "ConversationTemplate",
     "EncodedConversation",
+    "Message",
     "RenderedConversation",
+    "check_messages",
+    "clean_content",
     "create",
+    "label_text",
     "names",
     "next_token_targets",
     "register",

@@ -29,3 +29,41 @@ def next_token_targets(labels: Tensor, seq_lens: Sequence[int] | None = None) ->
         return targets
     last = labels.new_tensor([end - 1 for end in accumulate(seq_lens[:-1])])
     return targets.index_fill(1, last, IGNORE_INDEX)
+
+
+def label_spans(
+    token_ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    spans: Sequence[tuple[int, int]],
+    unk_id: int,
+) -> list[int]:
+    """Labels of a conversation: the tokens whose first character lies in an answer are learnt.
+
+    A token that begins before an answer belongs to the prompt; one that begins in it and reaches beyond belongs to the
+    answer. Labels come from the tokenizer's character spans, never from a search for the answer's tokens: a search
+    finds the wrong place when a question holds the answer's words.
+
+    Args:
+        token_ids: Of the whole text.
+        offsets: Characters, start and end, that each token stands for.
+        spans: Characters, start and end, of each answer, in order.
+        unk_id: The unknown token, which is never learnt (the public implementation ignores its id).
+    Returns:
+        As many labels as tokens: the id where it is learnt, else ``IGNORE_INDEX``.
+    """
+    labels = [IGNORE_INDEX] * len(token_ids)
+    remaining = iter(spans)
+    span = next(remaining, None)
+    for position, (token, (start, _)) in enumerate(zip(token_ids, offsets, strict=True)):
+        while span is not None and start >= span[1]:
+            span = next(remaining, None)
+        if span is None:
+            break
+        if start >= span[0] and token != unk_id:
+            labels[position] = token
+    return labels
+
+
+def label_text(token_ids: Sequence[int]) -> list[int]:
+    """Labels of plain text: all tokens are learnt but the first, which continues nothing."""
+    return [IGNORE_INDEX, *token_ids[1:]]

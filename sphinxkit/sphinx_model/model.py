@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, DataError, ShapeError
+from sphinxkit.formatters import Message, check_messages
 from sphinxkit.generation import Decoder, Generation, Sampling, stop_strings
 from sphinxkit.sphinx_model import multimodal, scoring
 from sphinxkit.sphinx_model import prompts as prompts_module
@@ -242,7 +243,7 @@ class SphinxModel(nn.Module):
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Message],
         image: ImageInput | None = None,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
@@ -266,14 +267,12 @@ class SphinxModel(nn.Module):
         [answer] = self.generate([prompt], [image], max_new_tokens, temperature, top_p, stop, seed)
         return answer.text.strip()
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, tuple[str, ...]]:
+    def chat_prompt(self, messages: Sequence[Message]) -> tuple[str, tuple[str, ...]]:
         """The conversation as a prompt in the model's template, and the strings that end the answer."""
         if self.conversation is None:
             raise DataError("this model has no conversation template: set model.conversation, or use generate")
-        prompt = self.conversation.prompt(messages)
-        if messages[-1]["role"] != "user":
-            raise DataError("chat: the last message is the assistant's, so there is nothing to answer")
-        return prompt, self.conversation.stop
+        check_messages(messages, "chat", last="user")
+        return self.conversation.prompt(messages), self.conversation.stop
 
     def session(
         self, image: ImageInput | None = None, system: str | None = None, num_draft_tokens: int | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sphinxkit.formatters import Message
     from sphinxkit.llama import LlamaModel
     from sphinxkit.tokenizer import Tokenizer
     from sphinxkit.vision import VisionTower
@@ -45,6 +46,6 @@ class ModelParts(Protocol):
         """Image tokens (B, N_img, D) of pixels (B, 3, S, S)."""
         ...
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, tuple[str, ...]]:
+    def chat_prompt(self, messages: Sequence[Message]) -> tuple[str, tuple[str, ...]]:
         """A conversation as a prompt, and the strings that end the answer."""
         ...

@@ -16,8 +16,7 @@ from sphinxkit.data.conversations import (
 )
 from sphinxkit.data.samples import Sample
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.conversation import sphinx_v1
-from sphinxkit.formatters.labels import IGNORE_INDEX
+from sphinxkit.formatters import IGNORE_INDEX, sphinx_v1
 from sphinxkit.tokenizer import Tokenizer
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
@@ -40,15 +39,15 @@ def test_a_system_message_may_come_first() -> None:
     [
         (None, r"a:1: 'conversations' must be a list that is not empty, got None"),
         ([], r"a:1: 'conversations' must be a list that is not empty, got \[\]"),
-        (["x"], r"a:1: turn 0 must have 'from' and 'value', got 'x'"),
-        ([{"from": "robot", "value": "x"}], r"a:1: turn 0 must have 'from' and 'value'"),
-        ([TURNS[0], {"from": "gpt", "value": 3}], r"a:1: turn 1 must have 'from' and 'value'"),
-        ([TURNS[1]], r"a:1: turn 0 is the assistant's, expected the user's"),
-        ([TURNS[0], TURNS[0]], r"a:1: turn 1 is the user's, expected the assistant's"),
-        ([TURNS[0], {"from": "system", "value": "x"}], r"a:1: turn 1 is the system's"),
-        ([TURNS[0], {"from": "gpt", "value": " "}], r"a:1: turn 1 \(assistant\) is empty"),
-        ([{"from": "human", "value": "<image>\n"}, TURNS[1]], r"a:1: turn 0 \(user\) is empty"),
-        ([*TURNS, TURNS[0]], r"a:1: the last turn is not an answer"),
+        (["x"], r"a:1: message 0 must have 'from' and 'value', got 'x'"),
+        ([{"from": "robot", "value": "x"}], r"a:1: message 0 must have 'from' and 'value'"),
+        ([TURNS[0], {"from": "gpt", "value": 3}], r"a:1: message 1 must have 'from' and 'value'"),
+        ([TURNS[1]], r"a:1: message 0 is the assistant's, expected the user's"),
+        ([TURNS[0], TURNS[0]], r"a:1: message 1 is the user's, expected the assistant's"),
+        ([TURNS[0], {"from": "system", "value": "x"}], r"a:1: message 1 is the system's"),
+        ([TURNS[0], {"from": "gpt", "value": " "}], r"a:1: message 1 \(assistant\) is empty"),
+        ([{"from": "human", "value": "<image>\n"}, TURNS[1]], r"a:1: message 0 \(user\) is empty"),
+        ([*TURNS, TURNS[0]], r"a:1: the last message is the user's, expected the assistant's"),
     ],
 )
 def test_bad_conversations(turns: Any, message: str) -> None:

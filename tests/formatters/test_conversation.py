@@ -12,8 +12,7 @@ from safetensors import safe_open
 
 from sphinxkit import formatters
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.conversation import ConversationTemplate, clean_turn
-from sphinxkit.formatters.labels import IGNORE_INDEX
+from sphinxkit.formatters import IGNORE_INDEX, ConversationTemplate, clean_content
 from sphinxkit.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -103,7 +102,7 @@ def test_hand_written_prompts(template: ConversationTemplate) -> None:
     assert own.prompt(dialogue("Hi"), answer_start=" The answer is") == (
         "S\n\n### Human: Hi\n### Assistant: The answer is"
     )
-    assert clean_turn("a <image> b<image>") == "a  b"
+    assert clean_content("a <image> b<image>") == "a  b"
 
 
 def test_the_spans_of_a_replaced_system_text(template: ConversationTemplate) -> None:
@@ -111,7 +110,7 @@ def test_the_spans_of_a_replaced_system_text(template: ConversationTemplate) -> 
     assert [rendered.text[start:end] for start, end in rendered.answer_spans] == [" Yo\n###", " z\n###"]
 
 
-turns = st.text(max_size=20).map(lambda text: text.replace("▁", "")).filter(clean_turn)
+turns = st.text(max_size=20).map(lambda text: text.replace("▁", "")).filter(clean_content)
 
 
 @given(data=st.lists(turns, min_size=2, max_size=6))
@@ -126,7 +125,7 @@ def test_labels_are_the_answers_whatever_they_say(
     learnt = [i for i, label in enumerate(encoded.labels) if label != IGNORE_INDEX]
     assert all(encoded.labels[i] == encoded.token_ids[i] for i in learnt)
     assert encoded.labels[-1] == IGNORE_INDEX
-    answers = "".join(f" {clean_turn(turn)}\n###" for turn in data[1::2])
+    answers = "".join(f" {clean_content(turn)}\n###" for turn in data[1::2])
     assert tokenizer.decode([encoded.token_ids[i] for i in learnt]) == answers.removeprefix(" ")
 
 
@@ -197,6 +196,8 @@ def test_nothing_left_to_learn_after_the_cut(template: ConversationTemplate, tok
     [
         ([], "there are no messages"),
         ([{"role": "system", "content": "x"}], "only a system message"),
+        ("hi", r"messages must be a list of .* got str 'hi'"),
+        ({"role": "user", "content": "x"}, "messages must be a list of .* got dict"),
         (["hi"], r"message 0 must have a role and a content, got 'hi'"),
         ([{"role": "user"}], "message 0 must have a role and a content"),
         ([{"role": "human", "content": "x"}], "message 0 has role 'human', expected system, user or assistant"),

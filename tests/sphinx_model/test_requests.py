@@ -67,7 +67,7 @@ def test_no_images_are_text(model: SphinxModel) -> None:
         (lambda m: m.generate(5), "prompts must be a text or a list of texts, got int"),
         (
             lambda m: m.chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]),
-            "nothing to answer",
+            "chat: the last message is the assistant's, expected the user's",
         ),
         (lambda m: m.score("ab", " c"), "lists of texts, got a single text"),
         (lambda m: m(torch.tensor([[1, 512]])), "token_ids: 512 is outside the vocabulary of 512"),

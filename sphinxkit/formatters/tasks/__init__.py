@@ -1,7 +1,5 @@
 """Vision-language tasks: how their questions and answers are worded, and how answers are read."""
 
-from typing import Any
-
 from sphinxkit.formatters.tasks.base import (
     FAULTS,
     Example,
@@ -10,6 +8,10 @@ from sphinxkit.formatters.tasks.base import (
     ParseError,
     ParseResult,
     Task,
+    create,
+    names,
+    register,
+    registry,
 )
 from sphinxkit.formatters.tasks.caption import Caption, CaptionSample, DetailedCaption
 from sphinxkit.formatters.tasks.chart import Chart, ChartSample
@@ -22,31 +24,6 @@ from sphinxkit.formatters.tasks.pose import COCO_KEYPOINTS, Pose, PoseSample
 from sphinxkit.formatters.tasks.question import VQA, QuestionSample, VizWiz
 from sphinxkit.formatters.tasks.region import REC, REG, RegionSample
 from sphinxkit.formatters.tasks.relation import Relation, RelationSample
-from sphinxkit.registry import Registry
-
-registry: Registry[Task[Any, Any]] = Registry(
-    "task",
-    {
-        "vqa": VQA,
-        "vizwiz": VizWiz,
-        "multiple_choice": MultipleChoice,
-        "detailed_caption": DetailedCaption,
-        "caption": Caption,
-        "rec": REC,
-        "relation": Relation,
-        "reg": REG,
-        "grounded_caption": GroundedCaption,
-        "detection": Detection,
-        "layout": Layout,
-        "text_detection": TextDetection,
-        "pose": Pose,
-        "chart": Chart,
-        "classification": Classification,
-    },
-)
-register = registry.register
-create = registry.build
-names = registry.names
 
 __all__ = [
     "COCO_KEYPOINTS",

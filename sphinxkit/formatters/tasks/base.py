@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from sphinxkit.errors import DataError
 from sphinxkit.geometry import Box, ImageGeometry, Point
+from sphinxkit.registry import Registry
 
 SampleT = TypeVar("SampleT")
 ItemT = TypeVar("ItemT")
@@ -208,3 +209,9 @@ def require(task: str, what: str, text: str) -> str:
     if not stripped:
         raise DataError(f"task {task!r}: the {what} is empty")
     return stripped
+
+
+registry: Registry[Task[Any, Any]] = Registry("task")
+register = registry.register
+create = registry.build
+names = registry.names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sphinxkit.formatters.tasks.base import Example, ParseResult, Task, require
+from sphinxkit.formatters.tasks.base import Example, ParseResult, Task, register, require
 from sphinxkit.formatters.tasks.words import read_words
 from sphinxkit.geometry import ImageGeometry
 
@@ -21,6 +21,7 @@ class CaptionSample:
     caption: str
 
 
+@register("caption")
 class Caption(Task[CaptionSample, str]):
     """One sentence about the image: COCO captions, TextCaps.
 
@@ -60,6 +61,7 @@ class Caption(Task[CaptionSample, str]):
         return (sample.caption.strip(),)
 
 
+@register("detailed_caption")
 class DetailedCaption(Caption):
     """A paragraph about the image: LLaVA's detailed descriptions.
 

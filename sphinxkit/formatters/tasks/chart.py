@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sphinxkit.formatters.tasks.base import Example, ParseResult, Task, require
+from sphinxkit.formatters.tasks.base import Example, ParseResult, Task, register, require
 from sphinxkit.formatters.tasks.words import read_words
 from sphinxkit.geometry import ImageGeometry
 
@@ -20,6 +20,7 @@ class ChartSample:
     table: str
 
 
+@register("chart")
 class Chart(Task[ChartSample, str]):
     """Chart to table.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sphinxkit.formatters.tasks.base import ErrorLog, Example, ParseResult, Task, require
+from sphinxkit.formatters.tasks.base import ErrorLog, Example, ParseResult, Task, register, require
 from sphinxkit.geometry import ImageGeometry
 
 _SENTENCE = re.compile(r"\s*(?:this|it|the image)\s{1,4}(?:is|shows)\s{1,4}(?:an?|the)?\s", re.IGNORECASE)
@@ -22,6 +22,7 @@ class ClassificationSample:
     label: str
 
 
+@register("classification")
 class Classification(Task[ClassificationSample, str]):
     """Image classification.
 

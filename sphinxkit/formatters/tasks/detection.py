@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks.base import ErrorLog, Example, GroundedPhrase, ParseResult, Task, require
+from sphinxkit.formatters.tasks.base import ErrorLog, Example, GroundedPhrase, ParseResult, Task, register, require
 from sphinxkit.formatters.tasks.grounding import read_grounded, write_grounded
 from sphinxkit.geometry import Box, ImageGeometry
 
@@ -25,6 +25,7 @@ class DetectionSample:
     geometry: ImageGeometry
 
 
+@register("detection")
 class Detection(Task[DetectionSample, GroundedPhrase]):
     """Object detection, one category at a time: COCO, Objects365. No object is ``<p>category</p>[]`` (our choice).
 
@@ -85,6 +86,7 @@ class TextDetectionSample:
     geometry: ImageGeometry
 
 
+@register("text_detection")
 class TextDetection(Task[TextDetectionSample, GroundedPhrase]):
     """Text detection and reading.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks.base import ErrorLog, Example, GroundedPhrase, ParseResult, Task
+from sphinxkit.formatters.tasks.base import ErrorLog, Example, GroundedPhrase, ParseResult, Task, register
 from sphinxkit.formatters.tasks.grounding import escape, read_grounded, write_grounded
 from sphinxkit.geometry import ImageGeometry
 
@@ -25,6 +25,7 @@ class GroundedCaptionSample:
     geometry: ImageGeometry
 
 
+@register("grounded_caption")
 class GroundedCaption(Task[GroundedCaptionSample, GroundedPhrase]):
     """Grounded captions: Flickr30k Entities. ``ParseResult.text`` is the caption without markup.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks.base import ErrorLog, Example, GroundedPhrase, ParseResult, Task
+from sphinxkit.formatters.tasks.base import ErrorLog, Example, GroundedPhrase, ParseResult, Task, register
 from sphinxkit.formatters.tasks.grounding import Scanner, read_group, write_grounded
 from sphinxkit.geometry import Box, ImageGeometry
 
@@ -48,6 +48,7 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace("-", " ").replace("_", " ")
 
 
+@register("layout")
 class Layout(Task[LayoutSample, GroundedPhrase]):
     """Document layout: every class that the page has, in the classes' order, with its boxes.
 

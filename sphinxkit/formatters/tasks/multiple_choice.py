@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks.base import ErrorLog, Example, ParseResult, Task, require
+from sphinxkit.formatters.tasks.base import ErrorLog, Example, ParseResult, Task, register, require
 from sphinxkit.geometry import ImageGeometry
 
 LETTERS = string.ascii_uppercase
@@ -46,6 +46,7 @@ class MultipleChoiceSample:
     context: str = ""
 
 
+@register("multiple_choice")
 class MultipleChoice(Task[MultipleChoiceSample, str]):
     """Multiple choice: ScienceQA, Q-Bench, SEED-Bench, MMBench.
 

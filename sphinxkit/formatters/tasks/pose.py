@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks.base import ErrorLog, Example, Keypoints, ParseResult, Task
+from sphinxkit.formatters.tasks.base import ErrorLog, Example, Keypoints, ParseResult, Task, register
 from sphinxkit.formatters.tasks.coordinates import check_point, read_points, write_boxes, write_point
 from sphinxkit.formatters.tasks.grounding import Scanner, write_phrase
 from sphinxkit.geometry import Box, ImageGeometry, Point
@@ -47,6 +47,7 @@ class PoseSample:
     geometry: ImageGeometry
 
 
+@register("pose")
 class Pose(Task[PoseSample, Keypoints]):
     """Human pose: COCO key points of the person in a region; those that cannot be seen are left out.
 

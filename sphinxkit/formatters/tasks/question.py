@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sphinxkit.formatters.tasks.base import Example, ParseResult, Task, require
+from sphinxkit.formatters.tasks.base import Example, ParseResult, Task, register, require
 from sphinxkit.formatters.tasks.words import read_words
 from sphinxkit.geometry import ImageGeometry
 
@@ -23,6 +23,7 @@ class QuestionSample:
     answer: str
 
 
+@register("vqa")
 class VQA(Task[QuestionSample, str]):
     """Visual question answering with short answers: VQAv2, OKVQA, GQA, TextVQA, DocVQA, ChartQA, OCR-VQA, AI2D, MME.
 
@@ -62,6 +63,7 @@ class VQA(Task[QuestionSample, str]):
         return (sample.answer.strip(),)
 
 
+@register("vizwiz")
 class VizWiz(VQA):
     """VizWiz: questions by blind people, some of which cannot be answered.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sphinxkit.formatters.tasks.base import ErrorLog, Example, ParseResult, Task, require
+from sphinxkit.formatters.tasks.base import ErrorLog, Example, ParseResult, Task, register, require
 from sphinxkit.formatters.tasks.coordinates import check_box, is_empty, read_boxes, write_boxes
 from sphinxkit.formatters.tasks.grounding import Scanner
 from sphinxkit.formatters.tasks.words import read_words
@@ -29,6 +29,7 @@ class RegionSample:
     geometry: ImageGeometry
 
 
+@register("rec")
 class REC(Task[RegionSample, Box]):
     """Referring expression comprehension: the box of a phrase. RefCOCO, RefCOCO+, RefCOCOg, Visual Genome.
 
@@ -99,6 +100,7 @@ class REC(Task[RegionSample, Box]):
         return (check_box(self.name, sample.box, sample.geometry),)
 
 
+@register("reg")
 class REG(Task[RegionSample, str]):
     """Referring expression generation: the words for a box.
 

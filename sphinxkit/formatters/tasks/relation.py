@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks.base import ErrorLog, Example, GroundedPhrase, ParseResult, Task, require
+from sphinxkit.formatters.tasks.base import ErrorLog, Example, GroundedPhrase, ParseResult, Task, register, require
 from sphinxkit.formatters.tasks.grounding import read_grounded, write_grounded
 from sphinxkit.geometry import ImageGeometry
 
@@ -27,6 +27,7 @@ class RelationSample:
     geometry: ImageGeometry
 
 
+@register("relation")
 class Relation(Task[RelationSample, GroundedPhrase]):
     """Visual relations: the boxes of subject and object. Visual Genome.
 

@@ -202,6 +202,6 @@ def test_llava_in_both_forms(tmp_path: Path) -> None:
             {"id": "text", "task": "detailed_caption", "conversations": turns},
         ]
         assert [problem.reason for problem in problems.listed] == [
-            "the last turn is not an answer",
+            "the last message is the user's, expected the assistant's",
             "expected an object, got int",
         ]
