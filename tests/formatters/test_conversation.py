@@ -196,7 +196,7 @@ def test_nothing_left_to_learn_after_the_cut(template: ConversationTemplate, tok
     [
         ([], "there are no messages"),
         ([{"role": "system", "content": "x"}], "only a system message"),
-        ("hi", r"messages must be a list of .* got str 'hi'"),
+        ("hi", r"messages must be a list of .* got str: 'hi'"),
         ({"role": "user", "content": "x"}, "messages must be a list of .* got dict"),
         (["hi"], r"message 0 must have a role and a content, got 'hi'"),
         ([{"role": "user"}], "message 0 must have a role and a content"),
