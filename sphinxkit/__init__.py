@@ -12,12 +12,22 @@ from typing import TYPE_CHECKING, Any
 from sphinxkit.version import __version__
 
 if TYPE_CHECKING:
-    from sphinxkit.recipe import Recipe, build, load
+    from sphinxkit.recipe import Recipe, build, load, mix
+    from sphinxkit.recipe.check import check
+    from sphinxkit.recipe.deltas import apply_delta, extract_delta
+    from sphinxkit.recipe.differences import diff
+    from sphinxkit.recipe.inspection import inspect
 
 _HOMES = {
     "Recipe": "sphinxkit.recipe",
+    "apply_delta": "sphinxkit.recipe.deltas",
     "build": "sphinxkit.recipe",
+    "check": "sphinxkit.recipe.check",
+    "diff": "sphinxkit.recipe.differences",
+    "extract_delta": "sphinxkit.recipe.deltas",
+    "inspect": "sphinxkit.recipe.inspection",
     "load": "sphinxkit.recipe",
+    "mix": "sphinxkit.recipe.mixing",
 }
 """Public names and the modules that define them."""
 
@@ -29,7 +39,18 @@ _FAMILIES = frozenset(
     }
 )
 
-__all__ = ["Recipe", "__version__", "build", "load"]
+__all__ = [
+    "Recipe",
+    "__version__",
+    "apply_delta",
+    "build",
+    "check",
+    "diff",
+    "extract_delta",
+    "inspect",
+    "load",
+    "mix",
+]
 
 
 def __getattr__(name: str) -> Any:

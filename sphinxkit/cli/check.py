@@ -15,23 +15,21 @@ def check(
     recipes: Annotated[list[str], typer.Argument(help="Recipe files or shipped names.")],
     as_json: Json = False,
 ) -> None:
-    """Check recipes: every fault at once; a model is also put together without memory.
+    """Check recipes: every error at once; a model is also put together without memory.
 
     Example:
 
     `sphinxkit check my_model.yaml sphinx_1k_13b`
     """
-    from sphinxkit.recipe import Recipe, build
+    import sphinxkit
 
     results = []
     for name in recipes:
         try:
-            recipe = Recipe.find(name)
-            fields = {"recipe": name, "valid": True, "kind": recipe.kind}
-            if recipe.kind == "model":
-                model = build(recipe, device="meta")
-                fields["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
-                fields["num_image_tokens"] = 0 if model.vision is None else model.vision.num_tokens
+            found = sphinxkit.check(name)
+            fields: dict[str, object] = {"recipe": name, "valid": True, "kind": found.kind}
+            if found.num_parameters is not None:
+                fields |= {"num_parameters": found.num_parameters, "num_image_tokens": found.num_image_tokens}
         except SphinxkitError as error:
             fields = {"recipe": name, "valid": False, "error": str(error)}
         results.append(fields)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,17 +32,9 @@ def diff(
 
     `sphinxkit diff base tuned --json > distances.json`
     """
-    from sphinxkit.cli.mixing import file_name, joined, open_all
-    from sphinxkit.interpolation.diff import compare
-    from sphinxkit.interpolation.plots import need_matplotlib, plot_diff
+    import sphinxkit
 
-    if plot is not None:
-        need_matplotlib()
-    with ExitStack() as stack:
-        a, b = open_all([find_checkpoint(first), find_checkpoint(second)], stack)
-        report = compare(joined(a), joined(b))
-    if plot is not None:
-        plot_diff(report, plot, first=file_name(first), second=file_name(second))
+    report = sphinxkit.diff(find_checkpoint(first), find_checkpoint(second), plot=plot)
     if as_json:
         typer.echo(json.dumps({"first": first, "second": second, **report.to_dict()}))
         return

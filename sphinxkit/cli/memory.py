@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import Json, parse_dtype
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ def memory(
 
     `sphinxkit memory finetune_7b --processes 2 --set pack_tokens=4096`
     """
-    from sphinxkit.cli.inspect import recipe_of
+    from sphinxkit.recipe.inspection import recipe_of
     from sphinxkit.recipe.memory import estimate_memory
 
-    found = recipe_of(recipe)
+    found = recipe_of(find_checkpoint(recipe))
     if found.kind == "train":
         _say_training(found, settings or [], processes, text_tokens, as_json)
         return

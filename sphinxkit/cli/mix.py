@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import Device, Json
 from sphinxkit.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from sphinxkit.cli.mixing import OpenedMix
-    from sphinxkit.interpolation import MixedSource, MixPlan
     from sphinxkit.interpolation.sweep import SweepResult
-
-GREEDY = "greedy_soup"
 
 
 def mix(
@@ -92,86 +87,58 @@ def mix(
 
     `sphinxkit mix A B --sweep 0:1:0.1 --score python:my_eval.py:accuracy -o best`
     """
-    from sphinxkit.cli.mixing import open_mix
-
-    fields: dict[str, Any] = {
-        "models": models or None,
-        "method": _method(method, option),
-        "beta": beta,
-        "weights": _numbers(weights),
-        "base": base,
-        "dtype": dtype,
-        "format": to,
-        "shards": num_shards,
-        "tokenizer": tokenizer,
-        "llm_only": llm_only or None,
-        "normalize": normalize or None,
-        "extrapolate": extrapolate or None,
-        "allow_nonfinite": allow_nonfinite or None,
-        "allow_different_recipes": allow_different_recipes or None,
-    }
-    greedy = method == GREEDY
-    if greedy:
-        fields["method"] = "uniform_soup"
-    plan = read_plan(recipe, {key: value for key, value in fields.items() if value is not None}, rule or [])
-    if (sweep is not None or greedy) != (score is not None):
-        raise DataError("--sweep and --method greedy_soup need --score, and --score needs one of them")
-    if sweep is not None and score is not None:
-        _sweep(plan, sweep, score, output, plot, minimize, device, overwrite, hashes, as_json)
-        return
-    if output is None:
-        raise DataError("say where the mix should go: -o DIRECTORY")
-    facts: dict[str, Any] = {}
-    if greedy and score is not None:
-        plan, facts = _greedy(plan, score, minimize, device, output, overwrite)
-    with open_mix(plan, hash_inputs=hashes) as opened:
-        _write(opened, opened.mixed, opened.mixed.weights, output, overwrite, facts)
-        summary = {
-            "output": str(output),
-            "weights": list(opened.mixed.weights),
-            "tensors": len(opened.mixed.outcomes),
-            **facts,
-        }
-    if as_json:
-        typer.echo(json.dumps(summary))
-    else:
-        typer.echo(f"wrote {output}", err=True)
-
-
-def read_plan(recipe: str | None, fields: dict[str, Any], rules: list[str]) -> MixPlan:
-    """The plan of a recipe (if any) with the command line's fields over it and its rules first.
-
-    Raises:
-        RecipeError: The recipe is not of kind mix, or the whole does not make a plan.
-    """
-    from sphinxkit.interpolation import MixPlan
+    import sphinxkit
+    from sphinxkit.cli.options import pick_device
+    from sphinxkit.cli.progress import byte_progress
     from sphinxkit.interpolation.rules import parse_assignment
 
-    document: dict[str, Any] = {}
-    folder: Path | None = None
-    if recipe is not None:
-        from sphinxkit.recipe import Recipe
-
-        found = Recipe.find(recipe)
-        if found.kind != "mix":
-            raise RecipeError(f"recipe {recipe} is of kind {found.kind}, expected kind mix")
-        document = {key: value for key, value in found.document.items() if key != "kind"}
-        folder = found.source.parent if found.source else None
-        if folder:
-            document = vars(MixPlan(**document).relative_to(folder))
-    if "beta" in fields:
-        document.pop("weights", None)
-    if "weights" in fields:
-        document.pop("beta", None)
-    given = dict(parse_assignment(text) for text in rules)
-    fields["rules"] = {**given, **{key: value for key, value in document.get("rules", {}).items() if key not in given}}
-    merged = {**document, **fields}
-    if not merged.get("models"):
+    if not models and recipe is None:
         raise RecipeError("name the models to mix")
-    return MixPlan(**merged)
+    named = [find_checkpoint(model) for model in models or []]
+    with byte_progress("mixing") as progress:
+        result = sphinxkit.mix(
+            recipe if recipe is not None else named,
+            output,
+            models=named or None,
+            method=parse_method(method, option),
+            beta=beta,
+            weights=parse_weights(weights),
+            normalize=normalize or None,
+            base=None if base is None else find_checkpoint(base),
+            rules=dict(parse_assignment(text) for text in rule or []),
+            dtype=dtype,
+            format=to,
+            num_shards=num_shards,
+            llm_only=llm_only or None,
+            tokenizer=tokenizer,
+            extrapolate=extrapolate or None,
+            allow_nonfinite=allow_nonfinite or None,
+            allow_different_recipes=allow_different_recipes or None,
+            overwrite=overwrite,
+            hash_inputs=hashes,
+            sweep=sweep,
+            score=score,
+            minimize=minimize,
+            plot=plot or (None if sweep is None else Path("sweep.png")),
+            device=pick_device(device),
+            progress=progress,
+            report=lambda name, value: typer.echo(f"{name}: {value:g}", err=True),
+        )
+    if as_json:
+        typer.echo(json.dumps(result.to_dict()))
+        return
+    if result.sweep is not None:
+        first, second = (Path(model).name or model for model in result.models)
+        _print_sweep(result.sweep, first, second)
+    typer.echo(f"wrote {' and '.join(str(path) for path in (result.plot, result.path) if path is not None)}", err=True)
 
 
-def _method(name: str | None, options: list[str] | None) -> Any:
+def parse_method(name: str | None, options: list[str] | None) -> str | dict[str, Any] | None:
+    """``--method`` and its ``--option NAME=NUMBER`` as a recipe says them.
+
+    Raises:
+        DataError: Options without a method, or not of this form.
+    """
     if not options:
         return name
     if name is None:
@@ -188,7 +155,12 @@ def _method(name: str | None, options: list[str] | None) -> Any:
     return parsed
 
 
-def _numbers(text: str | None) -> list[float] | None:
+def parse_weights(text: str | None) -> list[float] | None:
+    """``--weights`` as numbers.
+
+    Raises:
+        DataError: Something else stands between the commas.
+    """
     if text is None:
         return None
     try:
@@ -197,109 +169,7 @@ def _numbers(text: str | None) -> list[float] | None:
         raise DataError(f"--weights {text!r}: expected numbers such as 0.5,0.3,0.2") from error
 
 
-def _write(
-    opened: OpenedMix,
-    mixed: MixedSource,
-    weights: tuple[float, ...],
-    output: Path,
-    overwrite: bool,
-    facts: dict[str, Any],
-) -> None:
-    from sphinxkit.cli.mixing import total_bytes
-    from sphinxkit.cli.progress import byte_progress
-
-    with byte_progress(f"mixing {len(opened.models)} models", total_bytes(mixed)) as progress:
-        opened.write(output, mixed, weights, overwrite=overwrite, progress=progress, facts=facts)
-
-
-def _scorer(opened: OpenedMix, score: str, device: str) -> Callable[[MixedSource, tuple[float, ...]], float]:
-    """What scores a mix: in memory for a Python function, through a temporary directory for a command."""
-    from sphinxkit.cli.mixing import LLM
-    from sphinxkit.cli.options import pick_device
-    from sphinxkit.cli.scoring_function import check_command, is_python, load_callable, number, run_command
-
-    if not is_python(score):
-        check_command(score)
-
-        def by_command(mixed: MixedSource, weights: tuple[float, ...]) -> float:
-            with tempfile.TemporaryDirectory(prefix="sphinxkit-mix-") as folder:
-                target = Path(folder) / "model"
-                opened.write(target, mixed, weights)
-                return run_command(score, target)
-
-        return by_command
-
-    import sphinxkit
-    from sphinxkit.interpolation import update_in_place
-    from sphinxkit.interpolation.sources import SelectedSource
-
-    function = load_callable(score)
-    model = sphinxkit.load(opened.to_load().path, device=pick_device(device))
-    tensors, unused = model.state_dict(), opened.unused_keys()
-    if opened.plan.llm_only:
-        tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(LLM)}
-
-    def in_memory(mixed: MixedSource, _: tuple[float, ...]) -> float:
-        update_in_place(tensors, SelectedSource(mixed, lambda key: key not in unused))
-        return number(function(model))
-
-    return in_memory
-
-
-def _sweep(
-    plan: MixPlan,
-    text: str,
-    score: str,
-    output: Path | None,
-    plot: Path | None,
-    minimize: bool,
-    device: str,
-    overwrite: bool,
-    hashes: bool,
-    as_json: bool,
-) -> None:
-    from dataclasses import replace
-
-    from sphinxkit.cli.mixing import check_weights, file_name, open_mix
-    from sphinxkit.interpolation.plots import need_matplotlib, plot_sweep
-    from sphinxkit.interpolation.sweep import SweepPoint, parse_range, run_sweep
-
-    betas = parse_range(text)
-    need_matplotlib()
-    if len(plan.models) != 2:
-        raise DataError(f"a sweep is over beta, between two models; got {len(plan.models)}")
-    plan = replace(plan, weights=None, beta=betas[0])
-    with open_mix(plan, hash_inputs=False) as opened:
-        for beta in betas:
-            check_weights(replace(plan, beta=beta), opened.method, (beta, 1 - beta))
-        if output is not None:
-            opened.check_output(output, overwrite=overwrite)
-        scorer = _scorer(opened, score, device)
-
-        def evaluate(beta: float) -> float:
-            pair = (beta, 1 - beta)
-            return scorer(opened.with_weights(pair), pair)
-
-        def report(point: SweepPoint) -> None:
-            typer.echo(f"beta {point.beta:g}: {point.score:g}", err=True)
-
-        result = run_sweep(betas, evaluate, minimize=minimize, progress=report)
-        first, second = (file_name(model) for model in plan.models)
-        picture = plot_sweep(result, plot or Path("sweep.png"), first=first, second=second)
-        if output is not None:
-            pair = (result.best.beta, 1 - result.best.beta)
-            best = opened.with_weights(pair, hash_inputs=hashes)
-            _write(opened, best, pair, output, overwrite, {"sweep": {"score": score, **result.to_dict()}})
-    if as_json:
-        typer.echo(
-            json.dumps({**result.to_dict(), "plot": str(picture), "output": None if output is None else str(output)})
-        )
-        return
-    _table(result, first, second)
-    typer.echo(f"wrote {picture}" + (f" and {output}" if output else ""), err=True)
-
-
-def _table(result: SweepResult, first: str, second: str) -> None:
+def _print_sweep(result: SweepResult, first: str, second: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -310,31 +180,3 @@ def _table(result: SweepResult, first: str, second: str) -> None:
         notes += ["best"] if point == result.best else []
         table.add_row(f"{point.beta:g}", f"{point.score:.6g}", ", ".join(notes))
     Console().print(table)
-
-
-def _greedy(
-    plan: MixPlan, score: str, minimize: bool, device: str, output: Path, overwrite: bool
-) -> tuple[MixPlan, dict[str, Any]]:
-    """Score every model and the soups that the greedy recipe tries; the plan of the soup that won."""
-    from dataclasses import replace
-
-    from sphinxkit.cli.mixing import open_mix
-    from sphinxkit.interpolation.methods.soup import choose_soup
-
-    sign = -1 if minimize else 1
-    count = len(plan.models)
-    plan = replace(plan, method="linear", beta=None, weights=[1 / count] * count)
-    with open_mix(plan, hash_inputs=False) as opened:
-        opened.check_output(output, overwrite=overwrite)
-        scorer = _scorer(opened, score, device)
-
-        def evaluate(members: tuple[int, ...]) -> float:
-            shares = tuple(1 / len(members) if index in members else 0.0 for index in range(count))
-            value = sign * scorer(opened.with_weights(shares), shares)
-            typer.echo(f"{', '.join(plan.models[index] for index in members)}: {sign * value:g}", err=True)
-            return value
-
-        soup = choose_soup([evaluate((index,)) for index in range(count)], evaluate)
-    shares = [1 / len(soup.members) if index in soup.members else 0.0 for index in range(count)]
-    facts = {"soup": {"members": [plan.models[index] for index in soup.members], "score": sign * soup.score}}
-    return replace(plan, weights=shares), facts

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Told the name and bytes of a tensor that is done, and the bytes of all tensors."""
+
+    def __call__(self, key: str, num_bytes: int, total: int | None = None) -> None:
+        """Move the bar on."""
 
 
 @contextmanager
-def byte_progress(title: str, total: int) -> Iterator[Callable[[str, int], None]]:
-    """A bar of bytes; yields ``advance(key, num_bytes)``. Shown on a terminal only.
+def byte_progress(title: str, total: int | None = None) -> Iterator[Advance]:
+    """A bar of bytes; yields ``advance(key, num_bytes, total)``. Shown on a terminal only, once bytes have come.
 
     Args:
         title: What is being done.
-        total: Bytes in all.
+        total: Bytes in all, if they are known from the start.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -26,9 +34,9 @@ def byte_progress(title: str, total: int) -> Iterator[Callable[[str, int], None]
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
+        task = bar.add_task(title, total=total, visible=total is not None)
 
-        def advance(key: str, num_bytes: int) -> None:
-            bar.update(task, advance=num_bytes)
+        def advance(key: str, num_bytes: int, total: int | None = None) -> None:
+            bar.update(task, advance=num_bytes, total=total, visible=True)  # rich keeps what it had for None
 
         yield advance

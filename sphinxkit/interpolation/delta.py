@@ -19,7 +19,7 @@ from sphinxkit.interpolation.stream import MixedSource
 from sphinxkit.tensor_source import TensorSource
 
 
-def extract_delta(
+def delta_source(
     base: TensorSource,
     tuned: TensorSource,
     *,
@@ -54,7 +54,7 @@ def extract_delta(
     )
 
 
-def apply_delta(
+def restored_source(
     base: TensorSource,
     delta: TensorSource,
     *,
@@ -65,7 +65,7 @@ def apply_delta(
 
     Args:
         base: The model before tuning.
-        delta: From :func:`extract_delta` or the public implementation.
+        delta: From :func:`delta_source` or the public implementation.
         dtype: Of the result; "first" is that of the base.
         allow_nonfinite: Let NaN and Inf through.
     Raises:

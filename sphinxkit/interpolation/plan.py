@@ -30,7 +30,7 @@ class MixPlan:
             :func:`sphinxkit.interpolation.rules.parse_rule`.
         dtype: Of the result: float32, float16, bfloat16, float64; None keeps what the models have.
         format: Layout of the result: sphinxkit, sphinx, meta or hf; None takes the first model's.
-        shards: Number of files of the result; None leaves it to the format.
+        num_shards: Tensor-parallel shards of the result (sphinx and meta); None: the first model's, if the format is.
         llm_only: Mix and write the language models alone; what else the models hold is left out, and need not agree.
         tokenizer: File to put beside the result, for models whose tokenizers differ.
         allow_nonfinite: Let NaN and Inf through.
@@ -49,7 +49,7 @@ class MixPlan:
     rules: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     format: str | None = None
-    shards: int | None = None
+    num_shards: int | None = None
     llm_only: bool = False
     tokenizer: str | None = None
     allow_nonfinite: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,28 +32,6 @@ def parse_range(text: str) -> list[float]:
     if count > MAX_POINTS:
         raise DataError(f"sweep {text!r}: {count} points, at most {MAX_POINTS} are tried")
     return [float(start + index * step) for index in range(count)]
-
-
-def parse_score(output: str) -> float:
-    """The score that a command printed: its last line, a number or a JSON object with ``score``.
-
-    Args:
-        output: Standard output.
-    Raises:
-        DataError: There is no such line, or it is not a finite number.
-    """
-    lines = [line for line in output.splitlines() if line.strip()]
-    last = lines[-1].strip() if lines else ""
-    try:
-        value = json.loads(last)
-    except ValueError:
-        value = None
-    if isinstance(value, dict):
-        value = value.get("score")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        shown = last if len(last) < 200 else f"{last[:200]}..."
-        raise DataError(f"the score command's last line must be a number or JSON with a number 'score', got {shown!r}")
-    return float(value)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.io import load
+from sphinxkit.recipe.mixing import MixResult, mix
 from sphinxkit.recipe.recipe import Recipe, shipped_folder, shipped_recipes
 
-__all__ = ["Recipe", "build", "load", "shipped_folder", "shipped_recipes"]
+__all__ = ["MixResult", "Recipe", "build", "load", "mix", "shipped_folder", "shipped_recipes"]

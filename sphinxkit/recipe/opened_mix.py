@@ -1,54 +1,29 @@
-"""Opening the models that are mixed or compared, and writing what comes of them with its provenance."""
+"""Models opened for mixing, checked against each other, and their mix written as a checkpoint with its provenance."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
+import torch
+
+from sphinxkit import checkpoint
+from sphinxkit.checkpoint import Checkpoint
 from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.interpolation import MixedSource, MixMethod, MixPlan
+from sphinxkit.interpolation.outcomes import listed
+from sphinxkit.interpolation.rules import ORDINALS
+from sphinxkit.interpolation.sources import SelectedSource
+from sphinxkit.recipe.open_checkpoints import LLM, everything, no_new_parents, open_all
+from sphinxkit.recipe.provenance import PROVENANCE, has_sums, provenance
+from sphinxkit.recipe.recipe import Recipe
 
-if TYPE_CHECKING:
-    from sphinxkit.checkpoint import Checkpoint
-    from sphinxkit.interpolation import MixedSource, MixMethod, MixPlan
-
-PROVENANCE = "provenance.json"
 VISION = "vision"
-LLM = "llm."  # names of the language model's tensors begin with it
 _NOT_THE_MODEL = ("vocab_size", "attention", "max_seq_len")  # of a recipe's llm: shapes say it, or it is not in weights
-
-
-def open_all(paths: Sequence[str], stack: ExitStack) -> list[Checkpoint]:
-    """Open checkpoints (directories or hub ids) that stay open until ``stack`` is left."""
-    from sphinxkit import checkpoint
-
-    return [stack.enter_context(checkpoint.open(checkpoint.resolve(path))) for path in paths]
-
-
-@contextmanager
-def no_new_parents(output: Path) -> Iterator[None]:
-    """Remove the folders above ``output`` that were made inside of this, if it fails."""
-    missing = [parent for parent in output.parents if not parent.exists()]
-    try:
-        yield
-    except BaseException:
-        for parent in missing:  # the nearest first
-            with suppress(OSError):
-                parent.rmdir()
-        raise
-
-
-def joined(opened: Checkpoint, llm_only: bool = False) -> Any:
-    """Everything a checkpoint holds, the unused group under its original names included, or its language model."""
-    from sphinxkit.interpolation.sources import JoinedSource
-
-    return JoinedSource([opened, opened.unused], (lambda key: key.startswith(LLM)) if llm_only else None)
 
 
 def recipe_differences(first: Checkpoint, second: Checkpoint, llm_only: bool = False) -> list[str]:
@@ -58,8 +33,6 @@ def recipe_differences(first: Checkpoint, second: Checkpoint, llm_only: bool = F
     """
     if not (first.has_recipe and second.has_recipe):
         return []
-    from sphinxkit.recipe import Recipe
-
     found: list[str] = []
 
     def walk(path: str, a: Any, b: Any) -> None:
@@ -150,8 +123,6 @@ class OpenedMix:
             CheckpointError: The output is one of the inputs, exists already, or its format is unknown or not one for
                 these tensors.
         """
-        from sphinxkit import checkpoint
-
         for model in [*self.models, *([self.base] if self.base else [])]:
             if output.exists() and model.path.resolve() == output.resolve():
                 raise CheckpointError(f"{output}: is one of the models to mix; write the result somewhere else")
@@ -189,15 +160,12 @@ class OpenedMix:
         Raises:
             CheckpointError: As :meth:`check_output`, or the output cannot be written.
         """
-        from sphinxkit import checkpoint
-        from sphinxkit.interpolation.sources import SelectedSource
-
         self.check_output(output, overwrite=overwrite)
         first = self.models[0]
         layout = self.plan.format or first.format
-        shards = self.plan.shards
-        if shards is None and layout == first.format and layout in ("sphinx", "meta"):
-            shards = first.metadata.get("num_shards")
+        num_shards = self.plan.num_shards
+        if num_shards is None and layout == first.format and layout in ("sphinx", "meta"):
+            num_shards = first.metadata.get("num_shards")
         unused = self.unused_keys()
         carried = SelectedSource(mixed, lambda key: key in unused)
         with no_new_parents(output):
@@ -206,11 +174,11 @@ class OpenedMix:
                 SelectedSource(mixed, lambda key: key not in unused),
                 format=layout,  # type: ignore[arg-type]  # checked above
                 part="llm" if self.plan.llm_only else None,
-                num_shards=shards,
+                num_shards=num_shards,
                 recipe=self._recipe(mixed),
                 tokenizer=self.tokenizer(),
                 unused=carried if carried.keys() else None,
-                extra_files=_LateText(lambda: json.dumps(self._provenance(mixed, weights, facts), indent=1) + "\n"),
+                extra_files=_LateText(lambda: self._provenance(mixed, weights, facts)),
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -218,53 +186,20 @@ class OpenedMix:
     def _recipe(self, mixed: MixedSource) -> dict[str, Any] | None:
         if not self.models[0].has_recipe:
             return None
-        from sphinxkit.recipe import Recipe
-
         recipe = Recipe.of_checkpoint(self.models[0]).resolved()
         if not any(key.startswith(f"{VISION}.") for key in mixed.keys()):  # noqa: SIM118
             recipe.pop(VISION, None)
         elif not recipe.get(VISION):  # a rule kept the tower of another model: its description comes along
-            towers = (Recipe(model.recipe).resolved().get(VISION) for model in self.models[1:] if model.has_recipe)
-            recipe[VISION] = next(filter(None, towers), None)
+            others = (Recipe.of_checkpoint(model).resolved() for model in self.models[1:] if model.has_recipe)
+            recipe[VISION] = next(filter(None, (other.get(VISION) for other in others)), None)
         embedding = "llm.embed_tokens.weight"
         if "vocab_size" in recipe.get("llm", {}) and embedding in mixed.outcomes:
             recipe["llm"]["vocab_size"] = mixed.shape(embedding)[0]
         return recipe
 
-    def _provenance(
-        self, mixed: MixedSource, weights: Sequence[float], facts: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
-        from sphinxkit.version import __version__
-
-        hashes = mixed.input_hashes()
-        sources = [*self.models, *([self.base] if self.base else [])]
-        inputs = []
-        for index, model in enumerate(sources):
-            content = hashes[index] if hashes and hashes[index].tensors else None
-            inputs.append(
-                {
-                    "path": str(model.path),
-                    "role": "base" if model is self.base else "model",
-                    "weight": None if model is self.base else weights[index],
-                    "format": model.format,
-                    "files": [file_facts(model, path) for path in model.files],
-                    "content": {"tensors": content.tensors, "sha256": content.sha256} if content else None,
-                }
-            )
-        kinds = [plan.kind for plan in mixed.outcomes.values()]
-        return {
-            "made_by": f"sphinxkit {__version__} mix",
-            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "method": self.plan.method,
-            "weights": list(weights),
-            "beta": weights[0] if len(weights) == 2 else None,
-            "rules": self.plan.rules,
-            "dtype": self.plan.dtype,
-            "llm_only": self.plan.llm_only,
-            "inputs": inputs,
-            "tensors": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-            **(facts or {}),
-        }
+    def _provenance(self, mixed: MixedSource, weights: Sequence[float], facts: Mapping[str, Any] | None) -> str:
+        made = provenance(self.plan, self.models, self.base, mixed, weights)
+        return json.dumps({**made, **(facts or {})}, indent=1) + "\n"
 
 
 class _LateText(Mapping[str, str]):
@@ -285,14 +220,6 @@ class _LateText(Mapping[str, str]):
         return 1
 
 
-def file_facts(model: Checkpoint, path: Path) -> dict[str, Any]:
-    """Name and size of a checkpoint's file, and its SHA-256 where the checkpoint's own index records it."""
-    recorded = model.metadata.get("files")
-    facts = recorded.get(path.name, {}) if isinstance(recorded, Mapping) else {}
-    found = {"name": path.name, "size": path.stat().st_size}
-    return {**found, "sha256": facts["sha256"]} if facts.get("sha256") else found
-
-
 def mixed_source(
     plan: MixPlan,
     method: MixMethod,
@@ -306,26 +233,18 @@ def mixed_source(
 
     With ``hash_inputs``, models whose own index records their files' SHA-256 are not hashed again.
     """
-    import torch
-
-    from sphinxkit import interpolation
-
     opened = [*models, *([base] if base else [])]
-    return interpolation.MixedSource(
-        [joined(model, plan.llm_only) for model in models],
+    return MixedSource(
+        [everything(model, plan.llm_only) for model in models],
         method,
         weights,
         rules=plan.mix_rules(),
-        base=None if base is None else joined(base, plan.llm_only),
+        base=None if base is None else everything(base, plan.llm_only),
         dtype=None if plan.dtype is None else getattr(torch, plan.dtype),
         allow_nonfinite=plan.allow_nonfinite,
         extrapolate=plan.extrapolate,
-        hash_inputs=[i for i, model in enumerate(opened) if not _has_sums(model)] if hash_inputs else False,
+        hash_inputs=[i for i, model in enumerate(opened) if not has_sums(model)] if hash_inputs else False,
     )
-
-
-def _has_sums(model: Checkpoint) -> bool:
-    return all("sha256" in file_facts(model, path) for path in model.files)
 
 
 @contextmanager
@@ -342,8 +261,7 @@ def open_mix(plan: MixPlan, *, hash_inputs: bool = True, weights: Sequence[float
         RecipeError: A rule that matches nothing.
     """
     method = plan.mix_method()
-    if method.needs_base and plan.base is None:
-        raise DataError(f"{method.name} adds differences to a common ancestor: name it (--base MODEL)")
+    method.check_base(plan.base is not None)
     chosen = check_weights(plan, method, plan.mix_weights() if weights is None else weights)
     with ExitStack() as stack:
         models = open_all(plan.models, stack)
@@ -384,22 +302,8 @@ def check_weights(plan: MixPlan, method: MixMethod, given: Sequence[float] | Non
 
 
 def _ordinal(index: int) -> str:
-    from sphinxkit.interpolation.rules import ORDINALS
-
     return ORDINALS[index] if index < len(ORDINALS) else f"model {index + 1}"
 
 
 def _recipe_text(first: Checkpoint, differences: Sequence[str]) -> str:
-    from sphinxkit.interpolation.outcomes import listed
-
     return listed(differences, f"the recipes differ from that of {first.path}") if differences else ""
-
-
-def total_bytes(mixed: MixedSource) -> int:
-    """Size of a mix's tensors, for a progress bar."""
-    return sum(math.prod(plan.shape) * plan.dtype.itemsize for plan in mixed.outcomes.values())
-
-
-def file_name(path: str | os.PathLike[str]) -> str:
-    """Last part of a path, for labels."""
-    return Path(path).name or str(path)

@@ -1,9 +1,11 @@
-"""Scores for mixes: a Python callable that gets the model, or a command that gets its directory."""
+"""Scores for mixes: a Python function that gets the model, or a command that gets its directory."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import math
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -88,8 +90,6 @@ def run_command(score: str, model: Path) -> float:
     Raises:
         DataError: It cannot be run, fails, or prints no score.
     """
-    from sphinxkit.interpolation.sweep import parse_score
-
     words = [word.replace(PLACEHOLDER, str(model)) for word in check_command(score)]
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - the user's own command
@@ -99,3 +99,25 @@ def run_command(score: str, model: Path) -> float:
         tail = done.stderr.strip().splitlines()[-3:]
         raise DataError(f"score command failed with exit code {done.returncode}: {' / '.join(tail) or 'no message'}")
     return parse_score(done.stdout)
+
+
+def parse_score(output: str) -> float:
+    """The score that a command printed: its last line, a number or a JSON object with ``score``.
+
+    Args:
+        output: Standard output.
+    Raises:
+        DataError: There is no such line, or it is not a finite number.
+    """
+    lines = [line for line in output.splitlines() if line.strip()]
+    last = lines[-1].strip() if lines else ""
+    try:
+        value = json.loads(last)
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        value = value.get("score")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        shown = last if len(last) < 200 else f"{last[:200]}..."
+        raise DataError(f"the score command's last line must be a number or JSON with a number 'score', got {shown!r}")
+    return float(value)

@@ -1,0 +1,48 @@
+"""Whether a recipe is right: ``sphinxkit.check``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.recipe.build import build
+from sphinxkit.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class CheckedRecipe:
+    """A recipe that is valid.
+
+    Attributes:
+        recipe: It.
+        num_parameters: Of a model, of all parts; None for other kinds.
+        num_image_tokens: Of a model, of one image; None for other kinds.
+    """
+
+    recipe: Recipe
+    num_parameters: int | None = None
+    num_image_tokens: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """``model``, ``train``, ``mixture`` or ``mix``."""
+        return self.recipe.kind
+
+
+def check(recipe: str | Path | Mapping[str, Any] | Recipe) -> CheckedRecipe:
+    """Check a recipe; a model is also put together without memory.
+
+    Args:
+        recipe: A shipped name, a path, a dict or a Recipe, of any kind.
+    Raises:
+        RecipeError: The recipe is not valid; the message lists every error with its path.
+        ShapeError: The parts of the model do not fit each other.
+    """
+    found = Recipe.find(recipe)
+    if found.kind != "model":
+        return CheckedRecipe(found)
+    model = build(found, device="meta")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return CheckedRecipe(found, count, 0 if model.vision is None else model.vision.num_tokens)

@@ -1,0 +1,176 @@
+"""Differences between a base model and one tuned from it, as checkpoints: extracted, and added back."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sphinxkit import checkpoint
+from sphinxkit.checkpoint import Checkpoint
+from sphinxkit.errors import CheckpointError
+from sphinxkit.interpolation import MixedSource
+from sphinxkit.interpolation.delta import delta_source, restored_source
+from sphinxkit.interpolation.diff import DiffReport, compare
+from sphinxkit.interpolation.sources import SelectedSource
+from sphinxkit.recipe.open_checkpoints import Progress, everything, no_new_parents, open_all, with_total
+from sphinxkit.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class DeltaResult:
+    """What was written.
+
+    Attributes:
+        path: The directory.
+        num_tensors: In it.
+        num_shards: Tensor-parallel shards; None for formats that have none.
+        verified: How far the tuned model is from base + delta, if that was asked for.
+    """
+
+    path: Path
+    num_tensors: int
+    num_shards: int | None
+    verified: DiffReport | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        said = {"output": str(self.path), "tensors": self.num_tensors, "shards": self.num_shards}
+        if self.verified is None:
+            return said
+        total = self.verified.total
+        verified = {
+            "identical_tensors": self.verified.num_identical,
+            "max_abs": total.max_abs,
+            "relative_l2": total.relative_l2,
+        }
+        return said | {"verified": verified}
+
+
+def extract_delta(
+    base: str | os.PathLike[str],
+    tuned: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    num_shards: int | None = None,
+    verify: bool = False,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> DeltaResult:
+    """Write ``tuned - base`` as ``consolidated.NN-of-MM.model-diff.pth``, as the public implementation does.
+
+    Tensors that only the tuned model has are stored whole. With 16 bits the difference is rounded; float32 keeps it.
+
+    Args:
+        base: Directory of a checkpoint, or ``hf://org/repo``.
+        tuned: The same.
+        output: Directory to write; it appears when it is complete.
+        dtype: Of the differences; None: the tuned model's.
+        num_shards: None: the tuned model's, or 1.
+        verify: Add it back and measure how far that is from the tuned model.
+        overwrite: Whether a checkpoint at ``output`` may be replaced.
+        allow_nonfinite: Let NaN and Inf through.
+        progress: Called with a tensor's name, its bytes, and the bytes of all, when it has been written.
+    Raises:
+        CheckpointError: A model cannot be opened, the two do not fit, or the output cannot be written.
+    Source: LLaMA2-Accessory, accessory/tools/weight_operate.py.
+    """
+    target = Path(output)
+    with ExitStack() as stack:
+        first, second = open_all([base, tuned], stack)
+        delta = delta_source(
+            everything(first), everything(second), dtype=dtype or "first", allow_nonfinite=allow_nonfinite
+        )
+        shards = num_shards or second.metadata.get("num_shards") or 1
+        _write(target, delta, first, second, second, "sphinx", shards, overwrite, progress, is_delta=True)
+        report = None
+        if verify:
+            written = stack.enter_context(checkpoint.open(target, delta=True))
+            restored = restored_source(everything(first), everything(written), allow_nonfinite=allow_nonfinite)
+            report = compare(everything(second), restored)
+    return DeltaResult(target, len(delta.outcomes), shards, report)
+
+
+def apply_delta(
+    base: str | os.PathLike[str],
+    delta: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    format: str = "sphinx",
+    dtype: torch.dtype | None = None,
+    num_shards: int | None = None,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> DeltaResult:
+    """Write ``base + delta`` as a checkpoint.
+
+    Tensors that only one of them has are taken as they are. Base and delta may be cut into different numbers of shards.
+
+    Args:
+        base: Directory of a checkpoint, or ``hf://org/repo``.
+        delta: Directory with ``consolidated.NN-of-MM.model-diff.pth``.
+        output: Directory to write; it appears when it is complete.
+        format: "sphinxkit", "sphinx" (as released), "meta" or "hf".
+        dtype: Of the result; None: the base's, tensor by tensor.
+        num_shards: None: the delta's (sphinx, meta).
+        overwrite: Whether a checkpoint at ``output`` may be replaced.
+        allow_nonfinite: Let NaN and Inf through.
+        progress: Called with a tensor's name, its bytes, and the bytes of all, when it has been written.
+    Raises:
+        CheckpointError: One of them cannot be opened, they do not fit, or the output cannot be written.
+    """
+    target = Path(output)
+    with ExitStack() as stack:
+        (first,) = open_all([base], stack)
+        second = stack.enter_context(checkpoint.open(checkpoint.resolve(os.fspath(delta)), delta=True))
+        result = restored_source(
+            everything(first), everything(second), dtype=dtype or "first", allow_nonfinite=allow_nonfinite
+        )
+        is_sharded = format in ("sphinx", "meta")
+        shards = (num_shards or second.metadata.get("num_shards") or 1) if is_sharded else None
+        described = second if second.has_recipe else first
+        _write(target, result, first, second, described, format, shards, overwrite, progress, is_delta=False)
+    return DeltaResult(target, len(result.outcomes), shards)
+
+
+def _write(
+    output: Path,
+    source: MixedSource,
+    first: Checkpoint,
+    second: Checkpoint,
+    described: Checkpoint,
+    format: str,
+    num_shards: int | None,
+    overwrite: bool,
+    progress: Progress | None,
+    *,
+    is_delta: bool,
+) -> None:
+    """Write a delta or what it makes, with the recipe of ``described`` and whichever tokenizer there is."""
+    for opened in (first, second):
+        if output.exists() and opened.path.resolve() == output.resolve():
+            raise CheckpointError(f"{output}: is one of the inputs; write the result somewhere else")
+    if format not in checkpoint.FORMATS:
+        raise CheckpointError(f"format {format!r} (--to): expected one of {', '.join(checkpoint.FORMATS)}")
+    names = {key for opened in (first, second) for key in opened.unused.keys()}  # noqa: SIM118
+    unused = SelectedSource(source, lambda key: key in names)
+    with no_new_parents(output):
+        checkpoint.save(
+            output,
+            SelectedSource(source, lambda key: key not in names),
+            format=format,
+            num_shards=num_shards,
+            recipe=Recipe.of_checkpoint(described).resolved() if described.has_recipe else None,
+            tokenizer=second.tokenizer_path or first.tokenizer_path,
+            unused=unused if unused.keys() else None,
+            overwrite=overwrite,
+            progress=with_total(progress, source),
+            delta=is_delta,
+        )

@@ -1,0 +1,35 @@
+"""Where two models differ: ``sphinxkit.diff``."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from sphinxkit.interpolation.diff import DiffReport, compare
+from sphinxkit.interpolation.plots import need_matplotlib, plot_diff
+from sphinxkit.recipe.open_checkpoints import everything, open_all
+
+
+def diff(
+    first: str | os.PathLike[str], second: str | os.PathLike[str], *, plot: str | os.PathLike[str] | None = None
+) -> DiffReport:
+    """Measure how far two models are apart, tensor by tensor, in float64 and constant memory.
+
+    Args:
+        first: Directory of a checkpoint, or ``hf://org/repo``; relative distances refer to it.
+        second: The same.
+        plot: PNG with a heat map of the layers to draw.
+    Raises:
+        CheckpointError: One of them cannot be opened.
+        DataError: matplotlib is missing, or there is nothing to draw.
+    """
+    if plot is not None:
+        need_matplotlib()
+    with ExitStack() as stack:
+        a, b = open_all([first, second], stack)
+        report = compare(everything(a), everything(b))
+    if plot is not None:
+        names = [Path(model).name or str(model) for model in (first, second)]
+        plot_diff(report, Path(plot), first=names[0], second=names[1])
+    return report

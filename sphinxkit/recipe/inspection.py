@@ -1,0 +1,122 @@
+"""What a checkpoint or a recipe holds: ``sphinxkit.inspect``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sphinxkit import checkpoint
+from sphinxkit.recipe.build import build
+from sphinxkit.recipe.memory import parts_of
+from sphinxkit.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class StoredTensors:
+    """What the files of a checkpoint hold.
+
+    Attributes:
+        format: sphinxkit, sphinx, meta or hf.
+        files: Their paths.
+        dtypes: Stored dtype -> number of tensors.
+        unused: Names of tensors that no part uses; they are carried along.
+        tensors: Name -> shape of every other tensor.
+    """
+
+    format: str
+    files: tuple[str, ...]
+    dtypes: dict[str, int]
+    unused: tuple[str, ...]
+    tensors: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model as its recipe says, and of a checkpoint what is stored.
+
+    Attributes:
+        name: What was asked for.
+        parts: Each encoder, the projectors, the language model -> number of parameters.
+        num_parameters: Of the whole model.
+        image_size: Side of the square image; None for a text-only model.
+        num_views: Of one image.
+        num_image_tokens: Of one image.
+        max_seq_len: Context of the language model in tokens.
+        recipe: With every default written out.
+        stored: None for a recipe.
+    """
+
+    name: str
+    parts: dict[str, int]
+    num_parameters: int
+    image_size: int | None
+    num_views: int
+    num_image_tokens: int
+    max_seq_len: int
+    recipe: dict[str, Any]
+    stored: StoredTensors | None = None
+
+    def to_dict(self, tensors: bool = True) -> dict[str, Any]:
+        """For JSON; of a checkpoint, ``tensors`` says whether every tensor is listed."""
+        said = dataclasses.asdict(self)
+        stored = said.pop("stored") or {}
+        if not tensors:
+            stored.pop("tensors", None)
+        return said | stored
+
+
+def is_checkpoint(name: object) -> bool:
+    """Whether a name means a checkpoint rather than a recipe."""
+    return isinstance(name, str | Path) and (str(name).startswith("hf://") or Path(name).is_dir())
+
+
+def recipe_of(name: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+    """The recipe called ``name``, or the one that a checkpoint tells."""
+    if isinstance(name, Mapping | Recipe) or not is_checkpoint(name):
+        return Recipe.find(name)
+    with checkpoint.open(checkpoint.resolve(name)) as opened:
+        return Recipe.of_checkpoint(opened)
+
+
+def inspect(name: str | Path | Mapping[str, Any] | Recipe) -> Inspection:
+    """Parts, parameters and image tokens of a model; of a checkpoint also its format, dtypes and tensors.
+
+    Nothing is loaded: the structure is built without memory, and only the headers of files are read.
+
+    Args:
+        name: Directory of a checkpoint, ``hf://org/repo``, or a recipe of kind ``model`` (shipped name, path, dict or
+            Recipe).
+    Raises:
+        CheckpointError: The checkpoint cannot be opened.
+        RecipeError: The recipe is not a valid model.
+    """
+    recipe = recipe_of(name)
+    model = build(recipe, device="meta")
+    vision = model.vision
+    return Inspection(
+        name=str(name) if isinstance(name, str | Path) else recipe.name,
+        parts={part: sum(p.numel() for p in module.parameters()) for part, module in parts_of(model).items()},
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        image_size=None if vision is None else vision.image_size,
+        num_views=0 if vision is None else vision.tiler.num_views,
+        num_image_tokens=0 if vision is None else vision.num_tokens,
+        max_seq_len=model.llm.max_seq_len,
+        recipe=recipe.resolved(),
+        stored=_stored(name) if isinstance(name, str | Path) and is_checkpoint(name) else None,
+    )
+
+
+def _stored(name: str | Path) -> StoredTensors:
+    with checkpoint.open(checkpoint.resolve(name)) as opened:
+        keys = list(opened.keys())
+        return StoredTensors(
+            format=opened.format,
+            files=tuple(str(file) for file in opened.files),
+            dtypes=dict(Counter(str(opened.dtype(key)).removeprefix("torch.") for key in keys)),
+            unused=tuple(opened.unused.keys()),
+            tensors={key: tuple(opened.shape(key)) for key in keys},
+        )
