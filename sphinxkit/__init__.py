@@ -12,21 +12,24 @@ from typing import TYPE_CHECKING, Any
 from sphinxkit.version import __version__
 
 if TYPE_CHECKING:
-    from sphinxkit.recipe import Recipe, build, load, mix
+    from sphinxkit.recipe.build import build
     from sphinxkit.recipe.check import check
     from sphinxkit.recipe.deltas import apply_delta, extract_delta
     from sphinxkit.recipe.differences import diff
     from sphinxkit.recipe.inspection import inspect
+    from sphinxkit.recipe.io import load
+    from sphinxkit.recipe.mixing import mix
+    from sphinxkit.recipe.recipe import Recipe
 
 _HOMES = {
-    "Recipe": "sphinxkit.recipe",
+    "Recipe": "sphinxkit.recipe.recipe",
     "apply_delta": "sphinxkit.recipe.deltas",
-    "build": "sphinxkit.recipe",
+    "build": "sphinxkit.recipe.build",
     "check": "sphinxkit.recipe.check",
     "diff": "sphinxkit.recipe.differences",
     "extract_delta": "sphinxkit.recipe.deltas",
     "inspect": "sphinxkit.recipe.inspection",
-    "load": "sphinxkit.recipe",
+    "load": "sphinxkit.recipe.io",
     "mix": "sphinxkit.recipe.mixing",
 }
 """Public names and the modules that define them."""

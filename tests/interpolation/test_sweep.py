@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sphinxkit.errors import DataError
-from sphinxkit.interpolation.sweep import SweepPoint, SweepResult, parse_range, parse_score, run_sweep
+from sphinxkit.interpolation.sweep import SweepPoint, SweepResult, parse_range, run_sweep
 
 
 def test_ranges_are_what_was_typed() -> None:
@@ -30,17 +30,6 @@ def test_ranges_that_lead_nowhere(text: str) -> None:
 def test_too_many_points() -> None:
     with pytest.raises(DataError, match="10001 points, at most 1001"):
         parse_range("0:1:0.0001")
-
-
-def test_scores_are_the_last_line() -> None:
-    assert parse_score("loading\n0.75\n\n") == 0.75
-    assert parse_score('{"score": 3, "n": 10}') == 3.0
-
-
-@pytest.mark.parametrize("output", ["", "done", '{"accuracy": 1}', "true", "NaN", "[1]", "x" * 500])
-def test_outputs_without_a_score(output: str) -> None:
-    with pytest.raises(DataError, match="last line must be a number"):
-        parse_score(output)
 
 
 def test_sweep() -> None:
