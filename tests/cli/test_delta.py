@@ -12,7 +12,7 @@ from sphinxkit import checkpoint
 from sphinxkit.cli import app
 from sphinxkit.errors import CheckpointError
 
-_spec = importlib.util.spec_from_file_location("mixing_models", Path(__file__).with_name("mixing_models.py"))
+_spec = importlib.util.spec_from_file_location("mixing_models", Path(__file__).parents[1] / "mixing_models.py")
 assert _spec is not None
 assert _spec.loader is not None
 models = importlib.util.module_from_spec(_spec)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from sphinxkit.cli import app
 
-_spec = importlib.util.spec_from_file_location("mixing_models", Path(__file__).with_name("mixing_models.py"))
+_spec = importlib.util.spec_from_file_location("mixing_models", Path(__file__).parents[1] / "mixing_models.py")
 assert _spec is not None
 assert _spec.loader is not None
 models = importlib.util.module_from_spec(_spec)

@@ -1,4 +1,4 @@
-"""Checkpoints for the tests of mix, diff and delta."""
+"""Checkpoints for the tests of mix, diff and delta, of the functions and of the commands."""
 
 from __future__ import annotations
 
