@@ -1,4 +1,4 @@
-"""Where things are: original pixels and the padded square that SPHINX's coordinates live in, both ways.
+"""Points and boxes, and the maps between original pixels and the padded square of SPHINX's coordinates.
 
 SPHINX pads an image to a square (the image centred, the odd pixel at the bottom or right) and writes coordinates as
 fractions of that square's side, whatever the resolution.
@@ -30,17 +30,28 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """An axis-parallel box by its top left (x1, y1) and bottom right (x2, y2) corners."""
+    """An axis-parallel box by its top left (x1, y1) and bottom right (x2, y2) corners; it may be empty.
+
+    Raises:
+        DataError: The corners are swapped, or a coordinate is not a number.
+    """
 
     x1: float
     y1: float
     x2: float
     y2: float
 
+    def __post_init__(self) -> None:
+        if not (self.x1 <= self.x2 and self.y1 <= self.y2):  # a NaN fails, too
+            raise DataError(
+                f"box ({self.x1}, {self.y1}, {self.x2}, {self.y2}): its corners are swapped or not numbers; expected "
+                "x1 <= x2 and y1 <= y2, the top left corner first"
+            )
+
     @property
     def area(self) -> float:
-        """Width times height; 0 for a box whose corners are swapped."""
-        return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
+        """Width times height."""
+        return (self.x2 - self.x1) * (self.y2 - self.y1)
 
     def iou(self, other: Box) -> float:
         """Intersection over union, in [0, 1]; 0 when both are empty."""
@@ -53,11 +64,11 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class ImageGeometry:
-    """One image's size, and the maps between its pixels and the padded square.
+    """The size of one image, and the maps between its pixels and the padded square.
 
     Args:
         width: Of the original image, in pixels.
-        height: Likewise.
+        height: Of the original image, in pixels.
     Raises:
         DataError: A side is not positive.
     """

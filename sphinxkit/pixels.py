@@ -1,7 +1,7 @@
 """Pixel statistics and the one way in which SPHINX resizes pixel tensors.
 
-Every pixel tensor that travels through sphinxkit is (B, 3, H, W), CLIP-normalised; an encoder made with other
-statistics renormalises for itself.
+Every pixel tensor between parts of sphinxkit is (B, 3, H, W), CLIP-normalised; an encoder trained with other
+statistics renormalises its own input.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sphinxkit.errors import RegistryError, ShapeError
+from sphinxkit.errors import DataError, RegistryError, ShapeError
 from sphinxkit.to_device import to_device
 
 # Source: openai/CLIP, clip/clip.py, _transform.
@@ -23,17 +23,57 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 RESIZE_MODES = ("nearest", "bicubic")
 
 
-def check_pixels(pixels: Tensor, where: str) -> None:
+# Largest magnitude of CLIP-normalised pixels, our choice. White is 2.15 and black -1.79 (CLIP_MEAN, CLIP_STD); 10
+# leaves room for noise and filters, and an image of 0..255 exceeds it unless it is nearly black.
+MAX_NORMALIZED = 10.0
+
+
+def check_pixels(pixels: object, where: str) -> Tensor:
     """Raise unless ``pixels`` is a floating (B, 3, H, W) tensor.
 
     Args:
         pixels: What came.
         where: Who asks, for the message.
+    Shape:
+        pixels: (B, 3, H, W)
+    Returns:
+        ``pixels``.
     Raises:
+        DataError: No tensor: a PIL image or an array.
         ShapeError: Another rank, channel count or an integer dtype.
     """
+    if not isinstance(pixels, Tensor):
+        kind = f"{type(pixels).__module__.split('.')[0]} {type(pixels).__name__}"
+        raise DataError(
+            f"{where}: expected a tensor of floating pixels (B, 3, H, W), got {kind}; "
+            "sphinxkit.tilers.preprocess makes one from PIL images"
+        )
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
         raise ShapeError(f"{where}: expected floating pixels (B, 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
+    return pixels
+
+
+def check_normalized(pixels: Tensor, where: str) -> None:
+    """Raise if the values cannot be CLIP-normalised pixels, as those of an image of 0..255.
+
+    Values on other devices than the CPU are not read, as the host would have to wait for the device.
+
+    Args:
+        pixels: What came.
+        where: Who asks, for the message.
+    Shape:
+        pixels: (B, 3, H, W)
+    Raises:
+        DataError: A value is beyond ``MAX_NORMALIZED`` or not finite.
+    """
+    if pixels.device.type != "cpu" or not pixels.numel() or torch.compiler.is_compiling():
+        return
+    low, high = (float(end) for end in torch.aminmax(pixels.detach()))
+    if not (low >= -MAX_NORMALIZED and high <= MAX_NORMALIZED):
+        raise DataError(
+            f"{where}: expected CLIP-normalised pixels (about -1.8 to 2.2), got values from {low:.4g} to {high:.4g}; "
+            "sphinxkit.tilers.preprocess normalises images of 0..255"
+        )
 
 
 def resize_pixels(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -83,6 +123,7 @@ def renormalize(
     """
 
     def channel(values: tuple[float, float, float]) -> Tensor:
+        """(1, 3, 1, 1)."""
         return to_device(values, pixels.device, pixels.dtype).view(1, 3, 1, 1)
 
     return (pixels * channel(CLIP_STD) + channel(CLIP_MEAN) - channel(mean)) / channel(std)

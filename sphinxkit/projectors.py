@@ -16,7 +16,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
 
 
 class LinearProjector(nn.Module):
-    """One linear layer, then a LayerNorm unless told otherwise.
+    """One linear layer, then a LayerNorm (optional).
 
     Args:
         in_dim: Width of the vision tokens.
@@ -27,7 +27,7 @@ class LinearProjector(nn.Module):
         tokens: (B, N, in_dim)
         return: (B, N, out_dim)
     Raises:
-        ShapeError: A width is not positive, or tokens of another width come.
+        ShapeError: A width is no positive int, or tokens have another width.
         RegistryError: Unknown ``norm``.
     Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py, visual_proj and qformer_proj.
     """
@@ -43,7 +43,14 @@ class LinearProjector(nn.Module):
         self.norm = _make_norm("linear projector", norm, out_dim, norm_eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Project ``tokens``."""
+        """Project the tokens.
+
+        Shape:
+            tokens: (B, N, in_dim)
+            return: (B, N, out_dim)
+        Raises:
+            ShapeError: Tokens of another width.
+        """
         _check_tokens("linear projector", tokens, self.in_dim)
         return cast("Tensor", self.norm(self.proj(tokens)))
 
@@ -63,7 +70,7 @@ class MLPProjector(nn.Module):
         tokens: (B, N, in_dim)
         return: (B, N, out_dim)
     Raises:
-        ShapeError: A width or ``num_layers`` is not positive, or tokens of another width come.
+        ShapeError: A width or ``num_layers`` is no positive int, or tokens have another width.
         RegistryError: Unknown ``norm`` or ``activation``.
     Source: the two-layer GELU projector of LLaVA-1.5, arXiv:2310.03744, section 3.3.
     """
@@ -89,7 +96,14 @@ class MLPProjector(nn.Module):
         self.norm = _make_norm("mlp projector", norm, out_dim, norm_eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Project ``tokens``."""
+        """Project the tokens.
+
+        Shape:
+            tokens: (B, N, in_dim)
+            return: (B, N, out_dim)
+        Raises:
+            ShapeError: Tokens of another width.
+        """
         _check_tokens("mlp projector", tokens, self.in_dim)
         for index, layer in enumerate(self.layers):
             tokens = layer(tokens if index == 0 else self.activation(tokens))
@@ -98,8 +112,8 @@ class MLPProjector(nn.Module):
 
 def _check_dims(where: str, **dims: int) -> None:
     for name, value in dims.items():
-        if value < 1:
-            raise ShapeError(f"{where}: {name} must be at least 1, got {value}")
+        if not isinstance(value, int) or value < 1:
+            raise ShapeError(f"{where}: {name} must be an int of at least 1, got {value!r}")
 
 
 def _check_tokens(where: str, tokens: Tensor, in_dim: int) -> None:

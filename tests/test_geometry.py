@@ -59,7 +59,8 @@ def test_pixels_to_square_and_back(width: int, height: int, x: float, y: float) 
 @given(sides, sides, st.tuples(fractions, fractions, fractions, fractions))
 def test_square_to_pixels_and_back(width: int, height: int, corners: tuple[float, float, float, float]) -> None:
     geometry = ImageGeometry(width, height)
-    box = Box(*corners)
+    (x1, x2), (y1, y2) = sorted(corners[::2]), sorted(corners[1::2])
+    box = Box(x1, y1, x2, y2)
     back = geometry.box_to_square(geometry.box_to_pixels(box))
     for got, expected in zip((back.x1, back.y1, back.x2, back.y2), (box.x1, box.y1, box.x2, box.y2), strict=True):
         assert math.isclose(got, expected, rel_tol=0, abs_tol=ULPS)
@@ -67,7 +68,7 @@ def test_square_to_pixels_and_back(width: int, height: int, corners: tuple[float
 
 def test_area_and_iou() -> None:
     assert Box(0, 0, 2, 3).area == 6
-    assert Box(2, 0, 0, 3).area == 0
+    assert Box(2, 0, 2, 3).area == 0
     assert Box(0, 0, 2, 2).iou(Box(1, 1, 3, 3)) == pytest.approx(1 / 7)
     assert Box(0, 0, 2, 2).iou(Box(5, 5, 6, 6)) == 0
     assert Box(0, 0, 0, 0).iou(Box(0, 0, 0, 0)) == 0
@@ -78,3 +79,9 @@ def test_area_and_iou() -> None:
 def test_empty_images_are_refused(size) -> None:
     with pytest.raises(DataError, match=f"sides must be positive, got {size[0]}x{size[1]}"):
         ImageGeometry(*size)
+
+
+@pytest.mark.parametrize("corners", [(10, 10, 5, 5), (0, 3, 2, 1), (2, 0, 0, 3), (0, 0, math.nan, 1)])
+def test_swapped_corners_are_refused(corners: tuple[float, ...]) -> None:
+    with pytest.raises(DataError, match=r"expected x1 <= x2 and y1 <= y2, the top left corner first"):
+        Box(*corners)

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from sphinxkit.errors import RegistryError, ShapeError
+from sphinxkit.errors import DataError, RegistryError, ShapeError
 from sphinxkit.pixels import (
     CLIP_MEAN,
     CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    MAX_NORMALIZED,
+    check_normalized,
     check_pixels,
     renormalize,
     resize_pixels,
@@ -72,6 +76,37 @@ def test_other_tensors_are_refused(pixels: torch.Tensor) -> None:
         check_pixels(pixels, "here")
     with pytest.raises(ShapeError, match="resize_pixels: expected floating pixels"):
         resize_pixels(pixels, (2, 2), "nearest")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kind"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), "numpy ndarray"),
+        (np.zeros((1, 3, 4, 4), np.float32), "numpy ndarray"),
+        (Image.new("RGB", (4, 4)), "PIL Image"),
+        ([1.0], "builtins list"),
+    ],
+)
+def test_what_is_no_tensor_is_named(pixels: object, kind: str) -> None:
+    with pytest.raises(DataError, match=rf"here: expected a tensor .* got {kind}; sphinxkit.tilers.preprocess"):
+        check_pixels(pixels, "here")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(255.0, "0 to 255"), (-11.0, "-11 to 0"), (float("nan"), "nan"), (float("inf"), "to inf")]
+)
+def test_pixels_that_are_not_normalized_are_named(value: float, said: str) -> None:
+    pixels = torch.zeros(1, 3, 4, 4)
+    pixels[0, 1, 2, 3] = value
+    with pytest.raises(DataError, match=f"here: expected CLIP-normalised pixels .* got values from .*{said}"):
+        check_normalized(pixels, "here")
+
+
+def test_normalized_pixels_pass() -> None:
+    black_and_white = torch.tensor([-1.8, 2.2, MAX_NORMALIZED]).view(1, 3, 1, 1)
+    check_normalized(black_and_white, "here")
+    check_normalized(torch.zeros(0, 3, 4, 4), "here")
+    check_normalized(torch.full((1, 3, 4, 4), 255.0, device="meta"), "here")  # it has no values to read
 
 
 def test_options_are_checked() -> None:

@@ -64,7 +64,7 @@ def test_meta_device_and_refusals(kind) -> None:
         assert all(parameter.is_meta for parameter in kind(4, 8).parameters())
     with pytest.raises(ShapeError, match=r"expected tokens of width 4, got shape \(1, 2, 5\)"):
         kind(4, 8)(torch.zeros(1, 2, 5))
-    with pytest.raises(ShapeError, match="out_dim must be at least 1, got 0"):
+    with pytest.raises(ShapeError, match="out_dim must be an int of at least 1, got 0"):
         kind(4, 0)
     with pytest.raises(RegistryError, match="unknown norm 'rms'; known: 'layer' and None"):
         kind(4, 8, norm="rms")
@@ -73,7 +73,7 @@ def test_meta_device_and_refusals(kind) -> None:
 def test_mlp_refusals() -> None:
     with pytest.raises(RegistryError, match=r"unknown activation 'gleu'; did you mean 'gelu'\? Known: gelu, gelu_tanh"):
         MLPProjector(4, 8, activation="gleu")  # type: ignore[arg-type]
-    with pytest.raises(ShapeError, match="num_layers must be at least 1, got 0"):
+    with pytest.raises(ShapeError, match="num_layers must be an int of at least 1, got 0"):
         MLPProjector(4, 8, num_layers=0)
 
 

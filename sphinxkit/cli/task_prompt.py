@@ -18,7 +18,7 @@ def parse_box(text: str) -> Box:
     """``X1,Y1,X2,Y2`` in the picture's pixels.
 
     Raises:
-        DataError: Not four numbers.
+        DataError: Not four numbers, or swapped corners.
     """
     from sphinxkit.geometry import Box
 
@@ -26,7 +26,10 @@ def parse_box(text: str) -> Box:
         x1, y1, x2, y2 = (float(word) for word in text.split(","))
     except ValueError as error:
         raise DataError(f"region {text!r} (--box): expected X1,Y1,X2,Y2 in pixels") from error
-    return Box(x1, y1, x2, y2)
+    try:
+        return Box(x1, y1, x2, y2)
+    except DataError as error:
+        raise DataError(f"region {text!r} (--box): {error}") from error
 
 
 def task_instruction(task: Task[Any, Any], prompt: str | None, box: str | None, geometry: ImageGeometry) -> str:

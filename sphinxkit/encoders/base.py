@@ -1,4 +1,4 @@
-"""What every vision encoder is: input facts as data, frozen unless asked otherwise, pixels in, features out."""
+"""The base class of all vision encoders, the facts about their input, and their registry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
-from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, check_pixels, renormalize, resize_pixels
+from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, check_normalized, check_pixels, renormalize, resize_pixels
 from sphinxkit.registry import Registry
 
 
@@ -22,9 +22,9 @@ class EncoderInfo:
         mean: Per-channel pixel mean the network was trained with, on the [0, 1] scale.
         std: Per-channel pixel standard deviation it was trained with.
         input_size: Side in pixels of the square that the network sees.
-        resize_mode: How pixels of another size are brought to ``input_size``.
+        resize_mode: How pixels of another size are resized to ``input_size``.
         activation: Activation inside the feed-forward layers.
-        source: Paper and code the architecture comes from.
+        source: Paper and code of the architecture.
         license: Licence of the published weights ("" if unknown).
         hub_id: Where the published weights are ("" if nowhere).
     """
@@ -42,9 +42,9 @@ class EncoderInfo:
 class Encoder(nn.Module):
     """A vision backbone behind one interface: CLIP-normalised pixels in, ``VisionFeatures`` out.
 
-    A subclass builds its network, hands it to this constructor and implements ``encode``; resizing, renormalising,
-    casting and freezing happen here. A frozen encoder (the default) has parameters that want no gradient, stays in
-    eval mode whatever ``train()`` is called on the model around it, and builds no graph.
+    A subclass builds its network, passes it to this constructor and implements ``encode``. This class resizes,
+    renormalises, casts and freezes. A frozen encoder (the default) has parameters without gradients, stays in eval mode
+    when ``train()`` is called on the model around it, and records no autograd graph.
 
     Args:
         trunk: The network; its parameters are named ``trunk.*``.
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
         num_prefix_tokens: Tokens P without a place in the image, first in the sequence.
         grid_size: (H, W) of the patches; (0, 0) without patches.
         info: Input facts.
-        trainable: Make it a normal module, with gradients and ``train()``.
+        trainable: A normal module, with gradients and ``train()``.
     Attributes:
         input_size: Side in pixels of the square that the network sees.
         dtype: Dtype of the parameters, and so of the features.
@@ -98,10 +98,10 @@ class Encoder(nn.Module):
         return self
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """Bring pixels to the size, statistics and dtype that the network wants.
+        """Bring pixels to the size, statistics and dtype that the network takes.
 
         Pixels of another size are resized through float16 (see ``sphinxkit.pixels.resize_pixels``); pixels of the
-        right size are left exactly as they are. Statistics change in float32 or wider.
+        right size are not changed. Statistics change in float32 or wider.
 
         Args:
             pixels: CLIP-normalised, floating, any S.
@@ -110,8 +110,11 @@ class Encoder(nn.Module):
             return: (B, 3, input_size, input_size), in ``dtype``
         Raises:
             ShapeError: Not floating (B, 3, S, S) pixels.
+            DataError: No tensor, or values that are not CLIP-normalised (checked on a CPU).
         """
-        check_pixels(pixels, f"encoder {self.name}")
+        where = f"encoder {self.name}"
+        check_pixels(pixels, where)
+        check_normalized(pixels, where)
         height, width = pixels.shape[2:]
         if height != width:
             raise ShapeError(
@@ -125,13 +128,16 @@ class Encoder(nn.Module):
         return pixels.to(self.dtype)
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
-        """The network itself, on pixels that ``prepare`` made; a subclass implements it.
+        """Run the network on pixels that ``prepare`` made; a subclass implements it.
+
+        Args:
+            pixels: Renormalised, in ``dtype``.
 
         Shape:
             pixels: (B, 3, input_size, input_size)
             return: prefix (B, P, D), patches (B, H*W, D)
         Raises:
-            NotImplementedError: The subclass has none.
+            NotImplementedError: The subclass does not implement it.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement encode(pixels) -> VisionFeatures")
 
@@ -145,6 +151,7 @@ class Encoder(nn.Module):
             return: prefix (B, P, D), patches (B, H*W, D), in the parameters' dtype
         Raises:
             ShapeError: Not floating (B, 3, S, S) pixels.
+            DataError: No tensor, or values that are not CLIP-normalised (checked on a CPU).
         """
         if self.trainable:
             return self.encode(self.prepare(pixels))
@@ -160,12 +167,18 @@ class Encoder(nn.Module):
 
 
 def check_divisible(where: str, what: str, value: int, by_what: str, by: int) -> None:
-    """Raise unless ``by`` is positive and divides ``value``, which must be positive.
+    """Raise unless both are positive ints and ``by`` divides ``value``.
 
+    Args:
+        where: Who asks, for the message.
+        what: Name of ``value``.
+        value: The multiple.
+        by_what: Name of ``by``.
+        by: The divisor.
     Raises:
         ShapeError: It does not; the message names both.
     """
-    if by < 1 or value < 1 or value % by:
+    if not (isinstance(value, int) and isinstance(by, int)) or by < 1 or value < 1 or value % by:
         raise ShapeError(f"{where}: {what} {value} is not a positive multiple of {by_what} {by}")
 
 

@@ -1,4 +1,4 @@
-"""A conformance check that anybody can run on an encoder of their own."""
+"""A conformance check for encoders, yours included."""
 
 from __future__ import annotations
 
@@ -182,18 +182,18 @@ def check_encoder(encoder: nn.Module, *, batch_size: int = 3, seed: int = 0, str
 
     Checked: the facts (``name``, ``embed_dim``, ``num_prefix_tokens``, ``input_size``, ``grid_size``, ``info``,
     ``trainable``) and that the features agree with them; dtype; finite values that depend on the image; determinism;
-    that ``train()`` on a model around a frozen encoder wakes nothing; frozen parameters and no graph (or gradients,
-    when trainable); that a row does not depend on the rest of its batch; pixels of other sizes and dtypes; a
-    ShapeError for what is no batch of square images; pixels left unchanged. The encoder runs about ten times on
-    random pixels, in eval mode, and is given back in the mode it came in.
+    that a frozen encoder stays in eval mode when ``train()`` is called on the model around it; frozen parameters and no
+    autograd graph (or gradients, when trainable); that a row does not depend on the rest of its batch; pixels of other
+    sizes and dtypes; a named error for input that is no batch of square images; that the pixels are not changed. The
+    encoder runs about ten times on random pixels, in eval mode; afterwards it has the mode it came in.
 
     Args:
-        encoder: Any module meant as an encoder, materialised (not on the meta device).
-        batch_size: Images in the batch that is tried, at least 2.
-        seed: Seed of the random pixels; the global random state is left alone.
-        strict: Raise instead of returning what was found.
+        encoder: Any module meant as an encoder, with values (not on the meta device).
+        batch_size: Images in the batch, at least 2.
+        seed: Seed of the random pixels; the global random state is not changed.
+        strict: Raise instead of returning the breaches.
     Returns:
-        One message for each breach, its kind first; empty if the encoder conforms.
+        One message for each breach, which begins with its kind; empty if the encoder conforms.
     Raises:
         ShapeError: ``batch_size`` below 2.
         SphinxkitError: ``strict`` and there are breaches; the message lists them.

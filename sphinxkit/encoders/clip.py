@@ -1,4 +1,4 @@
-"""CLIP's vision transformer, on open_clip's module."""
+"""CLIP's vision transformer, built on open_clip's module."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sphinxkit.features import VisionFeatures
 
 
 class ClipEncoder(Encoder):
-    """Class token and patches of a CLIP vision transformer, every token through the last norm, none projected.
+    """Class token and patches of a CLIP vision transformer; the last norm is applied to every token, no projection.
 
-    open_clip's VisionTransformer holds the parameters; the order of its layers is driven from here, because its own
-    forward pools, and because the axis order of its stack changed between releases.
+    open_clip's VisionTransformer holds the parameters. Its layers are called here one by one: its own forward pools the
+    tokens, and the axis order of its blocks changed between releases.
 
     Shape:
         pixels: (B, 3, S, S)
@@ -29,15 +29,20 @@ class ClipEncoder(Encoder):
     """
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
-        """Run the network on prepared pixels (B, 3, input_size, input_size)."""
+        """Run the network on prepared pixels.
+
+        Shape:
+            pixels: (B, 3, input_size, input_size)
+            return: prefix (B, 1, D), patches (B, H*W, D)
+        """
         trunk: Any = self.trunk
         patches = rearrange(trunk.conv1(pixels), "b d h w -> b (h w) d")
         class_token = trunk.class_embedding.expand(patches.shape[0], 1, -1)
         hidden = trunk.ln_pre(torch.cat([class_token, patches], dim=1) + trunk.positional_embedding)
         for block in trunk.transformer.resblocks:
             attention = block.attn
-            packed = F.linear(block.ln_1(hidden), attention.in_proj_weight, attention.in_proj_bias)
-            query, key, value = packed.chunk(3, dim=-1)
+            qkv = F.linear(block.ln_1(hidden), attention.in_proj_weight, attention.in_proj_bias)
+            query, key, value = qkv.chunk(3, dim=-1)
             hidden = hidden + attention.out_proj(attend(query, key, value, attention.num_heads))
             hidden = hidden + block.mlp(block.ln_2(hidden))
         hidden = trunk.ln_post(hidden)
@@ -56,7 +61,7 @@ def clip_vit_large_patch14(
     norm_eps: float = 1e-5,
     trainable: bool = False,
 ) -> ClipEncoder:
-    """CLIP ViT-L/14, random weights, every width free.
+    """CLIP ViT-L/14, random weights, all widths configurable.
 
     Args:
         activation: "quick_gelu", what OpenAI's weights were trained with, or "gelu" (exact erf), what a build without

@@ -1,4 +1,4 @@
-"""CLIP's ConvNeXt-XXLarge, on timm's module."""
+"""CLIP's ConvNeXt-XXLarge, built on timm's module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STRIDE = 32
 
 
 class ConvNextEncoder(Encoder):
-    """The last feature map of a ConvNeXt, normed over its channels and not pooled; its mean is the prefix.
+    """The last feature map of a ConvNeXt, normalised over its channels and not pooled; its mean is the prefix token.
 
     Shape:
         pixels: (B, 3, S, S)
@@ -27,7 +27,12 @@ class ConvNextEncoder(Encoder):
     """
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
-        """Run the network on prepared pixels (B, 3, input_size, input_size)."""
+        """Run the network on prepared pixels.
+
+        Shape:
+            pixels: (B, 3, input_size, input_size)
+            return: prefix (B, 1, D), patches (B, H*W, D)
+        """
         trunk: Any = self.trunk
         patches = rearrange(trunk.head.norm(trunk.forward_features(pixels)), "b d h w -> b (h w) d")
         return VisionFeatures(prefix=patches.mean(dim=1, keepdim=True), patches=patches, grid=self.grid_size)
@@ -42,9 +47,9 @@ def convnext_xxlarge(
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu",
     trainable: bool = False,
 ) -> ConvNextEncoder:
-    """ConvNeXt-XXLarge of LAION's CLIP, random weights, every width free.
+    """ConvNeXt-XXLarge of LAION's CLIP, random weights, all widths configurable.
 
-    Views of another size are brought to ``input_size`` by nearest neighbour (224 -> 256 in SPHINX).
+    Views of another size are resized to ``input_size`` by nearest neighbour (224 -> 256 in SPHINX).
 
     Args:
         input_size: Side of the input in pixels, a multiple of 32.

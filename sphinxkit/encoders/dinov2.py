@@ -1,4 +1,4 @@
-"""DINOv2's giant vision transformer, on timm's module with the DINOv2 repository's position resampling."""
+"""DINOv2's giant vision transformer, built on timm's module with the DINOv2 repository's position resampling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GRID_OFFSET = 0.1
 
 
 def resample_positions(positions: Tensor, grid: int) -> Tensor:
-    """Bring a square position table to another grid, as the DINOv2 repository does.
+    """Resample a square position table to another grid, as the DINOv2 repository does.
 
     Bicubic in float32, not antialiased, coordinates scaled by table side / (``grid`` + 0.1). A table of the right
     size is returned as it is.
@@ -52,7 +52,12 @@ class Dinov2Encoder(Encoder):
     """
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
-        """Run the network on prepared pixels (B, 3, input_size, input_size)."""
+        """Run the network on prepared pixels.
+
+        Shape:
+            pixels: (B, 3, input_size, input_size)
+            return: prefix (B, 1, D), patches (B, H*W, D)
+        """
         trunk: Any = self.trunk
         patches = rearrange(trunk.patch_embed.proj(pixels), "b d h w -> b (h w) d")
         class_token = trunk.cls_token.expand(patches.shape[0], -1, -1)
@@ -76,7 +81,7 @@ def dinov2_vit_giant_patch14(
     norm_eps: float = 1e-6,
     trainable: bool = False,
 ) -> Dinov2Encoder:
-    """DINOv2 ViT-g/14 (without registers), random weights, every width free.
+    """DINOv2 ViT-g/14 (without registers), random weights, all widths configurable.
 
     Takes CLIP-normalised pixels like every encoder and renormalises them to ImageNet's statistics.
 

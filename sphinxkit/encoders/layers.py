@@ -21,7 +21,11 @@ class QuickGELU(nn.Module):
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Apply it element-wise; any shape."""
+        """Apply it element by element.
+
+        Shape:
+            hidden, return: any
+        """
         return hidden * torch.sigmoid(1.702 * hidden)
 
 
@@ -47,13 +51,13 @@ def activation_layer(name: str, where: str) -> Callable[[], nn.Module]:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
-    """Scaled dot-product attention of every token to every token, by torch's fused operator.
+    """Scaled dot-product attention between all tokens, by torch's fused operator.
 
     Args:
         query: Projected queries.
         key: Projected keys.
         value: Projected values.
-        num_heads: Heads h that the width is split into, consecutive channels to a head.
+        num_heads: Heads that the width is split into; a head has consecutive channels.
     Shape:
         query, return: (B, N, D)
         key, value: (B, M, D)

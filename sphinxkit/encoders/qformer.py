@@ -1,4 +1,4 @@
-"""BLIP-2's EVA ViT-g tower and Q-Former: a fixed number of query tokens read out of an image."""
+"""BLIP-2's EVA ViT-g tower and Q-Former: a fixed number of query tokens that read an image."""
 
 from __future__ import annotations
 
@@ -26,13 +26,19 @@ class _VisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Run it.
+
+        Shape:
+        pixels: (B, 3, S, S)
+        return: (B, 1 + H*W, D)
+        """
         patches = rearrange(self.patch_embedding(pixels), "b d h w -> b (h w) d")
         class_token = self.class_embedding.expand(patches.shape[0], -1, -1)
         return torch.cat([class_token, patches], dim=1) + self.position_embedding
 
 
 class _VisionAttention(nn.Module):
-    """Self-attention of the tower, queries, keys and values packed in one projection with one bias."""
+    """Self-attention of the tower; one projection with one bias gives queries, keys and values."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -41,6 +47,11 @@ class _VisionAttention(nn.Module):
         self.projection = nn.Linear(dim, dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Run it.
+
+        Shape:
+        hidden, return: (B, N, D)
+        """
         query, key, value = self.qkv(hidden).chunk(3, dim=-1)
         out: Tensor = self.projection(attend(query, key, value, self.num_heads))
         return out
@@ -53,6 +64,11 @@ class _VisionMlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Run it.
+
+        Shape:
+        hidden, return: (B, N, D)
+        """
         out: Tensor = self.fc2(F.gelu(self.fc1(hidden)))
         return out
 
@@ -68,6 +84,11 @@ class _VisionBlock(nn.Module):
         self.mlp = _VisionMlp(dim, hidden_dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Run it.
+
+        Shape:
+        hidden, return: (B, N, D)
+        """
         hidden = hidden + self.self_attn(self.layer_norm1(hidden))
         out: Tensor = hidden + self.mlp(self.layer_norm2(hidden))
         return out
@@ -82,6 +103,12 @@ class _Layers(nn.Module):
         self.add_module(attribute, nn.ModuleList(blocks))
 
     def forward(self, hidden: Tensor, *context: Tensor) -> Tensor:
+        """Run it.
+
+        Shape:
+        hidden, return: (B, N, D)
+        context: (B, M, C), for blocks that take it
+        """
         for block in self.get_submodule(self.attribute).children():
             hidden = block(hidden, *context)
         return hidden
@@ -122,13 +149,18 @@ class EvaVisionTower(nn.Module):
         self.post_layernorm = nn.LayerNorm(embed_dim, eps=norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Tokens of a batch of views."""
+        """Tokens of a batch of views.
+
+        Shape:
+            pixels: (B, 3, image_size, image_size)
+            return: (B, 1 + H*W, D), class token first
+        """
         out: Tensor = self.post_layernorm(self.encoder(self.embeddings(pixels)))
         return out
 
 
 class _QueryAttention(nn.Module):
-    """Attention with separate projections; keys and values may be of another width (cross-attention)."""
+    """Attention with separate projections; keys and values may come from another width (cross-attention)."""
 
     def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -138,11 +170,17 @@ class _QueryAttention(nn.Module):
         self.value = nn.Linear(context_dim, dim)
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
+        """Run it.
+
+        Shape:
+        hidden, return: (B, N, D)
+        context: (B, M, C)
+        """
         return attend(self.query(hidden), self.key(context), self.value(context), self.num_heads)
 
 
 class _ResidualOutput(nn.Module):
-    """Projection, residual, then norm: the tail of every post-norm sub-layer."""
+    """Projection, residual, then norm: the end of every post-norm sub-layer."""
 
     def __init__(self, in_dim: int, dim: int, norm_eps: float) -> None:
         super().__init__()
@@ -150,6 +188,12 @@ class _ResidualOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """Run it.
+
+        Shape:
+        hidden: (B, N, in_dim)
+        residual, return: (B, N, D)
+        """
         out: Tensor = self.LayerNorm(self.dense(hidden) + residual)
         return out
 
@@ -161,6 +205,12 @@ class _QueryAttentionBlock(nn.Module):
         self.output = _ResidualOutput(dim, dim, norm_eps)
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
+        """Run it.
+
+        Shape:
+        hidden, return: (B, N, D)
+        context: (B, M, C)
+        """
         out: Tensor = self.output(self.attention(hidden, context), hidden)
         return out
 
@@ -171,6 +221,12 @@ class _Intermediate(nn.Module):
         self.dense = nn.Linear(dim, hidden_dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Run it.
+
+        Shape:
+        hidden: (B, N, D)
+        return: (B, N, hidden_dim)
+        """
         return F.gelu(self.dense(hidden))
 
 
@@ -187,6 +243,12 @@ class _QueryLayer(nn.Module):
         self.output_query = _ResidualOutput(hidden_dim, dim, norm_eps)
 
     def forward(self, hidden: Tensor, image_tokens: Tensor) -> Tensor:
+        """Run it.
+
+        Shape:
+        hidden, return: (B, N, D)
+        image_tokens: (B, M, C)
+        """
         hidden = self.attention(hidden, hidden)
         if self.has_cross_attention:
             hidden = self.crossattention(hidden, image_tokens)
@@ -195,9 +257,9 @@ class _QueryLayer(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Query tokens through post-norm BERT layers; every n-th, the first included, looks at an image's tokens.
+    """Post-norm BERT layers on query tokens; every n-th layer, the first included, attends to an image's tokens.
 
-    It has no dropout: SPHINX only ever runs it frozen, and a trainable copy is deterministic.
+    It has no dropout: SPHINX runs it frozen, and a trainable copy is deterministic.
 
     Args:
         embed_dim: Width D of the queries.
@@ -232,19 +294,28 @@ class QFormer(nn.Module):
         )
 
     def forward(self, queries: Tensor, image_tokens: Tensor) -> Tensor:
-        """The queries after having read the image."""
+        """Let the queries read the image.
+
+        Shape:
+            queries: (B, N, D)
+            image_tokens: (B, M, context_dim)
+            return: (B, N, D)
+        """
         out: Tensor = self.encoder(self.layernorm(queries), image_tokens)
         return out
 
 
 class Blip2Trunk(nn.Module):
-    """Learnt queries, vision tower and Q-Former: pixels (B, 3, S, S) to query tokens (B, N, D).
+    """Learnt queries, vision tower and Q-Former.
 
     Args:
         vision_model: Gives the image's tokens.
         qformer: Reads them.
         num_query_tokens: Learnt queries, N.
-        embed_dim: Their width, D.
+        embed_dim: Width D of the queries.
+    Shape:
+        pixels: (B, 3, S, S)
+        return: (B, N, D)
     """
 
     def __init__(self, vision_model: EvaVisionTower, qformer: QFormer, num_query_tokens: int, embed_dim: int) -> None:
@@ -254,7 +325,12 @@ class Blip2Trunk(nn.Module):
         self.qformer = qformer
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The queries after having read each view."""
+        """Let the learnt queries read each view.
+
+        Shape:
+            pixels: (B, 3, S, S)
+            return: (B, N, D)
+        """
         image_tokens = self.vision_model(pixels)
         out: Tensor = self.qformer(self.query_tokens.expand(image_tokens.shape[0], -1, -1), image_tokens)
         return out
@@ -270,7 +346,12 @@ class QFormerEncoder(Encoder):
     """
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
-        """Run the network on prepared pixels (B, 3, input_size, input_size)."""
+        """Run the network on prepared pixels.
+
+        Shape:
+            pixels: (B, 3, input_size, input_size)
+            return: prefix (B, N, D), patches (B, 0, D)
+        """
         queries = self.trunk(pixels)
         return VisionFeatures(prefix=queries, patches=queries[:, :0], grid=(0, 0))
 
@@ -293,7 +374,7 @@ def blip2_qformer(
     norm_eps: float = 1e-12,
     trainable: bool = False,
 ) -> QFormerEncoder:
-    """BLIP-2's first stage: EVA ViT-g/14 (without its last block) and Q-Former, random weights, every width free.
+    """BLIP-2's first stage: EVA ViT-g/14 (without its last block) and Q-Former, random weights, widths configurable.
 
     Args:
         image_size: Side of the input in pixels.
@@ -308,7 +389,7 @@ def blip2_qformer(
         num_heads: Attention heads of the Q-Former.
         hidden_dim: Width of the Q-Former's feed-forward layers.
         num_query_tokens: Learnt queries.
-        cross_attention_frequency: Layers 0, n, 2n, ... of the Q-Former look at the image.
+        cross_attention_frequency: n; layers 0, n, 2n, ... of the Q-Former attend to the image.
         norm_eps: Epsilon of the Q-Former's LayerNorms.
         trainable: Normal module instead of frozen.
     Raises:

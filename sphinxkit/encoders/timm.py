@@ -20,10 +20,10 @@ _RESERVED = frozenset({"pretrained", "checkpoint_path", "num_classes", "global_p
 class TimmEncoder(Encoder):
     """Features of a timm backbone, before its pooling and classifier.
 
-    A backbone that gives a sequence (a ViT) has timm's ``num_prefix_tokens`` as its prefix: class, distillation and
+    The prefix of a backbone that gives a sequence (a ViT) is timm's ``num_prefix_tokens``: class, distillation and
     register tokens, or none (SigLIP). A backbone that gives a map (a CNN, Swin) has the map's cells as patches and
-    their mean as a prefix of one token, as SPHINX's ConvNeXt has (our choice for all maps: it lets them be mixed
-    with ViTs). timm's own last norm is applied where it stands before the pooling, and only there.
+    their mean as a prefix of one token, as SPHINX's ConvNeXt (our choice for all maps, so that they mix with ViTs).
+    timm's last norm is applied only if it comes before the pooling.
 
     Shape:
         pixels: (B, 3, S, S)
@@ -32,7 +32,12 @@ class TimmEncoder(Encoder):
     """
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
-        """Run the network on prepared pixels (B, 3, input_size, input_size)."""
+        """Run the network on prepared pixels.
+
+        Shape:
+            pixels: (B, 3, input_size, input_size)
+            return: prefix (B, P, D), patches (B, H*W, D)
+        """
         trunk: Any = self.trunk
         hidden: Tensor = trunk.forward_features(pixels)
         if hidden.ndim == 4:
@@ -50,6 +55,11 @@ class _ForwardFeatures(nn.Module):
         self.trunk = trunk
 
     def forward(self, pixels: Tensor) -> Any:
+        """Run the trunk.
+
+        Shape:
+            pixels: (B, 3, S, S)
+        """
         trunk: Any = self.trunk
         return trunk.forward_features(pixels)
 
@@ -87,11 +97,11 @@ def _facts(trunk: Any, where: str, input_size: int) -> tuple[int, int, tuple[int
 
 @register("timm")
 def timm(model: str, input_size: int | None = None, trainable: bool = False, **options: Any) -> TimmEncoder:
-    """Any timm backbone with random weights, pooling and classifier removed.
+    """Any timm backbone with random weights, without its pooling and classifier.
 
-    Widths, grid and prefix tokens are read off the built network; pixel statistics are those of timm's pretrained
-    configuration of that name. Built on the meta device, a backbone with non-persistent buffers (Swin, rotary
-    positions) needs them filled by timm's own means after ``to_empty``.
+    Widths, grid and prefix tokens are read from the built network. Pixel statistics are those of timm's pretrained
+    configuration of that name. A backbone with non-persistent buffers (Swin, rotary positions) that is built on the
+    meta device needs timm's own initialisation of them after ``to_empty``.
 
     Args:
         model: timm's name, with or without a weights tag; ``timm.list_models()`` lists them.
@@ -100,7 +110,8 @@ def timm(model: str, input_size: int | None = None, trainable: bool = False, **o
         **options: More keyword arguments of the timm model (``embed_dim``, ``depth``, ``drop_path_rate``, ...).
     Raises:
         RegistryError: timm has no such model or option, or the option is decided here.
-        ShapeError: The backbone does not take ``input_size``, or gives features that are no square grid.
+        ShapeError: The pooling cannot be removed, the backbone does not take ``input_size``, or its features form no
+            square grid.
     Source: timm, github.com/huggingface/pytorch-image-models.
     """
     from timm import create_model, is_model, list_models
@@ -120,7 +131,10 @@ def timm(model: str, input_size: int | None = None, trainable: bool = False, **o
         trunk = create_model(model, pretrained=False, num_classes=0, **options)
     except TypeError as error:
         raise RegistryError(f"{where}: timm refuses the options: {error}") from error
-    trunk.reset_classifier(0, "")
+    try:
+        trunk.reset_classifier(0, "")
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:  # what timm's classes raise here
+        raise ShapeError(f"{where}: timm cannot remove the pooling of this backbone: {error}") from error
     facts = trunk.pretrained_cfg
     if input_size is None:
         input_size = int(facts["input_size"][-1])

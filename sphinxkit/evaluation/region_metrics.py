@@ -44,13 +44,20 @@ def _numbers(annotation: Annotation, value: Any, count: int) -> list[float]:
     return [float(x) for x in value]
 
 
+def _box(annotation: Annotation, value: Any) -> Box:
+    try:
+        return Box(*_numbers(annotation, value, 4))
+    except DataError as error:
+        raise DataError(f"{annotation.where}: {str(error).removeprefix(f'{annotation.where}: ')}") from error
+
+
 def gold_box(annotation: Annotation) -> Box:
     """``gt_answers`` as one box [x1, y1, x2, y2] in original pixels.
 
     Raises:
         DataError: It is something else.
     """
-    return Box(*_numbers(annotation, annotation.gold, 4))
+    return _box(annotation, annotation.gold)
 
 
 def _read(task: Task, text: str, annotation: Annotation) -> ParseResult[Any]:
@@ -88,7 +95,7 @@ def gold_labelled_boxes(annotation: Annotation, task: Task) -> list[LabelledBox]
         boxes = entry.get("boxes", [entry["box"]] if "box" in entry else None) if isinstance(entry, dict) else None
         if not isinstance(label, str) or not isinstance(boxes, list):
             raise DataError(f"{annotation.where}: expected a label and 'boxes' or 'box', got {entry!r:.80}")
-        found += [(label, Box(*_numbers(annotation, box, 4))) for box in boxes]
+        found += [(label, _box(annotation, box)) for box in boxes]
     return found
 
 
@@ -225,7 +232,7 @@ def pose(records: Sequence[Record]) -> MetricResult:
             raise DataError(f"{annotation.where}: there are no key points in gt_answers")
         values = annotation.fields.get("box")
         xs, ys = [point.x for point in gold.values()], [point.y for point in gold.values()]
-        box = Box(*_numbers(annotation, values, 4)) if values else Box(min(xs), min(ys), max(xs), max(ys))
+        box = _box(annotation, values) if values else Box(min(xs), min(ys), max(xs), max(ys))
         area = annotation.fields.get("area", box.area)
         if not is_finite_number(area):
             raise DataError(f"{annotation.where}: area must be a finite number, got {area!r:.80}")

@@ -23,6 +23,7 @@ OKS_SIGMAS = (
 _BRACKET = re.compile(r"\[(.*?)\]")
 
 LabelledBox = tuple[str, Box]
+Corners = tuple[float, float, float, float]
 
 
 def normalize_label(text: str) -> str:
@@ -30,7 +31,7 @@ def normalize_label(text: str) -> str:
     return " ".join(text.lower().replace("_", " ").split()).rstrip(".")
 
 
-def read_box_strictly(text: str) -> Box | None:
+def read_box_strictly(text: str) -> Corners | None:
     """The first ``[...]`` of an answer as exactly four comma-separated finite floats, with no repair.
 
     Without any ``[...]`` the text up to the first ']' is tried.
@@ -38,7 +39,7 @@ def read_box_strictly(text: str) -> Box | None:
     Args:
         text: An answer.
     Returns:
-        The box as written (fractions of the padded square), or None.
+        (x1, y1, x2, y2) as written (fractions of the padded square; the corners may be swapped), or None.
     Source: LLaMA2-Accessory, accessory/eval_mm/evaluate.py, the RefCOCO metric.
     """
     found = _BRACKET.search(text)
@@ -49,23 +50,25 @@ def read_box_strictly(text: str) -> Box | None:
         numbers = [float(part) for part in parts]
     except ValueError:
         return None
-    return Box(*numbers) if all(map(math.isfinite, numbers)) else None
+    x1, y1, x2, y2 = numbers
+    return (x1, y1, x2, y2) if all(map(math.isfinite, numbers)) else None
 
 
-def square_iou(prediction: Box | None, gold: Box, geometry: ImageGeometry) -> float:
+def square_iou(prediction: Corners | None, gold: Box, geometry: ImageGeometry) -> float:
     """IoU of a predicted box (fractions of the padded square) and a gold one (original pixels), in the padded square.
 
-    Nothing is clipped or repaired; a missing prediction is a zero box.
+    Nothing is clipped or repaired; a missing prediction and one with swapped corners overlap nothing.
 
     Args:
-        prediction: Fractions of the padded square's side, or None.
+        prediction: (x1, y1, x2, y2) in fractions of the padded square's side, or None.
         gold: Original pixels.
         geometry: The image's size.
     """
-    if prediction is None:
+    if prediction is None or prediction[0] > prediction[2] or prediction[1] > prediction[3]:
         return 0.0
     side, (dx, dy) = geometry.side, geometry.offset
-    predicted = Box(prediction.x1 * side, prediction.y1 * side, prediction.x2 * side, prediction.y2 * side)
+    x1, y1, x2, y2 = prediction
+    predicted = Box(x1 * side, y1 * side, x2 * side, y2 * side)
     return predicted.iou(Box(gold.x1 + dx, gold.y1 + dy, gold.x2 + dx, gold.y2 + dy))
 
 

@@ -1,4 +1,4 @@
-"""One high-resolution image as a downsampled view plus its sub-images."""
+"""Cut one high-resolution image into a downsampled view and its sub-images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sphinxkit.tilers.base import register
 @register("grid")
 @dataclass(frozen=True)
 class GridTiler:
-    """Cut an image into rows x cols crops, with a downsampled view of the whole in front.
+    """Cut an image into rows x cols crops, with a downsampled view of the whole image first.
 
     SPHINX is ``GridTiler(1, 1, 224, thumbnail=False)``, SPHINX-1k ``GridTiler(2, 2, 224)``, SPHINX-2k
     ``GridTiler(3, 3, 224)``. An encoder that sees another size beside a bigger one (DINOv2's 224 beside ConvNeXt's 512)
     asks the same tiler for its own ``tile_size``.
 
     Args:
-        rows: Crops down.
-        cols: Crops across.
+        rows: Crops from top to bottom.
+        cols: Crops from left to right.
         tile_size: Side of a crop in pixels; the image is ``rows * tile_size`` high and ``cols * tile_size`` wide.
         thumbnail: View 0 is the whole image, resized to a crop's size.
     Raises:
-        ShapeError: ``rows``, ``cols`` or ``tile_size`` is not positive.
+        ShapeError: ``rows``, ``cols`` or ``tile_size`` is no positive int.
     Source: SPHINX, arXiv:2311.07575, section 3.4; LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py and (second
         size) llama_ens5_light.py, encode_image.
     """
@@ -39,8 +39,9 @@ class GridTiler:
 
     def __post_init__(self) -> None:
         for name in ("rows", "cols", "tile_size"):
-            if getattr(self, name) < 1:
-                raise ShapeError(f"grid tiler: {name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ShapeError(f"grid tiler: {name} must be an int of at least 1, got {value!r}")
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -82,8 +83,8 @@ class GridTiler:
                 f"({self.rows}x{self.cols} tiles of {self.tile_size}), got {pixels.shape[2]}x{pixels.shape[3]}"
             )
         side = self.tile_size if tile_size is None else tile_size
-        if side < 1:
-            raise ShapeError(f"grid tiler: tile_size must be at least 1, got {side}")
+        if not isinstance(side, int) or side < 1:
+            raise ShapeError(f"grid tiler: tile_size must be an int of at least 1, got {side!r}")
         is_single = self.num_views == 1
         whole = pixels
         if side != self.tile_size or (is_single and tile_size is not None):
@@ -101,10 +102,10 @@ class GridTiler:
     __call__ = tile
 
     def untile(self, views: Tensor) -> Tensor:
-        """Put crops back together; the thumbnail is ignored.
+        """Join crops into one image again; the thumbnail is ignored.
 
         Args:
-            views: What ``tile`` gave, or anything else per view in that layout.
+            views: As ``tile`` returns them, with any number of channels.
         Shape:
             views: (B, V, C, h, w)
             return: (B, C, rows*h, cols*w)

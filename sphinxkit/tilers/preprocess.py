@@ -1,4 +1,4 @@
-"""PIL images to CLIP-normalised pixels: padded to a square, resized, normalised, exact to the public pipeline."""
+"""PIL images to CLIP-normalised pixels: pad to a square, resize, normalise, bitwise equal to the public pipeline."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ STD = np.array(CLIP_STD, dtype=np.float32).reshape(3, 1, 1)
 def pad_and_resize(image: Image.Image, image_size: int) -> Image.Image:
     """Pad an image to a square and resize it, bit for bit as Pillow would resize the padded square.
 
-    The image is centred (the odd pixel at the bottom or right) on the CLIP mean colour. Padding is never resized: rows
-    and columns that hold nothing else are known to come out in the same colour, which makes this faster than resizing
-    the square and keeps memory small at extreme aspect ratios.
+    The image is centred (the odd pixel at the bottom or right) on the CLIP mean colour. Rows and columns of padding
+    alone keep their colour, so only the rest is resized. This is faster than resizing the square and keeps memory small
+    at extreme aspect ratios.
 
     Args:
         image: Any mode; made RGB first, alpha dropped.
@@ -106,7 +106,8 @@ def preprocess(images: Image.Image | Sequence[Image.Image], image_size: int) -> 
         ShapeError: ``image_size`` is below 8.
     Source: LLaMA2-Accessory, accessory/data/transform.py, padded_resize.
     """
-    batch = list(images) if isinstance(images, Sequence) else [images]
+    is_several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
+    batch = list(images) if is_several else [images]
     if not batch:
         raise DataError("preprocess: no images were given")
     _check_size(image_size)

@@ -46,7 +46,7 @@ def resize_axis(
     Returns:
         The resized part of the axis that is not plain padding, and where it starts on the resized axis.
     """
-    window = plan(side, offset, image.size[axis], size)
+    window = resize_window(side, offset, image.size[axis], size)
     length, count = window.high - window.low, window.last - window.first
     whole = length == side and count == size
     start, stop = (0.0, float(side)) if whole else _box(window, side, size)
@@ -73,7 +73,7 @@ def resize_axis(
 
 
 @lru_cache(maxsize=256)
-def plan(side: int, offset: int, length: int, size: int) -> Window:
+def resize_window(side: int, offset: int, length: int, size: int) -> Window:
     """The smallest part of a pass that is safe to compute alone; everything if none is.
 
     Pillow takes the part as a box in float32 and derives the same scale and, up to float64 rounding, the same filter

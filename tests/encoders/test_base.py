@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from sphinxkit.encoders import Encoder, EncoderInfo
 from sphinxkit.encoders.base import check_divisible
-from sphinxkit.errors import ShapeError
+from sphinxkit.errors import DataError, ShapeError
 from sphinxkit.features import VisionFeatures
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, resize_pixels
 
@@ -112,6 +114,18 @@ def test_wrong_pixels_are_shape_errors() -> None:
         encoder(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ShapeError, match=r"expected square pixels \(B, 3, S, S\), got \(1, 3, 8, 4\)"):
         encoder(torch.zeros(1, 3, 8, 4))
+
+
+@pytest.mark.parametrize("pixels", [Image.new("RGB", (8, 8)), np.zeros((8, 8, 3), np.uint8), "photo.jpg"])
+def test_what_is_no_tensor_is_named(pixels: object) -> None:
+    with pytest.raises(DataError, match="encoder patchify: expected a tensor of floating pixels"):
+        Patchify()(pixels)
+
+
+def test_pixels_of_0_to_255_are_named() -> None:
+    image = torch.randint(0, 256, (2, 3, 8, 8)).float()
+    with pytest.raises(DataError, match="encoder patchify: expected CLIP-normalised pixels"):
+        Patchify()(image)
 
 
 def test_a_subclass_must_encode() -> None:

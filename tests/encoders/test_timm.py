@@ -118,6 +118,11 @@ def test_unknown_models_and_options() -> None:
         timm("resnet18", no_such_option=3)
 
 
+def test_a_backbone_that_keeps_its_pooling_is_named() -> None:
+    with pytest.raises(ShapeError, match="timm 'crossvit_9_240': timm cannot remove the pooling of this backbone"):
+        timm("crossvit_9_240")
+
+
 def test_unusable_backbones() -> None:
     with pytest.raises(ShapeError, match="the backbone does not take input_size 16"):
         _facts(timm("vit_tiny_patch16_224", input_size=32, **SMALL_VIT).trunk, "here", 16)

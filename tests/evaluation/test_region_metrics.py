@@ -39,6 +39,11 @@ def test_precision_at_1_strict_and_lenient() -> None:
     assert result.unparsable == 1
 
 
+def test_a_gold_box_with_swapped_corners_names_its_annotation() -> None:
+    with pytest.raises(DataError, match=r"^a.json:1: box \(120.0, 10.0, 20.0, 60.0\): its corners are swapped"):
+        metrics.score("precision_at_1", [_record("[0.1,0.3,0.6,0.55]", [120, 10, 20, 60])])
+
+
 def _detection(prediction: str, gold: Any) -> metrics.MetricResult:
     return metrics.score("detection_f1", [_record(prediction, gold)])
 

@@ -148,14 +148,14 @@ def test_rows_of_a_batch_do_not_mix(tile_size: int | None) -> None:
 
 def test_refusals() -> None:
     for name in ("rows", "cols", "tile_size"):
-        with pytest.raises(ShapeError, match=f"{name} must be at least 1, got 0"):
+        with pytest.raises(ShapeError, match=f"{name} must be an int of at least 1, got 0"):
             GridTiler(**{name: 0})
     tiler = GridTiler(2, 2, 8)
     with pytest.raises(ShapeError, match=r"an image of 16x16 pixels \(2x2 tiles of 8\), got 16x8"):
         tiler(torch.zeros(1, 3, 16, 8))
     with pytest.raises(ShapeError, match="grid tiler: expected floating pixels"):
         tiler(torch.zeros(3, 16, 16))
-    with pytest.raises(ShapeError, match="tile_size must be at least 1, got 0"):
+    with pytest.raises(ShapeError, match="tile_size must be an int of at least 1, got 0"):
         tiler.tile(torch.zeros(1, 3, 16, 16), 0)
     with pytest.raises(ShapeError, match=r"expected views \(B, 5, C, h, w\), got \(1, 4, 3, 8, 8\)"):
         tiler.untile(torch.zeros(1, 4, 3, 8, 8))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sphinxkit.tilers import resize
 from sphinxkit.tilers.preprocess import MAX_SIDE, MIN_IMAGE_SIZE, PAD_COLOR
-from sphinxkit.tilers.resize import SUPPORT, Window, plan
+from sphinxkit.tilers.resize import SUPPORT, Window, resize_window
 
 
 @settings(deadline=None, max_examples=150)
@@ -14,7 +14,7 @@ from sphinxkit.tilers.resize import SUPPORT, Window, plan
 def test_a_window_holds_every_result_that_sees_the_image(side: int, data: st.DataObject, size: int) -> None:
     length = data.draw(st.integers(1, side))
     offset = (side - length) // 2
-    window = plan(side, offset, length, size)
+    window = resize_window(side, offset, length, size)
     assert 0 <= window.first < window.last <= size
     assert 0 <= window.low <= offset
     assert offset + length <= window.high <= side
@@ -31,24 +31,24 @@ def test_a_window_holds_every_result_that_sees_the_image(side: int, data: st.Dat
 
 
 def test_the_usual_photo_needs_about_its_share() -> None:
-    assert plan(1920, 420, 1080, 448) == Window(91, 357, 379, 1541)
-    assert plan(1024, 224, 576, 512).last < 512
+    assert resize_window(1920, 420, 1080, 448) == Window(91, 357, 379, 1541)
+    assert resize_window(1024, 224, 576, 512).last < 512
 
 
 def test_an_unpadded_axis_is_one_plain_pass() -> None:
-    assert plan(640, 0, 640, 224) == Window(0, 224, 0, 640)
+    assert resize_window(640, 0, 640, 224) == Window(0, 224, 0, 640)
 
 
 def test_odd_sizes_resize_the_whole_axis() -> None:
-    assert plan(1000, 400, 200, 97) == Window(0, 97, 0, 1000)
+    assert resize_window(1000, 400, 200, 97) == Window(0, 97, 0, 1000)
 
 
 def test_a_weight_on_the_edge_resizes_the_whole_axis(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan.cache_clear()
+    resize_window.cache_clear()
     monkeypatch.setattr(resize, "_is_on_edge", lambda *_: True)
-    assert plan(1920, 420, 1080, 448) == Window(0, 448, 0, 1920)
-    assert plan(1920, 420, 1080, 512) != Window(0, 512, 0, 1920)  # positions are exact for powers of two
-    plan.cache_clear()
+    assert resize_window(1920, 420, 1080, 448) == Window(0, 448, 0, 1920)
+    assert resize_window(1920, 420, 1080, 512) != Window(0, 512, 0, 1920)  # positions are exact for powers of two
+    resize_window.cache_clear()
 
 
 def test_the_widest_filter_cannot_change_a_flat_colour() -> None:

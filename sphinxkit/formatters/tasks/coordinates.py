@@ -57,10 +57,8 @@ def check_box(task: str, box: Box, geometry: ImageGeometry) -> Box:
     """The box inside the image, clipped if it is out by at most ``ANNOTATION_SLACK`` pixels.
 
     Raises:
-        DataError: It is farther out, not finite, or its corners are swapped.
+        DataError: It is farther out, or not finite.
     """
-    if box.x2 < box.x1 or box.y2 < box.y1:
-        raise DataError(f"task {task!r}: {box} has its corners swapped")
     start = check_point(task, Point(box.x1, box.y1), geometry)
     end = check_point(task, Point(box.x2, box.y2), geometry)
     return Box(start.x, start.y, end.x, end.y)
