@@ -106,13 +106,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
     """
     header, start, size = _header(path)
     metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: __metadata__ in the header is {type(metadata).__name__}, expected an object")
     mapped = _MappedFile(path, size)
     placed: list[tuple[int, int, StoredTensor]] = []
     for name, info in header.items():
         try:
             dtype, shape = DTYPES[info["dtype"]], tuple(int(n) for n in info["shape"])
             begin, end = (int(n) for n in info["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path}: header entry {name!r} cannot be used: {error!r}") from error
         if min(shape, default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
             raise CheckpointError(f"{path}: {name!r} is {list(shape)} {dtype} but has {end - begin} bytes")

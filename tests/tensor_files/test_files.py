@@ -43,3 +43,19 @@ def test_what_is_no_file_of_tensors(tmp_path: Path) -> None:
     for name in ("none.safetensors", "none.bin"):
         with pytest.raises(CheckpointError, match=rf"{name}: cannot be read"):
             tensor_files.open(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"weight_map": ' + b"[" * 100_000, "cannot be read as JSON"),
+        (b'{"weight_map": ', "cannot be read as JSON"),
+        (b"\xff", "cannot be read as JSON"),
+        (b"[]", "holds list, expected an object"),
+    ],
+)
+def test_an_index_that_is_no_json_object(tmp_path: Path, content: bytes, message: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"model.safetensors.index.json: {message}"):
+        tensor_files.open(index)

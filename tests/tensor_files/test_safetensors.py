@@ -118,6 +118,14 @@ def test_misaligned_data_is_still_right(tmp_path: Path) -> None:
         (b"{not json}", b"", "header is damaged"),
         (b'{"a": 1, "a": 2}', b"", "a name occurs twice"),
         ([1, 2], b"", "it is not an object"),
+        (b'{"a": ' + b"[" * 100_000, b"", "header is damaged"),
+        ({"__metadata__": ["pt"]}, b"", "__metadata__ in the header is list, expected an object"),
+        (
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [Infinity, NaN]}}',
+            b"",
+            "'a' cannot be used",
+        ),
+        (b'{"a": {"dtype": "F32", "shape": [1e400], "data_offsets": [0, 4]}}', b"1234", "'a' cannot be used"),
     ],
 )
 def test_a_header_that_does_not_fit_is_an_error(tmp_path: Path, header: object, data: bytes, message: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sphinxkit.atomic import atomic_file
+from sphinxkit.atomic import TEMP_SUFFIX, atomic_file
 from sphinxkit.data.conversations import write_conversation
 from sphinxkit.data.converters import coco, image_folder, regions, vqa
 from sphinxkit.data.converters.base import Converted, Converter, Malformed, Problems, Source, is_writable
@@ -171,7 +171,7 @@ def convert(
         limit: Stop after this many conversations.
         progress: Called with the number written, now and then.
     Raises:
-        DataError: As ``convert_records``; neither output nor stream.
+        DataError: As ``convert_records``; neither output nor stream; a file that cannot be read or written.
     """
     if output is None and stream is None:
         raise DataError("convert: there is neither an output file nor a stream")
@@ -179,7 +179,7 @@ def convert(
         raise DataError(f"{source.path}: there is no such file or folder")
     name, chosen, _ = _choose(format_name, task)
     listing = None if output is None else Path(f"{output}.malformed.jsonl")
-    with ExitStack() as stack:
+    with _named(output), ExitStack() as stack:
         target = stream
         if output is not None:
             temporary = stack.enter_context(atomic_file(output))
@@ -208,6 +208,21 @@ def convert(
         malformed=problems.listed,
         malformed_file=str(listing) if listing is not None and problems.count else None,
     )
+
+
+@contextmanager
+def _named(output: str | Path | None) -> Iterator[None]:
+    """Errors of the system say which of the files they are about."""
+    try:
+        yield
+    except OSError as error:
+        path = None if error.filename is None else Path(error.filename)
+        is_output = path is None or path.name.endswith(TEMP_SUFFIX) or path in Path(output or "").parents
+        if output is not None and is_output:
+            raise DataError(f"{output}: cannot be written: {error}") from error
+        if path is None:
+            raise
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 class _Listing:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -321,3 +322,13 @@ def test_half_a_surrogate_pair_is_malformed(tmp_path: Path) -> None:
     assert [problem.line for problem in report.malformed] == [1, 2]
     assert "half of a surrogate pair cannot be written" in report.malformed[0].reason
     assert r"'imageId' holds half of a surrogate pair: '\ud800'" in report.malformed[1].reason
+
+
+def test_files_that_cannot_be_opened_are_named(gqa: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/out.jsonl: cannot be written: .*(Not a directory|File exists)"):
+        convert(Source(gqa), "gqa", output=tmp_path / "file" / "out.jsonl")
+    monkeypatch.setattr("os.fsync", lambda descriptor: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    with pytest.raises(DataError, match=r"out.jsonl: cannot be written: .*No space left on device"):
+        convert(Source(gqa), "gqa", output=tmp_path / "out.jsonl")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "gqa.json"}
