@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from sphinxkit.nano.ablation_report import write_page
+from sphinxkit.nano.ablations.report import write_page
 from sphinxkit.nano.ablations import read_results
 
 DOCS = Path(__file__).parent

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sphinxkit.data.conversations import encode_sample
-from sphinxkit.nano.perception import PerceptionPlan
-from sphinxkit.nano.reproduce import STAGES, recipes, training_plan
-from sphinxkit.nano.scores import table
+from sphinxkit.nano.perception.training import PerceptionPlan
+from sphinxkit.nano.stages import STAGES
+from sphinxkit.nano.stages.scores import table
+from sphinxkit.nano.stages.steps import recipes, training_plan
 from sphinxkit.recipe import build
 from sphinxkit.training import TrainPlan
 from sphinxkit.training.assembly import find_recipe

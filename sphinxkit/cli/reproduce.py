@@ -10,8 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sphinxkit.errors import RecipeError
-
 
 class Subject(StrEnum):
     """What can be reproduced."""
@@ -31,21 +29,21 @@ def reproduce(
         Path | None, typer.Option("--output", "-o", help="Folder of all runs; runs/nano or runs/ablations.")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.0, help="Stop after about this long; the same command goes on.")
+        float | None, typer.Option(min=0.0, help="Stop after about this long; the same command resumes.")
     ] = None,
-    last: Annotated[str | None, typer.Option(help="nano: stop behind this stage.")] = None,
+    last: Annotated[str | None, typer.Option(help="nano: stop after this stage.")] = None,
     claim: Annotated[
         str | None, typer.Option(help="ablations: embeddings, text, weights, sub_images or tasks alone.")
     ] = None,
     conversations: Annotated[
-        int | None, typer.Option(min=1, help="ablations: budget of every arm; 2304 if not said.")
+        int | None, typer.Option(min=1, help="ablations: budget of every variant. Default: 2304.")
     ] = None,
     encoders: Annotated[
         Path | None,
         typer.Option(help="ablations: checkpoint with the trained encoders; OUTPUT/../nano/encoders/model."),
     ] = None,
 ) -> None:
-    """Train models from nothing, stage by stage, and score them; go on where a former call stopped.
+    """Train models from nothing, stage by stage, and score them; resume where an earlier call stopped.
 
     Examples:
 
@@ -61,43 +59,40 @@ def reproduce(
     place = output or Path("runs") / subject.value
     if subject is Subject.nano:
         if (claim, encoders, conversations) != (None, None, None):
-            raise RecipeError("reproduce nano: --claim, --conversations and --encoders are for ablations")
+            raise typer.BadParameter("--claim, --conversations and --encoders are for ablations")
         following = _nano(place, minutes, last)
     else:
         if last is not None:
-            raise RecipeError("reproduce ablations: --last is for nano")
+            raise typer.BadParameter("--last is for nano")
         start = encoders or place.parent / "nano" / "encoders" / "model"
         following = _ablations(place, start, claim, conversations, minutes)
     if following is not None:
-        typer.echo(f"stopped; the next call goes on with {following}", err=True)
+        typer.echo(f"stopped; the next call resumes with {following}", err=True)
 
 
 def _nano(output: Path, minutes: float | None, last: str | None) -> str | None:
-    from sphinxkit.nano.reproduce import reproduce as run
-    from sphinxkit.nano.scores import table
+    from sphinxkit.nano.stages import reproduce_nano
+    from sphinxkit.nano.stages.scores import read_scores, table
 
-    following = run(output, minutes=minutes, last=last, report=_say)
+    following = reproduce_nano(output, minutes=minutes, last=last, report=_say)
     if following is None and last is None:
-        typer.echo(table(json.loads((output / "scores" / "scores.json").read_text(encoding="utf-8"))))
+        typer.echo(table(read_scores(output)))
     return following
 
 
 def _ablations(
     output: Path, encoders: Path, claim: str | None, conversations: int | None, minutes: float | None
 ) -> str | None:
-    from sphinxkit.nano.ablation_report import CLAIMS, judge, write_page
-    from sphinxkit.nano.ablations import AblationPlan, read_results, run_ablations
+    from sphinxkit.nano.ablations import reproduce_ablations
 
-    plan = AblationPlan() if conversations is None else AblationPlan(conversations=conversations)
-    following = run_ablations(output, encoders, plan=plan, claim=claim, minutes=minutes, report=_say)
-    results = read_results(output / "results")
-    if results:
-        write_page(results, output / "ablations.md", output / "images")
-        for each in CLAIMS:
-            if claim in (None, each.name):
-                typer.echo(f"{each.name}: {judge(results, each).word}")
-        typer.echo(f"written: {output / 'ablations.md'}", err=True)
-    return following
+    outcome = reproduce_ablations(
+        output, encoders, conversations=conversations, claim=claim, minutes=minutes, report=_say
+    )
+    for name, verdict in outcome.verdicts.items():
+        typer.echo(f"{name}: {verdict.word}")
+    if outcome.page is not None:
+        typer.echo(f"written: {outcome.page}", err=True)
+    return outcome.next
 
 
 def _say(stage: str, record: Mapping[str, Any]) -> None:

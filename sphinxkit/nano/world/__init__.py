@@ -1,11 +1,11 @@
 """A world to train in: scenes drawn from a seed, with exact annotations for every task, and no data files."""
 
 from sphinxkit.nano.world.composition import KINDS, SIZES, Style, compose
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.export import annotation, export_annotations, export_records
 from sphinxkit.nano.world.mixture import WorldMixture, WorldSample, WorldSource
 from sphinxkit.nano.world.palette import COLORS
 from sphinxkit.nano.world.render import render
+from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.scene import Domain, Rect, Scene
 from sphinxkit.nano.world.shapes import SHAPES
 from sphinxkit.nano.world.splits import (
@@ -31,8 +31,8 @@ __all__ = [
     "TEXT_TASK",
     "VERSION",
     "Domain",
-    "Draws",
     "Rect",
+    "Rng",
     "Scene",
     "Split",
     "Style",

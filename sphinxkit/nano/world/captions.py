@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sphinxkit.formatters.tasks import CaptionSample, GroundedCaptionSample, GroundedPhrase
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.palette import COLORS
 from sphinxkit.nano.world.phrases import (
     NUMBERS,
@@ -20,6 +19,7 @@ from sphinxkit.nano.world.phrases import (
     relation,
     things,
 )
+from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.scene import Person, Scene, Shape
 from sphinxkit.nano.world.shapes import SHAPES
 from sphinxkit.nano.world.splits import is_held_out_pair
@@ -59,7 +59,7 @@ def _groups(found: Sequence[Thing]) -> list[tuple[str, list[Thing]]]:
     return list(groups.items())
 
 
-def _other(thing: Thing, scene: Scene, draws: Draws) -> Thing:
+def _other(thing: Thing, scene: Scene, rng: Rng) -> Thing:
     """The thing as something else that the scene does not show (nor, outside ``test``, anything held out)."""
     shown = {other.name for other in things(scene)}
     is_test = scene.split == "test"
@@ -68,37 +68,37 @@ def _other(thing: Thing, scene: Scene, draws: Draws) -> Thing:
         changed: Thing
         if isinstance(source, Shape):
             other: Shape
-            if draws.chance(50):
-                other = replace(source, color=draws.choice(tuple(COLORS)))
+            if rng.chance(50):
+                other = replace(source, color=rng.choice(tuple(COLORS)))
             else:
-                other = replace(source, shape=draws.choice(SHAPES))
+                other = replace(source, shape=rng.choice(SHAPES))
             if is_held_out_pair(other.color, other.shape) and not is_test:
                 continue
             changed = Thing(other.shape, name_shape(other), thing.rect, other)
         elif isinstance(source, Person):
-            dressed = replace(source, color=draws.choice(tuple(COLORS)))
+            dressed = replace(source, color=rng.choice(tuple(COLORS)))
             changed = Thing("person", name_person(dressed), thing.rect, dressed)
         else:
-            word = replace(source, text=draw_word(draws, is_test))
+            word = replace(source, text=draw_word(rng, is_test))
             changed = Thing("word", f'word "{word.text}"', thing.rect, word)
         if changed.name not in shown:
             return changed
 
 
-def _with_mistake(found: list[Thing], mentioned: int, scene: Scene, draws: Draws) -> tuple[list[Thing], bool]:
+def _with_mistake(found: list[Thing], mentioned: int, scene: Scene, rng: Rng) -> tuple[list[Thing], bool]:
     """In ``WRONG_PERCENT`` of the captions that may be wrong, one of the first things as something else."""
-    if scene.domain != "real" or scene.split == "test" or not draws.chance(WRONG_PERCENT):
+    if scene.domain != "real" or scene.split == "test" or not rng.chance(WRONG_PERCENT):
         return found, False
-    wrong = draws.below(min(mentioned, len(found)))
-    return [_other(x, scene, draws) if index == wrong else x for index, x in enumerate(found)], True
+    wrong = rng.below(min(mentioned, len(found)))
+    return [_other(x, scene, rng) if index == wrong else x for index, x in enumerate(found)], True
 
 
-def caption(scene: Scene, draws: Draws) -> CaptionDraft:
+def caption(scene: Scene, rng: Rng) -> CaptionDraft:
     """One sentence in the synthetic domain, some words in the real one.
 
     Args:
         scene: With at least one thing.
-        draws: For the real domain's carelessness.
+        rng: For the real domain's carelessness.
     """
     found = things(scene)
     if scene.domain == "synthetic":
@@ -106,26 +106,26 @@ def caption(scene: Scene, draws: Draws) -> CaptionDraft:
         if between:
             return CaptionDraft(_sentence(f"{article(found[0].name)} {between} {article(found[1].name)}"), False)
         return CaptionDraft(_sentence(joined([counted(name, len(group)) for name, group in _groups(found)])), False)
-    mentioned = draws.between(1, min(3, len(found)))
-    found, is_wrong = _with_mistake(draws.shuffled(found), mentioned, scene, draws)
+    mentioned = rng.between(1, min(3, len(found)))
+    found, is_wrong = _with_mistake(rng.shuffled(found), mentioned, scene, rng)
     names = [thing.name for thing in found[:mentioned]]
     names = list(dict.fromkeys(names))
-    style = draws.below(4)
+    style = rng.below(4)
     text = (", ".join(names), " and ".join(names), f"picture of {joined(names)}", f"{joined(names)} photo")[style]
     return CaptionDraft(text, is_wrong)
 
 
-def detailed_caption(scene: Scene, draws: Draws) -> CaptionDraft:
+def detailed_caption(scene: Scene, rng: Rng) -> CaptionDraft:
     """A sentence on everything, from left to right; in the real domain on some things only.
 
     Args:
         scene: With at least one thing.
-        draws: For the real domain's carelessness.
+        rng: For the real domain's carelessness.
     """
     found, is_wrong = things(scene), False
     if scene.domain == "real":
-        mentioned = draws.between(1, len(found))
-        found, is_wrong = _with_mistake(found, mentioned, scene, draws)
+        mentioned = rng.between(1, len(found))
+        found, is_wrong = _with_mistake(found, mentioned, scene, rng)
         found = found[:mentioned]
         opening = ""
     else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.font import ADVANCE, GLYPH_HEIGHT, text_mask
 from sphinxkit.nano.world.palette import COLORS
+from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.scene import Bar, Chart, Rect
 from sphinxkit.nano.world.words import draw_word
 
@@ -17,26 +17,26 @@ def _margin(width: int, height: int) -> int:
     return max(3, min(width, height) * 5 // 100)
 
 
-def draw_chart(draws: Draws, width: int, height: int, scale: int, held_out: bool) -> Chart:
+def draw_chart(rng: Rng, width: int, height: int, scale: int, held_out: bool) -> Chart:
     """A bar chart that fills its picture; no two bars have the same label or the same value.
 
     Args:
-        draws: Random choices.
+        rng: Random choices.
         width: Of the picture, in pixels.
         height: Likewise.
         scale: Of the text.
         held_out: Whether the labels are words that training never sees.
     """
-    is_horizontal = draws.chance(60)
+    is_horizontal = rng.chance(60)
     side_by_side = min(MOST_BARS - 1, (width - 2 * _margin(width, height)) // (ADVANCE * LABEL_LETTERS))
-    count = draws.between(LEAST_BARS, MOST_BARS if is_horizontal else side_by_side)
+    count = rng.between(LEAST_BARS, MOST_BARS if is_horizontal else side_by_side)
     labels: list[str] = []
     while len(labels) < count:
-        label = draw_word(draws, held_out, longest=LABEL_LETTERS, numerals=False)
+        label = draw_word(rng, held_out, longest=LABEL_LETTERS, numerals=False)
         if label not in labels:
             labels.append(label)
-    values = draws.shuffled(range(1, HIGHEST_VALUE + 1))[:count]
-    colors = draws.shuffled(tuple(COLORS))[:count]
+    values = rng.shuffled(range(1, HIGHEST_VALUE + 1))[:count]
+    colors = rng.shuffled(tuple(COLORS))[:count]
     draw = _horizontal if is_horizontal else _vertical
     return draw(width, height, scale, labels, values, colors)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from sphinxkit.errors import DataError
 from sphinxkit.nano.world.charts import draw_chart
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.figures import MIN_HEIGHT, draw_pose, figure
 from sphinxkit.nano.world.font import text_mask
 from sphinxkit.nano.world.pages import draw_page
@@ -23,6 +22,7 @@ from sphinxkit.nano.world.palette import (
     real_tint,
     synthetic_tint,
 )
+from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.scene import Domain, Person, Rect, Scene, Shape, Word, content_key, hash_content
 from sphinxkit.nano.world.shapes import SHAPES, shape_mask
 from sphinxkit.nano.world.splits import check_split, is_held_out_pair, split_of
@@ -107,13 +107,13 @@ class _Room:
         self._style = style
         self._taken: list[Rect] = []
 
-    def place(self, draws: Draws, width: int, height: int, tries: int = TRIES) -> Rect | None:
+    def place(self, rng: Rng, width: int, height: int, tries: int = TRIES) -> Rect | None:
         """A free rectangle of that size, or None if none was found."""
         right, bottom = self._style.width - GAP - width, self._style.height - GAP - height
         if right < GAP or bottom < GAP:
             return None
         for _ in range(tries):
-            x, y = draws.between(GAP, right), draws.between(GAP, bottom)
+            x, y = rng.between(GAP, right), rng.between(GAP, bottom)
             if all(
                 x >= r.x2 + GAP or y >= r.y2 + GAP or x + width + GAP <= r.x1 or y + height + GAP <= r.y1
                 for r in self._taken
@@ -124,113 +124,113 @@ class _Room:
         return None
 
 
-def draw_pair(draws: Draws, held_out: bool) -> tuple[str, str]:
+def draw_pair(rng: Rng, held_out: bool) -> tuple[str, str]:
     """A colour and a shape that training shows together, or that it never does."""
     names = tuple(COLORS)
     while True:
-        color, shape = draws.choice(names), draws.choice(SHAPES)
+        color, shape = rng.choice(names), rng.choice(SHAPES)
         if is_held_out_pair(color, shape) == held_out:
             return color, shape
 
 
-def _shapes(draws: Draws, style: Style, room: _Room, count: int, sizes: Sequence[str]) -> tuple[Shape, ...]:
+def _shapes(rng: Rng, style: Style, room: _Room, count: int, sizes: Sequence[str]) -> tuple[Shape, ...]:
     found: list[Shape] = []
     for index in range(count):
-        held_out = style.is_held_out and (not found or draws.chance(HELD_OUT_PERCENT))
-        if index > 1 and len(found) > 1 and draws.chance(COPY_PERCENT):
-            model = draws.choice(found[1:])
+        held_out = style.is_held_out and (not found or rng.chance(HELD_OUT_PERCENT))
+        if index > 1 and len(found) > 1 and rng.chance(COPY_PERCENT):
+            model = rng.choice(found[1:])
             color, shape = model.color, model.shape
         else:
-            color, shape = draw_pair(draws, held_out)
-        size = draws.choice(sizes)
+            color, shape = draw_pair(rng, held_out)
+        size = rng.choice(sizes)
         low, high = SIZES[size]
-        side = max(5, draws.between(low * style.short_side // 1000, high * style.short_side // 1000))
+        side = max(5, rng.between(low * style.short_side // 1000, high * style.short_side // 1000))
         height, width = shape_mask(shape, side).shape
-        rect = room.place(draws, width, height)
+        rect = room.place(rng, width, height)
         if rect is not None:
-            found.append(Shape(shape, color, size, side, rect, jittered(COLORS[color], draws, style.jitter)))
+            found.append(Shape(shape, color, size, side, rect, jittered(COLORS[color], rng, style.jitter)))
     return tuple(found)
 
 
-def _words(draws: Draws, style: Style, room: _Room, count: int) -> tuple[Word, ...]:
+def _words(rng: Rng, style: Style, room: _Room, count: int) -> tuple[Word, ...]:
     found: list[Word] = []
     for _ in range(count):
-        text = draw_word(draws, style.is_held_out)
+        text = draw_word(rng, style.is_held_out)
         base = style.text_scale
-        scale = draws.between(base, base + (base + 1) // 2)
+        scale = rng.between(base, base + (base + 1) // 2)
         height, width = text_mask(text, scale).shape
         while scale > 1 and width + 4 * scale + 2 * GAP > style.width:
             scale -= 1
             height, width = text_mask(text, scale).shape
         padding = 2 * scale
-        outer = room.place(draws, width + 2 * padding, height + 2 * padding)
+        outer = room.place(rng, width + 2 * padding, height + 2 * padding)
         if outer is None or any(word.text == text for word in found):
             continue
         rect = Rect(outer.x1 + padding, outer.y1 + padding, outer.x2 - padding, outer.y2 - padding)
         panel: tuple[Rect, str, RGB] | None = None
         ink = DARK
-        if draws.chance(50):
-            color = draws.choice(tuple(COLORS))
-            panel = (outer, color, jittered(COLORS[color], draws, style.jitter))
+        if rng.chance(50):
+            color = rng.choice(tuple(COLORS))
+            panel = (outer, color, jittered(COLORS[color], rng, style.jitter))
             ink = DARK if luminance(panel[2]) > 120 else LIGHT
         found.append(Word(text, scale, rect, ink, panel))
     return tuple(sorted(found, key=lambda word: (word.rect.y1, word.rect.x1)))
 
 
-def _people(draws: Draws, style: Style, room: _Room, count: int) -> tuple[Person, ...]:
+def _people(rng: Rng, style: Style, room: _Room, count: int) -> tuple[Person, ...]:
     found: list[Person] = []
     tallest = (800, 620, 520)[min(count, 3) - 1]
     for _ in range(count):
-        pose = draw_pose(draws, style.is_held_out)
-        color = draws.choice(tuple(COLORS))
-        height = max(MIN_HEIGHT, draws.between(tallest * 7 // 10, tallest) * style.short_side // 1000)
+        pose = draw_pose(rng, style.is_held_out)
+        color = rng.choice(tuple(COLORS))
+        height = max(MIN_HEIGHT, rng.between(tallest * 7 // 10, tallest) * style.short_side // 1000)
         rows, columns = figure(pose, height).labels.shape
-        rect = room.place(draws, columns, rows)
+        rect = room.place(rng, columns, rows)
         if rect is not None:
-            found.append(Person(pose, height, color, rect, jittered(COLORS[color], draws, style.jitter)))
+            found.append(Person(pose, height, color, rect, jittered(COLORS[color], rng, style.jitter)))
     return tuple(sorted(found, key=lambda person: person.rect))
 
 
-def _single(draws: Draws, style: Style, scene: Scene) -> Scene:
+def _single(rng: Rng, style: Style, scene: Scene) -> Scene:
     sizes = style.sizes[-2:]
-    return replace(scene, shapes=_shapes(draws, style, _Room(style), 1, sizes))
+    return replace(scene, shapes=_shapes(rng, style, _Room(style), 1, sizes))
 
 
-def _many(draws: Draws, style: Style, scene: Scene) -> Scene:
-    count = draws.between(min(2, style.max_objects), style.max_objects)
-    return replace(scene, shapes=_shapes(draws, style, _Room(style), count, style.sizes))
+def _many(rng: Rng, style: Style, scene: Scene) -> Scene:
+    count = rng.between(min(2, style.max_objects), style.max_objects)
+    return replace(scene, shapes=_shapes(rng, style, _Room(style), count, style.sizes))
 
 
-def _texts(draws: Draws, style: Style, scene: Scene) -> Scene:
-    return replace(scene, words=_words(draws, style, _Room(style), draws.between(1, 3)))
+def _texts(rng: Rng, style: Style, scene: Scene) -> Scene:
+    return replace(scene, words=_words(rng, style, _Room(style), rng.between(1, 3)))
 
 
-def _poster(draws: Draws, style: Style, scene: Scene) -> Scene:
-    return replace(scene, words=_words(draws, style, _Room(style), POSTER_WORDS))
+def _poster(rng: Rng, style: Style, scene: Scene) -> Scene:
+    return replace(scene, words=_words(rng, style, _Room(style), POSTER_WORDS))
 
 
-def _crowd(draws: Draws, style: Style, scene: Scene) -> Scene:
-    return replace(scene, people=_people(draws, style, _Room(style), draws.weighted(((1, 3), (2, 2), (3, 1)))))
+def _crowd(rng: Rng, style: Style, scene: Scene) -> Scene:
+    return replace(scene, people=_people(rng, style, _Room(style), rng.weighted(((1, 3), (2, 2), (3, 1)))))
 
 
-def _mixed(draws: Draws, style: Style, scene: Scene) -> Scene:
+def _mixed(rng: Rng, style: Style, scene: Scene) -> Scene:
     room = _Room(style)
-    people = _people(draws, style, room, draws.between(0, 1))
-    words = _words(draws, style, room, draws.between(0 if people else 1, 1))
-    shapes = _shapes(draws, style, room, draws.between(1, min(3, style.max_objects)), style.sizes)
+    people = _people(rng, style, room, rng.between(0, 1))
+    words = _words(rng, style, room, rng.between(0 if people else 1, 1))
+    shapes = _shapes(rng, style, room, rng.between(1, min(3, style.max_objects)), style.sizes)
     return replace(scene, shapes=shapes, words=words, people=people)
 
 
-def _page(draws: Draws, style: Style, scene: Scene) -> Scene:
-    columns = draw_page(draws, style.width, style.height, style.text_scale, style.is_held_out)
+def _page(rng: Rng, style: Style, scene: Scene) -> Scene:
+    columns = draw_page(rng, style.width, style.height, style.text_scale, style.is_held_out)
     return replace(scene, columns=columns)
 
 
-def _chart(draws: Draws, style: Style, scene: Scene) -> Scene:
-    return replace(scene, chart=draw_chart(draws, style.width, style.height, style.text_scale, style.is_held_out))
+def _chart(rng: Rng, style: Style, scene: Scene) -> Scene:
+    return replace(scene, chart=draw_chart(rng, style.width, style.height, style.text_scale, style.is_held_out))
 
 
-KINDS: Mapping[str, Callable[[Draws, Style, Scene], Scene]] = {
+KINDS: Mapping[str, Callable[[Rng, Style, Scene], Scene]] = {
     "single": _single,
     "shapes": _many,
     "texts": _texts,
@@ -243,11 +243,11 @@ KINDS: Mapping[str, Callable[[Draws, Style, Scene], Scene]] = {
 PAPER_KINDS = ("page", "chart")
 
 
-def compose(draws: Draws, style: Style, kind: str) -> Scene:
+def compose(rng: Rng, style: Style, kind: str) -> Scene:
     """Draw a scene of a kind that belongs to the style's split.
 
     Args:
-        draws: Random choices; all of the scene depends on them.
+        rng: Random choices; all of the scene depends on them.
         style: How scenes are made.
         kind: A name of ``KINDS``.
     Raises:
@@ -255,12 +255,12 @@ def compose(draws: Draws, style: Style, kind: str) -> Scene:
     """
     if kind not in KINDS:
         raise DataError(f"world: scene kind {kind!r}, expected one of {', '.join(KINDS)}")
-    empty = Scene(style.width, style.height, style.domain, style.split, kind, (0, 0, 0), draws.bits())
-    scene = KINDS[kind](draws, style, empty)
+    empty = Scene(style.width, style.height, style.domain, style.split, kind, (0, 0, 0), rng.bits())
+    scene = KINDS[kind](rng, style, empty)
     key = content_key(scene)
     scenery = real_tint if style.domain == "real" else synthetic_tint
     choose = paper_tint if kind in PAPER_KINDS else scenery
     while True:
-        tint = choose(draws)
+        tint = choose(rng)
         if split_of(hash_content(key, tint)) == style.split:
             return replace(scene, tint=tint)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sphinxkit.errors import DataError
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.font import Mask
+from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.splits import is_held_out_pose
 
 Facing = Literal["front", "back"]
@@ -69,22 +69,22 @@ class Figure:
         return rise * 10 > len(self.labels)
 
 
-def draw_pose(draws: Draws, held_out: bool) -> Pose:
+def draw_pose(rng: Rng, held_out: bool) -> Pose:
     """A pose that training sees, or one that it never does.
 
     Args:
-        draws: Random choices.
+        rng: Random choices.
         held_out: Which of the two.
     """
     while True:
         limbs = []
         for _ in range(2):
-            upper = draws.between(1, 14)
-            limbs += [upper, min(max(upper + draws.between(-3, 5), 0), 17)]
+            upper = rng.between(1, 14)
+            limbs += [upper, min(max(upper + rng.between(-3, 5), 0), 17)]
         for _ in range(2):
-            upper = draws.between(0, 4)
-            limbs += [upper, max(upper - draws.between(0, 3), 0)]
-        pose = Pose(tuple(limbs), "back" if draws.chance(25) else "front")
+            upper = rng.between(0, 4)
+            limbs += [upper, max(upper - rng.between(0, 3), 0)]
+        pose = Pose(tuple(limbs), "back" if rng.chance(25) else "front")
         if is_held_out_pose(pose.limbs, pose.facing) == held_out:
             return pose
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.font import text_mask
 from sphinxkit.nano.world.page_blocks import TITLE_GAP
+from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.scene import Block, Rect
 from sphinxkit.nano.world.splits import is_held_out_layout
 from sphinxkit.nano.world.words import draw_word
@@ -21,37 +21,37 @@ TWO_COLUMNS_PERCENT = 50
 LEAST_BLOCKS, MOST_BLOCKS = 1, 3  # in a column
 
 
-def _classes(draws: Draws, held_out: bool) -> tuple[tuple[str, ...], ...]:
+def _classes(rng: Rng, held_out: bool) -> tuple[tuple[str, ...], ...]:
     """The classes of the blocks, column by column, without the title."""
     weights = [(name, weight) for name, weight, _, _ in BLOCKS]
     while True:
-        num_columns = 2 if draws.chance(TWO_COLUMNS_PERCENT) else 1
+        num_columns = 2 if rng.chance(TWO_COLUMNS_PERCENT) else 1
         columns = tuple(
-            tuple(draws.weighted(weights) for _ in range(draws.between(LEAST_BLOCKS, MOST_BLOCKS)))
+            tuple(rng.weighted(weights) for _ in range(rng.between(LEAST_BLOCKS, MOST_BLOCKS)))
             for _ in range(num_columns)
         )
         if is_held_out_layout(columns) == held_out:
             return columns
 
 
-def draw_page(draws: Draws, width: int, height: int, scale: int, held_out: bool) -> tuple[tuple[Block, ...], ...]:
+def draw_page(rng: Rng, width: int, height: int, scale: int, held_out: bool) -> tuple[tuple[Block, ...], ...]:
     """The blocks of a page, column by column; a title is the first of the first column.
 
     Every block of the layout has a place: blocks take what their class needs, the rest of the column stays empty.
 
     Args:
-        draws: Random choices.
+        rng: Random choices.
         width: Of the page, in pixels.
         height: Likewise.
         scale: Of a title's text.
         held_out: Whether layout and words are such that training never sees.
     """
     margin = max(3, min(width, height) * 6 // 100)
-    classes = _classes(draws, held_out)
-    top = margin + draws.between(0, margin)
+    classes = _classes(rng, held_out)
+    top = margin + rng.between(0, margin)
     titles: list[Block] = []
-    if draws.chance(TITLE_PERCENT):
-        title = _title(draws, margin, top, width - margin, scale, held_out)
+    if rng.chance(TITLE_PERCENT):
+        title = _title(rng, margin, top, width - margin, scale, held_out)
         titles.append(title)
         top = title.rect.y2 + margin
     gutter = margin
@@ -59,23 +59,23 @@ def draw_page(draws: Draws, width: int, height: int, scale: int, held_out: bool)
     columns = []
     for index, kinds in enumerate(classes):
         left = margin + index * (column_width + gutter)
-        column = _column(draws, kinds, Rect(left, top, left + column_width, height - margin), margin)
+        column = _column(rng, kinds, Rect(left, top, left + column_width, height - margin), margin)
         columns.append((*titles, *column) if index == 0 else column)
     return tuple(columns)
 
 
-def _title(draws: Draws, left: int, top: int, right: int, scale: int, held_out: bool) -> Block:
-    words = [draw_word(draws, held_out, numerals=False)]
-    if draws.chance(60):
-        words.append(draw_word(draws, held_out, numerals=False))
+def _title(rng: Rng, left: int, top: int, right: int, scale: int, held_out: bool) -> Block:
+    words = [draw_word(rng, held_out, numerals=False)]
+    if rng.chance(60):
+        words.append(draw_word(rng, held_out, numerals=False))
     while scale > 1 and title_width(tuple(words), scale) > right - left:
         scale -= 1
     if title_width(tuple(words), scale) > right - left:
         words = words[:1]
     width = title_width(tuple(words), scale)
-    start = left + (draws.below(2) * (right - left - width)) // 2
+    start = left + (rng.below(2) * (right - left - width)) // 2
     height = text_mask(words[0], scale).shape[0]
-    return Block("title", Rect(start, top, start + width, top + height), scale, tuple(words))
+    return Block("title", Rect(start, top, start + width, top + height), tuple(words), scale)
 
 
 def title_width(words: tuple[str, ...], scale: int) -> int:
@@ -84,17 +84,17 @@ def title_width(words: tuple[str, ...], scale: int) -> int:
     return sum(widths) + TITLE_GAP * scale * (len(words) - 1)
 
 
-def _column(draws: Draws, kinds: tuple[str, ...], room: Rect, margin: int) -> tuple[Block, ...]:
+def _column(rng: Rng, kinds: tuple[str, ...], room: Rect, margin: int) -> tuple[Block, ...]:
     free = room.height - margin * (len(kinds) - 1)
     ranges = {name: (low * room.height // 700, high * room.height // 700) for name, _, low, high in BLOCKS}
-    wanted = [draws.between(*ranges[kind]) for kind in kinds]
+    wanted = [rng.between(*ranges[kind]) for kind in kinds]
     if sum(wanted) > free:
         wanted = [height * free // sum(wanted) for height in wanted]
     spare = free - sum(wanted)
     blocks = []
     y = room.y1
     for kind, height in zip(kinds, wanted, strict=True):
-        y += draws.between(0, spare // len(kinds)) if spare > 0 else 0
-        blocks.append(Block(kind, Rect(room.x1, y, room.x2, y + height), draws.bits()))
+        y += rng.between(0, spare // len(kinds)) if spare > 0 else 0
+        blocks.append(Block(kind, Rect(room.x1, y, room.x2, y + height), noise_seed=rng.bits()))
         y += height + margin
     return tuple(blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sphinxkit.nano.world.draws import Draws
+from sphinxkit.nano.world.rng import Rng
 
 RGB = tuple[int, int, int]
 
@@ -27,28 +27,28 @@ HAIR: RGB = (84, 56, 40)
 REAL_JITTER = 18  # largest change of a channel of a colour in the real domain; our choice
 
 
-def synthetic_tint(draws: Draws) -> RGB:
+def synthetic_tint(rng: Rng) -> RGB:
     """A pale, nearly grey background."""
-    level = draws.between(206, 240)
-    return (level + draws.between(-6, 8), level + draws.between(-6, 8), level + draws.between(-6, 8))
+    level = rng.between(206, 240)
+    return (level + rng.between(-6, 8), level + rng.between(-6, 8), level + rng.between(-6, 8))
 
 
-def real_tint(draws: Draws) -> RGB:
+def real_tint(rng: Rng) -> RGB:
     """A background of middle brightness."""
-    level = draws.between(128, 190)
-    return (level + draws.between(-20, 20), level + draws.between(-20, 20), level + draws.between(-20, 20))
+    level = rng.between(128, 190)
+    return (level + rng.between(-20, 20), level + rng.between(-20, 20), level + rng.between(-20, 20))
 
 
-def paper_tint(draws: Draws) -> RGB:
+def paper_tint(rng: Rng) -> RGB:
     """A sheet of paper: white, or nearly."""
-    return (draws.between(240, 255), draws.between(240, 255), draws.between(236, 255))
+    return (rng.between(240, 255), rng.between(240, 255), rng.between(236, 255))
 
 
-def jittered(color: RGB, draws: Draws, most: int) -> RGB:
+def jittered(color: RGB, rng: Rng, most: int) -> RGB:
     """A colour with every channel changed by at most ``most``, within [0, 255]."""
     if most == 0:
         return color
-    red, green, blue = (min(max(channel + draws.between(-most, most), 0), 255) for channel in color)
+    red, green, blue = (min(max(channel + rng.between(-most, most), 0), 255) for channel in color)
     return red, green, blue
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sphinxkit.nano.world.composition import SIZES, draw_pair
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.palette import COLORS
 from sphinxkit.nano.world.phrases import (
     RELATIONS,
@@ -16,6 +15,7 @@ from sphinxkit.nano.world.phrases import (
     things,
     unique_names,
 )
+from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.scene import Person, Scene, Shape
 from sphinxkit.nano.world.shapes import SHAPES
 from sphinxkit.nano.world.splits import is_held_out_pair
@@ -52,7 +52,7 @@ def _is_askable(shape: Shape, scene: Scene) -> bool:
     return scene.split != "test" or is_held_out_pair(shape.color, shape.shape)
 
 
-def _about_one(scene: Scene, draws: Draws) -> list[Question]:
+def _about_one(scene: Scene, rng: Rng) -> list[Question]:
     """Colour, shape and size of one shape."""
     shapes = scene.shapes
     askable = [shape for shape in shapes if _is_askable(shape, scene)]
@@ -60,46 +60,46 @@ def _about_one(scene: Scene, draws: Draws) -> list[Question]:
     names, nouns = [x.color for x in shapes], [x.shape for x in shapes]
     by_shape = [x for x in askable if nouns.count(x.shape) == 1]
     if by_shape:
-        shape = draws.choice(by_shape)
+        shape = rng.choice(by_shape)
         found.append(_ask(f"What color is the {shape.shape}?", shape.color, tuple(COLORS)))
     by_color = [x for x in askable if names.count(x.color) == 1]
     if by_color:
-        shape = draws.choice(by_color)
+        shape = rng.choice(by_color)
         found.append(_ask(f"What shape is {shape.color}?", shape.shape, SHAPES))
     pairs = [(x.color, x.shape) for x in shapes]
     by_pair = [x for x in askable if pairs.count((x.color, x.shape)) == 1]
     if by_pair:
-        shape = draws.choice(by_pair)
+        shape = rng.choice(by_pair)
         sizes = tuple(size for size in SIZES if size != "tiny")
         found.append(_ask(f"What size is the {shape.color} {shape.shape}?", shape.size, sizes))
     return found
 
 
-def _about_count(scene: Scene, draws: Draws) -> list[Question]:
+def _about_count(scene: Scene, rng: Rng) -> list[Question]:
     shapes = scene.shapes
     total = str(len(shapes))
     found = [_ask("How many shapes are there?", total, COUNTS[1:7])]
-    shape = draws.choice(shapes)
-    color = shape.color if draws.chance(80) else draws.choice(tuple(COLORS))
-    noun = shape.shape if draws.chance(80) else draws.choice(SHAPES)
+    shape = rng.choice(shapes)
+    color = shape.color if rng.chance(80) else rng.choice(tuple(COLORS))
+    noun = shape.shape if rng.chance(80) else rng.choice(SHAPES)
     found.append(_ask(f"How many {color} shapes are there?", str([x.color for x in shapes].count(color)), COUNTS[:5]))
     found.append(_ask(f"How many {plural(noun)} are there?", str([x.shape for x in shapes].count(noun)), COUNTS[:5]))
     return found
 
 
-def _about_presence(scene: Scene, draws: Draws) -> list[Question]:
+def _about_presence(scene: Scene, rng: Rng) -> list[Question]:
     """Yes and no in equal parts; a "no" differs from something that is there in one word where that is possible."""
     pairs = {(x.color, x.shape) for x in scene.shapes}
-    shape = next(x for x in draws.shuffled(scene.shapes) if _is_askable(x, scene))
+    shape = next(x for x in rng.shuffled(scene.shapes) if _is_askable(x, scene))
     color, noun = shape.color, shape.shape
-    is_there = draws.chance(50)
+    is_there = rng.chance(50)
     if not is_there:
         for _ in range(16):
-            near = (draws.choice(tuple(COLORS)), noun) if draws.chance(50) else (color, draws.choice(SHAPES))
+            near = (rng.choice(tuple(COLORS)), noun) if rng.chance(50) else (color, rng.choice(SHAPES))
             if near not in pairs and near in _allowed(scene):
                 break
         else:
-            near = draw_pair(draws, scene.split == "test")
+            near = draw_pair(rng, scene.split == "test")
         color, noun = near
     article = "an" if color[0] in "aeiou" else "a"
     return [_yes_no(f"Is there {article} {color} {noun}?", (color, noun) in pairs)]
@@ -111,27 +111,27 @@ def _allowed(scene: Scene) -> set[tuple[str, str]]:
     return {(color, shape) for color in COLORS for shape in SHAPES if is_test or not is_held_out_pair(color, shape)}
 
 
-def _about_place(scene: Scene, draws: Draws) -> list[Question]:
+def _about_place(scene: Scene, rng: Rng) -> list[Question]:
     """Relations of two things, and which is the leftmost."""
     named = unique_names(scene)
     targets = [x for x in named if scene.split != "test" or x.is_held_out]
     if not targets or len(named) < 2:
         return []
-    first = draws.choice(targets)
-    second = draws.choice([x for x in named if x is not first])
+    first = rng.choice(targets)
+    second = rng.choice([x for x in named if x is not first])
     between = relation(first.rect, second.rect)
     if between is None:
         return []
     found = [_ask(f"Where is the {first.name} relative to the {second.name}?", between, tuple(RELATIONS))]
-    is_so = draws.chance(50)
+    is_so = rng.chance(50)
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}[between]
     found.append(_yes_no(f"Is the {first.name} {between if is_so else opposite} the {second.name}?", is_so))
     return found
 
 
-def _about_words(scene: Scene, draws: Draws) -> list[Question]:
+def _about_words(scene: Scene, rng: Rng) -> list[Question]:
     texts = [word.text for word in scene.words]
-    others = [*texts, *(draw_word(draws, scene.split == "test") for _ in range(3))]
+    others = [*texts, *(draw_word(rng, scene.split == "test") for _ in range(3))]
     found = []
     if len(texts) == 1:
         found.append(_ask("What is written in the image?", texts[0], others))
@@ -149,24 +149,24 @@ def _about_words(scene: Scene, draws: Draws) -> list[Question]:
     return found
 
 
-def _about_people(scene: Scene, draws: Draws) -> list[Question]:
+def _about_people(scene: Scene, rng: Rng) -> list[Question]:
     found = [_ask("How many people are there?", str(len(scene.people)), COUNTS[1:5])]
     persons = [x for x in things(scene) if isinstance(x.source, Person)]
-    target = draws.choice(persons)
+    target = rng.choice(persons)
     phrases = [p for p in referring_phrases(scene, target) if " in " not in p or len(persons) > 1]
     person = target.source
     if phrases and isinstance(person, Person):
         if phrases[0] == "the person":
             found.append(_ask("What color are the person's clothes?", person.color, tuple(COLORS)))
-        side = draws.choice(("left", "right"))
+        side = rng.choice(("left", "right"))
         found.append(_yes_no(f"Does {phrases[0]} raise the {side} arm?", side in person.raised))
         found.append(_yes_no(f"Does {phrases[0]} face the viewer?", person.pose.facing == "front"))
     return found
 
 
-def _about_page(scene: Scene, draws: Draws) -> list[Question]:
+def _about_page(scene: Scene, rng: Rng) -> list[Question]:
     kinds = [block.kind for block in scene.blocks]
-    kind = draws.choice(("table", "figure", "list", "title"))
+    kind = rng.choice(("table", "figure", "list", "title"))
     found = [
         _ask("How many columns does the page have?", str(len(scene.columns)), COUNTS[1:4]),
         _yes_no(f"Does the page have a {kind}?", kind in kinds),
@@ -174,16 +174,16 @@ def _about_page(scene: Scene, draws: Draws) -> list[Question]:
     ]
     titles = [block for block in scene.blocks if block.kind == "title"]
     if titles:
-        others = [draw_word(draws, scene.split == "test", numerals=False) for _ in range(3)]
+        others = [draw_word(rng, scene.split == "test", numerals=False) for _ in range(3)]
         found.append(_ask("What is the title of the page?", " ".join(titles[0].text), others))
     return found
 
 
-def _about_chart(scene: Scene, draws: Draws) -> list[Question]:
+def _about_chart(scene: Scene, rng: Rng) -> list[Question]:
     if scene.chart is None:
         return []
     bars = scene.chart.bars
-    bar = draws.choice(bars)
+    bar = rng.choice(bars)
     labels, values = [x.label for x in bars], [str(x.value) for x in bars]
     near = [str(max(1, bar.value + change)) for change in (1, -1, 2, 3)]
     return [
@@ -196,14 +196,14 @@ def _about_chart(scene: Scene, draws: Draws) -> list[Question]:
     ]
 
 
-def questions(scene: Scene, draws: Draws) -> list[Question]:
+def questions(scene: Scene, rng: Rng) -> list[Question]:
     """Questions of every kind that the scene can answer, in random order.
 
     Args:
         scene: The scene.
-        draws: Which of the possible questions are asked.
+        rng: Which of the possible questions are asked.
     """
-    makers: list[tuple[bool, Callable[[Scene, Draws], list[Question]]]] = [
+    makers: list[tuple[bool, Callable[[Scene, Rng], list[Question]]]] = [
         (bool(scene.shapes), _about_one),
         (bool(scene.shapes), _about_count),
         (bool(scene.shapes), _about_presence),
@@ -213,12 +213,12 @@ def questions(scene: Scene, draws: Draws) -> list[Question]:
         (bool(scene.columns), _about_page),
         (scene.chart is not None, _about_chart),
     ]
-    return draws.shuffled([question for applies, make in makers if applies for question in make(scene, draws)])
+    return rng.shuffled([question for applies, make in makers if applies for question in make(scene, rng)])
 
 
-def unanswerable(scene: Scene, draws: Draws) -> Question | None:
+def unanswerable(scene: Scene, rng: Rng) -> Question | None:
     """A question about a shape that is not there; None for scenes that could not be thought to have any."""
     absent = [shape for shape in SHAPES if shape not in [x.shape for x in scene.shapes]]
     if not scene.shapes or not absent:
         return None
-    return _ask(f"What color is the {draws.choice(absent)}?", "Unanswerable", tuple(COLORS))
+    return _ask(f"What color is the {rng.choice(absent)}?", "Unanswerable", tuple(COLORS))

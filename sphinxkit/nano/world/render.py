@@ -1,6 +1,6 @@
 """Scenes as pixels: integer arithmetic on uint8 arrays and nothing else, so that every machine draws the same.
 
-The rule: no floating-point number, no font file, no library that draws, no library's random numbers. Arrays have stated
+The rule: no floating-point number, no font file, no drawing library, no library's random numbers. Arrays have stated
 integer types and every result fits them.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sphinxkit.nano.world.draws import Draws, random_bytes
 from sphinxkit.nano.world.figures import CLOTHES, FACE, HAIR, JOINT
 from sphinxkit.nano.world.figures import SKIN as SKIN_LABEL
 from sphinxkit.nano.world.font import text_mask
 from sphinxkit.nano.world.page_blocks import paint_block
 from sphinxkit.nano.world.palette import COLORS, DARK, RGB, SKIN, luminance
 from sphinxkit.nano.world.palette import HAIR as HAIR_COLOR
+from sphinxkit.nano.world.rng import Rng, random_bytes
 from sphinxkit.nano.world.scene import Chart, Person, Scene, Shape, Word
 from sphinxkit.nano.world.shapes import shape_mask
 
@@ -39,7 +39,7 @@ def render(scene: Scene) -> Canvas:
     canvas.reshape(scene.height, -1)[:] = np.array(scene.tint * scene.width, dtype=np.uint8)  # whole rows: fast
     is_real = scene.domain == "real"
     if is_real:
-        add_texture(canvas, scene.grain, is_faint=bool(scene.columns) or scene.chart is not None)
+        add_texture(canvas, scene.noise_seed, is_faint=bool(scene.columns) or scene.chart is not None)
     for word in scene.words:
         paint_word(canvas, word)
     for shape in scene.shapes:
@@ -51,7 +51,7 @@ def render(scene: Scene) -> Canvas:
     if scene.chart is not None:
         paint_chart(canvas, scene.chart)
     if is_real:
-        add_noise(canvas, scene.grain)
+        add_noise(canvas, scene.noise_seed)
     canvas.setflags(write=False)
     return canvas
 
@@ -100,18 +100,18 @@ def _add(canvas: Canvas, change: NDArray[np.int16], least: int, most: int) -> No
     canvas += change.astype(np.uint8).repeat(3, axis=1).reshape(canvas.shape)  # modulo 256: adding 250 takes 6 away
 
 
-def add_texture(canvas: Canvas, grain: int, *, is_faint: bool = False) -> None:
+def add_texture(canvas: Canvas, noise_seed: int, *, is_faint: bool = False) -> None:
     """Add a smooth random brightness and, in half of the pictures, stripes; in place.
 
     Args:
         canvas: Leaves room for the change, or is clipped first, as no tint is.
-        grain: 64 bits.
+        noise_seed: 64 bits.
         is_faint: Take away up to 4 and no more: paper.
     """
-    draws = Draws("texture", grain)
+    rng = Rng("texture", noise_seed)
     height, width, _ = canvas.shape
     cells = TEXTURE_CELLS
-    grid = random_bytes(draws.key, (cells + 1) ** 2).reshape(cells + 1, cells + 1).astype(np.uint16)
+    grid = random_bytes(rng.key, (cells + 1) ** 2).reshape(cells + 1, cells + 1).astype(np.uint16)
 
     def smooth(values: NDArray[np.uint16], length: int) -> NDArray[np.uint16]:
         """Rows of values up to 255, interpolated to ``length`` rows."""
@@ -125,8 +125,8 @@ def add_texture(canvas: Canvas, grain: int, *, is_faint: bool = False) -> None:
         _add(canvas, (field >> 6) - 4, -4, 0)
         return
     change = (field - 128) >> (7 - TEXTURE_BITS)
-    if draws.chance(50):
-        dx, dy, period = draws.between(-3, 3), draws.between(1, 3), draws.between(6, 16)
+    if rng.chance(50):
+        dx, dy, period = rng.between(-3, 3), rng.between(1, 3), rng.between(6, 16)
         phase = np.arange(4 * period, dtype=np.int32) % (2 * period)
         wave = (np.minimum(phase, 2 * period - phase) * (1 << TEXTURE_BITS) // period).astype(np.int16)
         across = np.arange(width, dtype=np.int32) * dx % (2 * period)
@@ -136,10 +136,10 @@ def add_texture(canvas: Canvas, grain: int, *, is_faint: bool = False) -> None:
     _add(canvas, change, -1 << TEXTURE_BITS, 2 << TEXTURE_BITS)
 
 
-def add_noise(canvas: Canvas, grain: int) -> None:
+def add_noise(canvas: Canvas, noise_seed: int) -> None:
     """Add independent noise to every channel of every pixel; in place."""
     half = 1 << (NOISE_BITS - 1)
-    noise = random_bytes(Draws("noise", grain).key, canvas.size).reshape(canvas.shape)
+    noise = random_bytes(Rng("noise", noise_seed).key, canvas.size).reshape(canvas.shape)
     np.clip(canvas, np.uint8(half), np.uint8(256 - half), out=canvas)
     canvas += noise & np.uint8(2 * half - 1)
     canvas -= np.uint8(half)

@@ -129,14 +129,16 @@ class Block:
     Args:
         kind: PubLayNet's class.
         rect: Its pixels' extent.
-        grain: Of what is drawn inside.
         text: A title's words.
+        scale: Pixels per pixel of the font, of a title.
+        noise_seed: Seed of what is drawn inside, of all other kinds.
     """
 
     kind: str
     rect: Rect
-    grain: int
     text: tuple[str, ...] = ()
+    scale: int = 1
+    noise_seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ class Scene:
         split: ``train``, ``val`` or ``test``.
         kind: What it is of: a name of ``composition.KINDS``.
         tint: Colour behind everything.
-        grain: Of texture and noise.
+        noise_seed: Seed of texture and noise.
         shapes: The first is the one that is asked about in ``test``.
         words: In reading order.
         people: From left to right.
@@ -202,7 +204,7 @@ class Scene:
     split: str
     kind: str
     tint: RGB
-    grain: int
+    noise_seed: int
     shapes: tuple[Shape, ...] = ()
     words: tuple[Word, ...] = ()
     people: tuple[Person, ...] = ()

@@ -8,7 +8,6 @@ from typing import Any
 from sphinxkit.formatters import tasks
 from sphinxkit.geometry import Box
 from sphinxkit.nano.world import captions, questions
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.phrases import (
     Thing,
     name_shape,
@@ -17,11 +16,12 @@ from sphinxkit.nano.world.phrases import (
     things,
     unique_names,
 )
+from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.scene import Scene, Shape
 from sphinxkit.nano.world.shapes import SHAPES
 
 Weights = Sequence[tuple[str, int]]
-Maker = Callable[[Scene, Draws], list[Any]]
+Maker = Callable[[Scene, Rng], list[Any]]
 
 NUM_CHOICES = 4  # of multiple choice, at most
 ABSENT_PERCENT = 12  # of the categories that detection is asked for; our choice
@@ -62,58 +62,58 @@ def _boxes(found: Sequence[Thing]) -> tuple[Box, ...]:
     return tuple(thing.rect.box for thing in found)
 
 
-def _vqa(scene: Scene, draws: Draws) -> list[Any]:
-    return [tasks.QuestionSample(x.text, x.answer) for x in questions.questions(scene, draws)]
+def _vqa(scene: Scene, rng: Rng) -> list[Any]:
+    return [tasks.QuestionSample(x.text, x.answer) for x in questions.questions(scene, rng)]
 
 
-def _vizwiz(scene: Scene, draws: Draws) -> list[Any]:
-    if draws.chance(UNANSWERABLE_PERCENT) and (absent := questions.unanswerable(scene, draws)):
+def _vizwiz(scene: Scene, rng: Rng) -> list[Any]:
+    if rng.chance(UNANSWERABLE_PERCENT) and (absent := questions.unanswerable(scene, rng)):
         return [tasks.QuestionSample(absent.text, absent.answer)]
-    return _vqa(scene, draws)
+    return _vqa(scene, rng)
 
 
-def _multiple_choice(scene: Scene, draws: Draws) -> list[Any]:
+def _multiple_choice(scene: Scene, rng: Rng) -> list[Any]:
     samples = []
-    for question in questions.questions(scene, draws):
-        wrong = draws.shuffled(question.others)[: NUM_CHOICES - 1]
-        choices = draws.shuffled([question.answer, *wrong])
+    for question in questions.questions(scene, rng):
+        wrong = rng.shuffled(question.others)[: NUM_CHOICES - 1]
+        choices = rng.shuffled([question.answer, *wrong])
         if len(choices) > 1:
             right = choices.index(question.answer)
             samples.append(tasks.MultipleChoiceSample(question.text, tuple(choices), right))
     return samples
 
 
-def _caption(scene: Scene, draws: Draws) -> list[Any]:
-    return [captions.caption(scene, draws).sample] if things(scene) else []
+def _caption(scene: Scene, rng: Rng) -> list[Any]:
+    return [captions.caption(scene, rng).sample] if things(scene) else []
 
 
-def _detailed_caption(scene: Scene, draws: Draws) -> list[Any]:
-    return [captions.detailed_caption(scene, draws).sample] if things(scene) else []
+def _detailed_caption(scene: Scene, rng: Rng) -> list[Any]:
+    return [captions.detailed_caption(scene, rng).sample] if things(scene) else []
 
 
-def _grounded_caption(scene: Scene, draws: Draws) -> list[Any]:
+def _grounded_caption(scene: Scene, rng: Rng) -> list[Any]:
     return [captions.grounded_caption(scene)] if things(scene) else []
 
 
-def _rec(scene: Scene, draws: Draws) -> list[Any]:
+def _rec(scene: Scene, rng: Rng) -> list[Any]:
     samples = []
-    for target in draws.shuffled(_askable(scene, things(scene))):
+    for target in rng.shuffled(_askable(scene, things(scene))):
         phrases = referring_phrases(scene, target)
         if phrases:
-            samples.append(tasks.RegionSample(draws.choice(phrases), target.rect.box, scene.geometry))
+            samples.append(tasks.RegionSample(rng.choice(phrases), target.rect.box, scene.geometry))
     return samples
 
 
-def _reg(scene: Scene, draws: Draws) -> list[Any]:
+def _reg(scene: Scene, rng: Rng) -> list[Any]:
     samples = []
-    for target in draws.shuffled([thing for thing in _askable(scene, things(scene)) if thing.noun != "word"]):
+    for target in rng.shuffled([thing for thing in _askable(scene, things(scene)) if thing.noun != "word"]):
         source = target.source
         name = name_shape(source, with_size=True) if isinstance(source, Shape) else target.name
         samples.append(tasks.RegionSample(name, target.rect.box, scene.geometry))
     return samples
 
 
-def _relation(scene: Scene, draws: Draws) -> list[Any]:
+def _relation(scene: Scene, rng: Rng) -> list[Any]:
     named = unique_names(scene)
     samples = []
     for subject in _askable(scene, named):
@@ -122,48 +122,48 @@ def _relation(scene: Scene, draws: Draws) -> list[Any]:
             if predicate is not None:
                 sides = [tasks.GroundedPhrase(f"the {thing.name}", (thing.rect.box,)) for thing in (subject, other)]
                 samples.append(tasks.RelationSample(sides[0], predicate, sides[1], scene.geometry))
-    return draws.shuffled(samples)[:MAX_RELATIONS]
+    return rng.shuffled(samples)[:MAX_RELATIONS]
 
 
-def _detection(scene: Scene, draws: Draws) -> list[Any]:
+def _detection(scene: Scene, rng: Rng) -> list[Any]:
     everything = [thing for thing in things(scene) if thing.noun != "word"]
     present = list(dict.fromkeys(thing.noun for thing in everything))
-    present += [x.name for x in _askable(scene, everything) if x.name not in present and draws.chance(30)]
-    chosen = draws.shuffled(list(dict.fromkeys(present)))[:MAX_CATEGORIES]
+    present += [x.name for x in _askable(scene, everything) if x.name not in present and rng.chance(30)]
+    chosen = rng.shuffled(list(dict.fromkeys(present)))[:MAX_CATEGORIES]
     absent = [noun for noun in (*SHAPES, "person") if noun not in present]
     samples = []
     for category in chosen:
-        name = draws.choice(absent) if absent and draws.chance(ABSENT_PERCENT) else category
+        name = rng.choice(absent) if absent and rng.chance(ABSENT_PERCENT) else category
         boxes = _boxes([thing for thing in everything if name in (thing.noun, thing.name)])
         samples.append(tasks.DetectionSample(name, boxes, scene.geometry))
     return samples
 
 
-def _layout(scene: Scene, draws: Draws) -> list[Any]:
+def _layout(scene: Scene, rng: Rng) -> list[Any]:
     regions: dict[str, tuple[Box, ...]] = {}
     for block in scene.blocks:
         regions[block.kind] = (*regions.get(block.kind, ()), block.rect.box)
     return [tasks.LayoutSample(regions, scene.geometry)] if regions else []
 
 
-def _text_detection(scene: Scene, draws: Draws) -> list[Any]:
+def _text_detection(scene: Scene, rng: Rng) -> list[Any]:
     texts = tuple(tasks.GroundedPhrase(word.text, (word.rect.box,)) for word in scene.words)
     return [tasks.TextDetectionSample(texts, scene.geometry)] if texts else []
 
 
-def _pose(scene: Scene, draws: Draws) -> list[Any]:
+def _pose(scene: Scene, rng: Rng) -> list[Any]:
     return [
-        tasks.PoseSample(person.keypoints, person.rect.box, scene.geometry) for person in draws.shuffled(scene.people)
+        tasks.PoseSample(person.keypoints, person.rect.box, scene.geometry) for person in rng.shuffled(scene.people)
     ]
 
 
-def _chart(scene: Scene, draws: Draws) -> list[Any]:
+def _chart(scene: Scene, rng: Rng) -> list[Any]:
     if scene.chart is None:
         return []
     return [tasks.ChartSample("\n".join(f"{bar.label} | {bar.value}" for bar in scene.chart.bars))]
 
 
-def _classification(scene: Scene, draws: Draws) -> list[Any]:
+def _classification(scene: Scene, rng: Rng) -> list[Any]:
     if scene.kind in ("page", "chart"):
         return [tasks.ClassificationSample(scene.kind)]
     found = things(scene)

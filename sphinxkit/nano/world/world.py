@@ -12,8 +12,8 @@ from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
 from sphinxkit.geometry import Point
 from sphinxkit.nano.world.composition import Style, compose
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.prose import prose
+from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.scene import Domain, Scene
 from sphinxkit.nano.world.task_samples import KINDS_OF_TASK, MAKERS, Weights
 from sphinxkit.registry import suggest
@@ -138,8 +138,8 @@ class World:
     def __repr__(self) -> str:
         return f"World({self.name})"
 
-    def _draws(self, *parts: object) -> Draws:
-        return Draws("sphinxkit.world", VERSION, self.seed, self.style.domain, self.style.split, *parts)
+    def _rng(self, *parts: object) -> Rng:
+        return Rng("sphinxkit.world", VERSION, self.seed, self.style.domain, self.style.split, *parts)
 
     def scene_of_kind(self, index: int, kind: str, attempt: int = 0) -> Scene:
         """Scene ``index`` of a kind.
@@ -153,15 +153,15 @@ class World:
         """
         if index < 0:
             raise DataError(f"world: scenes are numbered from 0, got {index}")
-        return compose(self._draws("scene", kind, index, attempt), self.style, kind)
+        return compose(self._rng("scene", kind, index, attempt), self.style, kind)
 
     def _find(self, index: int, task: str) -> tuple[Scene, list[Any]]:
         if task not in MAKERS:
             raise DataError(f"world: there are no scenes for task {task!r}{suggest(task, TASKS)}")
-        kind = self._draws("kind", task, index).weighted(KINDS_OF_TASK[task])
+        kind = self._rng("kind", task, index).weighted(KINDS_OF_TASK[task])
         for attempt in range(MAX_ATTEMPTS):
             scene = self.scene_of_kind(index, kind, attempt)
-            samples = MAKERS[task](scene, self._draws("task", task, index, attempt))
+            samples = MAKERS[task](scene, self._rng("task", task, index, attempt))
             if samples:
                 return scene, samples
         raise DataError(
@@ -202,7 +202,7 @@ class World:
         """
         if index < 0:
             raise DataError(f"world: texts are numbered from 0, got {index}")
-        return prose(self._draws("text", index), self.style.split)
+        return prose(self._rng("text", index), self.style.split)
 
     def conversation(self, index: int, task: str, num_turns: int = 1) -> tuple[Scene, list[dict[str, str]]]:
         """A scene and a conversation about it.
@@ -221,16 +221,16 @@ class World:
         if task == ALL_TASKS:
             return self._conversation_of_all_tasks(index, num_turns)
         scene, samples = self._find(index, task)
-        draws = self._draws("wording", task, index)
-        return scene, [message for sample in samples[:num_turns] for message in self._turn(task, sample, draws)]
+        rng = self._rng("wording", task, index)
+        return scene, [message for sample in samples[:num_turns] for message in self._turn(task, sample, rng)]
 
-    def _turn(self, task: str, sample: Any, draws: Draws) -> list[dict[str, str]]:
+    def _turn(self, task: str, sample: Any, rng: Rng) -> list[dict[str, str]]:
         if task not in self._formatters:
             self._formatters[task] = tasks.create(task)
         formatter = self._formatters[task]
         if isinstance(sample, tasks.PoseSample) and self.point_grid is not None:
             sample = on_grid(sample, self.point_grid)
-        wording = draws.below(len(formatter.wordings)) if self.has_all_wordings else 0
+        wording = rng.below(len(formatter.wordings)) if self.has_all_wordings else 0
         example = formatter.format(sample, wording)
         return [
             {"role": "user", "content": example.instruction},
@@ -238,16 +238,16 @@ class World:
         ]
 
     def _conversation_of_all_tasks(self, index: int, num_turns: int) -> tuple[Scene, list[dict[str, str]]]:
-        draws = self._draws("all tasks", index)
-        kind = draws.weighted(KIND_WEIGHTS)
+        rng = self._rng("all tasks", index)
+        kind = rng.weighted(KIND_WEIGHTS)
         scene = self.scene_of_kind(index, kind)
         # a task that is about other kinds of scenes is not asked for here
         own = [task for task, kinds in KINDS_OF_TASK.items() if kind in dict(kinds)]
-        left = {task: samples for task in own if (samples := MAKERS[task](scene, self._draws("task", task, index)))}
+        left = {task: samples for task in own if (samples := MAKERS[task](scene, self._rng("task", task, index)))}
         messages: list[dict[str, str]] = []
         while left and len(messages) < 2 * num_turns:
-            task = draws.weighted([(task, TASK_WEIGHTS[task]) for task in left])
-            messages += self._turn(task, left[task].pop(), draws)
+            task = rng.weighted([(task, TASK_WEIGHTS[task]) for task in left])
+            messages += self._turn(task, left[task].pop(), rng)
             left = {task: samples for task, samples in left.items() if samples}
         return scene, messages
 

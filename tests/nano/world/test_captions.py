@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from itertools import product
 
-from sphinxkit.nano.world import COLORS, SHAPES, Draws, Scene, World
+from sphinxkit.nano.world import COLORS, SHAPES, Rng, Scene, World
 from sphinxkit.nano.world.captions import WRONG_PERCENT, caption, detailed_caption, grounded_caption
 from sphinxkit.nano.world.phrases import NUMBERS, place, plural, things
 
@@ -31,7 +31,7 @@ def scenes(domain: str, split: str = "train", count: int = 350) -> list[Scene]:
 def test_synthetic_captions_are_right_and_complete() -> None:
     for index, scene in enumerate(scenes("synthetic", count=60)):
         for write in (caption, detailed_caption):
-            draft = write(scene, Draws(index))
+            draft = write(scene, Rng(index))
             assert not draft.is_wrong
             assert set(said(draft.text)) == shown(scene)
             assert draft.text[0].isupper()
@@ -42,7 +42,7 @@ def test_real_captions_are_short_and_wrong_at_the_stated_rate() -> None:
     for write in (caption, detailed_caption):
         wrong = total = incomplete = 0
         for index, scene in enumerate(scenes("real")):
-            draft = write(scene, Draws("rate", index))
+            draft = write(scene, Rng("rate", index))
             names = set(said(draft.text))
             assert names
             assert draft.is_wrong == bool(names - shown(scene)), draft
@@ -55,13 +55,13 @@ def test_real_captions_are_short_and_wrong_at_the_stated_rate() -> None:
 
 
 def test_held_out_captions_are_right() -> None:
-    assert not any(caption(scene, Draws(n)).is_wrong for n, scene in enumerate(scenes("real", "test", 60)))
-    assert not any(detailed_caption(scene, Draws(n)).is_wrong for n, scene in enumerate(scenes("real", "test", 60)))
+    assert not any(caption(scene, Rng(n)).is_wrong for n, scene in enumerate(scenes("real", "test", 60)))
+    assert not any(detailed_caption(scene, Rng(n)).is_wrong for n, scene in enumerate(scenes("real", "test", 60)))
 
 
 def test_detailed_captions_say_where_and_how_many() -> None:
     for index, scene in enumerate(scenes("synthetic", count=40)):
-        text = detailed_caption(scene, Draws(index)).text
+        text = detailed_caption(scene, Rng(index)).text
         found = things(scene)
         assert text.startswith(("There is one", f"There are {NUMBERS[len(found)]}"))
         sentences = re.findall(r"[^.]+\.", text)[1:]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sphinxkit.errors import DataError
-from sphinxkit.nano.world import KINDS, SIZES, Draws, Rect, Scene, Style, World, compose
+from sphinxkit.nano.world import KINDS, SIZES, Rect, Rng, Scene, Style, World, compose
 from sphinxkit.nano.world.render import paint_block, paint_person, paint_shape, paint_word
 
 WORLDS = [
@@ -95,4 +95,4 @@ def test_what_cannot_be_drawn() -> None:
     with pytest.raises(DataError, match="split 'dev'"):
         Style(split="dev")
     with pytest.raises(DataError, match="scene kind 'zoo', expected one of single"):
-        compose(Draws(0), Style(), "zoo")
+        compose(Rng(0), Style(), "zoo")

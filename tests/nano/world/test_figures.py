@@ -7,8 +7,8 @@ import pytest
 
 from sphinxkit.errors import DataError
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.figures import FACE, JOINT, SKIN, Pose, capsule, draw_pose, figure, joints
+from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.splits import is_held_out_pose
 
 DOWN = Pose((0, 0, 0, 0, 0, 0, 0, 0), "front")
@@ -16,7 +16,7 @@ DOWN = Pose((0, 0, 0, 0, 0, 0, 0, 0), "front")
 
 def test_key_points_lie_on_their_joints() -> None:
     for index in range(60):
-        pose = draw_pose(Draws("pose", index), held_out=False)
+        pose = draw_pose(Rng("pose", index), held_out=False)
         drawn = figure(pose, 45 + index)
         hidden = {"nose", "left_eye", "right_eye"} if pose.facing == "back" else set()
         assert set(drawn.points) == set(COCO_KEYPOINTS) - hidden
@@ -30,7 +30,7 @@ def test_key_points_lie_on_their_joints() -> None:
 
 def test_a_figure_reaches_its_edges() -> None:
     for index in range(40):
-        labels = figure(draw_pose(Draws("edges", index), held_out=True), 60).labels
+        labels = figure(draw_pose(Rng("edges", index), held_out=True), 60).labels
         assert labels[0].any()
         assert labels[-1].any()
         assert labels[:, 0].any()
@@ -62,7 +62,7 @@ def test_raised_arms() -> None:
 
 def test_poses_are_of_the_split_that_is_asked_for() -> None:
     for held_out, index in itertools.product((False, True), range(30)):
-        pose = draw_pose(Draws("split", index), held_out)
+        pose = draw_pose(Rng("split", index), held_out)
         assert is_held_out_pose(pose.limbs, pose.facing) == held_out
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from sphinxkit.nano.world import COLORS, SHAPES, Draws, Scene, World
+from sphinxkit.nano.world import COLORS, SHAPES, Rng, Scene, World
 from sphinxkit.nano.world.phrases import RELATIONS, plural, things
 from sphinxkit.nano.world.questions import Question, questions, unanswerable
 
@@ -71,7 +71,7 @@ def answer(text: str, scene: Scene) -> str | None:
 def asked(kind: str, split: str = "train") -> list[tuple[Scene, Question]]:
     world = World(split=split)
     scenes = [world.scene_of_kind(index, kind) for index in range(NUM_SCENES)]
-    return [(scene, question) for index, scene in enumerate(scenes) for question in questions(scene, Draws(index))]
+    return [(scene, question) for index, scene in enumerate(scenes) for question in questions(scene, Rng(index))]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -102,10 +102,10 @@ def test_a_persons_arms_and_face() -> None:
 def test_unanswerable_questions_are_about_what_is_absent() -> None:
     for index in range(NUM_SCENES):
         scene = World().scene_of_kind(index, "shapes")
-        question = unanswerable(scene, Draws(index))
+        question = unanswerable(scene, Rng(index))
         assert question is not None
         noun = question.text.split()[-1].rstrip("?")
         assert noun not in [shape.shape for shape in scene.shapes]
         assert question.answer == "Unanswerable"
         assert set(question.others) == set(COLORS)
-    assert unanswerable(World().scene_of_kind(0, "texts"), Draws(0)) is None
+    assert unanswerable(World().scene_of_kind(0, "texts"), Rng(0)) is None

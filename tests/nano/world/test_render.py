@@ -28,7 +28,7 @@ for domain in ("real", "synthetic"):
 """
 
 PIXEL_MODULES = (
-    *("draws", "font", "shapes", "figures", "pages", "charts"),
+    *("rng", "font", "shapes", "figures", "pages", "charts"),
     *("page_blocks", "palette", "composition", "words", "splits", "render"),
 )
 

@@ -122,7 +122,7 @@ def test_what_does_not_exist() -> None:
 
 def test_a_style_that_is_too_narrow() -> None:
     world = World(max_objects=1)
-    index = next(n for n in range(100) if world._draws("kind", "relation", n).below(8) < 5)
+    index = next(n for n in range(100) if world._rng("kind", "relation", n).below(8) < 5)
     with pytest.raises(DataError, match="no sample of task 'relation' in 200 scenes"):
         world.samples(index, "relation")
 
@@ -134,9 +134,9 @@ class Recorder(World):
         super().__init__(*args, **options)
         self.asked: list[tuple[str, Any]] = []
 
-    def _turn(self, task: str, sample: Any, draws: Any) -> list[dict[str, str]]:
+    def _turn(self, task: str, sample: Any, rng: Any) -> list[dict[str, str]]:
         self.asked.append((task, sample))
-        return super()._turn(task, sample, draws)
+        return super()._turn(task, sample, rng)
 
     def turns(self, index: int, num_turns: int) -> tuple[Scene, list[tuple[str, Any]]]:
         self.asked = []

@@ -1,4 +1,4 @@
-"""How good SPHINX-nano is: held-out scenes of every task, beside the same model blind and the most frequent answer."""
+"""SPHINX-nano's scores on held-out scenes of every task, beside two baselines."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from sphinxkit.generation import Generation
     from sphinxkit.sphinx_model import SphinxModel
 
+SCORES_FILE = "scores.json"
 NUM_SCENES = 500
 SEED = 20231113
-"""Of the held-out scenes; training uses 0. (What is held out is so at every seed; see ``procedural.splits``.)"""
+"""Seed of the held-out scenes; training uses 0. What is held out does not depend on the seed; see ``world.splits``."""
 
-NUM_COUNTED = 2000  # training answers among which the most frequent one is found
+NUM_COUNTED = 2000  # training answers that the most frequent one is found among
 BATCH_SIZE = 50
 
 
@@ -35,10 +36,10 @@ class TableRow:
     """One line of the table.
 
     Args:
-        name: What it is called.
-        task: Whose scenes are asked about.
+        name: Name of the line.
+        task: The task whose scenes the questions are about.
         score: Which of the task's scores.
-        goal: What it should reach.
+        goal: The score that the model should reach.
         max_new_tokens: Longest answer.
     """
 
@@ -63,10 +64,10 @@ ROWS = (
 
 
 class Blind:
-    """The same model without the image.
+    """A model that is not given the images.
 
     Args:
-        model: Which.
+        model: The model.
     """
 
     def __init__(self, model: SphinxModel) -> None:
@@ -82,9 +83,9 @@ def majority_answer(task: str, size: int, domain: Domain) -> str:
     """The most frequent answer in training.
 
     Args:
-        task: Whose.
-        size: Of the pictures.
-        domain: Of the scenes.
+        task: The task.
+        size: Side of the pictures.
+        domain: Domain of the scenes.
     """
     world = World(domain, size=size)
     answers = (world.conversation(index, task)[1][1]["content"] for index in range(NUM_COUNTED))
@@ -102,18 +103,20 @@ def evaluate_nano(
     should_stop: Callable[[], bool] | None = None,
     report: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> bool:
-    """Score a model on held-out scenes of every task and write ``scores.json``; goes on where a former call stopped.
+    """Score a model on held-out scenes of every task and write ``scores.json``.
+
+    A call resumes where an earlier one stopped.
 
     Scenes and predictions stay in the folder: ``sphinxkit score TASK --annotations FOLDER/TASK/annotations.json
     --predictions FOLDER/TASK/model.jsonl`` gives each number again.
 
     Args:
         model: Checkpoint.
-        folder: For scenes, predictions and scores.
-        rows: What is scored.
-        domain: Of the scenes.
-        num_scenes: Of each task, one question each.
-        baselines: Whether the blind model and the most frequent answer are scored, too.
+        folder: Folder for scenes, predictions and scores.
+        rows: The table's lines.
+        domain: Domain of the scenes.
+        num_scenes: Scenes of each task, one question each.
+        baselines: Whether the blind model and the most frequent answer are scored as well.
         should_stop: Asked between parts.
         report: Called with each score.
     Returns:
@@ -157,7 +160,7 @@ def evaluate_nano(
         found["rows"][row.name] = scores
         if report is not None:
             report({"row": row.name, **{key: value for key, value in scores.items() if key != "scores"}})
-    with atomic_file(place / "scores.json") as temporary:
+    with atomic_file(place / SCORES_FILE) as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return True
 
@@ -168,8 +171,18 @@ def _write_constant(path: Path, annotations: Path, answer: str) -> None:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def read_scores(output: str | Path) -> dict[str, Any]:
+    """The scores that the last stage of ``reproduce_nano`` wrote.
+
+    Args:
+        output: Folder of all stages.
+    """
+    document: dict[str, Any] = json.loads((Path(output) / "scores" / SCORES_FILE).read_text(encoding="utf-8"))
+    return document
+
+
 def table(scores: Mapping[str, Any]) -> str:
-    """A scores document as a table in Markdown."""
+    """The table of ``scores.json``, in Markdown."""
     lines = ["| task | goal | SPHINX-nano | blind | most frequent answer |", "|---|---|---|---|---|"]
     for name, row in scores["rows"].items():
         baselines = [f"{row[key]:.3f}" if key in row else "" for key in ("blind", "majority")]

@@ -17,11 +17,11 @@ from torch import nn
 from sphinxkit.encoders import Encoder, create
 from sphinxkit.errors import RecipeError
 from sphinxkit.features import VisionFeatures
-from sphinxkit.nano.perception import PerceptionPlan, Views, train_encoders
-from sphinxkit.nano.probe import Probe
-from sphinxkit.nano.targets import NO_CHARACTER, NO_THING
+from sphinxkit.nano.perception.probe import Probe
+from sphinxkit.nano.perception.targets import NO_CHARACTER, NO_THING
+from sphinxkit.nano.perception.training import PerceptionPlan, Views, train_encoders
 
-PLAN = PerceptionPlan(steps=12, batch_size=8, lr=1e-2, warmup=2, workers=0, save_every=5)
+PLAN = PerceptionPlan(steps=12, batch_size=8, lr=1e-2, warmup_steps=2, num_workers=0, save_every=5)
 
 
 def make_encoders(recipe: list[list[dict[str, Any]]]) -> list[Encoder]:
@@ -124,7 +124,7 @@ def test_letters_are_asked_for_early_where_a_stage_is_as_fine(tmp_path: Path) ->
     torch.manual_seed(7)
     encoder = create("convnext_xxlarge", input_size=256, dims=[4, 4, 8, 8], depths=[0, 1, 1, 1])
     records: list[Any] = []
-    assert train_encoders([encoder], replace(PLAN, steps=2, warmup=1), tmp_path, report=records.append)
+    assert train_encoders([encoder], replace(PLAN, steps=2, warmup_steps=1), tmp_path, report=records.append)
     assert "early_right_letters" in records[0]["convnext_xxlarge"]
     assert not encoder.trunk.stages[2]._forward_hooks
     scales = [parameter for name, parameter in encoder.named_parameters() if name.endswith("gamma")]
@@ -135,15 +135,15 @@ def test_letters_are_asked_for_early_where_a_stage_is_as_fine(tmp_path: Path) ->
 def test_a_run_that_is_done_changes_nothing(straight: Any, recipe: Any) -> None:
     folder, expected, _ = straight
     loaded = make_encoders(recipe)
-    assert train_encoders(loaded, replace(PLAN, workers=1, save_every=1), folder)
+    assert train_encoders(loaded, replace(PLAN, num_workers=1, save_every=1), folder)
     for name, tensor in states(expected).items():
         assert torch.equal(states(loaded)[name], tensor), name
 
 
 def test_another_plan_is_refused(straight: Any, recipe: Any) -> None:
     folder, _, _ = straight
-    with pytest.raises(RecipeError, match=r"state.pt: was made by another plan; what differs: lr, clip"):
-        train_encoders(make_encoders(recipe), replace(PLAN, lr=1e-3, clip=2.0), folder)
+    with pytest.raises(RecipeError, match=r"state.pt: was made by another plan; what differs: lr, max_grad_norm"):
+        train_encoders(make_encoders(recipe), replace(PLAN, lr=1e-3, max_grad_norm=2.0), folder)
 
 
 def test_views_depend_on_their_number_alone() -> None:

@@ -1,4 +1,4 @@
-"""Scoring: what is right scores 1, what is blind is shown nothing, and a stopped call is gone on with."""
+"""Scoring: what is right scores 1, what is blind is shown nothing, and a stopped call is resumed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image
 
 from sphinxkit.formatters import create as create_template
 from sphinxkit.generation import Generation
-from sphinxkit.nano import scores
-from sphinxkit.nano.scores import ROWS, Blind, evaluate_nano, majority_answer, table
+from sphinxkit.nano.stages import scores
+from sphinxkit.nano.stages.scores import ROWS, Blind, evaluate_nano, majority_answer, table
 from sphinxkit.nano.world import World, render
 from sphinxkit.recipe import shipped_folder
 from sphinxkit.tokenizer import Tokenizer

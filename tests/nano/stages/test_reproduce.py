@@ -1,4 +1,4 @@
-"""The stages in order, in slices, at micro size."""
+"""The stages in order, with time limits, at micro size."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 import sphinxkit
 from sphinxkit.cli import app
 from sphinxkit.errors import RecipeError
-from sphinxkit.nano import reproduce as module
-from sphinxkit.nano.perception import PerceptionPlan
-from sphinxkit.nano.reproduce import STAGES, Slice, reproduce
-from sphinxkit.nano.scores import ROWS, evaluate_nano
+from sphinxkit.nano.perception.training import PerceptionPlan
+from sphinxkit.nano.stages import reproduce as module
+from sphinxkit.nano.stages import steps
+from sphinxkit.nano.stages.reproduce import STAGES, reproduce_nano
+from sphinxkit.nano.stages.scores import ROWS, evaluate_nano
+from sphinxkit.nano.stages.steps import TimeLimit
 from sphinxkit.training import loop, read_log
 
 MIX_ATOL = 1e-6  # float32 sums of two halves
@@ -25,43 +27,44 @@ MIX_ATOL = 1e-6  # float32 sums of two halves
 
 @pytest.fixture
 def micro(micro_recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = PerceptionPlan(steps=2, batch_size=8, warmup=1, workers=0)
-    monkeypatch.setattr(module, "recipes", lambda: micro_recipes)
+    plan = PerceptionPlan(steps=2, batch_size=8, warmup_steps=1, num_workers=0)
+    for place in (module, steps):
+        monkeypatch.setattr(place, "recipes", lambda: micro_recipes)
     monkeypatch.setattr(module, "PerceptionPlan", lambda: plan)
     few = partial(evaluate_nano, num_scenes=2, rows=ROWS[:1], baselines=False)
     monkeypatch.setattr(module, "evaluate_nano", few)
     monkeypatch.setattr(loop, "plot_losses", lambda folder: None)  # a third of the time
 
 
-def test_all_stages_in_order_in_slices(micro: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_stop_when_the_time_is_over(micro: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, Mapping[str, Any]]] = []
 
     def report(stage: str, record: Mapping[str, Any]) -> None:
         told.append((stage, record))
 
     # no time at all: nothing is done
-    assert reproduce(tmp_path, minutes=0.0, report=report) == "encoders"
+    assert reproduce_nano(tmp_path, minutes=0.0, report=report) == "encoders"
     assert not told
     assert not list(tmp_path.iterdir())
     # until the first stage of training is over
-    assert reproduce(tmp_path, last="encoders", report=report) is None
+    assert reproduce_nano(tmp_path, last="encoders", report=report) is None
     assert [path.name for path in tmp_path.iterdir()] == ["encoders"]
-    # a slice that is over in the middle of a stage
+    # a time limit that is over in the middle of a stage
     answers: Iterator[bool] = iter([False, True])
-    monkeypatch.setattr(Slice, "is_over", property(lambda _: next(answers)))
-    assert reproduce(tmp_path, minutes=1.0, report=report) == "pretrain_real"
+    monkeypatch.setattr(TimeLimit, "is_over", property(lambda _: next(answers)))
+    assert reproduce_nano(tmp_path, minutes=1.0, report=report) == "pretrain_real"
     assert [record["step"] for record in read_log(tmp_path / "pretrain_real")] == [0]
     monkeypatch.undo()
 
 
-def test_going_on_to_the_end(micro: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_to_the_end(micro: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, Mapping[str, Any]]] = []
     answers: Iterator[bool] = iter([False] * 5 + [True])
-    monkeypatch.setattr(Slice, "is_over", property(lambda _: next(answers, False)))
+    monkeypatch.setattr(TimeLimit, "is_over", property(lambda _: next(answers, False)))
     # asked before the encoders, behind the first of their two steps, before pre-training, behind its two steps
-    following = reproduce(tmp_path, report=lambda *record: told.append(record))
+    following = reproduce_nano(tmp_path, report=lambda *record: told.append(record))
     assert following == "pretrain_synthetic"
-    assert reproduce(tmp_path, report=lambda *record: told.append(record)) is None
+    assert reproduce_nano(tmp_path, report=lambda *record: told.append(record)) is None
     assert list(dict.fromkeys(stage for stage, _ in told)) == list(STAGES)
     for name in (
         "pretrain_real",
@@ -89,7 +92,7 @@ def test_going_on_to_the_end(micro: None, tmp_path: Path, monkeypatch: pytest.Mo
             assert (tensor - first[key]).abs().max() <= 0, key
     # all is there: nothing runs again, whatever the time; the command prints the table
     before = len(told)
-    assert reproduce(tmp_path, minutes=0.0, report=lambda *record: told.append(record)) is None
+    assert reproduce_nano(tmp_path, minutes=0.0, report=lambda *record: told.append(record)) is None
     assert len(told) == before
     result = CliRunner().invoke(app, ["reproduce", "nano", "--output", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0
@@ -104,15 +107,15 @@ def test_the_command_says_where_it_stopped(micro: None, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert result.stdout == ""
-    assert result.stderr == "stopped; the next call goes on with encoders\n"
+    assert result.stderr == "stopped; the next call resumes with encoders\n"
 
 
 def test_a_stage_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"there is no stage 'finetun'; did you mean 'finetune'.*Stages: encoders, "):
-        reproduce(tmp_path, last="finetun")
+        reproduce_nano(tmp_path, last="finetun")
 
 
-def test_a_slice() -> None:
-    assert not Slice().is_over
-    assert Slice(0.0, began=0.0).is_over
-    assert not Slice(60.0).is_over
+def test_a_time_limit() -> None:
+    assert not TimeLimit().is_over
+    assert TimeLimit(0.0, began=0.0).is_over
+    assert not TimeLimit(60.0).is_over

@@ -1,4 +1,4 @@
-"""Every arm at micro size, its results and the page that is made of them."""
+"""Every variant at micro size, its results and the page that is made of them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import sphinxkit
 from sphinxkit.cli import app
 from sphinxkit.errors import RecipeError
 from sphinxkit.formatters import tasks
-from sphinxkit.nano import ablations, reproduce
-from sphinxkit.nano.ablation_report import CLAIMS, Claim, judge, plot, render, write_page
-from sphinxkit.nano.ablations import AblationPlan, read_results, run_ablations
-from sphinxkit.nano.arms import CLAIMS as CLAIM_NAMES
-from sphinxkit.nano.arms import SHARED, choose_arms, make_arms
+from sphinxkit.nano.ablations import report as report_module
+from sphinxkit.nano.ablations import run as run_module
+from sphinxkit.nano.ablations.report import CLAIMS, Claim, judge, plot, render, write_page
+from sphinxkit.nano.ablations.run import AblationPlan, read_results, run_ablations
+from sphinxkit.nano.ablations.variants import CLAIM_NAMES, SHARED, choose_variants, make_variants
+from sphinxkit.nano.stages import steps
 from sphinxkit.recipe import Recipe, build, shipped_folder
 from sphinxkit.training import loop
 
@@ -28,7 +29,7 @@ PLAN = AblationPlan(conversations=4, batch_size=4, num_scenes=2, seeds=(0,), llm
 
 @pytest.fixture
 def micro(micro_recipes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (ablations, reproduce):
+    for module in (run_module, steps):
         monkeypatch.setattr(module, "recipes", lambda: micro_recipes)
     monkeypatch.setattr(loop, "plot_losses", lambda folder: None)  # a third of the time
     return micro_recipes
@@ -43,7 +44,7 @@ def encoders(micro_recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.parametrize("claim", ["weights", pytest.param(None, marks=pytest.mark.slow)])
-def test_every_arm(claim: str | None, micro: Path, encoders: Path, tmp_path: Path) -> None:
+def test_every_variant(claim: str | None, micro: Path, encoders: Path, tmp_path: Path) -> None:
     told: list[str] = []
 
     def run(plan: AblationPlan = PLAN, **options: Any) -> str | None:
@@ -55,15 +56,15 @@ def test_every_arm(claim: str | None, micro: Path, encoders: Path, tmp_path: Pat
     assert run(minutes=0.0) == "real-0"
     assert not told
     assert run() is None
-    arms = choose_arms(claim)
-    in_order = [f"{arm.name}-0" for name in CLAIM_NAMES for arm in choose_arms(name) if arm in arms]
+    variants = choose_variants(claim)
+    in_order = [f"{variant.name}-0" for name in CLAIM_NAMES for variant in choose_variants(name) if variant in variants]
     assert list(dict.fromkeys(told)) == list(dict.fromkeys(in_order))
     results = read_results(tmp_path / "results")
-    assert {result["arm"] for result in results} == {arm.name for arm in arms}
+    assert {result["variant"] for result in results} == {variant.name for variant in variants}
     claims = [each for each in CLAIMS if claim in (None, each.name)]
     for each in claims:
-        for arm in choose_arms(each.name):
-            (found,) = (result for result in results if result["arm"] == arm.name)
+        for variant in choose_variants(each.name):
+            (found,) = (result for result in results if result["variant"] == variant.name)
             assert set(each.shown) <= set(found["scores"])
     # a mix lies between its ends
     weights = {
@@ -75,9 +76,9 @@ def test_every_arm(claim: str | None, micro: Path, encoders: Path, tmp_path: Pat
     assert not torch.allclose(weights["real"], weights["synthetic"], atol=MIX_ATOL)
     # encoders are the trained ones and stay so
     trained = encoder_states(encoders)
-    for arm in arms:
-        own = encoder_states(tmp_path / "runs" / f"{arm.name}-0" / "model")
-        assert set(own) == set(arm.encoders)
+    for variant in variants:
+        own = encoder_states(tmp_path / "runs" / f"{variant.name}-0" / "model")
+        assert set(own) == set(variant.encoders)
         for name, state in own.items():
             assert all(torch.equal(tensor, trained[name][key]) for key, tensor in state.items())
     # nothing is computed twice, also where runs are gone
@@ -91,7 +92,7 @@ def test_every_arm(claim: str | None, micro: Path, encoders: Path, tmp_path: Pat
     # the page
     write_page(results, tmp_path / "page.md", tmp_path / "pictures", PLAN)
     page = (tmp_path / "page.md").read_text()
-    assert ("Every arm with every seed." in page) == (claim is None)
+    assert ("Every variant with every seed." in page) == (claim is None)
     assert page.count("is not decided") == len(CLAIMS)
     for each in claims:
         assert f"](pictures/ablations_{each.name}.png)" in page
@@ -104,64 +105,64 @@ def encoder_states(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {encoder.name: encoder.state_dict() for branch in vision.branches for encoder in branch.encoders}
 
 
-def test_an_arm_goes_on_where_it_stopped(
+def test_a_variant_resumes_where_it_stopped(
     micro: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = AblationPlan(12, 4, 2, (3,), {}, "float32")
-    steps: list[int] = []
+    seen: list[int] = []
 
     def report(name: str, record: Any) -> None:
         if "step" in record:
-            steps.append(record["step"])
+            seen.append(record["step"])
 
-    answers = iter([False, False, True])  # before the arm, behind its first step, behind its second
+    answers = iter([False, False, True])  # before the variant, behind its first step, behind its second
     with monkeypatch.context() as patch:
-        patch.setattr(reproduce.Slice, "is_over", property(lambda _: next(answers)))
+        patch.setattr(steps.TimeLimit, "is_over", property(lambda _: next(answers)))
         assert run_ablations(tmp_path, encoders, plan=plan, claim="weights", report=report) == "real-3"
     assert not (tmp_path / "results").exists()
     with monkeypatch.context() as patch:
-        more = iter([False, False, True])  # before the arm, behind its third step, before the next
-        patch.setattr(reproduce.Slice, "is_over", property(lambda _: next(more)))
+        more = iter([False, False, True])  # before the variant, behind its third step, before the next
+        patch.setattr(steps.TimeLimit, "is_over", property(lambda _: next(more)))
         assert run_ablations(tmp_path, encoders, plan=plan, claim="weights", report=report) == "synthetic-3"
-    assert steps == [0, 1, 2]
+    assert seen == [0, 1, 2]
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["real-3.json"]
 
 
-def test_arms_are_the_shipped_recipes_but_for_what_they_say(tmp_path: Path) -> None:
+def test_variants_are_the_shipped_recipes_but_for_what_they_say(tmp_path: Path) -> None:
     plan = AblationPlan()
-    for arm in make_arms():
-        if arm.recipe is None:
-            assert arm.beta is not None
+    for variant in make_variants():
+        if variant.recipe is None:
+            assert variant.beta is not None
             continue
-        document = ablations.training_document(arm, plan, 1, tmp_path)
+        document = run_module.training_document(variant, plan, 1, tmp_path)
         Recipe(document)
-        shipped = Recipe.find(f"nano/{arm.recipe}").document
+        shipped = Recipe.find(f"nano/{variant.recipe}").document
         changed = {key for key, value in document.items() if shipped.get(key) != value}
-        assert changed <= {"model", "init", "output", "data", "steps", "seed", "dtype", "save_every"}, arm.name
+        assert changed <= {"model", "init", "output", "data", "steps", "seed", "dtype", "save_every"}, variant.name
         assert sum(stream["batch_size"] for stream in document["data"].values()) == plan.batch_size
         assert {stream["mixture"]["seed"] for stream in document["data"].values()} == {1}
         assert document["steps"] * plan.batch_size == plan.conversations
         branches = document["model"]["vision"]["branches"]
-        assert {entry["type"] for branch in branches for entry in branch["encoders"]} == set(arm.encoders)
+        assert {entry["type"] for branch in branches for entry in branch["encoders"]} == set(variant.encoders)
         assert document["model"]["llm"]["embed_dim"] == plan.llm["embed_dim"]
     # every one of them can be built
-    assert [arm.options["size"] for arm in make_arms() if "sub_images" in arm.claims] == [128, 128]
+    assert [variant.options["size"] for variant in make_variants() if "sub_images" in variant.claims] == [128, 128]
     for name in ("all", "only_blip2", "only_convnext", "sub_images"):
-        (arm,) = (arm for arm in make_arms() if arm.name == name)
-        assert build(ablations.model_document(arm, plan), device="meta").vision is not None
+        (variant,) = (variant for variant in make_variants() if variant.name == name)
+        assert build(run_module.model_document(variant, plan), device="meta").vision is not None
     # the documents themselves are not touched
     assert "options" not in Recipe.find("nano/finetune").document["data"]["tasks"]["mixture"]
 
 
-def test_an_arm_starts_from_one_before_it() -> None:
-    names = [arm.name for arm in make_arms()]
+def test_a_variant_starts_from_one_before_it() -> None:
+    names = [variant.name for variant in make_variants()]
     assert len(set(names)) == len(names)
-    for arm in make_arms():
-        assert arm.after is None or names.index(arm.after) < names.index(arm.name)
+    for variant in make_variants():
+        assert variant.after is None or names.index(variant.after) < names.index(variant.name)
     for claim in CLAIMS:
-        own = {arm.name for arm in choose_arms(claim.name)}
+        own = {variant.name for variant in choose_variants(claim.name)}
         assert {claim.favoured, *claim.others} <= own
-        assert {arm.after for arm in choose_arms(claim.name)} - {None} <= own
+        assert {variant.after for variant in choose_variants(claim.name)} - {None} <= own
     assert sorted(claim.name for claim in CLAIMS) == sorted(CLAIM_NAMES)
 
 
@@ -179,14 +180,14 @@ def test_what_is_refused(tmp_path: Path, micro: Path, encoders: Path) -> None:
     model = sphinxkit.load(encoders)
     assert model.vision is not None
     blind = type("Blind", (), {"vision": None})()
-    arm = make_arms()[0]
+    variant = make_variants()[0]
     with pytest.raises(RecipeError, match="there is no vision tower"):
-        ablations.make_start(arm, PLAN, 0, tmp_path, blind)
+        run_module.make_start(variant, PLAN, 0, tmp_path, blind)
     model.vision.branches = model.vision.branches[1:]
     with pytest.raises(RecipeError, match="checkpoint has no blip2_qformer, but clip_vit_large_patch14, convnext"):
-        ablations.make_start(arm, PLAN, 0, tmp_path, model)
-    (tmp_path / "x.json").write_text('{"arm": "all"}')
-    with pytest.raises(RecipeError, match=r"x.json: is not the result of an arm \(KeyError\('seed'\)\)"):
+        run_module.make_start(variant, PLAN, 0, tmp_path, model)
+    (tmp_path / "x.json").write_text('{"variant": "all"}')
+    with pytest.raises(RecipeError, match=r"x.json: is not the result of a variant \(KeyError\('seed'\)\)"):
         read_results(tmp_path)
 
 
@@ -198,11 +199,11 @@ CLAIM = Claim("tasks", "It helps.", "all", ("shared", "one_view"), "answers.loss
 def results(**scores: list[float]) -> list[dict[str, Any]]:
     return [
         {
-            **{"arm": arm, "seed": seed, "scores": {"answers.loss": value}, "parameters": 1, "versions": {}},
+            **{"variant": variant, "seed": seed, "scores": {"answers.loss": value}, "parameters": 1, "versions": {}},
             **{"plan": {"conversations": 4, "batch_size": 2, "num_scenes": 3, "llm": {}}},
             "seconds": {"training": 30.0, "measuring": 30.0},
         }
-        for arm, values in scores.items()
+        for variant, values in scores.items()
         for seed, value in enumerate(values)
     ]
 
@@ -238,7 +239,7 @@ def test_the_page_says_what_is_not_done(tmp_path: Path) -> None:
     mixed = results(all=[1.0]) + [r | {"plan": {"conversations": 9}} for r in results(shared=[1.0])]
     assert "**not** made with the same budget" in render(mixed)
     apart = [r | {"plan": r["plan"] | {"seeds": [r["seed"]]}} for r in results(all=[1.0, 1.2])]
-    assert "Every arm is trained on 4 conversations" in render(apart)  # which seeds a call ran is no budget
+    assert "Every variant is trained on 4 conversations" in render(apart)  # which seeds a call ran is no budget
     assert {path.name for path in plot(results(all=[1.0]), tmp_path)} == {
         "ablations_embeddings.png",
         "ablations_tasks.png",
@@ -263,16 +264,16 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append((place, encoders, options["claim"], options["minutes"], options["plan"].conversations))
         (output / "results").mkdir(parents=True)
         for result in results(all=[1.0, 1.0], shared=[2.0, 2.0]):
-            (output / "results" / f"{result['arm']}-{result['seed']}.json").write_text(json.dumps(result))
+            (output / "results" / f"{result['variant']}-{result['seed']}.json").write_text(json.dumps(result))
         return "one_view-0"
 
-    monkeypatch.setattr(ablations, "run_ablations", run)
+    monkeypatch.setattr(report_module, "run_ablations", run)
     arguments = ["reproduce", "ablations", "-o", str(output), "--claim", "tasks", "--minutes", "5"]
     arguments += ["--conversations", "640"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert seen == [(output, tmp_path / "runs" / "nano" / "encoders" / "model", "tasks", 5.0, 640)]
     assert result.stdout == "tasks: shows\n"
-    assert result.stderr.endswith("stopped; the next call goes on with one_view-0\n")
+    assert result.stderr.endswith("stopped; the next call resumes with one_view-0\n")
     assert "## Tasks" in (output / "ablations.md").read_text()
     assert (output / "images" / "ablations_tasks.png").exists()
 
@@ -280,11 +281,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nano", "--claim", "text"], "reproduce nano: --claim, --conversations and --encoders are for ablations"),
-        (["nano", "--encoders", "x"], "reproduce nano: --claim, --conversations and --encoders are for ablations"),
-        (["ablations", "--last", "mixed"], "reproduce ablations: --last is for nano"),
+        (["nano", "--claim", "text"], "--claim, --conversations and --encoders are for ablations"),
+        (["nano", "--encoders", "x"], "--claim, --conversations and --encoders are for ablations"),
+        (["ablations", "--last", "mixed"], "--last is for nano"),
     ],
 )
 def test_options_of_the_other_subject(arguments: list[str], message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
-        CliRunner().invoke(app, ["reproduce", *arguments], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["reproduce", *arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", " ").split())

@@ -1,4 +1,4 @@
-"""What an ablation measures: how well answers to unseen scenes are told, word by word, without writing them out."""
+"""How the ablations evaluate a model: loss and accuracy of the right answers' tokens, without generating text."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from sphinxkit.sphinx_model import SphinxModel
 
 SEED = 5
-"""Of the scenes that are asked about; they are of the split ``val``, which training never shows."""
+"""Seed of the scenes. They are of the split ``val``, which training never shows."""
 
 BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """Something to be measured.
+class EvalSet:
+    """Questions that a model is evaluated on.
 
     Args:
-        name: In front of its scores' names.
-        tasks: Asked about one by one; "text" is plain text.
-        domain: Of the scenes.
-        size: Of the pictures, in pixels.
+        name: Prefix of its scores' names.
+        tasks: Evaluated one by one; "text" is plain text.
+        domain: Domain of the scenes.
+        size: Side of the pictures, in pixels.
         options: Further options of ``World``.
     """
 
@@ -46,13 +46,13 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """How well the answers to one task's questions are told, each token after the right ones before it.
+class TaskMetrics:
+    """How well a model predicts the answers of one task, each token from the right ones before it (teacher forcing).
 
     Args:
         loss: Nats per token of the answers.
-        token_accuracy: Share of the tokens that are the most likely ones.
-        exact: Share of the answers that are right from end to end; what greedy decoding would write.
+        token_accuracy: Share of the answers' tokens that are the most likely ones.
+        exact: Share of the answers whose tokens are all the most likely ones; greedy decoding would write these.
     """
 
     loss: float
@@ -60,20 +60,20 @@ class Answers:
     exact: float
 
 
-def measure(model: SphinxModel, wanted: Measure, num_scenes: int) -> dict[str, Answers]:
-    """Measure a model on every task.
+def evaluate_variant(model: SphinxModel, eval_set: EvalSet, num_scenes: int) -> dict[str, TaskMetrics]:
+    """Evaluate a model on every task of a set.
 
     Args:
-        model: With tokenizer and template.
-        wanted: What.
-        num_scenes: Of each task, one question about each.
+        model: A model with tokenizer and template.
+        eval_set: The questions.
+        num_scenes: Scenes of each task, one question about each.
     Returns:
-        By task.
+        The metrics by task.
     Raises:
         RecipeError: The model lacks a tokenizer or a template.
     """
     if model.tokenizer is None or model.conversation is None:
-        raise RecipeError(f"measure {wanted.name}: the model has no tokenizer or no template")
+        raise RecipeError(f"evaluate {eval_set.name}: the model has no tokenizer or no template")
     vision = model.vision
     make = ExampleMaker(
         template=model.conversation,
@@ -83,22 +83,22 @@ def measure(model: SphinxModel, wanted: Measure, num_scenes: int) -> dict[str, A
         num_image_tokens=0 if vision is None else vision.num_tokens,
     )
     found = {}
-    for task in wanted.tasks:
+    for task in eval_set.tasks:
         mixture = WorldMixture(
-            [{"task": task, "domain": wanted.domain}],
+            [{"task": task, "domain": eval_set.domain}],
             seed=SEED,
             epoch_size=num_scenes,
             split="val",
-            size=wanted.size,
-            options=wanted.options,
+            size=eval_set.size,
+            options=eval_set.options,
         )
         examples = [make(mixture.read(ref)) for ref in mixture.order()]
-        found[task] = _tell(model, examples, max(model.tokenizer.pad_id, 0))
+        found[task] = _score(model, examples, max(model.tokenizer.pad_id, 0))
     return found
 
 
 @torch.no_grad()
-def _tell(model: SphinxModel, examples: Sequence[Example], pad_id: int) -> Answers:
+def _score(model: SphinxModel, examples: Sequence[Example], pad_id: int) -> TaskMetrics:
     losses: list[Tensor] = []
     rights: list[Tensor] = []
     exact: list[bool] = []
@@ -106,28 +106,28 @@ def _tell(model: SphinxModel, examples: Sequence[Example], pad_id: int) -> Answe
         batch = collate_padded(examples[start : start + BATCH_SIZE], pad_id)
         logits = model(batch.token_ids, batch.pixels, batch.image_rows)[:, :-1].float()
         labels = batch.labels[:, 1:]
-        told = labels != IGNORE_INDEX
-        right = (logits.argmax(-1) == labels) | ~told
-        losses.append(torch.nn.functional.cross_entropy(logits[told], labels[told], reduction="none"))
-        rights.append(right[told])
+        is_answer = labels != IGNORE_INDEX
+        right = (logits.argmax(-1) == labels) | ~is_answer
+        losses.append(torch.nn.functional.cross_entropy(logits[is_answer], labels[is_answer], reduction="none"))
+        rights.append(right[is_answer])
         exact += right.all(dim=1).tolist()
-    return Answers(
+    return TaskMetrics(
         loss=torch.cat(losses).double().mean().item(),
         token_accuracy=torch.cat(rights).double().mean().item(),
         exact=fmean(exact),
     )
 
 
-def summarize(wanted: Measure, found: Mapping[str, Answers]) -> dict[str, float]:
-    """The tasks' means, every task alike, as ``name.loss``, ...; of plain text its perplexity.
+def summarize(eval_set: EvalSet, found: Mapping[str, TaskMetrics]) -> dict[str, float]:
+    """The unweighted means over the tasks, as ``name.loss``, ...; for plain text its perplexity.
 
     Args:
-        wanted: What was measured.
-        found: By task.
+        eval_set: The questions.
+        found: The metrics by task.
     """
-    if wanted.tasks == (TEXT_TASK,):
-        return {f"{wanted.name}.perplexity": math.exp(found[TEXT_TASK].loss)}
+    if eval_set.tasks == (TEXT_TASK,):
+        return {f"{eval_set.name}.perplexity": math.exp(found[TEXT_TASK].loss)}
     return {
-        f"{wanted.name}.{score}": fmean(getattr(answers, score) for answers in found.values())
+        f"{eval_set.name}.{score}": fmean(getattr(metrics, score) for metrics in found.values())
         for score in ("loss", "token_accuracy", "exact")
     }

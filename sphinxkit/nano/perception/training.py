@@ -1,4 +1,4 @@
-"""Trains SPHINX-nano's encoders from nothing, by dense supervision, before they are frozen as SPHINX has it."""
+"""The training of SPHINX-nano's encoders, from random weights, by dense supervision; SPHINX then freezes them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from sphinxkit.atomic import atomic_file
 from sphinxkit.encoders.base import Encoder
 from sphinxkit.errors import RecipeError
-from sphinxkit.nano.probe import Probe, is_measure
-from sphinxkit.nano.targets import View, make_targets
+from sphinxkit.nano.perception.probe import Probe, is_metric
+from sphinxkit.nano.perception.targets import View, make_targets
 from sphinxkit.nano.world import World
-from sphinxkit.nano.world.draws import Draws
 from sphinxkit.nano.world.render import render
+from sphinxkit.nano.world.rng import Rng
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, resize_pixels
 from sphinxkit.training.log import RunLog
 from sphinxkit.training.muon import MuonAdamW
@@ -33,7 +33,7 @@ VIEW = 64
 """Side of a view in pixels."""
 
 LAYER_SCALE = 0.5
-"""Where layer scales start. Those of deep networks start near 0 (ConvNeXt's at 1e-6), which holds up shallow ones."""
+"""Initial value of layer scales. ConvNeXt's 1e-6 is made for deep networks; shallow ones learn too slowly with it."""
 
 LOG_EVERY = 20
 STATE_FILE = "state.pt"
@@ -56,15 +56,15 @@ class PerceptionPlan:
     """How the encoders are trained; all of it our choice.
 
     Args:
-        steps: Batches.
+        steps: Number of batches.
         batch_size: Views in a batch.
-        lr: Peak of the matrices' learning rate (Muon's), which falls by a cosine to 0.
-        other_lr: Of all else (AdamW's), likewise.
-        warmup: Steps in which it rises.
-        weight_decay: On matrices.
-        clip: Largest norm of the gradients.
-        seed: Of weights and scenes.
-        workers: Processes that draw scenes.
+        lr: Peak learning rate of the matrices (Muon); it falls by a cosine to 0.
+        other_lr: Peak learning rate of all other parameters (AdamW).
+        warmup_steps: Steps in which the learning rates rise.
+        weight_decay: Weight decay of matrices.
+        max_grad_norm: Largest norm of the gradients.
+        seed: Seed of weights and scenes.
+        num_workers: Processes that draw scenes.
         save_every: Steps between saved states.
     """
 
@@ -72,20 +72,22 @@ class PerceptionPlan:
     batch_size: int = 64
     lr: float = 1e-2
     other_lr: float = 3e-3
-    warmup: int = 100
+    warmup_steps: int = 100
     weight_decay: float = 0.05
-    clip: float = 10.0
+    max_grad_norm: float = 10.0
     seed: int = 0
-    workers: int = 1
+    num_workers: int = 1
     save_every: int = 200
 
 
 class Views(Dataset[dict[str, Any]]):
-    """View ``index``: a whole picture of 64 pixels, or a picture of 128 made smaller, or a quarter of one.
+    """Views with their targets; view ``index`` is a function of the seed, the split and ``index`` alone.
+
+    A view is a whole picture of 64 pixels, or a picture of 128 pixels made smaller, or a quarter of one.
 
     Args:
-        seed: Another seed, other scenes.
-        split: Of the scenes.
+        seed: Seed of the scenes.
+        split: Split of the scenes.
     """
 
     def __init__(self, seed: int, split: str = "train") -> None:
@@ -98,11 +100,11 @@ class Views(Dataset[dict[str, Any]]):
         return 1 << 40
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        draws = Draws("nano.views", self.seed, self.split, index)
-        how = draws.weighted((("whole", 6), ("shrunk", 2), ("quarter", 2)))
-        world = self.worlds[draws.choice(("real", "synthetic")), VIEW if how == "whole" else 2 * VIEW]
-        scene = world.scene_of_kind(index, draws.weighted(KIND_WEIGHTS))
-        left, top = (VIEW * draws.below(2), VIEW * draws.below(2)) if how == "quarter" else (0, 0)
+        rng = Rng("nano.views", self.seed, self.split, index)
+        how = rng.weighted((("whole", 6), ("shrunk", 2), ("quarter", 2)))
+        world = self.worlds[rng.choice(("real", "synthetic")), VIEW if how == "whole" else 2 * VIEW]
+        scene = world.scene_of_kind(index, rng.weighted(KIND_WEIGHTS))
+        left, top = (VIEW * rng.below(2), VIEW * rng.below(2)) if how == "quarter" else (0, 0)
         side = 2 * VIEW if how == "shrunk" else VIEW
         pixels = torch.from_numpy(render(scene)[top : top + side, left : left + side].copy()).permute(2, 0, 1)
         pixels = (pixels.float() / 255 - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
@@ -115,13 +117,13 @@ class Views(Dataset[dict[str, Any]]):
 def _batches(plan: PerceptionPlan, start: int) -> Iterator[dict[str, Tensor]]:
     size = plan.batch_size
     numbers = [list(range(step * size, (step + 1) * size)) for step in range(start, plan.steps)]
-    loader = DataLoader(Views(plan.seed), batch_sampler=numbers, num_workers=plan.workers)
+    loader = DataLoader(Views(plan.seed), batch_sampler=numbers, num_workers=plan.num_workers)
     yield from loader
 
 
 @contextmanager
 def _arithmetic(device: torch.device) -> Iterator[None]:
-    """Bfloat16; on a CPU fused attention's backward pass is five times slower in it than matrix products are."""
+    """Bfloat16 autocast. On a CPU without fused attention, whose backward pass is five times slower there."""
     if device.type != "cpu":
         with torch.autocast(device.type, torch.bfloat16):
             yield
@@ -143,15 +145,15 @@ def train_encoders(
     report: Callable[[Mapping[str, Any]], None] | None = None,
     device: str | torch.device = "cpu",
 ) -> bool:
-    """Train encoders side by side on the same views, each by its own probe; go on where a former call stopped.
+    """Train encoders side by side on the same views, each by its own probe; resume where an earlier call stopped.
 
     Args:
         encoders: Changed in place; they see views of ``VIEW`` pixels.
-        plan: How.
-        folder: For the state, ``state.pt``, and the log, ``log.jsonl``.
-        should_stop: Asked behind every step; the state is saved before the function returns.
+        plan: How they are trained.
+        folder: Folder of the state, ``state.pt``, and the log, ``log.jsonl``.
+        should_stop: Asked after every step; the state is saved before the function returns.
         report: Called with every record of the log.
-        device: That they are trained on; they come back to the CPU. Not yet run on CUDA.
+        device: Device of the training; the encoders end on the CPU. Not yet run on CUDA.
     Returns:
         Whether all steps are done.
     Raises:
@@ -229,18 +231,18 @@ def _learn(
     plan: PerceptionPlan,
     step: int,
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """One step: its loss, and what each probe found."""
+    """One step: its loss, and the values of each probe."""
     found = []
     with _arithmetic(batch["pixels"].device):
         pixels = batch["pixels"].contiguous(memory_format=torch.channels_last)
         for encoder, probe in zip(encoders, probes, strict=True):
             found.append(probe(encoder(pixels), batch))
-    loss = torch.stack([value for values in found for name, value in values.items() if not is_measure(name)]).sum()
+    loss = torch.stack([value for values in found for name, value in values.items() if not is_metric(name)]).sum()
     torch.autograd.backward(loss)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, plan.clip)
+    torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, plan.steps, group["peak"], warmup=plan.warmup / plan.steps)
+        group["lr"] = learning_rate(step, plan.steps, group["peak"], warmup=plan.warmup_steps / plan.steps)
     optimizer.step()
     optimizer.zero_grad()
     return loss.detach(), found
@@ -250,7 +252,7 @@ def _record(
     encoders: Sequence[Encoder], loss: Tensor, found: Sequence[Mapping[str, Tensor]], step: int, rate: float
 ) -> dict[str, Any]:
     measures = {
-        encoder.name: {name: round(value.item(), 4) for name, value in values.items() if is_measure(name)}
+        encoder.name: {name: round(value.item(), 4) for name, value in values.items() if is_metric(name)}
         for encoder, values in zip(encoders, found, strict=True)
     }
     return {"step": step, "loss": round(loss.item(), 4), "rate": rate, **measures}
@@ -270,7 +272,7 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, pl
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    free = {"workers", "save_every"}
+    free = {"num_workers", "save_every"}
     changed = [name for name, value in asdict(plan).items() if name not in free and state["plan"].get(name) != value]
     if changed:
         raise RecipeError(f"{path}: was made by another plan; what differs: {', '.join(changed)}")

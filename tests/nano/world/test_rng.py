@@ -7,7 +7,7 @@ import pytest
 
 from sphinxkit.data.permutation import SPLITMIX64_GAMMA, splitmix64
 from sphinxkit.errors import DataError
-from sphinxkit.nano.world.draws import Draws, random_bytes
+from sphinxkit.nano.world.rng import Rng, random_bytes
 
 # The first numbers of splitmix64 from state 1234567, as published with its reference implementation (Vigna, 2015).
 SPLITMIX_1234567 = (
@@ -17,7 +17,7 @@ SPLITMIX_1234567 = (
     4593380528125082431,
     16408922859458223821,
 )
-# Draws in a bin of ten thousand vary by about 100 (one standard deviation, 90 to 100); six of them.
+# Rng in a bin of ten thousand vary by about 100 (one standard deviation, 90 to 100); six of them.
 BIN_SLACK = 600
 
 
@@ -34,7 +34,7 @@ def test_bytes_are_the_same_numbers_lowest_byte_first() -> None:
 
 
 def test_a_stream_depends_on_its_parts_alone() -> None:
-    first, again, other = Draws("a", 1), Draws("a", 1), Draws("a", 2)
+    first, again, other = Rng("a", 1), Rng("a", 1), Rng("a", 2)
     numbers = [first.bits() for _ in range(5)]
     assert numbers == [again.bits() for _ in range(5)]
     assert numbers != [other.bits() for _ in range(5)]
@@ -42,28 +42,28 @@ def test_a_stream_depends_on_its_parts_alone() -> None:
 
 
 def test_choices_are_even() -> None:
-    draws = Draws("even")
-    counts = Counter(draws.below(10) for _ in range(100_000))
+    rng = Rng("even")
+    counts = Counter(rng.below(10) for _ in range(100_000))
     assert set(counts) == set(range(10))
     assert all(abs(count - 10_000) < BIN_SLACK for count in counts.values())
-    assert {draws.between(3, 5) for _ in range(100)} == {3, 4, 5}
-    assert {draws.choice("xy") for _ in range(50)} == {"x", "y"}
+    assert {rng.between(3, 5) for _ in range(100)} == {3, 4, 5}
+    assert {rng.choice("xy") for _ in range(50)} == {"x", "y"}
 
 
 def test_weights_and_chances() -> None:
-    draws = Draws("weights")
-    counts = Counter(draws.weighted((("a", 3), ("b", 0), ("c", 1))) for _ in range(40_000))
+    rng = Rng("weights")
+    counts = Counter(rng.weighted((("a", 3), ("b", 0), ("c", 1))) for _ in range(40_000))
     assert set(counts) == {"a", "c"}
     assert abs(counts["c"] - 10_000) < BIN_SLACK
-    assert abs(sum(draws.chance(25) for _ in range(40_000)) - 10_000) < BIN_SLACK
-    assert not any(draws.chance(0) for _ in range(100))
-    assert all(draws.chance(100) for _ in range(100))
+    assert abs(sum(rng.chance(25) for _ in range(40_000)) - 10_000) < BIN_SLACK
+    assert not any(rng.chance(0) for _ in range(100))
+    assert all(rng.chance(100) for _ in range(100))
 
 
 def test_shuffling_reaches_every_order_and_keeps_the_input() -> None:
-    draws = Draws("shuffle")
+    rng = Rng("shuffle")
     options = [1, 2, 3]
-    orders = Counter(tuple(draws.shuffled(options)) for _ in range(60_000))
+    orders = Counter(tuple(rng.shuffled(options)) for _ in range(60_000))
     assert options == [1, 2, 3]
     assert len(orders) == 6
     assert all(abs(count - 10_000) < BIN_SLACK for count in orders.values())
@@ -71,4 +71,4 @@ def test_shuffling_reaches_every_order_and_keeps_the_input() -> None:
 
 def test_nothing_to_draw_from() -> None:
     with pytest.raises(DataError, match=r"no number in range\(0\)"):
-        Draws("x").choice([])
+        Rng("x").choice([])

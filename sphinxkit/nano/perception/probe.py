@@ -1,4 +1,4 @@
-"""What an encoder's features say, read by linear layers: the supervision that trains SPHINX-nano's encoders."""
+"""Linear layers that predict a view's targets from an encoder's features; their loss trains SPHINX-nano's encoders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sphinxkit.encoders.base import Encoder
 from sphinxkit.encoders.convnext import ConvNextEncoder
 from sphinxkit.features import VisionFeatures
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS
-from sphinxkit.nano.targets import (
+from sphinxkit.nano.perception.targets import (
     BINS,
     CELLS,
     CHARACTERS,
@@ -38,12 +38,12 @@ _COUNT_SIZES = (len(KINDS), *(MAX_COUNT + 1 for _ in range(5)))
 
 
 class Probe(nn.Module):
-    """Reads the targets off one encoder's features: a norm and a linear layer for cells, another for the whole view.
+    """Predicts the targets from one encoder's features: a norm and a linear layer for cells, another for the view.
 
-    Letters are finer than cells: a network of stages is asked for them behind the stage whose map is as fine, too.
+    Letters are smaller than cells, so a ConvNeXt also predicts them after the stage whose map is as fine.
 
     Args:
-        encoder: Whose features they are.
+        encoder: The encoder; the probe hooks into a ConvNeXt's stage until ``release``.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -64,7 +64,7 @@ class Probe(nn.Module):
             self.hook = stage.register_forward_hook(self._keep_early)
 
     def release(self) -> None:
-        """Let go of the encoder."""
+        """Remove the hook from the encoder."""
         if self.hook is not None:
             self.hook.remove()
 
@@ -72,7 +72,15 @@ class Probe(nn.Module):
         self.early = output
 
     def forward(self, features: VisionFeatures, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Losses by target, and what share of the covered cells and marks is told rightly."""
+        """Losses by target, and metrics: the share of right predictions and the mean errors (see ``is_metric``).
+
+        Args:
+            features: The encoder's features of a batch of views.
+            targets: Fields of ``targets.Targets``, one row for each view.
+        Shape:
+            features: patches (B, H*W, D), prefix (B, P, D)
+            return: scalars
+        """
         found = self._read_whole(features.prefix, targets)
         if self.cells is not None:
             found |= self._read_cells(self.cells(self.cell_norm(features.patches)), targets)
@@ -135,16 +143,16 @@ def _read_marks(marks: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def _loss(scores: Tensor, wanted: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy; 0 where nothing is wanted."""
+    """Cross entropy; 0 without targets."""
     if not len(wanted):
         return scores.float().sum() * 0.0
     return F.cross_entropy(scores.float(), wanted, label_smoothing=label_smoothing)
 
 
-def is_measure(name: str) -> bool:
-    """Whether a probe's value is told and not learnt.
+def is_metric(name: str) -> bool:
+    """Whether a probe's value is logged but not in the loss.
 
     Args:
-        name: Of the value.
+        name: Name of the value.
     """
     return "right_" in name or name.endswith("_error")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sphinxkit.formatters import create as create_template
-from sphinxkit.nano import tokenizer as nano_tokenizer
+from sphinxkit.nano.stages import tokenizer as nano_tokenizer
 from sphinxkit.nano.world import TASKS, World
 from sphinxkit.nano.world.world import ALL_TASKS, TEXT_TASK
 from sphinxkit.recipe import shipped_folder

@@ -12,7 +12,7 @@ import sphinxkit.training
 from sphinxkit.cli import app
 from sphinxkit.errors import RecipeError
 from sphinxkit.formatters import create as create_template
-from sphinxkit.nano.reproduce import recipes, training_plan
+from sphinxkit.nano.stages.steps import recipes, training_plan
 from sphinxkit.nano.world import World
 from sphinxkit.recipe import Recipe, build
 from sphinxkit.tokenizer import Tokenizer

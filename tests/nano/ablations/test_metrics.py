@@ -1,4 +1,4 @@
-"""What ablations measure: against models whose answers are known."""
+"""The ablations' metrics, against models whose answers are known."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sphinxkit.errors import RecipeError
 from sphinxkit.formatters import create as create_template
-from sphinxkit.nano import measures
-from sphinxkit.nano.measures import Answers, Measure, measure, summarize
-from sphinxkit.nano.reproduce import recipes
+from sphinxkit.nano.ablations import metrics
+from sphinxkit.nano.ablations.metrics import EvalSet, TaskMetrics, evaluate_variant, summarize
+from sphinxkit.nano.stages.steps import recipes
 from sphinxkit.recipe import build
 from sphinxkit.tokenizer import Tokenizer
 
@@ -48,7 +48,7 @@ class Knower:
 
 
 def test_right_answers() -> None:
-    found = measure(Knower(), Measure("answers", ("vqa", "rec", "text")), 6)  # type: ignore[arg-type]
+    found = evaluate_variant(Knower(), EvalSet("answers", ("vqa", "rec", "text")), 6)  # type: ignore[arg-type]
     assert list(found) == ["vqa", "rec", "text"]
     for answers in found.values():
         assert answers.exact == answers.token_accuracy == 1.0
@@ -56,7 +56,7 @@ def test_right_answers() -> None:
 
 
 def test_one_wrong_token_spoils_its_answer() -> None:
-    found = measure(Knower(wrong=4), Measure("answers", ("rec",)), 8)["rec"]  # type: ignore[arg-type]
+    found = evaluate_variant(Knower(wrong=4), EvalSet("answers", ("rec",)), 8)["rec"]  # type: ignore[arg-type]
     assert found.exact == 6 / 8
     # a box is six tokens, then the separator
     assert found.token_accuracy == pytest.approx(1 - 2 / (8 * 7))
@@ -65,19 +65,19 @@ def test_one_wrong_token_spoils_its_answer() -> None:
 
 def test_losses_are_the_models_own(micro_recipes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of several rows, against one sample at a time through the model's loss."""
-    monkeypatch.setattr(measures, "BATCH_SIZE", 3)
+    monkeypatch.setattr(metrics, "BATCH_SIZE", 3)
     torch.manual_seed(0)
     model = build(micro_recipes / "model.yaml").eval()
     assert model.vision is not None
     seen: list[Any] = []
-    make = measures.ExampleMaker.__call__
+    make = metrics.ExampleMaker.__call__
 
     def remember(self: Any, sample: Any) -> Any:
         seen.append(make(self, sample))
         return seen[-1]
 
-    monkeypatch.setattr(measures.ExampleMaker, "__call__", remember)
-    found = measure(model, Measure("answers", ("vqa",), "real"), 5)["vqa"]
+    monkeypatch.setattr(metrics.ExampleMaker, "__call__", remember)
+    found = evaluate_variant(model, EvalSet("answers", ("vqa",), "real"), 5)["vqa"]
     total, count = 0.0, 0
     with torch.no_grad():
         for example in seen:
@@ -89,18 +89,18 @@ def test_losses_are_the_models_own(micro_recipes: Any, monkeypatch: pytest.Monke
 
 
 def test_summaries() -> None:
-    two = {"vqa": Answers(1.0, 0.5, 0.25), "rec": Answers(3.0, 0.7, 0.75)}
-    assert summarize(Measure("answers", ("vqa", "rec")), two) == {
+    two = {"vqa": TaskMetrics(1.0, 0.5, 0.25), "rec": TaskMetrics(3.0, 0.7, 0.75)}
+    assert summarize(EvalSet("answers", ("vqa", "rec")), two) == {
         "answers.loss": 2.0,
         "answers.token_accuracy": pytest.approx(0.6),
         "answers.exact": 0.5,
     }
-    text = {"text": Answers(2.0, 0.1, 0.0)}
-    assert summarize(Measure("text", ("text",)), text) == {"text.perplexity": math.exp(2.0)}
+    text = {"text": TaskMetrics(2.0, 0.1, 0.0)}
+    assert summarize(EvalSet("text", ("text",)), text) == {"text.perplexity": math.exp(2.0)}
 
 
 def test_a_model_without_words() -> None:
     model = Knower()
     model.tokenizer = None
-    with pytest.raises(RecipeError, match="measure answers: the model has no tokenizer or no template"):
-        measure(model, Measure("answers", ("vqa",)), 1)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="evaluate answers: the model has no tokenizer or no template"):
+        evaluate_variant(model, EvalSet("answers", ("vqa",)), 1)  # type: ignore[arg-type]

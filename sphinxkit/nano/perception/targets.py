@@ -1,7 +1,7 @@
-"""What a scene shows where: dense targets for training encoders from nothing.
+"""Dense targets for training encoders from random weights: what covers each cell of a view.
 
-The released SPHINX starts from encoders that others have trained on hundreds of millions of pictures. There are none of
-64 pixels, so SPHINX-nano's are trained first, by dense supervision: every cell of a grid says which thing covers it.
+The released SPHINX starts from encoders that others have trained on hundreds of millions of pictures. No such encoders
+exist for 64 pixels, so SPHINX-nano's are trained first, by dense supervision.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ CELLS = 8
 """Cells along a side of a view."""
 
 MARKS = 16
-"""Points along a side at which the character is asked for: two by two in a cell."""
+"""Marks along a side, two by two in a cell; the target of a mark is the character that covers it."""
 
 BINS = 64
-"""Steps along a side in which a box's edges are told; there is one class more than steps."""
+"""Steps along a side that a box's edges are rounded to; there is one class more than steps."""
 
 THINGS = (*SHAPES, "person", "word", "bar", "text", "title", "list", "table", "figure")
 NO_THING = len(THINGS)
@@ -44,7 +44,7 @@ _POINT_INDEX = {name: index for index, name in enumerate(COCO_KEYPOINTS)}
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What one view shows.
+    """The targets of one view.
 
     Args:
         thing: Index in ``THINGS`` of what covers each cell, or ``NO_THING``.
@@ -119,8 +119,8 @@ def _texts(scene: Scene) -> list[tuple[str, int, int, int]]:
     for block in scene.blocks:
         left = block.rect.x1
         for text in block.text:
-            found.append((text, left, block.rect.y1, block.grain))
-            left += text_mask(text, block.grain).shape[1] + TITLE_GAP * block.grain
+            found.append((text, left, block.rect.y1, block.scale))
+            left += text_mask(text, block.scale).shape[1] + TITLE_GAP * block.scale
     if scene.chart is not None:
         for bar in scene.chart.bars:
             found.append((bar.label, *bar.label_at, scene.chart.scale))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS
-from sphinxkit.nano import targets
-from sphinxkit.nano.targets import (
+from sphinxkit.nano.perception import targets
+from sphinxkit.nano.perception.targets import (
     BINS,
     CELLS,
     CHARACTERS,
@@ -125,7 +125,7 @@ def test_letters_outside_a_view_are_not_told() -> None:
 
 
 def test_words_of_a_title_are_where_they_are_drawn() -> None:
-    block = Block("title", Rect(4, 4, 60, 11), 1, ("ILI", "TO"))
+    block = Block("title", Rect(4, 4, 60, 11), ("ILI", "TO"))
     page = scene("page", columns=((block,),))
     ink = (render(page) == DARK).all(axis=2)
     assert np.array_equal(ink[4:11, 4:19], text_mask("ILI"))

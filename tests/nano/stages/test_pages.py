@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sphinxkit.nano.perception import PerceptionPlan
+from sphinxkit.nano.perception.training import PerceptionPlan
 from sphinxkit.recipe import shipped_folder
 
 DOCS = shipped_folder().parent / "docs"

@@ -41,7 +41,7 @@ def random_bytes(key: int, count: int) -> NDArray[np.uint8]:
     return state.astype("<u8").view(np.uint8)[:count]
 
 
-class Draws:
+class Rng:
     """A stream of random choices.
 
     Args:
@@ -66,7 +66,7 @@ class Draws:
             DataError: ``count`` is not positive.
         """
         if count <= 0:
-            raise DataError(f"draws: there is no number in range({count})")
+            raise DataError(f"rng: there is no number in range({count})")
         return (self.bits() * count) >> 64
 
     def between(self, low: int, high: int) -> int:

@@ -1,0 +1,112 @@
+"""SPHINX-nano from nothing: all stages in order; a call resumes where the last one stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sphinxkit.errors import RecipeError
+from sphinxkit.nano.perception.training import PerceptionPlan, train_encoders
+from sphinxkit.nano.stages.scores import evaluate_nano
+from sphinxkit.nano.stages.steps import Report, TimeLimit, mix_models, recipes, train_until, training_plan
+from sphinxkit.recipe import Recipe, build
+from sphinxkit.registry import suggest
+
+Stage = Callable[[Path, TimeLimit, Report], bool]
+"""(output folder, time limit, report) to whether the stage is done."""
+
+BETA = 0.5
+"""Weight of the real domain's model in the mix; SPHINX's own default."""
+
+
+def _encoders(output: Path, limit: TimeLimit, report: Report) -> bool:
+    import torch
+
+    torch.manual_seed(0)
+    model = build(Recipe.from_yaml(recipes() / "model.yaml"))
+    if model.vision is None:
+        raise RecipeError("nano/model.yaml: there is no vision tower")
+    encoders = [encoder for branch in model.vision.branches for encoder in branch.encoders]
+    folder = output / "encoders"
+    is_done = train_encoders(
+        encoders,
+        PerceptionPlan(),
+        folder,
+        should_stop=lambda: limit.is_over,
+        report=lambda record: report("encoders", record),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    if is_done:
+        model.save(folder / "model", overwrite=True)
+    return is_done
+
+
+def _training(name: str) -> Stage:
+    def run(output: Path, limit: TimeLimit, report: Report) -> bool:
+        return train_until(training_plan(name, output), limit, lambda record: report(name, record))
+
+    return run
+
+
+def _mix(output: Path, limit: TimeLimit, report: Report) -> bool:
+    mix_models(output / "pretrain_real" / "model", output / "pretrain_synthetic" / "model", BETA, output / "mixed")
+    report("mixed", {"beta": BETA})
+    return True
+
+
+def _scores(name: str, folder: str) -> Stage:
+    def run(output: Path, limit: TimeLimit, report: Report) -> bool:
+        return evaluate_nano(
+            output / name / "model",
+            output / folder,
+            should_stop=lambda: limit.is_over,
+            report=lambda record: report(folder, record),
+        )
+
+    return run
+
+
+STAGES: Mapping[str, tuple[str, Stage]] = {
+    "encoders": ("encoders/model", _encoders),
+    "pretrain_real": ("pretrain_real/model", _training("pretrain_real")),
+    "pretrain_synthetic": ("pretrain_synthetic/model", _training("pretrain_synthetic")),
+    "mixed": ("mixed", _mix),
+    "finetune": ("finetune/model", _training("finetune")),
+    "finetune_more": ("finetune_more/model", _training("finetune_more")),
+    "finetune_vqa": ("finetune_vqa/model", _training("finetune_vqa")),
+    "scores_one_view": ("scores_one_view/scores.json", _scores("finetune_vqa", "scores_one_view")),
+    "finetune_subimages": ("finetune_subimages/model", _training("finetune_subimages")),
+    "scores": ("scores/scores.json", _scores("finetune_subimages", "scores")),
+}
+"""The stages in order: what each writes below the output folder when it is done, and what runs it."""
+
+
+def reproduce_nano(
+    output: str | Path, *, minutes: float | None = None, last: str | None = None, report: Report | None = None
+) -> str | None:
+    """Train and score SPHINX-nano from nothing, and resume where an earlier call stopped.
+
+    The last stage writes ``scores/scores.json``, which ``scores.table`` renders.
+
+    Args:
+        output: Folder of all stages' runs.
+        minutes: Stop after about this long; call again to resume. None: work to the end.
+        last: Stop after this stage.
+        report: Called with a stage's name and each record of its log.
+    Returns:
+        The stage that the next call resumes with; None if everything is done.
+    Raises:
+        RecipeError: There is no such stage, or the folder holds a run of other recipes.
+        SphinxkitError: As the stages.
+    """
+    if last is not None and last not in STAGES:
+        raise RecipeError(
+            f"reproduce: there is no stage {last!r}{suggest(last, STAGES) or '.'} Stages: {', '.join(STAGES)}"
+        )
+    limit, place = TimeLimit(minutes), Path(output)
+    for name, (result, run) in STAGES.items():
+        if not (place / result).exists() and (limit.is_over or not run(place, limit, report or (lambda *_: None))):
+            return name
+        if name == last:
+            break
+    return None

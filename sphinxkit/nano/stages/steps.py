@@ -1,0 +1,96 @@
+"""What the stages and the ablations share: a time limit, SPHINX-nano's recipes, a training run, a mix."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.recipe import Recipe, shipped_folder
+from sphinxkit.training import TrainPlan, train
+
+Report = Callable[[str, Mapping[str, Any]], None]
+"""Called with the name of a stage or variant, and a record of its log."""
+
+RECIPES_OUTPUT = "runs/nano"
+"""Where the recipes of ``recipes/nano`` put their runs; replaced by the folder that the user asks for."""
+
+
+@dataclass
+class TimeLimit:
+    """How long a call may work.
+
+    Args:
+        minutes: From now on; None: without limit.
+    """
+
+    minutes: float | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is spent."""
+        return self.minutes is not None and time.monotonic() - self.began > 60 * self.minutes
+
+
+def recipes() -> Path:
+    """The folder of SPHINX-nano's recipes."""
+    return shipped_folder() / "nano"
+
+
+def training_plan(name: str, output: str | Path) -> TrainPlan:
+    """The plan of a training stage, with its folders below ``output``.
+
+    Args:
+        name: A recipe of ``recipes/nano``.
+        output: Folder of all stages.
+    """
+    document = dict(Recipe.from_yaml(recipes() / f"{name}.yaml").document)
+    del document["kind"]
+    for key in ("init", "output"):
+        document[key] = str(document[key]).replace(RECIPES_OUTPUT, str(output), 1)
+    return TrainPlan(**document)
+
+
+def train_until(plan: TrainPlan, limit: TimeLimit, report: Callable[[Mapping[str, Any]], None]) -> bool:
+    """Train until the run is done or the time is over; the next call resumes it.
+
+    Args:
+        plan: The run; its paths may be relative to SPHINX-nano's recipes.
+        limit: When to stop.
+        report: Called with each record of the log.
+    Returns:
+        Whether the run is done.
+    """
+
+    def told(record: Mapping[str, Any]) -> None:
+        report(record)
+        if limit.is_over:
+            os.kill(os.getpid(), signal.SIGTERM)  # the run saves and returns
+
+    return train(plan, folder=recipes(), report=told).status == "done"
+
+
+def mix_models(real: Path, synthetic: Path, beta: float, target: Path) -> None:
+    """Write the model ``beta * real + (1 - beta) * synthetic``.
+
+    Args:
+        real: Checkpoint of the real domain; the mix takes its recipe and tokenizer.
+        synthetic: Checkpoint of the synthetic domain.
+        beta: Weight of the first.
+        target: Folder of the mix.
+
+    Source: SPHINX, arXiv:2311.07575, section 3.1.
+    """
+    from sphinxkit import checkpoint
+    from sphinxkit.interpolation import MixedSource, create
+
+    with checkpoint.open(real) as first, checkpoint.open(synthetic) as second:
+        mixed = MixedSource([first, second], create("linear"), [beta, 1 - beta])
+        recipe = (real / "recipe.yaml").read_text(encoding="utf-8")
+        tokenizer = (real / "tokenizer.model").read_bytes()
+        checkpoint.save(target, mixed, recipe_yaml=recipe, tokenizer=tokenizer, overwrite=True)
