@@ -6,8 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from sphinxkit.nano.ablations.report import write_page
 from sphinxkit.nano.ablations import read_results
+from sphinxkit.nano.ablations.report import write_page
 
 DOCS = Path(__file__).parent
 
