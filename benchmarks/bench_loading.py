@@ -159,7 +159,7 @@ def load_mapped(path: str, device: str) -> Sample:
 def _load_plain(path: str, device: str, mmap: bool) -> Sample:
     import sphinxkit
     from sphinxkit import checkpoint
-    from sphinxkit.checkpoint.keymap import sphinx_key_map
+    from sphinxkit.checkpoint.formats.released import sphinx_key_map
 
     with checkpoint.open(path) as source:
         recipe: Any = source.recipe

@@ -1,125 +1,35 @@
-"""The language model's numbers: a recipe's ``llm`` part from each format's configuration, and back."""
+"""The language model's numbers and the tensors that they ask for, compared with the tensors that are there."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sphinxkit.checkpoint.keymap import KeyMap
+from sphinxkit.checkpoint.sharding import UNFIT
+from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME, tokenizer_size
 from sphinxkit.errors import CheckpointError, raise_errors
-from sphinxkit.registry import suggest
+from sphinxkit.tensor_files.lazy import LazySource, LazyTensor
 from sphinxkit.tensor_source import TensorSource
 
-# Defaults of LLaMA2-Accessory's ModelArgs (accessory/model/LLM/llama.py), which are also those of Meta's files.
-META_DEFAULTS: dict[str, Any] = {
-    "dim": 4096,
-    "n_layers": 32,
-    "n_heads": 32,
-    "n_kv_heads": None,
-    "multiple_of": 256,
-    "ffn_dim_multiplier": None,
-    "norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "rope_scaling": None,
-}
-# Always overridden by the tokenizer and the caller, or about training alone: known, but they decide nothing here.
-META_IGNORED = ("vocab_size", "max_batch_size", "max_seq_len", "load_pretrained_visual_encoder", "trainable_mode")
+EMBEDDING = "llm.embed_tokens.weight"
+
+LLM_DEFAULTS: dict[str, Any] = {"max_seq_len": 4096, "norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None}
+"""Defaults of the builders in ``sphinxkit.llama``, so that a recipe only says what differs; a test compares both."""
 
 NAMED_NUM_HEADS: dict[str, int] = {"llama2_7b": 32, "llama2_13b": 40, "tinyllama_1b": 32}
 """Query heads of the sizes a recipe may name instead of giving numbers; the rest follows from the tensors' shapes."""
 
-_WHOLE = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of")
 _EXPERTS = re.compile(r".*\.(feed_forward|block_sparse_moe|mlp)\.(experts|gate\.weight|router|w1_gate).*")
-_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 
 
-def ffn_hidden_dim(embed_dim: int, multiple_of: int, ffn_dim_multiplier: float | None = None) -> int:
-    """Width of the feed-forward layer: two thirds of four times the width, scaled, rounded up.
-
-    Args:
-        embed_dim: Width of the model.
-        multiple_of: What the result is rounded up to a multiple of.
-        ffn_dim_multiplier: Factor applied before rounding up; None for none.
-    Source: LLaMA2-Accessory, accessory/model/LLM/llama.py, FeedForward.
-    """
-    hidden = int(2 * 4 * embed_dim / 3)
-    if ffn_dim_multiplier is not None:
-        hidden = int(ffn_dim_multiplier * hidden)
-    return multiple_of * ((hidden + multiple_of - 1) // multiple_of)
-
-
-def ffn_rule(embed_dim: int, hidden_dim: int) -> tuple[int, float | None]:
-    """A ``(multiple_of, ffn_dim_multiplier)`` with which :func:`ffn_hidden_dim` gives ``hidden_dim``.
-
-    Args:
-        embed_dim: Width of the model.
-        hidden_dim: Width of the feed-forward layer.
-    """
-    for multiple in _MULTIPLES:
-        if ffn_hidden_dim(embed_dim, multiple) == hidden_dim:
-            return multiple, None
-    return 1, (hidden_dim + 0.5) / int(2 * 4 * embed_dim / 3)
-
-
-def check_config_keys(config: Mapping[str, Any], known: tuple[str, ...], file: Path) -> None:
-    """Refuse keys that nothing here understands.
-
-    Raises:
-        CheckpointError: There is one; the message suggests the known one that is closest.
-    """
-    if moe := next((key for key in config if "moe" in key.lower() or "expert" in key.lower()), None):
-        raise CheckpointError(f"{file}: {moe!r}: a mixture-of-experts model, which is not supported yet")
-    raise_errors(
-        f"{file}: unknown keys",
-        [f"{key!r}{suggest(key, known)}" for key in config if key not in known],
-    )
-
-
-def llm_from_meta(config: Mapping[str, Any], file: Path, vocab_size: int) -> dict[str, Any]:
-    """The recipe's ``llm`` part from a released ``config.json`` or a ``params.json``.
-
-    Args:
-        config: The file's content; keys that are missing take the public implementation's defaults.
-        file: For messages.
-        vocab_size: Rows of the embedding, which is what counts whatever the file says.
-    Raises:
-        CheckpointError: Unknown keys, or numbers that are none.
-    """
-    check_config_keys(config, (*META_DEFAULTS, *META_IGNORED), file)
-    values = {**META_DEFAULTS, **{key: value for key, value in config.items() if key in META_DEFAULTS}}
-    for key, value in values.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-        is_whole = key in ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of")
-        if not (value is None and META_DEFAULTS[key] is None) and not (
-            is_number and (not is_whole or value == int(value))
-        ):
-            raise CheckpointError(
-                f"{file}: {key!r} is {value!r}, expected a positive {'whole ' if is_whole else ''}number"
-            )
-    llm: dict[str, Any] = {
-        "type": "llama",
-        "vocab_size": vocab_size,
-        "embed_dim": values["dim"],
-        "num_layers": values["n_layers"],
-        "num_heads": values["n_heads"],
-        "hidden_dim": ffn_hidden_dim(values["dim"], values["multiple_of"], values["ffn_dim_multiplier"]),
-    }
-    if values["n_kv_heads"] not in (None, values["n_heads"]):
-        llm["num_kv_heads"] = values["n_kv_heads"]
-    return {**llm, **_differing(values["norm_eps"], values["rope_theta"], values["rope_scaling"]), "attention": "auto"}
-
-
-def _differing(norm_eps: float, rope_theta: float, rope_scaling: float | None) -> dict[str, Any]:
-    """Options with a default in the builder, where they differ from it."""
-    found: dict[str, Any] = {}
-    if norm_eps != META_DEFAULTS["norm_eps"]:
-        found["norm_eps"] = norm_eps
-    if rope_theta != META_DEFAULTS["rope_theta"]:
-        found["rope_theta"] = float(rope_theta)
-    if rope_scaling is not None:
-        found["rope_scaling"] = float(rope_scaling)
-    return found
+def differing(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of :data:`LLM_DEFAULTS` that differ from them."""
+    found = {key: options[key] for key, default in LLM_DEFAULTS.items() if options.get(key, default) != default}
+    return {key: float(value) if key.startswith("rope") else value for key, value in found.items()}
 
 
 def full_numbers(llm: Mapping[str, Any], source: TensorSource) -> dict[str, Any]:
@@ -129,7 +39,8 @@ def full_numbers(llm: Mapping[str, Any], source: TensorSource) -> dict[str, Any]
         llm: The recipe's ``llm`` part: ``type: llama`` with numbers, or a named size.
         source: Tensors in canonical names.
     Returns:
-        vocab_size, embed_dim, num_layers, num_heads, num_kv_heads, hidden_dim, norm_eps, rope_theta, rope_scaling.
+        vocab_size, embed_dim, num_layers, num_heads, num_kv_heads, hidden_dim, norm_eps, rope_theta, rope_scaling,
+        max_seq_len.
     Raises:
         CheckpointError: The number of heads is neither written nor known by name, or tensors are missing.
     """
@@ -141,50 +52,32 @@ def full_numbers(llm: Mapping[str, Any], source: TensorSource) -> dict[str, Any]
         )
     shapes = {key: source.shape(key) for key in source.keys()}  # noqa: SIM118 - a TensorSource is no mapping
     needed = {
-        "embedding": "llm.embed_tokens.weight",
+        "embedding": EMBEDDING,
         "key projection": "llm.layers.0.attention.k_proj.weight",
         "feed-forward layer": "llm.layers.0.mlp.gate_proj.weight",
     }
     raise_errors("the language model is incomplete", [f"no {k} ({n})" for k, n in needed.items() if n not in shapes])
-    vocab_size, embed_dim = shapes[needed["embedding"]]
-    layers = {key.split(".")[2] for key in shapes if key.startswith("llm.layers.")}
+    vocab_size, embed_dim = shapes[EMBEDDING]
     return {
         "vocab_size": vocab_size,
         "embed_dim": embed_dim,
-        "num_layers": len(layers),
+        "num_layers": len({key.split(".")[2] for key in shapes if key.startswith("llm.layers.")}),
         "num_heads": heads,
         "num_kv_heads": shapes[needed["key projection"]][0] // (embed_dim // heads),
         "hidden_dim": shapes[needed["feed-forward layer"]][0],
-        "norm_eps": llm.get("norm_eps", META_DEFAULTS["norm_eps"]),
-        "rope_theta": llm.get("rope_theta", META_DEFAULTS["rope_theta"]),
-        "rope_scaling": llm.get("rope_scaling"),
+        **{key: llm.get(key, default) for key, default in LLM_DEFAULTS.items()},
     }
 
 
-def meta_from_numbers(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``config.json`` / ``params.json`` of the public implementation's keys.
+def embedding_rows(tensors: Mapping[str, LazyTensor]) -> int | None:
+    """Rows of the embedding, which is the vocabulary's size; None if there is no embedding."""
+    return tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else None
 
-    Args:
-        numbers: What :func:`full_numbers` gives.
-    """
-    multiple_of, multiplier = ffn_rule(numbers["embed_dim"], numbers["hidden_dim"])
-    config: dict[str, Any] = {
-        "dim": numbers["embed_dim"],
-        "n_layers": numbers["num_layers"],
-        "n_heads": numbers["num_heads"],
-        "vocab_size": numbers["vocab_size"],
-        "multiple_of": multiple_of,
-        "norm_eps": numbers["norm_eps"],
-    }
-    if numbers["num_kv_heads"] != numbers["num_heads"]:
-        config["n_kv_heads"] = numbers["num_kv_heads"]
-    if multiplier is not None:
-        config["ffn_dim_multiplier"] = multiplier
-    if numbers["rope_theta"] != META_DEFAULTS["rope_theta"]:
-        config["rope_theta"] = numbers["rope_theta"]
-    if numbers["rope_scaling"] is not None:
-        config["rope_scaling"] = numbers["rope_scaling"]
-    return config
+
+def model_recipe(llm: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A recipe of kind model from its parts; without ``vision`` of a text-only model."""
+    seen = {} if vision is None else {"vision": dict(vision)}
+    return {"kind": "model", **seen, "llm": dict(llm), "conversation": "sphinx_v1"}
 
 
 def refuse_experts(names: Iterable[str], where: str) -> None:
@@ -202,11 +95,6 @@ def refuse_experts(names: Iterable[str], where: str) -> None:
         )
 
 
-def text_recipe(llm: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe of kind model without a vision part."""
-    return {"kind": "model", "llm": dict(llm), "conversation": "sphinx_v1"}
-
-
 def llm_shapes(llm: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor of a language model by canonical name.
 
@@ -216,7 +104,7 @@ def llm_shapes(llm: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     dim, heads = llm["embed_dim"], llm["num_heads"]
     kv_heads, hidden = llm.get("num_kv_heads", heads), llm["hidden_dim"]
     expected: dict[str, tuple[int, ...]] = {
-        "llm.embed_tokens.weight": (llm["vocab_size"], dim),
+        EMBEDDING: (llm["vocab_size"], dim),
         "llm.lm_head.weight": (llm["vocab_size"], dim),
         "llm.norm.weight": (dim,),
     }
@@ -236,7 +124,7 @@ def llm_shapes(llm: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return expected
 
 
-def llm_faults(llm: Mapping[str, Any], source: TensorSource, file: Path) -> list[str]:
+def llm_errors(llm: Mapping[str, Any], source: TensorSource, file: Path) -> list[str]:
     """What of the language model's tensors contradicts its configuration, one line each.
 
     Args:
@@ -250,29 +138,86 @@ def llm_faults(llm: Mapping[str, Any], source: TensorSource, file: Path) -> list
     kv_heads = llm.get("num_kv_heads", heads)
     if dim % heads or heads % kv_heads:
         raise CheckpointError(f"{file}: {heads} heads and {kv_heads} key-value heads do not divide a width of {dim}")
-    expected = llm_shapes(llm)
     keys = set(source.keys())
-    faults = [
+    errors = [
         f"{key} is {list(source.shape(key))}, the configuration asks for {list(shape)}"
-        for key, shape in expected.items()
+        for key, shape in llm_shapes(llm).items()
         if key in keys and source.shape(key) != shape
     ]
     surplus = sorted(
         {int(k.split(".")[2]) for k in keys if k.startswith("llm.layers.")} - set(range(llm["num_layers"]))
     )
     if surplus:
-        faults.append(f"tensors of layers {surplus} exist, the configuration has {llm['num_layers']} layers")
-    return faults
+        errors.append(f"tensors of layers {surplus} exist, the configuration has {llm['num_layers']} layers")
+    return errors
 
 
-def check_llm_shapes(llm: Mapping[str, Any], source: TensorSource, file: Path) -> None:
-    """Refuse a configuration that the language model's tensors contradict.
+@dataclass
+class Fitting:
+    """Gathers what does not fit while a folder is opened, so that one error says everything.
 
-    Args:
-        llm: The recipe's ``llm`` part with its numbers.
-        source: Tensors in canonical names.
-        file: The configuration file, for messages.
-    Raises:
-        CheckpointError: Every contradiction: the tensor, its shape and what the configuration asks for.
+    Attributes:
+        folder: For messages.
+        key_map: The files' names.
+        defer: Whether somebody else raises ``errors``.
+        errors: What was found so far.
     """
-    raise_errors(f"{file} and the tensors beside it do not fit together", llm_faults(llm, source, file))
+
+    folder: Path
+    key_map: KeyMap
+    defer: bool = False
+    errors: list[str] = field(default_factory=list)
+
+    def vocab_size(self, tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> int | None:
+        """Rows of the embedding; where it is missing, what the configuration or else the tokenizer says."""
+        if EMBEDDING in tensors:
+            return tensors[EMBEDDING].shape[0]
+        stated = config.get("vocab_size")
+        if isinstance(stated, int) and stated > 0:
+            return stated
+        path = self.folder / TOKENIZER_NAME
+        return tokenizer_size(path) if path.is_file() else None
+
+    def _missing(self, llm: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> list[str]:
+        return [
+            f"{key!r} ({found[0]!r} in the files) is missing"
+            for key in llm_shapes(llm)
+            if key not in tensors and (found := self.key_map.to_theirs(key))
+        ]
+
+    def no_embedding(self, llm: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> str:
+        """Says that neither the embedding nor anything else tells the vocabulary's size; notes what else is missing.
+
+        Args:
+            llm: The recipe's ``llm`` part but for that size.
+            tensors: Under canonical names.
+        """
+        self.errors += self._missing(llm, tensors)
+        found = self.key_map.to_theirs(EMBEDDING)
+        return f"there is no embedding ({EMBEDDING!r}, {found[0] if found else EMBEDDING!r} in the files)"
+
+    def compare(self, llm: Mapping[str, Any], tensors: Mapping[str, LazyTensor], config_path: Path) -> None:
+        """Compare the language model's tensors with its numbers.
+
+        Args:
+            llm: The recipe's ``llm`` part.
+            tensors: Under canonical names.
+            config_path: Where the numbers are from.
+        Raises:
+            CheckpointError: Everything that does not fit, what was gathered before too, unless ``defer``.
+        """
+        unfit = f"{config_path} and the tensors beside it do not fit together"
+        what = f"{self.folder}: {UNFIT}" if self.errors else unfit
+        self.errors += llm_errors(llm, LazySource(tensors, str(self.folder)), config_path)
+        if self.errors and not self.defer:
+            self.errors += self._missing(llm, tensors)
+            raise_errors(what, self.errors)
+
+    def raise_all(self) -> None:
+        """Raise what was gathered, unless ``defer``.
+
+        Raises:
+            CheckpointError: There is something.
+        """
+        if not self.defer:
+            raise_errors(f"{self.folder}: {UNFIT}", self.errors)

@@ -1,17 +1,121 @@
-"""From the tensors in files to entries under canonical names, and slices of a tensor for the way back."""
+"""Tensors cut into tensor-parallel shards: joined when they are read, and sliced for the way back."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import torch
 from torch import Tensor
 
-from sphinxkit.checkpoint.entries import Entry, Replicas
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.tensor_files.lazy import StoredTensor
+
+Replicas = Literal["equal", "first"]
+"""What to do with a tensor that every shard holds whole: insist that the copies are equal, or take the first one."""
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bitwise_equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same shape, dtype and bits (NaN equals itself, -0.0 is not 0.0).
+
+    Shape:
+        a, b: any
+    """
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype.is_complex:
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
+    bits = _BITS[a.element_size()]
+    return torch.equal(a.view(bits), b.view(bits))
+
+
+class MergedTensor:
+    """One tensor made of the slices that the shards of a checkpoint hold; read lazily.
+
+    Args:
+        parts: One per shard, in order.
+        dim: Dimension the slices are concatenated along; None: every part is the whole tensor.
+        reorder: Applied to the whole tensor when it is read (the rotary permutation of Hugging Face files).
+        replicas: See :data:`Replicas`; looked at when the tensor is read.
+    Raises:
+        CheckpointError: The parts differ in dtype or shape, or have no dimension ``dim``.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[StoredTensor],
+        dim: int | None = None,
+        reorder: Callable[[Tensor], Tensor] | None = None,
+        replicas: Replicas = "equal",
+    ) -> None:
+        first = parts[0]
+        for part in parts[1:]:
+            if part.shape != first.shape or part.dtype != first.dtype:
+                raise CheckpointError(
+                    f"{part.file}: {part.name!r} is {_describe(part)}, but {_describe(first)} in {first.file.name}: "
+                    "the shards are not of one checkpoint"
+                )
+        shape = list(first.shape)
+        if dim is not None and len(parts) > 1:
+            if dim >= len(shape):
+                raise CheckpointError(f"{first.file}: {first.name!r} is {_describe(first)}, it has no dimension {dim}")
+            shape[dim] *= len(parts)
+        self.parts = tuple(parts)
+        self.stored_bytes = sum(math.prod(part.shape) * part.dtype.itemsize for part in parts)
+        self.dim = dim if len(parts) > 1 else None
+        self.shape = tuple(shape)
+        self.dtype = first.dtype
+        self._reorder = reorder
+        self._replicas = replicas
+
+    def _check_replicas(self) -> None:
+        if self._replicas == "first" or self.dim is not None or len(self.parts) == 1:
+            return
+        first = self.parts[0].view()
+        for part in self.parts[1:]:
+            if not bitwise_equal(first, part.view()):
+                raise CheckpointError(
+                    f"{part.file}: {part.name!r} should be the same in every shard but differs from "
+                    f"{self.parts[0].file.name}; pass replicas='first' (--replicas first) to take the first shard's"
+                )
+
+    def read(self) -> Tensor:
+        """The whole tensor: a view of mapped memory, or one new tensor where slices are joined.
+
+        Raises:
+            CheckpointError: Copies of one tensor differ between shards.
+        """
+        self._check_replicas()
+        if self.dim is None:
+            tensor = self.parts[0].view()
+        else:
+            tensor = torch.cat([part.view() for part in self.parts], dim=self.dim)
+        return self._reorder(tensor) if self._reorder else tensor
+
+    def copy_into(self, out: Tensor) -> None:
+        """Write the tensor into ``out`` (its device and dtype), slice by slice, without a joined copy in between.
+
+        Shape:
+            out: as ``shape``
+        Raises:
+            CheckpointError: Copies of one tensor differ between shards.
+        """
+        if self.dim is None or self._reorder:
+            out.copy_(self.read())
+            return
+        width = self.parts[0].shape[self.dim]
+        for index, part in enumerate(self.parts):
+            out.narrow(self.dim, index * width, width).copy_(part.view())
+
+
+def _describe(part: StoredTensor) -> str:
+    return f"{list(part.shape)} {str(part.dtype).removeprefix('torch.')}"
+
 
 UNFIT = "the tensors do not fit together"
 SplitDim = Callable[[NameRule, StoredTensor], int | None]
@@ -29,30 +133,30 @@ def merge_shards(
     key_map: KeyMap,
     replicas: Replicas = "equal",
     split_dim: SplitDim = split_by_rule,
-    faults: list[str] | None = None,
-) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    errors: list[str] | None = None,
+) -> tuple[dict[str, MergedTensor], dict[str, MergedTensor]]:
     """Join tensor-parallel shards by name.
 
     Args:
         folder: For messages.
         shards: The tensors of each file, in order.
         key_map: The format's names.
-        replicas: See :data:`~sphinxkit.checkpoint.entries.Replicas`.
+        replicas: See :data:`Replicas`.
         split_dim: Which dimension is split.
-        faults: Takes up what would be raised, for a caller who has more to say.
+        errors: Takes up what would be raised, for a caller who has more to say.
     Returns:
-        Entries under canonical names; entries of the unused group under their own names.
+        Tensors under canonical names; those of the unused group under their own names.
     Raises:
         CheckpointError: Every name that a shard lacks or that nothing knows, and every slice that does not fit.
     """
-    named: dict[str, Entry] = {}
-    unused: dict[str, Entry] = {}
-    found_faults: list[str] = []
+    named: dict[str, MergedTensor] = {}
+    unused: dict[str, MergedTensor] = {}
+    found_errors: list[str] = []
     names = list(dict.fromkeys(name for shard in shards for name in shard))
     for name in names:
         lacking = [next(iter(shard.values())).file.name for shard in shards if name not in shard]
         if lacking:
-            found_faults.append(f"{name!r} is missing in {', '.join(lacking)}; fetch the shards again")
+            found_errors.append(f"{name!r} is missing in {', '.join(lacking)}; fetch the shards again")
             continue
         parts = [shard[name] for shard in shards]
         if key_map.is_derived(name):
@@ -60,19 +164,19 @@ def merge_shards(
         found = key_map.to_ours(name)
         try:
             if key_map.is_unused(name):
-                unused[name] = Entry(parts, replicas=replicas)
+                unused[name] = MergedTensor(parts, replicas=replicas)
             elif found is None:
-                found_faults.append(f"{name!r} is not a name this format has")
+                found_errors.append(f"{name!r} is not a name this format has")
             elif found[0] in named:
-                found_faults.append(f"{name!r} is a second tensor for {found[0]!r}")
+                found_errors.append(f"{name!r} is a second tensor for {found[0]!r}")
             else:
-                named[found[0]] = Entry(parts, split_dim(found[1], parts[0]), replicas=replicas)
+                named[found[0]] = MergedTensor(parts, split_dim(found[1], parts[0]), replicas=replicas)
         except CheckpointError as error:
-            found_faults.append(str(error))
-    if faults is None:
-        raise_errors(f"{folder}: {UNFIT}", found_faults)
+            found_errors.append(str(error))
+    if errors is None:
+        raise_errors(f"{folder}: {UNFIT}", found_errors)
     else:
-        faults += found_faults
+        errors += found_errors
     return named, unused
 
 
@@ -90,38 +194,13 @@ def shard_shape(shape: tuple[int, ...], dim: int | None, count: int, name: str) 
 
 
 def take_shard(tensor: Tensor, dim: int | None, count: int, rank: int) -> Tensor:
-    """The slice of ``tensor`` that shard ``rank`` of ``count`` holds; a view."""
+    """The slice of ``tensor`` that shard ``rank`` of ``count`` holds; a view.
+
+    Shape:
+        tensor: any
+        return: the same with ``1 / count`` of dimension ``dim`` (None: the whole tensor)
+    """
     if dim is None or count == 1:
         return tensor
     width = tensor.shape[dim] // count
     return tensor.narrow(dim, rank * width, width)
-
-
-def rotary_to_pairs(tensor: Tensor, num_heads: int) -> Tensor:
-    """Rows ordered in halves per head (Hugging Face) to neighbouring pairs (Meta, canonical).
-
-    Args:
-        tensor: (num_heads * head_dim, D).
-        num_heads: Heads of this projection.
-    Source: transformers, models/llama/convert_llama_weights_to_hf.py, permute (the inverse).
-    """
-    rows, width = tensor.shape
-    return tensor.reshape(num_heads, 2, rows // num_heads // 2, width).transpose(1, 2).reshape(rows, width)
-
-
-def rotary_to_halves(tensor: Tensor, num_heads: int) -> Tensor:
-    """The inverse of :func:`rotary_to_pairs`.
-
-    Args:
-        tensor: (num_heads * head_dim, D).
-        num_heads: Heads of this projection.
-    """
-    rows, width = tensor.shape
-    return tensor.reshape(num_heads, rows // num_heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
-
-
-def rotary_reorder(rule: NameRule, num_heads: int, num_kv_heads: int) -> Callable[[Tensor], Tensor] | None:
-    """What turns a Hugging Face tensor into a canonical one; None where both are the same."""
-    if rule.rotary is None:
-        return None
-    return partial(rotary_to_pairs, num_heads=num_heads if rule.rotary == "query" else num_kv_heads)

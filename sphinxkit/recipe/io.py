@@ -48,7 +48,7 @@ def load(
     """
     device, dtype = check_place(device, dtype)
     path = checkpoint.resolve(path_or_hub_id)
-    with checkpoint.open(path, replicas=replicas, llama_type=llama_type, defer_faults=True) as source:
+    with checkpoint.open(path, replicas=replicas, llama_type=llama_type, defer_errors=True) as source:
         found = Recipe.of_checkpoint(source) if recipe is None else Recipe.find(recipe)
         tokenizer = Tokenizer(source.tokenizer_path) if source.tokenizer_path is not None else None
         model = build_on_meta(found, dtype)

@@ -4,15 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from sphinxkit.checkpoint.keymap import hf_key_map, meta_key_map
+from sphinxkit.checkpoint.formats.meta import meta_key_map
+from sphinxkit.checkpoint.keymap import KeyMap, NameRule
 from sphinxkit.checkpoint.sharding import (
+    MergedTensor,
+    bitwise_equal,
     merge_shards,
-    rotary_reorder,
-    rotary_to_halves,
-    rotary_to_pairs,
     shard_shape,
     take_shard,
 )
@@ -60,7 +58,7 @@ def test_two_shards_merged_by_hand() -> None:
     }
 
 
-def test_every_fault_is_listed_at_once() -> None:
+def test_every_error_is_listed_at_once() -> None:
     first = shard("a.pth", norm__weight=torch.zeros(2), output__weight=torch.zeros(1, 2), what=torch.zeros(1))
     second = shard("b.pth", norm__weight=torch.zeros(3), what=torch.zeros(1))
     with pytest.raises(CheckpointError, match="the tensors do not fit together") as caught:
@@ -72,8 +70,6 @@ def test_every_fault_is_listed_at_once() -> None:
 
 
 def test_two_names_for_one_tensor() -> None:
-    from sphinxkit.checkpoint.keymap import KeyMap, NameRule
-
     rules = [NameRule("a.*", "x.*"), NameRule("b.*", "x.*")]
     tensors = {"a.w": torch.zeros(1), "b.w": torch.zeros(1)}
     stored = {n: StoredTensor(Path("f"), n, (1,), t.dtype, lambda t=t: t) for n, t in tensors.items()}
@@ -92,36 +88,51 @@ def test_slices_and_their_shapes() -> None:
         shard_shape((4, 3), 1, 2, "w")
 
 
-def test_rotary_order_by_hand() -> None:
-    # one head of width 6: Hugging Face keeps the even rows of Meta's first, then the odd ones
-    pairs = torch.tensor([[0], [1], [2], [3], [4], [5]])
-    halves = torch.tensor([[0], [2], [4], [1], [3], [5]])
-    assert rotary_to_halves(pairs, 1).tolist() == halves.tolist()
-    assert rotary_to_pairs(halves, 1).tolist() == pairs.tolist()
-    two_heads = torch.tensor([[0], [2], [1], [3], [4], [6], [5], [7]])
-    assert rotary_to_pairs(two_heads, 2).flatten().tolist() == list(range(8))
+def stored(file: str, tensor: torch.Tensor) -> StoredTensor:
+    return StoredTensor(Path(file), "w", tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
-@given(heads=st.integers(1, 5), half=st.integers(1, 4), width=st.integers(1, 3))
-def test_rotary_order_there_and_back(heads: int, half: int, width: int) -> None:
-    rows = heads * 2 * half
-    tensor = torch.arange(rows * width).reshape(rows, width)
-    assert torch.equal(rotary_to_pairs(rotary_to_halves(tensor, heads), heads), tensor)
-    assert torch.equal(rotary_to_halves(rotary_to_pairs(tensor, heads), heads), tensor)
+def test_slices_are_joined_along_their_dimension() -> None:
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
+    rows = MergedTensor([stored("0", a), stored("1", b)], dim=0)
+    columns = MergedTensor([stored("0", a), stored("1", b)], dim=1)
+    assert (rows.shape, columns.shape) == ((2, 2), (1, 4))
+    assert rows.read().tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert columns.read().tolist() == [[1.0, 2.0, 3.0, 4.0]]
+    out = torch.empty(1, 4, dtype=torch.float16)
+    columns.copy_into(out)
+    assert out.tolist() == [[1.0, 2.0, 3.0, 4.0]]
 
 
-def test_only_query_and_key_are_reordered() -> None:
-    key_map = hf_key_map()
-    tensor = torch.arange(8).reshape(8, 1)
-    query = key_map.to_ours("model.layers.0.self_attn.q_proj.weight")
-    key = key_map.to_ours("model.layers.0.self_attn.k_proj.weight")
-    value = key_map.to_ours("model.layers.0.self_attn.v_proj.weight")
-    assert query is not None
-    assert key is not None
-    assert value is not None
-    reorder_query, reorder_key = rotary_reorder(query[1], 2, 1), rotary_reorder(key[1], 2, 1)
-    assert reorder_query is not None
-    assert reorder_key is not None
-    assert torch.equal(reorder_query(tensor), rotary_to_pairs(tensor, 2))
-    assert torch.equal(reorder_key(tensor), rotary_to_pairs(tensor, 1))
-    assert rotary_reorder(value[1], 2, 1) is None
+def test_copies_must_agree_unless_the_first_is_wanted() -> None:
+    a, b = torch.tensor([1.0, 0.0]), torch.tensor([1.0, -0.0])
+    parts = [stored("first.pth", a), stored("second.pth", b)]
+    with pytest.raises(
+        CheckpointError, match=r"second.pth: 'w' .* first.pth; pass replicas='first' \(--replicas first\)"
+    ):
+        MergedTensor(parts).read()
+    with pytest.raises(CheckpointError, match="differs from"):
+        MergedTensor(parts).copy_into(torch.empty(2))
+    assert MergedTensor(parts, replicas="first").read() is a
+    nan = torch.tensor([float("nan")])
+    assert MergedTensor([stored("0", nan), stored("1", nan.clone())]).read() is nan
+
+
+def test_parts_that_do_not_fit() -> None:
+    with pytest.raises(CheckpointError, match=r"b.pth: 'w' is \[3\] float32, but \[2\] float32 in a.pth"):
+        MergedTensor([stored("a.pth", torch.zeros(2)), stored("b.pth", torch.zeros(3))], dim=0)
+    with pytest.raises(CheckpointError, match=r"\[2\] float16, but \[2\] float32"):
+        MergedTensor([stored("a.pth", torch.zeros(2)), stored("b.pth", torch.zeros(2).half())], dim=0)
+    with pytest.raises(CheckpointError, match=r"'w' is \[2\] float32, it has no dimension 1"):
+        MergedTensor([stored("a.pth", torch.zeros(2)), stored("b.pth", torch.zeros(2))], dim=1)
+
+
+def test_bitwise_equality() -> None:
+    nan = torch.tensor([float("nan")])
+    assert bitwise_equal(nan, nan.clone())
+    assert not bitwise_equal(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert not bitwise_equal(torch.zeros(2), torch.zeros(2, 1))
+    assert not bitwise_equal(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
+    assert bitwise_equal(torch.tensor([1 + 2j]), torch.tensor([1 + 2j]))
+    assert bitwise_equal(torch.tensor(True), torch.tensor(True))
+    assert bitwise_equal(torch.arange(6).reshape(2, 3).T, torch.arange(6).reshape(2, 3).T.contiguous())

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sphinxkit import checkpoint, llama
 from sphinxkit.checkpoint import MappingSource, ModuleSource
-from sphinxkit.checkpoint.hf import llm_from_hf
-from sphinxkit.checkpoint.sharding import rotary_to_halves
+from sphinxkit.checkpoint.formats.hf import _rotary, hf_key_map, llm_from_hf, rotary_to_halves, rotary_to_pairs
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.files import read_tensor_files
 
@@ -260,3 +261,38 @@ def test_without_an_embedding_all_else_is_listed_too(folder: Path) -> None:
     assert "'what' is not a name this format has" in str(caught.value)
     assert "there is no 'model.embed_tokens.weight'" in str(caught.value)
     assert "('model.norm.weight' in the files) is missing" in str(caught.value)
+
+
+def test_rotary_order_by_hand() -> None:
+    # one head of width 6: Hugging Face keeps the even rows of Meta's first, then the odd ones
+    pairs = torch.tensor([[0], [1], [2], [3], [4], [5]])
+    halves = torch.tensor([[0], [2], [4], [1], [3], [5]])
+    assert rotary_to_halves(pairs, 1).tolist() == halves.tolist()
+    assert rotary_to_pairs(halves, 1).tolist() == pairs.tolist()
+    two_heads = torch.tensor([[0], [2], [1], [3], [4], [6], [5], [7]])
+    assert rotary_to_pairs(two_heads, 2).flatten().tolist() == list(range(8))
+
+
+@given(heads=st.integers(1, 5), half=st.integers(1, 4), width=st.integers(1, 3))
+def test_rotary_order_there_and_back(heads: int, half: int, width: int) -> None:
+    rows = heads * 2 * half
+    tensor = torch.arange(rows * width).reshape(rows, width)
+    assert torch.equal(rotary_to_pairs(rotary_to_halves(tensor, heads), heads), tensor)
+    assert torch.equal(rotary_to_halves(rotary_to_pairs(tensor, heads), heads), tensor)
+
+
+def test_only_query_and_key_are_reordered() -> None:
+    key_map = hf_key_map()
+    tensor = torch.arange(8).reshape(8, 1)
+    query = key_map.to_ours("model.layers.0.self_attn.q_proj.weight")
+    key = key_map.to_ours("model.layers.0.self_attn.k_proj.weight")
+    value = key_map.to_ours("model.layers.0.self_attn.v_proj.weight")
+    assert query is not None
+    assert key is not None
+    assert value is not None
+    reorder_query, reorder_key = _rotary(rotary_to_pairs, query[1], 2, 1), _rotary(rotary_to_pairs, key[1], 2, 1)
+    assert reorder_query is not None
+    assert reorder_key is not None
+    assert torch.equal(reorder_query(tensor), rotary_to_pairs(tensor, 2))
+    assert torch.equal(reorder_key(tensor), rotary_to_pairs(tensor, 1))
+    assert _rotary(rotary_to_pairs, value[1], 2, 1) is None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sphinxkit.checkpoint.lla2acc import LLAMA_TYPES, find_shards, guess_vision, type_of_vision, vision_of_type
+from sphinxkit.checkpoint.formats.released import LLAMA_TYPES, find_shards, guess_vision, type_of_vision, vision_of_type
 from sphinxkit.errors import CheckpointError
 from sphinxkit.recipe import Recipe
 from sphinxkit.tensor_files.files import read_json

@@ -10,25 +10,23 @@ from typing import Any
 
 from torch import Tensor
 
-from sphinxkit.checkpoint.entries import Entry
 from sphinxkit.checkpoint.keymap import KeyMap
-from sphinxkit.checkpoint.verification import Verification, raise_damaged
+from sphinxkit.checkpoint.sharding import MergedTensor
+from sphinxkit.checkpoint.verify import Verification, raise_damaged
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.tensor_files.checksums import Check, compare
 from sphinxkit.tensor_files.lazy import LazySource
 
-EMBEDDING = "llm.embed_tokens.weight"
 
-
-class Checkpoint(LazySource[Entry]):
+class Checkpoint(LazySource[MergedTensor]):
     """A checkpoint in any readable format; a :class:`~sphinxkit.tensor_source.TensorSource` and a context manager.
 
     Made by :func:`sphinxkit.checkpoint.open`. Nothing is read until it is asked for, and then from mapped files.
 
     Args:
         path: The folder.
-        format: "sphinx" (released), "meta", "hf" or "sphinxkit".
-        entries: Canonical name -> entry.
+        format: The format's name: "sphinx" (released), "meta", "hf" or "sphinxkit".
+        tensors: Canonical name -> tensor.
         files: The files that hold tensors.
         unused: Tensors that the files hold but no model uses, under their original names.
         recipe: The recipe (kind model) that the files describe; a string says why there is none.
@@ -36,7 +34,7 @@ class Checkpoint(LazySource[Entry]):
         metadata: Whatever else the files say: ``config``, ``llama_type``, ``num_shards``.
         checks: Gives the checksums that the files carry.
         key_map: The names in the files; None if they are the canonical ones.
-        faults: What is wrong with the tensors' names and shapes, where opening was asked to go on regardless.
+        errors: What is wrong with the tensors' names and shapes, where opening was asked to go on regardless.
 
     Attributes:
         path: The folder.
@@ -45,31 +43,31 @@ class Checkpoint(LazySource[Entry]):
         unused: The unused group as a source of its own.
         tokenizer_path: As above.
         metadata: As above.
-        faults: As above; :func:`sphinxkit.checkpoint.load_into` reports them with its own.
+        errors: As above; :func:`sphinxkit.checkpoint.load_into` reports them with its own.
     """
 
     def __init__(
         self,
         path: Path,
         format: str,
-        entries: Mapping[str, Entry],
+        tensors: Mapping[str, MergedTensor],
         files: Sequence[Path],
-        unused: Mapping[str, Entry] | None = None,
+        unused: Mapping[str, MergedTensor] | None = None,
         recipe: Mapping[str, Any] | str = "",
         tokenizer_path: Path | None = None,
         metadata: Mapping[str, Any] | None = None,
         checks: Callable[[], Sequence[Check]] = list,
         key_map: KeyMap | None = None,
-        faults: Sequence[str] = (),
+        errors: Sequence[str] = (),
     ) -> None:
-        super().__init__(entries, str(path))
+        super().__init__(tensors, str(path))
         self.path = path
         self.format = format
         self.files = tuple(files)
-        self.unused = LazySource[Entry](unused or {}, f"{path} (unused group)")
+        self.unused = LazySource[MergedTensor](unused or {}, f"{path} (unused group)")
         self.tokenizer_path = tokenizer_path
         self.metadata = dict(metadata or {})
-        self.faults = tuple(faults)
+        self.errors = tuple(errors)
         self._recipe = recipe
         self._checks = checks
         self._key_map = key_map
@@ -88,7 +86,7 @@ class Checkpoint(LazySource[Entry]):
             CheckpointError: The files do not say enough; the message names what is missing.
         """
         if isinstance(self._recipe, str):
-            raise_errors(f"{self.path}: {self._recipe}; and", self.faults)
+            raise_errors(f"{self.path}: {self._recipe}; and", self.errors)
             raise CheckpointError(f"{self.path}: {self._recipe}")
         return copy.deepcopy(dict(self._recipe))
 
@@ -137,8 +135,3 @@ class Checkpoint(LazySource[Entry]):
         """Let go of the mapped files; tensors that were read stay valid."""
         super().close()
         self.unused.close()
-
-
-def embedding_rows(entries: Mapping[str, Entry]) -> int | None:
-    """Rows of the embedding, which is the vocabulary's size; None if there is no embedding."""
-    return entries[EMBEDDING].shape[0] if EMBEDDING in entries else None

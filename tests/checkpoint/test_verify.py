@@ -12,8 +12,7 @@ import torch
 
 import sphinxkit
 from sphinxkit import checkpoint
-from sphinxkit.checkpoint import verification
-from sphinxkit.checkpoint.verification import Verification, torch_files_checks
+from sphinxkit.checkpoint.verify import Verification, torch_files_checks
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files import checksums
 from sphinxkit.tensor_files.checksums import Check, compare
@@ -152,7 +151,7 @@ def check_of(path: Path, content: bytes) -> Check:
 
 
 def test_neither_side_runs_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "_WINDOW", 300)
+    monkeypatch.setattr("sphinxkit.checkpoint.verify._WINDOW", 300)
     monkeypatch.setattr(checksums, "_CHUNK", 100)
     content = bytes(2000)
     hashed: list[int] = []
@@ -175,7 +174,7 @@ def test_neither_side_runs_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_block_that_fails_before_reading_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "_WINDOW", 0)
+    monkeypatch.setattr("sphinxkit.checkpoint.verify._WINDOW", 0)
     check = check_of(tmp_path / "x", b"abc")
     wrong = Check(check.file, 0, 3, "crc32", "0", "wrong")
     with pytest.raises(CheckpointError, match="the keys"), Verification("x", lambda: [wrong]):

@@ -17,8 +17,8 @@ Model = tuple[MappingSource, dict[str, Any]]
 DEAD_PID = 2**22 + 1  # beyond the largest pid that Linux gives
 
 
-@pytest.mark.parametrize("format", checkpoint.FORMATS)
-def test_formats_are_told_apart(tmp_path: Path, text_model: Model, format: checkpoint.Format) -> None:
+@pytest.mark.parametrize("format", checkpoint.formats.names())
+def test_formats_are_told_apart(tmp_path: Path, text_model: Model, format: str) -> None:
     source, recipe = text_model
     folder = checkpoint.save(tmp_path / "model", source, format=format, recipe=recipe)
     assert checkpoint.detect(folder) == [format]
@@ -35,7 +35,7 @@ def test_several_formats_in_one_folder(tmp_path: Path, text_model: Model) -> Non
     other = checkpoint.save(tmp_path / "other", source, format="hf", recipe=recipe)
     for path in other.iterdir():
         shutil.copy(path, folder)
-    with pytest.raises(CheckpointError, match=r"several formats; pass format= one of \['meta', 'hf'\]"):
+    with pytest.raises(CheckpointError, match=r"several formats; pass format= one of \['hf', 'meta'\]"):
         checkpoint.open(folder)
     for format in ("meta", "hf"):
         with checkpoint.open(folder, format=format) as opened:
@@ -54,8 +54,8 @@ def test_nothing_to_open(tmp_path: Path, text_model: Model) -> None:
         checkpoint.open(tmp_path, format="sphinxkit")
     with pytest.raises(CheckpointError, match="replicas='last': expected 'equal' or 'first'"):
         checkpoint.open(tmp_path, replicas="last")  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="unknown checkpoint format 'gguf'; known: sphinxkit, sphinx, meta, hf"):
-        checkpoint.open(tmp_path, format="gguf")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="unknown checkpoint format 'gguf'; known: hf, meta, sphinx, sphinxkit"):
+        checkpoint.open(tmp_path, format="gguf")
 
 
 def test_a_folder_that_a_killed_writer_moved_aside_is_found(tmp_path: Path, text_model: Model) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sphinxkit.checkpoint.entries import bitwise_equal
-from sphinxkit.checkpoint.reader import Checkpoint
+from sphinxkit.checkpoint.opened import Checkpoint
+from sphinxkit.checkpoint.sharding import bitwise_equal
 from sphinxkit.errors import raise_errors
 from sphinxkit.registry import suggest
 from sphinxkit.tensor_files.lazy import LazySource
@@ -61,41 +61,41 @@ def _with_file_name(source: TensorSource, key: str) -> str:
     return repr(key) if theirs == key else f"{key!r} ({theirs!r} in the files)"
 
 
-def _faults(slots: Iterable[_Slot], source: TensorSource, strict: bool) -> tuple[list[str], list[str], list[str]]:
-    """Faults; missing names; unexpected names."""
+def _errors(slots: Iterable[_Slot], source: TensorSource, strict: bool) -> tuple[list[str], list[str], list[str]]:
+    """Errors; missing names; unexpected names."""
     available = list(source.keys())
     held = set(available)
     expected = {name for slot in slots for name in slot.names}
     missing = [slot.names[0] for slot in slots if not held.intersection(slot.names)]
     unexpected = [key for key in available if key not in expected]
-    faults = list(source.faults) if isinstance(source, Checkpoint) else []
-    known = {fault.split(" ", 1)[0] for fault in faults}  # the reader's words on a tensor that does not fit
+    errors = list(source.errors) if isinstance(source, Checkpoint) else []
+    known = {error.split(" ", 1)[0] for error in errors}  # the reader's words on a tensor that does not fit
     for slot in slots:
         for name in slot.names:
             if name not in held:
                 continue
             if source.shape(name) != tuple(slot.tensor.shape) and name not in known:
                 shapes = f"{list(source.shape(name))} in the checkpoint, {list(slot.tensor.shape)} in the model"
-                faults.append(f"{_with_file_name(source, name)} is {shapes}")
+                errors.append(f"{_with_file_name(source, name)} is {shapes}")
             stored, own = source.dtype(name), slot.tensor.dtype
             if stored.is_floating_point != own.is_floating_point:
-                faults.append(f"{_with_file_name(source, name)} is {stored} in the checkpoint, {own} in the model")
+                errors.append(f"{_with_file_name(source, name)} is {stored} in the checkpoint, {own} in the model")
     for slot in slots:
         present = [name for name in slot.names if name in held]
         if len(present) > 1 and len({source.shape(name) for name in present}) == 1:
             first = source.read(present[0])
-            faults += [
+            errors += [
                 f"{name!r} is tied to {present[0]!r} in the model but differs from it in the checkpoint"
                 for name in present[1:]
                 if not bitwise_equal(first, source.read(name))
             ]
     if strict:
-        faults += [
+        errors += [
             f"{_with_file_name(source, name)} is missing in the checkpoint{suggest(name, unexpected)}"
             for name in missing
         ]
-        faults += [f"{key!r} is in the checkpoint but not in the model{suggest(key, missing)}" for key in unexpected]
-    return faults, missing, unexpected
+        errors += [f"{key!r} is in the checkpoint but not in the model{suggest(key, missing)}" for key in unexpected]
+    return errors, missing, unexpected
 
 
 def _forgotten_buffers(module: nn.Module) -> tuple[list[nn.Module], list[str]]:
@@ -158,14 +158,14 @@ def load_into(
             a buffer that cannot be remade; or a replica that differs between shards.
     """
     slots = _slots(module)
-    faults, missing, unexpected = _faults(slots, source, strict)
+    errors, missing, unexpected = _errors(slots, source, strict)
     remakers, lost = _forgotten_buffers(module)
-    faults += [
+    errors += [
         f"buffer {name!r} is not saved in checkpoints and was built on the meta device: build its module on a real "
         "device, or give it an init_non_persistent_buffers method"
         for name in lost
     ]
-    raise_errors("the checkpoint does not fit the model (is it the right recipe?)", faults)
+    raise_errors("the checkpoint does not fit the model (is it the right recipe?)", errors)
     held = set(source.keys())
     loaded: list[str] = []
     chosen = None if device is None else torch.device(device)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sphinxkit import checkpoint
-from sphinxkit.checkpoint import MappingSource, ModuleSource, saving
+from sphinxkit.checkpoint import MappingSource, ModuleSource
 from sphinxkit.errors import CheckpointError
 
 Model = tuple[MappingSource, dict[str, Any]]
@@ -213,10 +213,10 @@ class FullDisk:
         self.real.close()
 
 
-@pytest.mark.parametrize("format", checkpoint.FORMATS)
+@pytest.mark.parametrize("format", checkpoint.formats.names())
 @pytest.mark.parametrize("budget", [10, 5_000, 60_000])
 def test_full_disk_leaves_nothing_behind(
-    tmp_path: Path, text_model: Model, monkeypatch: pytest.MonkeyPatch, format: checkpoint.Format, budget: int
+    tmp_path: Path, text_model: Model, monkeypatch: pytest.MonkeyPatch, format: str, budget: int
 ) -> None:
     source, recipe = text_model
     before = checkpoint.save(tmp_path / "old", source)
@@ -243,7 +243,7 @@ def test_too_little_space_is_said_before_anything_is_written(
     tmp_path: Path, text_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, _ = text_model
-    monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: Usage(10, 5, 5))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 5, 5))
     with pytest.raises(CheckpointError, match=r"needs 0.0 GB, the disk has 0.0 GB free"):
         checkpoint.save(tmp_path / "x", source)
     assert tree(tmp_path) == []

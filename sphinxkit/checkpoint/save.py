@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -12,20 +12,11 @@ from typing import Any, Literal
 import torch
 
 from sphinxkit.atomic import atomic_directory
-from sphinxkit.checkpoint.opening import FORMATS, Format
-from sphinxkit.checkpoint.reader import EMBEDDING, Checkpoint
+from sphinxkit.checkpoint.formats import Format, get_format
+from sphinxkit.checkpoint.llm_config import EMBEDDING
+from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME, find_tokenizer
-from sphinxkit.checkpoint.writers import (
-    Progress,
-    TensorInput,
-    Texts,
-    WriteOptions,
-    specs_of,
-    write_hf,
-    write_meta,
-    write_native,
-    write_released,
-)
+from sphinxkit.checkpoint.writing import Progress, TensorInput, WriteOptions, specs_of
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_source import TensorSource
 
@@ -33,20 +24,13 @@ MAX_SHARD_BYTES = 5 * 10**9  # Hugging Face's habit
 _SPARE_BYTES = 2**20  # headers and small files beside the tensors; our choice
 _OURS = ("*.safetensors", "*.pth", "*.bin", "*.json", "*.yaml", "README.md", TOKENIZER_NAME)
 _WEIGHTS = (".safetensors", ".pth", ".bin")
-_Writer = Callable[[Path, TensorInput, TensorInput | None, WriteOptions], Texts]
-_WRITERS: dict[str, _Writer] = {
-    "sphinxkit": write_native,
-    "sphinx": write_released,
-    "meta": write_meta,
-    "hf": write_hf,
-}
 
 
 def save(
     path: str | Path,
     source: TensorSource,
     *,
-    format: Format = "sphinxkit",
+    format: str = "sphinxkit",
     part: Literal["llm"] | None = None,
     num_shards: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -67,7 +51,7 @@ def save(
     Args:
         path: Folder to make.
         source: Tensors in canonical names: an opened checkpoint, or ``MappingSource(model.state_dict())``.
-        format: "sphinxkit", "sphinx" (the released layout), "meta" or "hf".
+        format: "sphinxkit", "sphinx" (the released layout), "meta", "hf" or another name of ``checkpoint.formats``.
         part: "llm" writes the language model alone, as a text-only checkpoint; "meta" and "hf" hold nothing else.
         num_shards: Tensor-parallel parts of "sphinx" and "meta" (default 1).
         max_shard_bytes: Size at which "sphinxkit" and "hf" start another file; a larger tensor has one for itself.
@@ -90,8 +74,7 @@ def save(
             disk is full; nothing is left behind.
     """
     target = Path(path)
-    if format not in FORMATS:
-        raise CheckpointError(f"unknown checkpoint format {format!r}; known: {', '.join(FORMATS)}")
+    layout = get_format(format)
     _check_target(target, overwrite)
     if recipe is None and isinstance(source, Checkpoint) and source.has_recipe:
         recipe = source.recipe
@@ -101,25 +84,24 @@ def save(
     carried = None if unused is None else TensorInput(unused, None, dtype, progress)
     if carried is not None and not carried.keys():
         carried = None
-    _check_contents(target, chosen, carried, format, part, num_shards, delta)
+    _check_contents(target, chosen, carried, layout, part, num_shards, delta)
     num_bytes = sum(spec.num_bytes for part_ in (chosen, carried) if part_ is not None for spec in specs_of(part_))
     try:
         content = Path(tokenizer).read_bytes() if isinstance(tokenizer, str | Path) else tokenizer
-        kind = "model-diff" if delta else "model"
-        options = WriteOptions(recipe, recipe_yaml, num_shards or 1, max_shard_bytes, checksum, kind, content)
+        options = WriteOptions(recipe, recipe_yaml, num_shards or 1, max_shard_bytes, checksum, delta, content)
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
         if num_bytes + _SPARE_BYTES > free:
             raise CheckpointError(f"{target}: needs {num_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
         with atomic_directory(target) as folder:
             with source.verifying() if verify and isinstance(source, Checkpoint) else nullcontext():
-                texts = _WRITERS[format](folder, chosen, carried, options)
+                texts = layout.write(folder, chosen, carried, options)
             for name, text in {**texts, **(extra_files or {})}.items():
                 (folder / name).write_text(text, encoding="utf-8", newline="\n")
             if content is not None:
                 (folder / TOKENIZER_NAME).write_bytes(content)
                 rows = chosen.shape(EMBEDDING)[0] if EMBEDDING in chosen.keys() else None  # noqa: SIM118
-                find_tokenizer(folder, rows, allow_more_rows=format == "hf")
+                find_tokenizer(folder, rows, allow_more_rows=layout.may_pad_vocabulary)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(f"{target}: the disk is full; nothing was left behind") from error
@@ -145,22 +127,22 @@ def _check_contents(
     target: Path,
     source: TensorInput,
     unused: TensorInput | None,
-    format: str,
+    format: Format,
     part: str | None,
     num_shards: int | None,
     delta: bool,
 ) -> None:
     if not source.keys():
         raise CheckpointError(f"{target}: there is nothing to save" + (f" in part {part!r}" if part else ""))
-    if num_shards is not None and (num_shards < 1 or format not in ("sphinx", "meta")):
+    if num_shards is not None and (num_shards < 1 or not format.has_shards):
         raise CheckpointError(f"num_shards={num_shards} (--shards): a positive number, for 'sphinx' and 'meta' only")
-    if delta and format != "sphinx":
-        raise CheckpointError(f"delta=True is for format 'sphinx' only, not {format!r}")
-    if unused is not None and (format in ("meta", "hf") or part is not None):
-        raise CheckpointError(f"the unused group has no place in {format!r} with part={part!r}; leave it out")
+    if delta and not format.has_deltas:
+        raise CheckpointError(f"delta=True is for format 'sphinx' only, not {format.name!r}")
+    if unused is not None and (not format.has_unused or part is not None):
+        raise CheckpointError(f"the unused group has no place in {format.name!r} with part={part!r}; leave it out")
     beside = [key for key in source.keys() if not key.startswith("llm.")]  # noqa: SIM118
-    if format in ("meta", "hf") and beside:
+    if format.is_text_only and beside:
         raise CheckpointError(
-            f"format {format!r} holds a language model alone, but there is also {beside[0]!r} (and {len(beside) - 1} "
-            "more); pass part='llm' (--llm-only) to leave them out"
+            f"format {format.name!r} holds a language model alone, but there is also {beside[0]!r} (and "
+            f"{len(beside) - 1} more); pass part='llm' (--llm-only) to leave them out"
         )

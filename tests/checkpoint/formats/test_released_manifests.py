@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from sphinxkit.checkpoint import MappingSource
-from sphinxkit.checkpoint.keymap import KeyMap, sphinx_key_map
-from sphinxkit.checkpoint.lla2acc import vision_of_type
-from sphinxkit.checkpoint.llm_config import full_numbers, llm_from_meta, meta_from_numbers
+from sphinxkit.checkpoint.formats.meta import llm_from_meta, meta_from_numbers
+from sphinxkit.checkpoint.formats.released import sphinx_key_map, vision_of_type
+from sphinxkit.checkpoint.keymap import KeyMap
+from sphinxkit.checkpoint.llm_config import full_numbers
 from sphinxkit.checkpoint.sharding import merge_shards, shard_shape
 from sphinxkit.recipe import Recipe, build
 from sphinxkit.tensor_files.lazy import StoredTensor

@@ -9,8 +9,14 @@ from typing import Any
 import pytest
 
 from sphinxkit import encoders
-from sphinxkit.checkpoint.encoders_json import ENCODER_DEFAULTS, encoder_options, encoders_json, with_encoder_options
-from sphinxkit.checkpoint.lla2acc import LLAMA_TYPES, vision_of_type
+from sphinxkit.checkpoint.formats.released import (
+    ENCODER_DEFAULTS,
+    LLAMA_TYPES,
+    encoder_options,
+    encoders_json,
+    vision_of_type,
+    with_encoder_options,
+)
 from sphinxkit.errors import CheckpointError
 
 FILE = Path("encoders.json")

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from sphinxkit.checkpoint.keymap import hf_key_map, meta_key_map, sphinx_key_map
-from sphinxkit.checkpoint.lla2acc import LLAMA_TYPES
+from sphinxkit.checkpoint.formats.hf import hf_key_map
+from sphinxkit.checkpoint.formats.meta import meta_key_map
+from sphinxkit.checkpoint.formats.released import LLAMA_TYPES, sphinx_key_map
 
 # released name -> canonical name (llama_ens5) and the dimension that shards split, written by hand
 BY_HAND = [

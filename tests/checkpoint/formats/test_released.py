@@ -9,8 +9,7 @@ import torch
 
 import sphinxkit
 from sphinxkit import checkpoint
-from sphinxkit.checkpoint.keymap import sphinx_key_map
-from sphinxkit.checkpoint.lla2acc import vision_of_type
+from sphinxkit.checkpoint.formats.released import sphinx_key_map, vision_of_type
 from sphinxkit.errors import CheckpointError
 
 LLAMA_TYPES = ("llama_ens", "llama_ens5", "llama_ens_light", "llama_ens5_light")
@@ -334,8 +333,8 @@ def test_every_key_fault_in_one_error(released: Copy) -> None:
         checkpoint.open(folder)
     assert "'llma.adapter.weight' is not a name this format has" in str(caught.value)
     assert "('llma.layers.0.attention_norm.weight' in the files) is missing" in str(caught.value)
-    with checkpoint.open(folder, defer_faults=True) as opened:
-        assert opened.faults == (
+    with checkpoint.open(folder, defer_errors=True) as opened:
+        assert opened.errors == (
             "'llma.adapter.weight' is not a name this format has",
             "llm.norm.weight is [3], the configuration asks for [64]",
         )

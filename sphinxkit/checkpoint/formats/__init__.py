@@ -1,0 +1,20 @@
+"""Checkpoint formats: all that is true of a format stands in its file."""
+
+from sphinxkit.checkpoint.formats.base import Format, OpenOptions, get_format, names, register, registry
+from sphinxkit.checkpoint.formats.hf import HuggingFace
+from sphinxkit.checkpoint.formats.meta import Meta
+from sphinxkit.checkpoint.formats.native import Native
+from sphinxkit.checkpoint.formats.released import Released
+
+__all__ = [
+    "Format",
+    "HuggingFace",
+    "Meta",
+    "Native",
+    "OpenOptions",
+    "Released",
+    "get_format",
+    "names",
+    "register",
+    "registry",
+]

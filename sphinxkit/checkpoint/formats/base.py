@@ -1,0 +1,111 @@
+"""What a checkpoint format is, and the registry of them: one class in one file for each format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.checkpoint.llm_config import full_numbers
+from sphinxkit.checkpoint.opened import Checkpoint
+from sphinxkit.checkpoint.sharding import Replicas
+from sphinxkit.checkpoint.writing import TensorInput, Texts, WriteOptions
+from sphinxkit.errors import CheckpointError
+from sphinxkit.registry import Registry
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What :func:`sphinxkit.checkpoint.open` was told; see there."""
+
+    replicas: Replicas = "equal"
+    llama_type: str | None = None
+    is_delta: bool = False
+    defer_errors: bool = False
+
+
+class Format(ABC):
+    """A layout of checkpoint folders. Registered with ``registry.register(name)``; has no state.
+
+    Attributes:
+        name: Its registered name.
+        looks_like: The files that tell it, for messages.
+        is_text_only: Whether it holds a language model alone.
+        has_shards: Whether it can be written in tensor-parallel shards.
+        has_unused: Whether it can carry the unused group of released files.
+        has_deltas: Whether it can hold differences to a base model.
+        may_pad_vocabulary: Whether the embedding may have more rows than the tokenizer has pieces.
+    """
+
+    name: str
+    looks_like: str
+    is_text_only: bool = False
+    has_shards: bool = False
+    has_unused: bool = False
+    has_deltas: bool = False
+    may_pad_vocabulary: bool = False
+
+    @abstractmethod
+    def detect(self, folder: Path) -> bool:
+        """Whether a folder holds a checkpoint in this format.
+
+        Raises:
+            CheckpointError: It does, but files are missing or an index is damaged.
+        """
+
+    def detect_delta(self, folder: Path) -> bool:
+        """Whether a folder holds differences to a base model in this format; False for formats that have none."""
+        del folder
+        return False
+
+    @abstractmethod
+    def open(self, folder: Path, options: OpenOptions) -> Checkpoint:
+        """Open a folder; tensors are read lazily under canonical names.
+
+        Raises:
+            CheckpointError: Damaged, missing or contradicting files, names or shapes that do not fit.
+        """
+
+    @abstractmethod
+    def write(self, folder: Path, source: TensorInput, unused: TensorInput | None, options: WriteOptions) -> Texts:
+        """Write the tensors into an empty folder, one at a time.
+
+        Args:
+            folder: Exists.
+            source: What is saved.
+            unused: The unused group; None for formats without ``has_unused``.
+            options: How.
+        Returns:
+            The small text files that go beside the tensors.
+        Raises:
+            CheckpointError: The format cannot hold these tensors or lacks a number it needs.
+        """
+
+    def numbers(self, source: TensorInput, recipe: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The language model's numbers, for formats that write them beside the tensors.
+
+        Raises:
+            CheckpointError: There is no recipe, or numbers are missing.
+        """
+        if recipe is None or "llm" not in recipe:
+            raise CheckpointError(f"format {self.name!r} writes the model's numbers beside it; pass recipe= (--recipe)")
+        return full_numbers(recipe["llm"], source)
+
+
+registry: Registry[Format] = Registry("checkpoint format")
+register = registry.register
+names = registry.names
+
+
+def get_format(name: str) -> Format:
+    """The format called ``name``.
+
+    Raises:
+        CheckpointError: There is none; the message lists the known ones.
+    """
+    known = registry.names()
+    if name not in known:
+        raise CheckpointError(f"unknown checkpoint format {name!r}; known: {', '.join(known)}")
+    return registry.build(name)

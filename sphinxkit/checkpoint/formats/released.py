@@ -1,0 +1,500 @@
+"""The layout of the released SPHINX checkpoints (LLaMA2-Accessory).
+
+- ``consolidated.NN-of-MM.model.pth``: tensor-parallel shards of Meta's names behind ``llma.``, the encoders whole.
+- ``meta.json``: the type's name, which stands for an arrangement: image size, views, encoders.
+- ``config.json``: the language model's numbers in Meta's words.
+- ``encoders.json`` (optional): the encoders' widths, depths and activations where they are not the full-size ones.
+
+This file holds the only table of the public implementation's type names. Every width comes from the folder's own files.
+
+Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens*.py (arrangements, names), accessory/util/tensor_parallel.py
+(shards).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
+from sphinxkit.checkpoint.formats.meta import llama_rules, meta_from_numbers, read_llm
+from sphinxkit.checkpoint.keymap import KeyMap, NameRule
+from sphinxkit.checkpoint.llm_config import Fitting, embedding_rows, model_recipe, refuse_experts
+from sphinxkit.checkpoint.opened import Checkpoint
+from sphinxkit.checkpoint.sharding import merge_shards
+from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
+from sphinxkit.checkpoint.verify import torch_files_checks
+from sphinxkit.checkpoint.writing import TensorInput, Texts, WriteOptions, json_text, pieces_of, write_torch_shards
+from sphinxkit.errors import CheckpointError, raise_errors
+from sphinxkit.registry import suggest
+from sphinxkit.tensor_files.files import read_json
+from sphinxkit.tensor_files.torch_zip import read_torch_file
+
+ENCODER_PREFIXES: dict[str, str] = {
+    "blip2_qformer": "llma.qformer.",
+    "clip_vit_large_patch14": "llma.clip.visual.",
+    "convnext_xxlarge": "llma.openclip_convnext_xxl.",
+    "dinov2_vit_giant_patch14": "llma.dinov2_vitg14.",
+}
+"""Where the released files keep each encoder."""
+
+# the packed SwiGLU of the DINOv2 repository under timm's names, in every block
+_BLOCK_RENAMES = {"dinov2_vit_giant_patch14": {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2."}}
+_UNUSED: dict[str, list[str]] = {
+    # CLIP's text side and both output projections; everything of llma.clip that is not its image trunk
+    "clip_vit_large_patch14": [r"llma\.clip\.(?!visual\.).+", r"llma\.clip\.visual\.proj"],
+    "dinov2_vit_giant_patch14": [r"llma\.dinov2_vitg14\.mask_token"],
+}
+
+
+def _options_of(entry: Any) -> dict[str, Any]:
+    """A component's ``{type: name, ...}`` whichever way a recipe writes it."""
+    if entry is None:
+        return {}
+    return {"type": entry} if isinstance(entry, str) else dict(entry)
+
+
+def sphinx_key_map(vision: Mapping[str, Any] | None) -> KeyMap:
+    """Names of the released SPHINX files.
+
+    Args:
+        vision: The recipe's ``vision`` part (only ``branches[].encoders`` matters here); None for a text-only model.
+    """
+    rules = llama_rules("llma.")
+    unused: list[str] = []
+    if vision is not None:
+        rules += [NameRule("llma.start_img", "vision.start_token"), NameRule("llma.end_img", "vision.end_token")]
+        for index, branch in enumerate(vision["branches"]):
+            ours = f"vision.branches.{index}."
+            names = [_options_of(entry)["type"] for entry in branch["encoders"]]
+            projector = "qformer_proj" if "blip2_qformer" in names else "visual_proj"
+            rules += [
+                NameRule(f"llma.{projector}.0.*", f"{ours}projector.proj.*"),
+                NameRule(f"llma.{projector}.1.*", f"{ours}projector.norm.*"),
+            ]
+            for position, name in enumerate(names):
+                if name not in ENCODER_PREFIXES:
+                    continue  # released files have no such encoder: its tensors stay without a name there
+                prefix, trunk = ENCODER_PREFIXES[name], f"{ours}encoders.{position}.trunk."
+                for a, b in _BLOCK_RENAMES.get(name, {}).items():
+                    rules.append(NameRule(f"{prefix}blocks.{{}}.{a}*", f"{trunk}blocks.{{}}.{b}*"))
+                rules.append(NameRule(f"{prefix}*", f"{trunk}*"))
+                unused += _UNUSED.get(name, [])
+    return KeyMap(rules, unused=unused)
+
+
+# ---- types -----------------------------------------------------------------------------------------------------------
+
+_INPUT_SIZES = {"convnext_xxlarge": 256, "dinov2_vit_giant_patch14": 224}  # the builders' defaults
+_MIXER = {"type": "channel", "grid": [16, 16]}
+_PROJECTOR = {"type": "linear", "norm": "layer"}
+
+
+def _full(image_size: int, rows: int = 1, **mixer: int) -> dict[str, Any]:
+    encoders = ["clip_vit_large_patch14", "convnext_xxlarge", "dinov2_vit_giant_patch14"]
+    branches: list[dict[str, Any]] = [
+        {"encoders": ["blip2_qformer"], "projector": _PROJECTOR},
+        {"encoders": encoders, "mixer": {**_MIXER, **mixer}, "projector": _PROJECTOR},
+    ]
+    return _arrangement(image_size, rows, 224, branches)
+
+
+def _light(image_size: int, rows: int = 1) -> dict[str, Any]:
+    convnext: dict[str, Any] = {"type": "convnext_xxlarge", "input_size": 512}
+    if rows == 1:
+        convnext["tile_size"] = 512  # the single view passes the half-precision resize although its size stays
+    encoders = [convnext, {"type": "dinov2_vit_giant_patch14", "tile_size": 224}]
+    return _arrangement(image_size, rows, 512, [{"encoders": encoders, "mixer": _MIXER, "projector": _PROJECTOR}])
+
+
+def _arrangement(image_size: int, rows: int, tile_size: int, branches: list[dict[str, Any]]) -> dict[str, Any]:
+    tiler = {"type": "grid", "rows": rows, "cols": rows, "tile_size": tile_size, "thumbnail": True}
+    several = {"tiler": tiler} if rows > 1 else {}  # a single view needs none
+    return {"image_size": image_size, **several, "branches": branches, "mixer": "sequence"}
+
+
+LLAMA_TYPES: dict[str, dict[str, Any] | None] = {
+    "llama": None,
+    "llama_ens": _full(224),
+    "llama_ens5": _full(448, 2),
+    "llama_ens10": _full(672, 3),
+    "llama_ens5p2": _full(448, 2, tile_pool=2),
+    "llama_ens_light": _light(512),
+    "llama_ens5_light": _light(1024, 2),
+}
+"""The ``llama_type`` of ``meta.json`` -> a recipe's ``vision`` part (None: text only)."""
+
+
+def vision_of_type(llama_type: str, where: str) -> dict[str, Any] | None:
+    """A copy of the ``vision`` part that a type name stands for.
+
+    Args:
+        llama_type: As in ``meta.json``.
+        where: The file that says so, for messages.
+    Raises:
+        CheckpointError: A mixture-of-experts type (not supported yet), or an unknown name.
+    """
+    what = f"llama_type {llama_type!r}"
+    if "mixtral" in llama_type or "moe" in llama_type:
+        raise CheckpointError(f"{where}: {what} is a mixture-of-experts model, which is not supported yet")
+    if llama_type not in LLAMA_TYPES:
+        hint = suggest(llama_type, LLAMA_TYPES)
+        raise CheckpointError(f"{where}: unknown {what}{hint} Known: {', '.join(LLAMA_TYPES)}")
+    return copy.deepcopy(LLAMA_TYPES[llama_type])
+
+
+def _signature(vision: Mapping[str, Any] | None) -> Any:
+    """What tells one arrangement from another, with the defaults filled in."""
+    if vision is None:
+        return None
+    size = vision["image_size"]
+    tiler = _options_of(vision.get("tiler"))
+    single = {"type": "grid", "rows": 1, "cols": 1, "tile_size": size, "thumbnail": False}
+    defaults = {"rows": 2, "cols": 2, "tile_size": 224, "thumbnail": True} if tiler else single
+    views = {key: tiler.get(key, default) for key, default in {"type": "grid", **defaults}.items()}
+    branches = []
+    for branch in vision["branches"]:
+        mixer, projector = _options_of(branch.get("mixer")), _options_of(branch["projector"])
+        encoders = []
+        for entry in branch["encoders"]:
+            options = _options_of(entry)
+            own_size = options.get("input_size", _INPUT_SIZES.get(options["type"]))
+            encoders.append((options["type"], own_size, options.get("tile_size")))
+        grid = list(mixer.get("grid") or [])
+        branches.append([encoders, grid, mixer.get("tile_pool", 1), projector["type"], projector.get("norm", "layer")])
+    return size, views, branches
+
+
+def type_of_vision(vision: Mapping[str, Any] | None) -> str:
+    """The type name under which the public implementation knows an arrangement; encoders' widths do not matter.
+
+    Args:
+        vision: A recipe's ``vision`` part; None for text only.
+    Raises:
+        CheckpointError: It knows none.
+    """
+    wanted = _signature(vision)
+    for name, known in LLAMA_TYPES.items():
+        if _signature(known) == wanted:
+            return name
+    raise CheckpointError(
+        "the released layout has no type for this recipe's vision part (image size, tiles and encoders must be those "
+        f"of one of {', '.join(LLAMA_TYPES)}); save in sphinxkit's own format"
+    )
+
+
+def guess_vision(names: Sequence[str]) -> dict[str, Any] | None:
+    """An arrangement with the encoders that the released names speak of; None if they speak of none.
+
+    Only the order of branches and encoders is meant: the number of views cannot be seen in the tensors.
+
+    Args:
+        names: Tensor names of a released file.
+    """
+    types = {"llma.qformer.": "llama_ens", "llma.visual_proj.": "llama_ens_light"}
+    found = (types[prefix] for prefix in types if any(name.startswith(prefix) for name in names))
+    return vision_of_type(next(found, "llama"), "")
+
+
+# ---- encoders.json ---------------------------------------------------------------------------------------------------
+
+# Defaults of the builders (sphinxkit.encoders), so that a recipe only says what differs; a test compares both.
+ENCODER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "clip_vit_large_patch14": {
+        "activation": "quick_gelu", "image_size": 224, "patch_size": 14, "embed_dim": 1024, "num_layers": 24,
+        "num_heads": 16, "mlp_ratio": 4.0, "norm_eps": 1e-5,
+    },
+    "convnext_xxlarge": {
+        "dims": [384, 768, 1536, 3072], "depths": [3, 4, 30, 3], "norm_eps": 1e-5, "activation": "gelu",
+    },
+    "dinov2_vit_giant_patch14": {
+        "patch_size": 14, "pretrain_image_size": 518, "embed_dim": 1536, "num_layers": 40, "num_heads": 24,
+        "mlp_ratio": 4.0, "hidden_dim": None, "norm_eps": 1e-6,
+    },
+    "blip2_qformer": {
+        "image_size": 224, "patch_size": 14, "vision_dim": 1408, "vision_layers": 39, "vision_heads": 16,
+        "vision_hidden_dim": 6144, "vision_norm_eps": 1e-6, "embed_dim": 768, "num_layers": 12, "num_heads": 12,
+        "hidden_dim": 3072, "num_query_tokens": 32, "cross_attention_frequency": 2, "norm_eps": 1e-12,
+    },
+}  # fmt: skip
+
+# Section of encoders.json -> builder, and its keys -> the builder's options.
+_OPTIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "clip": ("clip_vit_large_patch14", {
+        "image_size": "image_size", "patch_size": "patch_size", "mlp_ratio": "mlp_ratio", "activation": "activation",
+        "norm_eps": "norm_eps", "width": "embed_dim", "layers": "num_layers", "heads": "num_heads",
+    }),
+    "convnext": ("convnext_xxlarge", {
+        "norm_eps": "norm_eps", "activation": "activation", "depths": "depths", "dims": "dims",
+    }),
+    "dinov2": ("dinov2_vit_giant_patch14", {
+        "pretrain_image_size": "pretrain_image_size", "patch_size": "patch_size", "mlp_ratio": "mlp_ratio",
+        "hidden": "hidden_dim", "norm_eps": "norm_eps", "embed_dim": "embed_dim", "layers": "num_layers",
+        "heads": "num_heads",
+    }),
+    "blip2_vision": ("blip2_qformer", {
+        "image_size": "image_size", "patch_size": "patch_size", "norm_eps": "vision_norm_eps",
+        "hidden_size": "vision_dim", "layers": "vision_layers", "heads": "vision_heads",
+        "intermediate_size": "vision_hidden_dim",
+    }),
+    "qformer": ("blip2_qformer", {
+        "norm_eps": "norm_eps", "encoder_hidden_size": "vision_dim", "hidden_size": "embed_dim",
+        "layers": "num_layers", "heads": "num_heads", "intermediate_size": "hidden_dim",
+        "cross_attention_frequency": "cross_attention_frequency", "num_query_tokens": "num_query_tokens",
+    }),
+}  # fmt: skip
+
+# What an encoders.json may state but the networks have only in one way.
+_FIXED: dict[str, dict[str, Any]] = {
+    "convnext": {"kernel_size": 7, "mlp_ratio": 4, "layer_scale": True},
+    "dinov2": {"ffn": "swiglu, fused w12", "num_register_tokens": 0, "layer_scale": True},
+    "blip2_vision": {"activation": "gelu", "qkv_bias": True},
+    "qformer": {"activation": "gelu"},
+}
+_UNREAD_SECTIONS = ("note", "clip_text_leftover")  # prose, and the shapes of tensors that no model uses
+_ACTIVATIONS = {
+    "gelu (exact erf)": "gelu", "gelu": "gelu", "quick_gelu": "quick_gelu", "quickgelu": "quick_gelu",
+    "gelu (tanh)": "gelu_tanh", "gelu_tanh": "gelu_tanh",
+}  # fmt: skip
+_ACTIVATION_WORDS = {"gelu": "gelu (exact erf)", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu (tanh)"}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _wrong_value(value: Any, default: Any) -> str | None:
+    """What was expected instead of ``value``, whose kind the default tells; None if it will do."""
+    if isinstance(default, str):
+        return None  # activations, looked up before
+    if isinstance(default, list):
+        good = isinstance(value, list) and len(value) == len(default) and not any(_wrong_value(v, 1) for v in value)
+        return None if good else f"{len(default)} positive whole numbers"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    if isinstance(default, float):
+        return None if is_number else "a positive number"
+    if default is None and value is None:
+        return None
+    return None if is_number and isinstance(value, int) else "a positive whole number"
+
+
+def encoder_options(config: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
+    """Builder options from an ``encoders.json``, where they differ from the builders' defaults.
+
+    Args:
+        config: The file's content: a section for each encoder. An option that is left out is the full-size one.
+        file: For messages.
+    Returns:
+        Builder name -> options.
+    Raises:
+        CheckpointError: Every unknown section or key, contradiction, or value that the encoders cannot have.
+    """
+    errors: list[str] = []
+    stated: dict[str, dict[str, Any]] = {}
+    for section, content in config.items():
+        if section in _UNREAD_SECTIONS:
+            continue
+        if section not in _OPTIONS or not isinstance(content, Mapping):
+            errors.append(f"section {section!r} is not known{suggest(section, _OPTIONS)}")
+            continue
+        builder, names = _OPTIONS[section]
+        fixed = _FIXED.get(section, {})
+        options = stated.setdefault(builder, {})
+        for key, stated_value in content.items():
+            value = stated_value
+            where = f"{section}.{key}"
+            if key == "note":
+                continue
+            if key == "activation":
+                if str(value).lower() not in _ACTIVATIONS:
+                    errors.append(f"{where} is {value!r}, expected one of {', '.join(map(repr, _ACTIVATIONS))}")
+                    continue
+                value = _ACTIVATIONS[str(value).lower()]
+            if key in fixed:
+                if value != fixed[key]:
+                    errors.append(f"{where} is {value!r}; the encoder only exists with {fixed[key]!r}")
+            elif key not in names:
+                errors.append(f"{where} is not known{suggest(key, [*names, *fixed])}")
+            elif expected := _wrong_value(value, ENCODER_DEFAULTS[builder][names[key]]):
+                errors.append(f"{where} is {value!r}, expected {expected}")
+            elif options.setdefault(names[key], value) != value:
+                errors.append(f"{where} is {value!r}, which contradicts {options[names[key]]!r} given before")
+    raise_errors(f"{file} cannot be followed", errors)
+    return {builder: _only_differing(builder, options) for builder, options in stated.items()}
+
+
+def _swiglu_hidden_dim(embed_dim: int, mlp_ratio: float) -> int:
+    """The DINOv2 repository's rule (dinov2/layers/swiglu_ffn.py) for the width after the gate."""
+    return (int(int(embed_dim * mlp_ratio) * 2 / 3) + 7) // 8 * 8
+
+
+def _only_differing(builder: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = ENCODER_DEFAULTS[builder]
+    found = {key: value for key, value in options.items() if key in defaults and _plain(value) != defaults[key]}
+    if builder == "dinov2_vit_giant_patch14" and found.get("hidden_dim") is not None:
+        values = {**defaults, **options}
+        if found["hidden_dim"] == _swiglu_hidden_dim(values["embed_dim"], values["mlp_ratio"]):
+            del found["hidden_dim"]  # None stands for that rule
+    return found
+
+
+def with_encoder_options(vision: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A ``vision`` part whose encoders carry ``options`` (builder name -> options)."""
+    found = copy.deepcopy(dict(vision))
+    for branch in found["branches"]:
+        branch["encoders"] = [
+            {**_options_of(entry), **stated} if (stated := options.get(_options_of(entry)["type"])) else entry
+            for entry in branch["encoders"]
+        ]
+    return found
+
+
+def encoders_json(vision: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The ``encoders.json`` of a ``vision`` part; None if every encoder is as in the full-size models.
+
+    Args:
+        vision: A recipe's ``vision`` part.
+    """
+    entries = {
+        options["type"]: options for branch in vision["branches"] for options in map(_options_of, branch["encoders"])
+    }
+    stated = {name: _only_differing(name, entry) for name, entry in entries.items() if name in ENCODER_DEFAULTS}
+    if not any(stated.values()):
+        return None
+    content: dict[str, Any] = {}
+    for section, (builder, names) in _OPTIONS.items():
+        if builder not in entries:
+            continue
+        values = {**ENCODER_DEFAULTS[builder], **entries[builder]}
+        if builder == "dinov2_vit_giant_patch14" and values["hidden_dim"] is None:
+            values["hidden_dim"] = _swiglu_hidden_dim(values["embed_dim"], values["mlp_ratio"])
+        written = {key: _plain(values[option]) for key, option in names.items()}
+        written |= _FIXED.get(section, {})
+        if "activation" in written:
+            written["activation"] = _ACTIVATION_WORDS[written["activation"]]
+        content[section] = written
+    return content
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+SHARD_NAME = "consolidated.{:02d}-of-{:02d}.{}.pth"
+_KINDS = ("model", "model-diff")  # weights, differences to a base model
+_SHARD = re.compile(r"consolidated\.(\d+)-of-(\d+)\.([\w-]+)\.pth")
+
+
+def find_shards(folder: Path, kind: str = "model") -> list[Path]:
+    """The ``consolidated.NN-of-MM.<kind>.pth`` files of a folder, in order; empty if there are none.
+
+    Args:
+        folder: Where to look.
+        kind: "model", or "model-diff" for differences to a base model.
+    Raises:
+        CheckpointError: Shards are missing, or files of several sharded checkpoints lie together.
+    """
+    found: dict[int, dict[int, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if (match := _SHARD.fullmatch(path.name)) and match[3] == kind:
+            found.setdefault(int(match[2]), {})[int(match[1])] = path
+    if not found:
+        return []
+    if len(found) > 1:
+        raise CheckpointError(f"{folder}: holds shards of checkpoints in {sorted(found)} parts; keep one of them")
+    ((count, shards),) = found.items()
+    missing = [SHARD_NAME.format(rank, count, kind) for rank in range(count) if rank not in shards]
+    surplus = [path.name for rank, path in shards.items() if rank >= count]
+    raise_errors(f"{folder}: shards are missing; fetch them", missing)
+    raise_errors(f"{folder}: shard numbers beyond their count", surplus)
+    return [shards[rank] for rank in range(count)]
+
+
+@register("sphinx")
+class Released(Format):
+    """The layout of the released SPHINX checkpoints."""
+
+    name = "sphinx"
+    looks_like = "consolidated.NN-of-MM.model.pth"
+    has_shards = True
+    has_unused = True
+    has_deltas = True
+
+    def detect(self, folder: Path) -> bool:
+        """Whether ``consolidated.NN-of-MM.model.pth`` files lie there."""
+        return bool(find_shards(folder))
+
+    def detect_delta(self, folder: Path) -> bool:
+        """Whether ``consolidated.NN-of-MM.model-diff.pth`` files lie there."""
+        return bool(find_shards(folder, _KINDS[True]))
+
+    def open(self, folder: Path, options: OpenOptions) -> Checkpoint:
+        """Open a released SPHINX folder.
+
+        Raises:
+            CheckpointError: Damaged, missing or contradicting files, unknown or unsupported types, names or shapes that
+                do not fit, a tokenizer of the wrong size.
+        """
+        meta_path, config_path, encoders_path = (folder / f"{name}.json" for name in ("meta", "config", "encoders"))
+        llama_type = options.llama_type
+        if meta_path.is_file():
+            llama_type = read_json(meta_path).get("llama_type")
+            if not isinstance(llama_type, str):
+                raise CheckpointError(f"{meta_path}: 'llama_type' is {llama_type!r}, expected a name")
+        vision = None if llama_type is None else vision_of_type(llama_type, str(meta_path))
+        kind = _KINDS[options.is_delta]
+        files = find_shards(folder, kind)
+        if not files:
+            raise CheckpointError(f"{folder}: no consolidated.NN-of-MM.{kind}.pth in it")
+        shards = [read_torch_file(file) for file in files]
+        refuse_experts((name for shard in shards for name in shard), str(files[0]))
+        if all(sphinx_key_map(None).to_ours(name) for shard in shards for name in shard):
+            vision = None  # the language model alone, whatever the type's name
+        elif llama_type is None:
+            vision = guess_vision(list(shards[0]))
+        fitting = Fitting(folder, sphinx_key_map(vision), options.defer_errors)
+        merged, unused = merge_shards(folder, shards, fitting.key_map, options.replicas, errors=fitting.errors)
+        if vision is not None and encoders_path.is_file():
+            vision = with_encoder_options(vision, encoder_options(read_json(encoders_path), encoders_path))
+        config = read_json(config_path) if config_path.is_file() else None
+        recipe: dict[str, Any] | str
+        if config is None:
+            fitting.raise_all()
+            recipe = "there is no config.json, so the model's numbers are not known; give a recipe"
+        else:
+            llm = read_llm(fitting, merged, config, config_path)
+            recipe = llm if isinstance(llm, str) else model_recipe(llm, vision)
+            if not isinstance(llm, str) and vision is not None and llama_type is None:
+                recipe = "there is no meta.json, so the views are unknown; pass llama_type= (--llama-type) or a recipe"
+        return Checkpoint(
+            folder,
+            self.name,
+            merged,
+            files,
+            unused,
+            recipe,
+            find_tokenizer(folder, embedding_rows(merged)),
+            {"llama_type": llama_type, "config": config, "num_shards": len(files)},
+            partial(torch_files_checks, files),
+            fitting.key_map,
+            fitting.errors,
+        )
+
+    def write(self, folder: Path, source: TensorInput, unused: TensorInput | None, options: WriteOptions) -> Texts:
+        """Write the shards, ``meta.json``, ``config.json`` and, where it is needed, ``encoders.json``."""
+        numbers = self.numbers(source, options.recipe)
+        vision = options.recipe.get("vision") if options.recipe else None
+        texts = {
+            "meta.json": json_text({"llama_type": type_of_vision(vision)}),
+            "config.json": json_text(meta_from_numbers(numbers)),
+        }
+        encoders = None if vision is None else encoders_json(vision)
+        if encoders is not None:
+            texts["encoders.json"] = json_text(encoders)
+        count = options.num_shards
+        pieces = pieces_of(source, sphinx_key_map(vision), count)
+        paths = [folder / SHARD_NAME.format(rank, count, _KINDS[options.is_delta]) for rank in range(count)]
+        write_torch_shards(paths, source, pieces, unused, "model")
+        return texts

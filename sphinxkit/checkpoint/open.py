@@ -1,0 +1,93 @@
+"""Finding out what a folder holds, and opening it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sphinxkit.atomic import clean_leftovers
+from sphinxkit.checkpoint.formats import Format, OpenOptions, get_format, names
+from sphinxkit.checkpoint.opened import Checkpoint
+from sphinxkit.checkpoint.sharding import Replicas
+from sphinxkit.errors import CheckpointError
+
+
+def detect(folder: Path) -> list[str]:
+    """The formats whose files lie in a folder.
+
+    Raises:
+        CheckpointError: Shards are missing, or an index is damaged.
+    """
+    return [format.name for format in _formats() if format.detect(folder)]
+
+
+def _formats() -> list[Format]:
+    return [get_format(name) for name in names()]
+
+
+def open_checkpoint(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    replicas: Replicas = "equal",
+    verify: bool = False,
+    llama_type: str | None = None,
+    delta: bool = False,
+    defer_errors: bool = False,
+) -> Checkpoint:
+    """Open a checkpoint folder of any readable format; tensors are read lazily, under canonical names.
+
+    Exported as ``sphinxkit.checkpoint.open``. Use it in a ``with`` block.
+
+    Args:
+        path: A folder: sphinxkit's own, released SPHINX (any number of shards), Meta's or Hugging Face's Llama.
+        format: A name of ``checkpoint.formats``, where a folder holds several; None finds out.
+        replicas: What to do with tensors that every shard holds whole: "equal" insists that they agree, "first" takes
+            the first shard's.
+        verify: Whether to check checksums (SHA-256 of our own files, CRC-32 in torch files); reads everything once.
+            ``Checkpoint.verifying`` does it beside the reading.
+        llama_type: For a released directory without ``meta.json``.
+        delta: Open ``consolidated.NN-of-MM.model-diff.pth``: differences to a base model, under canonical names.
+        defer_errors: Keep names and shapes that do not fit the format in ``Checkpoint.errors``, for a caller (such as
+            :func:`~sphinxkit.checkpoint.load_into`) that knows of more and raises one error.
+    Returns:
+        The opened checkpoint: keys, shape, dtype, read, recipe, tokenizer_path, unused.
+    Raises:
+        CheckpointError: No checkpoint there, several, or one that is damaged, unsafe, incomplete or not supported;
+            the message names the file or key and the fix.
+    """
+    if replicas not in ("equal", "first"):
+        raise CheckpointError(f"replicas={replicas!r}: expected 'equal' or 'first'")
+    folder = Path(path)
+    if not folder.exists():
+        clean_leftovers(folder)  # a writer that was killed half-way may have left the old folder aside
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: there is no such folder")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: is a file; give the folder that it lies in")
+    options = OpenOptions(replicas, llama_type, delta, defer_errors)
+    opened = get_format(_only_format(folder, delta) if format is None else format).open(folder, options)
+    if verify:
+        opened.verify()
+    return opened
+
+
+def _only_format(folder: Path, is_delta: bool) -> str:
+    if is_delta:
+        return next(format.name for format in _formats() if format.has_deltas)
+    found = detect(folder)
+    if not found:
+        raise CheckpointError(_nothing_found(folder))
+    if len(found) > 1:
+        raise CheckpointError(f"{folder}: holds checkpoints in several formats; pass format= one of {found}")
+    return found[0]
+
+
+def _nothing_found(folder: Path) -> str:
+    if any(format.detect_delta(folder) for format in _formats()):
+        return (
+            f"{folder}: holds only differences to a base model (*.model-diff.pth); apply them to the base first, or "
+            "open with delta=True"
+        )
+    expected = ", ".join(format.looks_like for format in _formats())
+    found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    return f"{folder}: no checkpoint in it. Expected one of: {expected}; found {found}"
