@@ -52,8 +52,8 @@ def convert(
     from sphinxkit.errors import CheckpointError
     from sphinxkit.recipe import Recipe
 
-    if to not in checkpoint.FORMATS:
-        raise CheckpointError(f"--to {to!r}: expected one of {', '.join(checkpoint.FORMATS)}")
+    if to not in checkpoint.formats.names():
+        raise CheckpointError(f"--to {to!r}: expected one of {', '.join(checkpoint.formats.names())}")
     with checkpoint.open(
         checkpoint.resolve(find_checkpoint(source)), replicas=parse_replicas(replicas), llama_type=llama_type
     ) as opened:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -129,8 +129,8 @@ class OpenedMix:
         if output.is_dir() and any(output.iterdir()) and not overwrite:
             raise CheckpointError(f"{output}: exists already; say --overwrite to replace it")
         layout = self.plan.format or self.models[0].format
-        if layout not in get_args(checkpoint.Format):
-            raise CheckpointError(f"format {layout!r}: expected one of {', '.join(checkpoint.FORMATS)}")
+        if layout not in checkpoint.formats.names():
+            raise CheckpointError(f"format {layout!r}: expected one of {', '.join(checkpoint.formats.names())}")
         beside = [key for key in self.mixed.keys() if not key.startswith(LLM)]  # noqa: SIM118
         if beside and layout in ("meta", "hf"):
             raise CheckpointError(
@@ -172,7 +172,7 @@ class OpenedMix:
             checkpoint.save(
                 output,
                 SelectedSource(mixed, lambda key: key not in unused),
-                format=layout,  # type: ignore[arg-type]  # checked above
+                format=layout,
                 part="llm" if self.plan.llm_only else None,
                 num_shards=num_shards,
                 recipe=self._recipe(mixed),
