@@ -163,7 +163,7 @@ def _write(
         checkpoint.save(
             output,
             SelectedSource(source, lambda key: key not in names),
-            format=format,  # type: ignore[arg-type]  # save refuses other names
+            format=format,
             num_shards=num_shards,
             recipe=Recipe.of_checkpoint(described).resolved() if described.has_recipe else None,
             tokenizer=second.tokenizer_path or first.tokenizer_path,
