@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sphinxkit.version import __version__
 
 if TYPE_CHECKING:
+    from sphinxkit.evaluation.benchmarks import score
+    from sphinxkit.evaluation.run import evaluate
     from sphinxkit.recipe.build import build
     from sphinxkit.recipe.check import check
     from sphinxkit.recipe.deltas import apply_delta, extract_delta
@@ -27,10 +29,12 @@ _HOMES = {
     "build": "sphinxkit.recipe.build",
     "check": "sphinxkit.recipe.check",
     "diff": "sphinxkit.recipe.differences",
+    "evaluate": "sphinxkit.evaluation.run",
     "extract_delta": "sphinxkit.recipe.deltas",
     "inspect": "sphinxkit.recipe.inspection",
     "load": "sphinxkit.recipe.io",
     "mix": "sphinxkit.recipe.mixing",
+    "score": "sphinxkit.evaluation.benchmarks",
 }
 """Public names and the modules that define them."""
 
@@ -49,10 +53,12 @@ __all__ = [
     "build",
     "check",
     "diff",
+    "evaluate",
     "extract_delta",
     "inspect",
     "load",
     "mix",
+    "score",
 ]
 
 

@@ -30,8 +30,8 @@ def evaluate(
 ) -> None:
     """Ask a model every question of a benchmark, greedily, and score its answers.
 
-    A run that was stopped goes on where it was when the same command is given again. A question whose image cannot be
-    read is reported, scored as an empty answer and asked again the next time.
+    The same command resumes a run that was stopped. A question whose image cannot be read is reported, scored as an
+    empty answer and asked again the next time. The exit code is 1 where that happens, or where no answer can be read.
 
     Examples:
 
@@ -42,8 +42,9 @@ def evaluate(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from sphinxkit.cli.score import print_report
-    from sphinxkit.evaluation import benchmarks, run
+    import sphinxkit
+    from sphinxkit.cli.score import tell_report
+    from sphinxkit.evaluation import benchmarks
 
     name = benchmarks.get(benchmark).name
     model = loading.load(checkpoint)
@@ -51,17 +52,16 @@ def evaluate(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
-        report = run.evaluate(
+        report = sphinxkit.evaluate(
             model,
             name,
             annotations,
             images,
-            output or Path(f"{name}.predictions.jsonl"),
-            model_facts=run.describe(model),
+            output,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             strip_prefix=strip_prefix,
             run_facts={"model": tell_checkpoint(checkpoint), "device": str(model.device)},
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    print_report(report, as_json)
+    tell_report(report, as_json)

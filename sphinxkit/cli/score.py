@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,24 +37,28 @@ def score(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Score a file of predictions by the benchmark's own rules.
+    """Score a file of predictions by the benchmark's own rules. The exit code is 1 where no answer could be read.
 
     Example:
 
     `sphinxkit score refcocog_val --annotations refcocog_val.json --predictions answers.jsonl --json`
     """
-    from sphinxkit.evaluation import benchmarks
+    import sphinxkit
 
-    print_report(benchmarks.score(benchmark, annotations, predictions), as_json)
+    tell_report(sphinxkit.score(benchmark, annotations, predictions), as_json)
 
 
-def print_report(report: Report, as_json: bool) -> None:
-    """Print a report as one JSON object or as a table."""
-    import json
-
+def tell_report(report: Report, as_json: bool) -> None:
+    """Print a report as one JSON object or as a table; exit code 1 where it is doubtful."""
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
-        return
+    else:
+        _print(report)
+    if report.is_doubtful:
+        raise typer.Exit(1)
+
+
+def _print(report: Report) -> None:
     typer.echo(f"{report.benchmark}: {report.count} questions, metric {report.metric}")
     rows = [(name, _number(value), _number(lenient)) for name, value, lenient in _rows(report.scores, report.lenient)]
     width = max(len(name) for name, _, _ in rows)

@@ -2,9 +2,10 @@
 
 from sphinxkit.evaluation.benchmarks import BENCHMARKS, Benchmark, Report, score
 from sphinxkit.evaluation.inputs import Annotation, Predictions, Record, read_annotations, read_predictions
+from sphinxkit.evaluation.predictions import Prediction, predict
 from sphinxkit.evaluation.questions import Question, make_questions
 from sphinxkit.evaluation.result import Metric, MetricResult
-from sphinxkit.evaluation.run import Prediction, evaluate, predict
+from sphinxkit.evaluation.run import evaluate
 
 __all__ = [
     "BENCHMARKS",

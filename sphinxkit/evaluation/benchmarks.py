@@ -132,6 +132,12 @@ class Report:
     notes: tuple[str, ...] = ()
     manifest: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the scores say little about the model: questions could not be asked, or no answer could be read."""
+        errors = self.manifest.get("generation", {}).get("errors", 0)
+        return bool(errors) or 0 < self.count == self.unparsable
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {

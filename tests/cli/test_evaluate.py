@@ -27,7 +27,7 @@ def arguments(golden: Path, tmp_path: Path) -> list[str]:
 def test_evaluate(arguments: list[str], golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
+    assert result.exit_code == 1  # one question could not be asked
     assert "vsr_val: 2 questions, metric accuracy" in result.stdout
     assert "note: 1 of 2 questions could not be asked" in result.stdout
     lines = [json.loads(line) for line in (tmp_path / "vsr_val.predictions.jsonl").read_text().splitlines()]
@@ -46,7 +46,7 @@ def test_evaluate(arguments: list[str], golden: Path, tmp_path: Path, monkeypatc
 
 def test_another_model_is_refused(arguments: list[str], golden: Path, tmp_path: Path) -> None:
     output = ["-o", str(tmp_path / "p.jsonl")]
-    assert CliRunner().invoke(app, [*arguments, *output]).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, *output]).exit_code == 1
     arguments[1] = str(golden / "llama_ens_light")
     with pytest.raises(DataError, match=r"p\.jsonl was begun by another run: model\.weights was"):
         CliRunner().invoke(app, [*arguments, *output], catch_exceptions=False)

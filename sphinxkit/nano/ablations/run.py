@@ -17,8 +17,9 @@ from sphinxkit.atomic import atomic_file
 from sphinxkit.errors import RecipeError
 from sphinxkit.nano.ablations.metrics import evaluate_variant, summarize
 from sphinxkit.nano.ablations.variants import CLAIM_NAMES, ENCODERS, Variant, choose_variants
-from sphinxkit.nano.stages.steps import Report, TimeLimit, mix_models, recipes, train_until
+from sphinxkit.nano.stages.steps import Report, TimeLimit, recipes, train_until
 from sphinxkit.recipe import Recipe, build, load
+from sphinxkit.recipe.mixing import mix
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.training import TrainPlan, read_log
 from sphinxkit.version import __version__
@@ -195,8 +196,8 @@ def run_variant(
             return False
         seconds, began = read_log(place)[-1]["total"]["seconds"], time.perf_counter()
     elif variant.beta is not None and not (place / "model").exists():
-        real, synthetic = (_run(domain, seed, output) / "model" for domain in ("real", "synthetic"))
-        mix_models(real, synthetic, variant.beta, place / "model")
+        domains = [_run(domain, seed, output) / "model" for domain in ("real", "synthetic")]
+        mix(domains, place / "model", beta=variant.beta, overwrite=True)
     model = load(place / "model")
     scores, tasks = _score(variant, plan, model)
     result = {

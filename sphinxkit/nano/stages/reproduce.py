@@ -8,15 +8,16 @@ from pathlib import Path
 from sphinxkit.errors import RecipeError
 from sphinxkit.nano.perception.training import PerceptionPlan, train_encoders
 from sphinxkit.nano.stages.scores import evaluate_nano
-from sphinxkit.nano.stages.steps import Report, TimeLimit, mix_models, recipes, train_until, training_plan
+from sphinxkit.nano.stages.steps import Report, TimeLimit, recipes, train_until, training_plan
 from sphinxkit.recipe import Recipe, build
+from sphinxkit.recipe.mixing import mix
 from sphinxkit.registry import suggest
 
 Stage = Callable[[Path, TimeLimit, Report], bool]
 """(output folder, time limit, report) to whether the stage is done."""
 
 BETA = 0.5
-"""Weight of the real domain's model in the mix; SPHINX's own default."""
+"""Weight of the real domain's model in the mix: SPHINX's default. Source: arXiv:2311.07575, section 3.1."""
 
 
 def _encoders(output: Path, limit: TimeLimit, report: Report) -> bool:
@@ -49,7 +50,8 @@ def _training(name: str) -> Stage:
 
 
 def _mix(output: Path, limit: TimeLimit, report: Report) -> bool:
-    mix_models(output / "pretrain_real" / "model", output / "pretrain_synthetic" / "model", BETA, output / "mixed")
+    domains = [output / name / "model" for name in ("pretrain_real", "pretrain_synthetic")]
+    mix(domains, output / "mixed", beta=BETA, overwrite=True)
     report("mixed", {"beta": BETA})
     return True
 

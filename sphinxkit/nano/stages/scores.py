@@ -8,19 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sphinxkit.atomic import atomic_file
-from sphinxkit.evaluation import benchmarks, read_annotations, run
+from sphinxkit.evaluation import evaluate, read_annotations, score
+from sphinxkit.evaluation.manifest import describe
 from sphinxkit.nano.world import World, export_annotations
 from sphinxkit.nano.world.scene import Domain
 from sphinxkit.recipe import load
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from sphinxkit.generation import Generation
-    from sphinxkit.sphinx_model import SphinxModel
 
 SCORES_FILE = "scores.json"
 NUM_SCENES = 500
@@ -61,22 +56,6 @@ ROWS = (
     TableRow("grounded caption, phrase and box recall", "grounded_caption", "recall", 0.70, 128),
 )
 """The table's lines; the goals are the project's own."""
-
-
-class Blind:
-    """A model that is not given the images.
-
-    Args:
-        model: The model.
-    """
-
-    def __init__(self, model: SphinxModel) -> None:
-        self._model = model
-        self.tokenizer, self.vision, self.conversation = model.tokenizer, model.vision, model.conversation
-
-    def generate(self, prompts: Sequence[str], images: Sequence[Image | None], **options: Any) -> list[Generation]:
-        """Answers to the questions alone."""
-        return self._model.generate(prompts, [None] * len(images), **options)
 
 
 def majority_answer(task: str, size: int, domain: Domain) -> str:
@@ -123,7 +102,7 @@ def evaluate_nano(
         Whether everything is scored.
     """
     loaded = load(model)
-    facts = run.describe(loaded)
+    facts = describe(loaded)
     size = 64 if loaded.vision is None else loaded.vision.image_size
     place = Path(folder)
     world = World(domain, "test", size, SEED)
@@ -141,17 +120,17 @@ def evaluate_nano(
             predictions = here / f"{name}.jsonl"
             if name == "majority":
                 _write_constant(predictions, annotations, majority_answer(row.task, size, domain))
-                result = benchmarks.score(row.task, annotations, predictions)
+                result = score(row.task, annotations, predictions)
             else:
-                result = run.evaluate(
-                    loaded if name == "model" else Blind(loaded),
+                result = evaluate(
+                    loaded,
                     row.task,
                     annotations,
                     here,
                     predictions,
-                    model_facts=facts | {"eyes": name},
                     batch_size=BATCH_SIZE,
                     max_new_tokens=row.max_new_tokens,
+                    withhold_images=name == "blind",
                 )
             scores[name] = result.scores[row.score]
             if name == "model":

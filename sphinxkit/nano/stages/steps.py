@@ -1,4 +1,4 @@
-"""What the stages and the ablations share: a time limit, SPHINX-nano's recipes, a training run, a mix."""
+"""What the stages and the ablations share: a time limit, SPHINX-nano's recipes, a training run."""
 
 from __future__ import annotations
 
@@ -73,24 +73,3 @@ def train_until(plan: TrainPlan, limit: TimeLimit, report: Callable[[Mapping[str
             os.kill(os.getpid(), signal.SIGTERM)  # the run saves and returns
 
     return train(plan, folder=recipes(), report=told).status == "done"
-
-
-def mix_models(real: Path, synthetic: Path, beta: float, target: Path) -> None:
-    """Write the model ``beta * real + (1 - beta) * synthetic``.
-
-    Args:
-        real: Checkpoint of the real domain; the mix takes its recipe and tokenizer.
-        synthetic: Checkpoint of the synthetic domain.
-        beta: Weight of the first.
-        target: Folder of the mix.
-
-    Source: SPHINX, arXiv:2311.07575, section 3.1.
-    """
-    from sphinxkit import checkpoint
-    from sphinxkit.interpolation import MixedSource, create
-
-    with checkpoint.open(real) as first, checkpoint.open(synthetic) as second:
-        mixed = MixedSource([first, second], create("linear"), [beta, 1 - beta])
-        recipe = (real / "recipe.yaml").read_text(encoding="utf-8")
-        tokenizer = (real / "tokenizer.model").read_bytes()
-        checkpoint.save(target, mixed, recipe_yaml=recipe, tokenizer=tokenizer, overwrite=True)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
+from sphinxkit.batch_inference import Answered, Request
+from sphinxkit.evaluation import predictions
 from sphinxkit.formatters import create as create_template
 from sphinxkit.generation import Generation
 from sphinxkit.nano.stages import scores
-from sphinxkit.nano.stages.scores import ROWS, Blind, evaluate_nano, majority_answer, table
+from sphinxkit.nano.stages.scores import ROWS, evaluate_nano, majority_answer, table
 from sphinxkit.nano.world import World, render
 from sphinxkit.recipe import shipped_folder
+from sphinxkit.tilers.images import load_image
 from sphinxkit.tokenizer import Tokenizer
 
 SIZE = 64
@@ -48,21 +50,24 @@ class Oracle:
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"one": torch.ones(3)}
 
-    def generate(self, prompts: Sequence[str], images: Sequence[Image.Image | None], **options: Any) -> list[Any]:
-        self.lengths.add(options["max_new_tokens"])
-        found = []
-        for prompt, image in zip(prompts, images, strict=True):
-            self.asked.append((prompt, image is not None))
-            pixels = b"" if image is None else image.tobytes()
-            right = [text for (shown, asked), text in self.answers.items() if shown == pixels and asked in prompt]
-            found.append(Generation(right[0] if right else "", [], "stop"))
-        return found
+    def answer(self, request: Request) -> str:
+        self.lengths.add(request.sampling.max_new_tokens)
+        self.asked.append((request.prompt, request.image is not None))
+        pixels = b"" if request.image is None else load_image(request.image).tobytes()
+        right = [text for (shown, asked), text in self.answers.items() if shown == pixels and asked in request.prompt]
+        return right[0] if right else ""
+
+
+def answer_requests(model: Oracle, requests: Iterable[Request], *, batch_size: int) -> Iterator[Answered]:
+    for request in requests:
+        yield Answered(request, Generation(model.answer(request), [], "stop"))
 
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
     model = Oracle()
     monkeypatch.setattr(scores, "load", lambda path: model)
+    monkeypatch.setattr(predictions, "answer_requests", answer_requests)
     monkeypatch.setattr(scores, "NUM_COUNTED", 30)
     return model
 
@@ -115,13 +120,6 @@ def test_scores_can_be_had_again_from_the_files(oracle: Oracle, tmp_path: Path) 
     evaluate_nano("m", tmp_path, rows=ROWS[4:5], num_scenes=NUM_SCENES)
     here = tmp_path / "detection"
     assert benchmarks.score("detection", here / "annotations.json", here / "model.jsonl").scores["f1"] == 1.0
-
-
-def test_the_blind_model_is_shown_nothing(oracle: Oracle) -> None:
-    blind = Blind(oracle)  # type: ignore[arg-type]
-    assert blind.conversation is oracle.conversation
-    assert [a.text for a in blind.generate(["x", "y"], [Image.new("RGB", (4, 4)), None], max_new_tokens=7)] == ["", ""]
-    assert oracle.asked == [("x", False), ("y", False)]
 
 
 def test_the_majority_answer(monkeypatch: pytest.MonkeyPatch) -> None:
