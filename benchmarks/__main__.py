@@ -36,6 +36,8 @@ GPU_ORDER = list(GPU_PLAN)
 GPU_SECONDS = 9 * 60
 GPU_TEST_SECONDS = 2 * 60
 GPU_CASE_SECONDS = 8  # further rounds of a case begin only within these; every candidate runs twice in any case
+# --quick: a case begins further rounds only within these, and a benchmark further cases; our choice, for a minute each.
+QUICK_CASE_SECONDS, QUICK_SECONDS, QUICK_REPEATS = 3.0, 45.0, 3
 CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)  # of GPUs, that ``kernels`` compiles for
 
 
@@ -48,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="measure")
     run.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     run.add_argument("--device", choices=["cpu", "cuda"], default=harness.default_device())
-    run.add_argument("--json", type=Path, required=True, metavar="OUT", help="document, rewritten after every case")
+    run.add_argument("--json", type=Path, metavar="OUT", help="document to write, rewritten after every case")
+    run.add_argument("--quick", action="store_true", help="sizes that take less than a minute a benchmark on a CPU")
     run.add_argument("--micro", action="store_true", help="tiny sizes: proves every timed path, measures nothing")
     run.add_argument("--only", default="", metavar="REGEX", help="cases whose name matches")
     run.add_argument("--repeats", type=int, default=7, help="rounds per case (default 7)")
@@ -92,7 +95,7 @@ def _measure(
     options: argparse.Namespace,
     names: list[str],
     device: str,
-    out: Path,
+    out: Path | None,
     deadline: float | None,
     case_seconds: float | None,
     plan: Mapping[str, float] | None = None,
@@ -105,6 +108,7 @@ def _measure(
             device=torch.device(device),
             scratch=Path(scratch),
             micro=options.micro,
+            quick=getattr(options, "quick", False),
             repeats=getattr(options, "repeats", 7),
             deadline=deadline,
             case_seconds=case_seconds,
@@ -119,7 +123,9 @@ def _measure(
             plan=plan,
         )
     failed = [record for record in document.results if record.status == "failed"]
-    print(f"{out}: {len(document.results)} cases, {len(failed)} failed")
+    if getattr(options, "quick", False) or out is None:
+        print("\n".join(report.summary(document)))
+    print(f"{f'{out}: ' if out else ''}{len(document.results)} cases, {len(failed)} failed")
     return 1 if failed else 0
 
 
@@ -129,12 +135,18 @@ def _run(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     try:
         names = options.names or harness.names()
-        for name in names:
-            harness.module(name)
+        modules = {name: harness.module(name) for name in names}
     except LookupError as error:
         sys.exit(str(error))
-    deadline = time.monotonic() + options.seconds if options.seconds else None
-    return _measure(options, names, options.device, options.json, deadline, options.case_seconds)
+    seconds, case_seconds = options.seconds, options.case_seconds
+    if options.quick:
+        has_quick = [name for name, module in modules.items() if getattr(module, "QUICK", False)]
+        if options.names and has_quick != names:
+            sys.exit(f"--quick: no quick sizes for {', '.join(name for name in names if name not in has_quick)}")
+        names, options.repeats = has_quick, min(options.repeats, QUICK_REPEATS)
+        seconds, case_seconds = seconds or QUICK_SECONDS * len(names), case_seconds or QUICK_CASE_SECONDS
+    deadline = time.monotonic() + seconds if seconds else None
+    return _measure(options, names, options.device, options.json, deadline, case_seconds)
 
 
 def _table(options: argparse.Namespace) -> int:

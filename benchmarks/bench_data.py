@@ -1,8 +1,7 @@
-"""Data: converting a million COCO annotations (records/s, peak RssAnon), formatting and parsing answers.
+"""Data: converting a million COCO annotations (records/s, peak RssAnon).
 
 The competitor of the converter loads the whole file with ``json.loads`` and groups in dictionaries, then words the
-samples with the same formatter: what bounded memory costs in time, and saves in memory. The formatter's and parser's
-rates stand alone.
+samples with the same formatter: what bounded memory costs in time, and saves in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ DEVICES = ("cpu",)
 ANNOTATIONS = 1_000_000
 ANNOTATIONS_PER_IMAGE = 7  # COCO train2017: 860,001 on 117,266 images
 CATEGORIES = 80
-ANSWERS = 20_000
 
 
 def cases(context: Context) -> Iterator[Case]:
@@ -41,40 +39,6 @@ def cases(context: Context) -> Iterator[Case]:
         max_seconds=300,
     )
     path.unlink()
-    yield from _answers(context.pick(ANSWERS, 50))
-
-
-def _answers(count: int) -> Iterator[Case]:
-    from sphinxkit.formatters import tasks
-    from sphinxkit.formatters.tasks import DetectionSample
-    from sphinxkit.geometry import Box, ImageGeometry
-
-    task, geometry, draw = tasks.create("detection"), ImageGeometry(640, 480), random.Random(0)
-
-    def box() -> Box:
-        x, y = draw.uniform(0, 500), draw.uniform(0, 400)
-        return Box(x, y, x + draw.uniform(1, 140), y + draw.uniform(1, 80))
-
-    samples = [DetectionSample("dog", (box(), box()), geometry) for _ in range(count)]
-    answers = [task.format(sample).answer for sample in samples]
-    broken = [answer.replace(",", " ").removesuffix("]") for answer in answers]
-    yield Case(
-        "format detection, two boxes",
-        {"sphinxkit": lambda: [task.format(sample) for sample in samples]},
-        amount=count,
-        unit="answers",
-    )
-    for name, texts in (("perfect", answers), ("in need of repair", broken)):
-        yield Case(
-            f"parse detection, two boxes, {name}",
-            {"sphinxkit": lambda texts=texts: [task.parse(text, geometry) for text in texts]},
-            amount=count,
-            unit="answers",
-        )
-    text = (answers[0] + " ") * (1_000_000 // len(answers[0]))
-    yield Case(
-        "parse one answer of 1 MB", {"sphinxkit": lambda: task.parse(text, geometry)}, amount=len(text), unit="bytes"
-    )
 
 
 def _write_coco(path: Path, count: int) -> None:

@@ -140,6 +140,14 @@ def _transformers_qformer(encoder: Any) -> Callable[[Tensor], Tensor]:
     return call
 
 
+# Full widths, a few layers: seconds on a CPU.
+QUICK = True
+QUICK_OPTIONS: dict[str, dict[str, Any]] = {
+    "clip_vit_large_patch14": {"num_layers": 3},
+    "convnext_xxlarge": {"depths": (1, 1, 2, 1)},
+    "dinov2_vit_giant_patch14": {"num_layers": 3},
+    "blip2_qformer": {"vision_layers": 2, "num_layers": 2},
+}
 COMPETITORS: dict[str, tuple[str, Callable[[Any], Callable[[Tensor], Tensor]]]] = {
     "clip_vit_large_patch14": ("open_clip", _open_clip),
     "convnext_xxlarge": ("timm", _timm_convnext),
@@ -159,15 +167,16 @@ def cases(context: Context) -> Iterator[Case]:
 def _encoder_cases(
     context: Context, name: str, competitor: str, make: Callable[[Any], Any], dtype: torch.dtype, side: int
 ) -> Iterator[Case]:
-    options = context.pick({}, MICRO[name])
+    options = context.pick({}, MICRO[name], QUICK_OPTIONS[name])
     encoder = build_random(lambda: encoders.create(name, **options), context.device, dtype)
     candidates = {"sphinxkit": lambda pixels: encoder(pixels).tokens(), competitor: make(encoder)}
     tokens = encoder.num_prefix_tokens + encoder.grid_size[0] * encoder.grid_size[1]
-    for views in context.on([1, 5, 80], [1, 5], [2]):
+    for views in context.on([1, 5, 80], [1, 5], [2], [1]):
         inputs = [(context.randn(views, 3, side, side),) for _ in range(2)]
         flops = count_flops(lambda: encoders.create(name, **options), (views, 3, side, side))
+        shown = name + (f" ({', '.join(f'{key} {value}' for key, value in options.items())})" if context.quick else "")
         yield Case(
-            f"{name}, {views} views of {side}, {str(dtype).removeprefix('torch.')}",
+            f"{shown}, {views} views of {side}, {str(dtype).removeprefix('torch.')}",
             candidates,
             Work(flops, nbytes(encoder, inputs[0]), views * tokens * encoder.embed_dim * dtype.itemsize, dtype=dtype),
             inputs,

@@ -27,6 +27,7 @@ from benchmarks.process import POLL_SECONDS, in_fresh_process
 
 DEVICES = ("cpu",)
 USES_DISK = True
+QUICK = True
 BETA = 0.5
 CHECKED = "llm.norm.weight"  # a tensor that every run's result is looked at by
 SPARE_BYTES = 5e9
@@ -62,6 +63,7 @@ class Shape:
 
 FULL = Shape(18, 2048, 5632, 32000)  # 1.06 B parameters
 BIG = Shape(36, 4096, 16384, 32000)  # 20 GB; its files are holes and take no room on the disk
+QUICK_SHAPE = Shape(4, 1024, 2816, 32000)  # 0.23 GB
 MICRO = Shape(2, 64, 128, 100)
 
 
@@ -92,12 +94,12 @@ class RandomModel:
 def cases(context: Context) -> Iterator[Case]:
     from sphinxkit import checkpoint
 
-    shape = context.pick(FULL, MICRO)
+    shape = context.pick(FULL, MICRO, QUICK_SHAPE)
     paths = [context.scratch / name for name in ("first", "second")]
     needed = 4 * 2 * sum(torch.Size(size).numel() for size in shape.tensors().values()) + SPARE_BYTES
     free = shutil.disk_usage(context.scratch).free
     if not context.micro and free < needed:
-        yield Case("two 2 GB models", skip=f"{free / 1e9:.0f} GB free, {needed / 1e9:.0f} GB needed")
+        yield Case("two models", skip=f"{free / 1e9:.0f} GB free, {needed / 1e9:.0f} GB needed")
         return
     for seed, path in enumerate(paths):
         checkpoint.save(path, RandomModel(shape, seed), format="hf", recipe=shape.recipe())
@@ -107,15 +109,14 @@ def cases(context: Context) -> Iterator[Case]:
     size = sum(file.stat().st_size for file in paths[0].glob("*.safetensors"))
     mergekit = _mergekit()
     for cold in (True, False):
+        here = context.size != "full"  # without a process of its own, which takes seconds to start
         candidates: dict[str, Callable[[], Sample]] = {
-            "sphinxkit": _child(context.micro, "mix_ours", paths, out, cold, expected, hash_inputs=True),
-            "sphinxkit, inputs not hashed": _child(
-                context.micro, "mix_ours", paths, out, cold, expected, hash_inputs=False
-            ),
-            "disk copy": _child(context.micro, "copy_one", paths, out, cold, None),
-            "load all, then average": _child(context.micro, "mix_loaded", paths, out, cold, expected),
+            "sphinxkit": _child(here, "mix_ours", paths, out, cold, expected, hash_inputs=True),
+            "sphinxkit, inputs not hashed": _child(here, "mix_ours", paths, out, cold, expected, hash_inputs=False),
+            "disk copy": _child(here, "copy_one", paths, out, cold, None),
+            "load all, then average": _child(here, "mix_loaded", paths, out, cold, expected),
         }
-        if mergekit and not context.micro:
+        if mergekit and context.size == "full":
             candidates["mergekit"] = _run_mergekit(mergekit, paths, out, cold, expected)
         yield Case(
             f"two models of {size / 1e9:.2f} GB, bfloat16, {'cold' if cold else 'warm'} page cache",
@@ -130,7 +131,8 @@ def cases(context: Context) -> Iterator[Case]:
         yield Case("mergekit", skip="no mergekit-yaml: install it elsewhere and set SPHINXKIT_MERGEKIT to its path")
     for path in (*paths, out):
         shutil.rmtree(path, ignore_errors=True)
-    yield from _big(context)
+    if not context.quick:
+        yield from _big(context)
 
 
 def _big(context: Context) -> Iterator[Case]:
@@ -199,12 +201,12 @@ def _verify(out: Path, expected: Tensor | None) -> None:
 
 
 def _child(
-    micro: bool, function: str, paths: list[Path], out: Path, cold: bool, expected: Tensor | None, **options: object
+    here: bool, function: str, paths: list[Path], out: Path, cold: bool, expected: Tensor | None, **options: object
 ) -> Callable[[], Sample]:
     def call() -> Sample:
         _prepare(paths, out, cold)
         places = {"first": str(paths[0]), "second": str(paths[1]), "out": str(out)}
-        if micro:  # a dry run proves the code: a new interpreter for each call would take it minutes
+        if here:  # a new interpreter for each call would take a dry run minutes
             begin = time.perf_counter()
             globals()[function](**places, **options)
             sample = Sample(time.perf_counter() - begin)

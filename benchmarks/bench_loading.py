@@ -20,6 +20,7 @@ from benchmarks.harness import Case, Context, Sample, Timer, Work
 from benchmarks.process import in_fresh_process
 
 USES_DISK = True
+QUICK = True
 # Plain ways, and how many times the weights they hold at once: the model and the merged copy, and the shards unless
 # those are mapped. With less memory free than that and SPARE_BYTES they are skipped.
 PLAIN = {
@@ -30,6 +31,9 @@ SPARE_BYTES = 2e9
 
 
 def cases(context: Context) -> Iterator[Case]:
+    if context.quick:
+        yield from _quick(context)
+        return
     folder = context.scratch / "released"
     if context.micro:
         shutil.copytree(released_layout.GOLDEN / "llama_ens_light", folder)
@@ -71,6 +75,38 @@ def cases(context: Context) -> Iterator[Case]:
         )
         for name, reason in skipped.items():
             yield Case(f"{name}, {'cold' if cold else 'warm'}", skip=reason)
+    shutil.rmtree(folder)
+
+
+def _quick(context: Context) -> Iterator[Case]:
+    """A LLaMA of 0.23 GB in sphinxkit's own format, in this process."""
+    from benchmarks.bench_interpolation import QUICK_SHAPE, RandomModel
+    from sphinxkit import checkpoint
+
+    folder = context.scratch / "llama"
+    checkpoint.save(folder, RandomModel(QUICK_SHAPE, seed=0), format="sphinxkit", recipe=QUICK_SHAPE.recipe())
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    for cold in (True, False):
+
+        def candidate(function: str, cold: bool = cold) -> Callable[[], Sample]:
+            def call() -> Sample:
+                for file in folder.glob("*.safetensors"):
+                    drop_page_cache(file) if cold else _touch(file)
+                sample = in_fresh_process(
+                    f"benchmarks.bench_loading:{function}", fresh=False, path=str(folder), device=context.device.type
+                )
+                return dataclasses.replace(sample, output=torch.tensor(sample.extra["checksum"]), extra={})
+
+            return call
+
+        yield Case(
+            f"LLaMA of {size / 1e9:.2f} GB, bfloat16, {'cold' if cold else 'warm'} cache",
+            {"sphinxkit": candidate("load_ours"), "load_file + load_state_dict": candidate("load_safetensors")},
+            Work(read_bytes=size, write_bytes=size, disk_read_bytes=size if cold else 0, dtype=torch.bfloat16),
+            amount=size,
+            unit="bytes",
+            tolerance=0,
+        )
     shutil.rmtree(folder)
 
 
@@ -154,6 +190,24 @@ load_mapped_setup = load_ours_setup
 def load_mapped(path: str, device: str) -> Sample:
     """The same, with the shards mapped instead of read."""
     return _load_plain(path, device, mmap=True)
+
+
+def load_safetensors(path: str, device: str) -> Sample:
+    """Build the model, read every file whole, ``load_state_dict``."""
+    from safetensors.torch import load_file
+
+    import sphinxkit
+    from sphinxkit import checkpoint
+
+    with checkpoint.open(path) as source:
+        recipe: Any = source.recipe
+    with Timer(torch.device(device)) as timer:
+        model = sphinxkit.build(recipe, device="meta", dtype=torch.bfloat16)
+        tensors: dict[str, torch.Tensor] = {}
+        for file in sorted(Path(path).glob("*.safetensors")):
+            tensors |= load_file(file, device=device)
+        model.load_state_dict(tensors, assign=True)
+    return _facts(model, timer)
 
 
 def _load_plain(path: str, device: str, mmap: bool) -> Sample:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from benchmarks.harness import Case, Context, Work, nbytes
 
+QUICK = True
+
 
 def cases(context: Context) -> Iterator[Case]:
     from sphinxkit.features import VisionFeatures
@@ -22,7 +24,7 @@ def cases(context: Context) -> Iterator[Case]:
         name = str(dtype).removeprefix("torch.")
         size = views * sum(w * (1 + s * s) for w, s in zip(widths, sides, strict=True)) * dtype.itemsize
         inputs = []
-        for _ in range(context.freqs_cis(size)):
+        for _ in range(context.num_input_sets(size)):
             features = [
                 VisionFeatures(
                     context.randn(views, 1, w, dtype=dtype), context.randn(views, s * s, w, dtype=dtype), (s, s)
@@ -43,7 +45,7 @@ def cases(context: Context) -> Iterator[Case]:
         width, queries, tokens = context.pick((5120, 32, 257), (8, 2, 17))
         pairs = [
             ([context.randn(views, count, width, dtype=dtype) for count in (queries, tokens)],)
-            for _ in range(context.freqs_cis(views * (queries + tokens) * width * dtype.itemsize))
+            for _ in range(context.num_input_sets(views * (queries + tokens) * width * dtype.itemsize))
         ]
         yield Case(
             f"sequence, {views} views of {queries}+{tokens} tokens of {width}, {name}",

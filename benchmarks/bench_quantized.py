@@ -33,7 +33,7 @@ def cases(context: Context) -> Iterator[Case]:
     for name, (outputs, width) in shapes.items():
         # enough copies that no cache holds them
         weights = [
-            context.randn(outputs, width, dtype=torch.bfloat16) for _ in range(context.freqs_cis(outputs * width))
+            context.randn(outputs, width, dtype=torch.bfloat16) for _ in range(context.num_input_sets(outputs * width))
         ]
         plain: list[Callable[[Tensor], Tensor]] = [lambda x, weight=weight: F.linear(x, weight) for weight in weights]
         kernels = find_kernels(context.device, "rows")

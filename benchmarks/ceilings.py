@@ -7,18 +7,19 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from benchmarks.results import Ceilings
 
+Size = Literal["full", "quick", "micro"]
 # Our choice: far beyond the caches of any machine this runs on (L3 of tens of MB, L2 of 60 MB on a Hopper GPU).
-COPY_ELEMENTS = {"cpu": 64 * 2**20, "cuda": 2**30}
+COPY_ELEMENTS = {"cpu": 64 * 2**20, "cuda": 2**30, "quick": 32 * 2**20, "micro": 2**16}
 # Our choice: large enough that a library's peak rate shows, small enough for a second on two CPU cores.
-MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}
-DISK_BYTES = 512 * 2**20
-MICRO_ELEMENTS, MICRO_SIDE, MICRO_DISK_BYTES = 2**16, 64, 2**20
+MATMUL_SIDE = {"cpu": 2048, "cuda": 8192, "quick": 1024, "micro": 64}
+DISK_BYTES = {"full": 512 * 2**20, "quick": 128 * 2**20, "micro": 2**20}
 ROUNDS = 5
 
 
@@ -41,14 +42,13 @@ def _best(call: Callable[[], object], device: torch.device) -> float:
     return max(min(seconds_of(call, device) for _ in range(ROUNDS)), 1e-9)
 
 
-def bandwidths(device: torch.device, micro: bool) -> tuple[float, float]:
+def bandwidths(device: torch.device, size: Size) -> tuple[float, float]:
     """(copy, read) bytes per second of device memory; a copy counts the bytes read and the bytes written."""
-    elements = MICRO_ELEMENTS if micro else COPY_ELEMENTS[device.type]
+    elements = COPY_ELEMENTS[device.type if size == "full" else size]
     source = torch.randn(elements, device=device)
     target = torch.empty_like(source)
-    size = source.numel() * source.element_size()
     copied = _best(lambda: target.copy_(source), device)
-    return 2 * size / copied, size / _read_seconds(source, device)
+    return 2 * source.nbytes / copied, source.nbytes / _read_seconds(source, device)
 
 
 def _read_seconds(source: Tensor, device: torch.device) -> float:
@@ -62,9 +62,9 @@ def _read_seconds(source: Tensor, device: torch.device) -> float:
     )
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device, micro: bool) -> float:
+def matmul_rate(dtype: torch.dtype, device: torch.device, size: Size) -> float:
     """FLOP/s of a square product of random matrices."""
-    side = MICRO_SIDE if micro else MATMUL_SIDE[device.type]
+    side = MATMUL_SIDE[device.type if size == "full" else size]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / _best(lambda: a @ b, device)
 
@@ -90,16 +90,16 @@ def read_through(path: Path, block: int = 8 * 2**20) -> float:
     return time.perf_counter() - begin
 
 
-def disk_rates(folder: Path, micro: bool) -> tuple[float, float, float]:
+def disk_rates(folder: Path, size: Size) -> tuple[float, float, float]:
     """(read, write, copy) bytes per second in ``folder``: cold read, write with sync, cold copy with sync."""
-    size = MICRO_DISK_BYTES if micro else DISK_BYTES
+    total = DISK_BYTES[size]
     folder.mkdir(parents=True, exist_ok=True)
     source, target = folder / "ceiling.bin", folder / "ceiling-copy.bin"
-    block = os.urandom(min(size, 16 * 2**20))
+    block = os.urandom(min(total, 16 * 2**20))
     try:
         begin = time.perf_counter()
         with source.open("wb", buffering=0) as file:
-            for _ in range(size // len(block)):
+            for _ in range(total // len(block)):
                 file.write(block)
             os.fsync(file.fileno())
         written = time.perf_counter() - begin
@@ -114,22 +114,22 @@ def disk_rates(folder: Path, micro: bool) -> tuple[float, float, float]:
     finally:
         source.unlink(missing_ok=True)
         target.unlink(missing_ok=True)
-    return size / read, size / written, size / copied
+    return total / read, total / written, total / copied
 
 
-def measure(device: torch.device, scratch: Path, micro: bool, disk: bool) -> Ceilings:
+def measure(device: torch.device, scratch: Path, size: Size, disk: bool) -> Ceilings:
     """All ceilings at once: a few seconds.
 
     Args:
         device: Where memory and matmul are measured.
         scratch: Folder on the disk that matters.
-        micro: Tiny sizes: proves the path, the numbers mean nothing.
+        size: "quick" takes about two seconds; "micro" proves the path, its numbers mean nothing.
         disk: Whether to measure the disk, too (half a gigabyte written, read and copied).
     """
-    copy, read = bandwidths(device, micro)
+    copy, read = bandwidths(device, size)
     dtypes = [torch.float32, torch.bfloat16] + ([torch.float16] if device.type == "cuda" else [])
-    rates = {str(dtype).removeprefix("torch."): matmul_rate(dtype, device, micro) for dtype in dtypes}
-    disks = disk_rates(scratch, micro) if disk else (None, None, None)
+    rates = {str(dtype).removeprefix("torch."): matmul_rate(dtype, device, size) for dtype in dtypes}
+    disks = disk_rates(scratch, size) if disk else (None, None, None)
     return Ceilings(
         copy_bandwidth=copy,
         read_bandwidth=max(read, copy),

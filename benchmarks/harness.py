@@ -160,6 +160,7 @@ class Context:
         device: Where to run.
         scratch: An existing folder for files, removed after the run.
         micro: Sizes so small that everything runs in a second: proves the code, measures nothing.
+        quick: Sizes that take seconds on a CPU: a first look; benchmarks that have them say ``QUICK = True``.
         repeats: Rounds per case.
         deadline: ``time.monotonic()`` after which cases are skipped; None: no limit.
         case_seconds: After this long no case begins a further round, whatever it allows itself; None: no such limit.
@@ -168,29 +169,39 @@ class Context:
     device: torch.device
     scratch: Path
     micro: bool = False
+    quick: bool = False
     repeats: int = 7
     deadline: float | None = None
     case_seconds: float | None = None
 
-    def pick(self, full: T, micro: T) -> T:
-        """``full``, or ``micro`` in a micro run."""
-        return micro if self.micro else full
+    def pick(self, full: T, micro: T, quick: T | None = None) -> T:
+        """``full``, ``micro`` in a micro run, ``quick`` (if given) in a quick one."""
+        return self.on(full, full, micro, quick)
 
-    def on(self, cuda: T, cpu: T, micro: T) -> T:
-        """A size by device, or the micro one."""
-        return micro if self.micro else (cuda if self.device.type == "cuda" else cpu)
+    def on(self, cuda: T, cpu: T, micro: T, quick: T | None = None) -> T:
+        """A size by device, ``micro`` in a micro run, ``quick`` (if given) in a quick one."""
+        if self.micro:
+            return micro
+        if self.quick and quick is not None:
+            return quick
+        return cuda if self.device.type == "cuda" else cpu
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Fresh random data on the device (never zeros: they time differently)."""
         return torch.randn(shape, device=self.device, dtype=dtype)
 
-    def freqs_cis(self, size: float) -> int:
+    def num_input_sets(self, size: float) -> int:
         """How many input sets of ``size`` bytes overflow the caches: 2 to 8."""
         return 2 if self.micro else max(2, min(8, math.ceil(256e6 / max(size, 1))))
 
     def timer(self) -> Timer:
         """A timer for candidates that time themselves."""
         return Timer(self.device)
+
+    @property
+    def size(self) -> ceilings.Size:
+        """Which sizes it runs at."""
+        return "micro" if self.micro else "quick" if self.quick else "full"
 
     @property
     def seconds_left(self) -> float:
@@ -355,7 +366,7 @@ def module(name: str) -> ModuleType:
 def run(
     benchmarks: Sequence[str],
     context: Context,
-    out: Path,
+    out: Path | None,
     *,
     only: str = "",
     note: str = "",
@@ -367,7 +378,7 @@ def run(
     Args:
         benchmarks: Names, in order.
         context: Device, sizes, limits.
-        out: JSON file; replaced whole after every case.
+        out: JSON file, replaced whole after every case; None: no file.
         only: Regular expression that a case's name must contain a match of; others are left out.
         note: Goes into the document: what a reader of the numbers must know.
         log: Gets one line per case.
@@ -380,27 +391,35 @@ def run(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         device=context.device.type,  # type: ignore[arg-type]
         micro=context.micro,
+        quick=context.quick,
         note=note,
         commit=surroundings.git_commit(),
         machine=surroundings.machine(context.device),
         versions=surroundings.versions(),
         load_average=[surroundings.load()],
-        ceilings=ceilings.measure(context.device, context.scratch, context.micro, disk),
+        ceilings=ceilings.measure(context.device, context.scratch, context.size, disk),
     )
-    document.write(out)
+    _keep(document, out)
     deadlines = _deadlines(benchmarks, context, plan)
     for name, benchmark in modules:
         own = dataclasses.replace(context, deadline=deadlines.get(name, context.deadline))
         for record in _records(name, benchmark, own, only):
             document.results.append(record)
-            document.write(out)
+            _keep(document, out)
             log(line(record))
         document.load_average.append(surroundings.load())
-        if context.seconds_left > 5 and not context.micro:  # what the machine gives may drift: take the best
-            document.ceilings = document.ceilings.best(ceilings.measure(context.device, context.scratch, False, disk))
+        if context.seconds_left > 5 and context.size == "full":  # what the machine gives may drift: take the best
+            document.ceilings = document.ceilings.best(ceilings.measure(context.device, context.scratch, "full", disk))
     document.finished = True
-    document.write(out)
+    _keep(document, out)
     return document
+
+
+def _keep(document: Document, out: Path | None) -> None:
+    if out is None:
+        document.settle()
+    else:
+        document.write(out)
 
 
 def _deadlines(names: Sequence[str], context: Context, plan: Mapping[str, float] | None) -> dict[str, float]:
@@ -453,6 +472,8 @@ def line(record: CaseRecord) -> str:
     parts = []
     for name, measured in record.candidates.items():
         text = f"{name} {format_seconds(measured.median)}"
+        if measured.over_floor:
+            text += f" = {measured.over_floor:.3g} x floor"
         if record.amount:
             text += f" ({record.amount / measured.median:.4g} {record.unit}/s)"
         if measured.peak_bytes is not None:

@@ -46,6 +46,22 @@ def write(paths: Sequence[Path], out: Path) -> list[Path]:
     return written
 
 
+def summary(document: Document) -> list[str]:
+    """A table for the terminal: each case's candidates with measured time, floor and their ratio."""
+    rows = [("case", "candidate", "measured", "floor", "measured / floor")]
+    for record in document.results:
+        label, floor = f"{record.benchmark}: {record.case}", record.floor_seconds
+        if record.status != "ok":
+            rows.append((label, f"{record.status}: {record.reason}", "", "", ""))
+        for name, measured in record.candidates.items():
+            ratio = f"{measured.over_floor:.3g}" if measured.over_floor else ""
+            floor_text = format_seconds(floor) if floor else ""
+            rows.append((label, name, format_seconds(measured.median), floor_text, ratio))
+            label = ""
+    widths = [min(100, max(len(row[column]) for row in rows)) for column in range(5)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def _rate(value: float) -> str:
     return f"{value / 1e12:.3g} T" if value >= 1e12 else f"{value / 1e9:.3g} G"
 
@@ -56,6 +72,8 @@ def _section(path: Path, document: Document) -> str:
     lines = [f"## {document.device.upper()}: {document.date[:10]}, `{path.name}`", ""]
     if document.micro:
         lines += ["**Micro sizes: these numbers mean nothing.**", ""]
+    if document.quick:
+        lines += ["**Quick sizes: a first look, not for comparison.**", ""]
     if document.note:
         lines += [document.note, ""]
     versions = ", ".join(f"{package} {version}" for package, version in document.versions.items())

@@ -134,6 +134,7 @@ class Document(Record):
     finished: bool = False
     device: Literal["cpu", "cuda"]
     micro: bool = Field(description="tiny sizes that prove the code paths; the numbers mean nothing")
+    quick: bool = Field(default=False, description="sizes that take seconds: a first look")
     note: str = ""
     commit: str = ""
     machine: dict[str, Any]
