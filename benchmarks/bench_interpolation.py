@@ -63,7 +63,7 @@ class Shape:
 
 FULL = Shape(18, 2048, 5632, 32000)  # 1.06 B parameters
 BIG = Shape(36, 4096, 16384, 32000)  # 20 GB; its files are holes and take no room on the disk
-QUICK_SHAPE = Shape(4, 1024, 2816, 32000)  # 0.23 GB
+QUICK_SHAPE = Shape(4, 1024, 2816, 8000)  # 0.13 GB
 MICRO = Shape(2, 64, 128, 100)
 
 

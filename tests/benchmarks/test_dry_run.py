@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import harness, results
+from benchmarks import ceilings, harness, results
 
 TIME_LIMIT = 30.0  # a benchmark that takes longer at micro size does too much there
 # Whom the issue wants us measured against: only what needs CUDA itself is missing from the dry run.
@@ -49,6 +50,30 @@ def test_benchmark_says_what_it_is(name: str) -> None:
     module = harness.module(name)
     assert (module.__doc__ or "").strip()
     assert set(getattr(module, "DEVICES", ("cpu", "cuda"))) <= {"cpu", "cuda"}
+
+
+QUICK = ("encoders", "formatters", "interpolation", "loading", "mixers", "projectors", "tilers")
+
+
+def test_every_part_has_quick_sizes() -> None:
+    assert {name for name in harness.names() if getattr(harness.module(name), "QUICK", False)} >= set(QUICK)
+
+
+def test_quick_prints_measured_over_floor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ceilings.COPY_ELEMENTS, "quick", 2**16)
+    monkeypatch.setitem(ceilings.MATMUL_SIDE, "quick", 64)
+    assert command_line.main(["run", "mixers", "--quick", "--device", "cpu", "--only", "sequence.*bfloat16"]) == 0
+    head, ours, theirs, last = capsys.readouterr().out.splitlines()
+    assert head.split("  ")[0] == "case"
+    assert head.endswith("measured / floor")
+    assert re.search(r"sphinxkit +[\d.]+ [mu]?s +[\d.]+ [mu]?s +[\d.e+]+$", ours)
+    assert "torch.cat" in theirs
+    assert last == "1 cases, 0 failed"
+
+
+def test_quick_refuses_what_has_no_quick_sizes() -> None:
+    with pytest.raises(SystemExit, match="--quick: no quick sizes for training"):
+        command_line.main(["run", "mixers", "training", "--quick", "--device", "cpu"])
 
 
 def test_command_line_runs_and_renders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
