@@ -13,9 +13,11 @@ from sphinxkit.version import __version__
 
 if TYPE_CHECKING:
     from sphinxkit.evaluation.benchmarks import score
+    from sphinxkit.evaluation.parity import verify
     from sphinxkit.evaluation.run import evaluate
     from sphinxkit.recipe.build import build
     from sphinxkit.recipe.check import check
+    from sphinxkit.recipe.convert import convert
     from sphinxkit.recipe.deltas import apply_delta, extract_delta
     from sphinxkit.recipe.differences import diff
     from sphinxkit.recipe.inspection import inspect
@@ -28,6 +30,7 @@ _HOMES = {
     "apply_delta": "sphinxkit.recipe.deltas",
     "build": "sphinxkit.recipe.build",
     "check": "sphinxkit.recipe.check",
+    "convert": "sphinxkit.recipe.convert",
     "diff": "sphinxkit.recipe.differences",
     "evaluate": "sphinxkit.evaluation.run",
     "extract_delta": "sphinxkit.recipe.deltas",
@@ -35,6 +38,7 @@ _HOMES = {
     "load": "sphinxkit.recipe.io",
     "mix": "sphinxkit.recipe.mixing",
     "score": "sphinxkit.evaluation.benchmarks",
+    "verify": "sphinxkit.evaluation.parity",
 }
 """Public names and the modules that define them."""
 
@@ -52,6 +56,7 @@ __all__ = [
     "apply_delta",
     "build",
     "check",
+    "convert",
     "diff",
     "evaluate",
     "extract_delta",
@@ -59,6 +64,7 @@ __all__ = [
     "load",
     "mix",
     "score",
+    "verify",
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -47,34 +46,22 @@ def convert(
 
     `sphinxkit convert sphinx_1k -o hf_llama --to hf --llm-only --dtype bfloat16`
     """
-    from sphinxkit import checkpoint
+    import sphinxkit
     from sphinxkit.cli.progress import byte_progress
-    from sphinxkit.errors import CheckpointError
-    from sphinxkit.recipe import Recipe
 
-    if to not in checkpoint.formats.names():
-        raise CheckpointError(f"--to {to!r}: expected one of {', '.join(checkpoint.formats.names())}")
-    with checkpoint.open(
-        checkpoint.resolve(find_checkpoint(source)), replicas=parse_replicas(replicas), llama_type=llama_type
-    ) as opened:
-        found = Recipe.find(recipe) if recipe is not None else None
-        if found is None and opened.has_recipe:
-            found = Recipe.of_checkpoint(opened)
-        cast = None if dtype is None else parse_dtype(dtype)
-        total = sum(math.prod(opened.shape(key)) * (cast or opened.dtype(key)).itemsize for key in opened.keys())  # noqa: SIM118
-        with byte_progress(f"converting {source}", total) as progress:
-            checkpoint.save(
-                output,
-                opened,
-                format=to,
-                part="llm" if llm_only else None,
-                num_shards=num_shards,
-                dtype=cast,
-                recipe=None if found is None else found.resolved(),
-                tokenizer=opened.tokenizer_path,
-                unused=None if llm_only or to in ("meta", "hf") else opened.unused,
-                overwrite=overwrite,
-                progress=progress,
-                verify=not no_verify,
-            )
+    with byte_progress(f"converting {source}") as progress:
+        sphinxkit.convert(
+            find_checkpoint(source),
+            output,
+            format=to,
+            num_shards=num_shards,
+            dtype=None if dtype is None else parse_dtype(dtype),
+            llm_only=llm_only,
+            recipe=recipe,
+            overwrite=overwrite,
+            verify=not no_verify,
+            replicas=parse_replicas(replicas),
+            llama_type=llama_type,
+            progress=progress,
+        )
     typer.echo(f"wrote {output}", err=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sphinxkit.cli.options import Device, Json, load_model
+from sphinxkit.cli.options import Device, Json, pick_device, pick_dtype
 
 if TYPE_CHECKING:
     from sphinxkit.evaluation.parity import Comparison
@@ -26,21 +26,14 @@ def verify(
 
     `sphinxkit verify tests/golden/llama_ens5`
     """
-    from sphinxkit.evaluation.parity import GoldenData, compare
+    import sphinxkit
 
-    golden = GoldenData(checkpoint)
-    model = load_model(str(checkpoint), None, device, dtype)
-    results = []
-    for result in compare(model, golden):
-        results.append(result)
-        if not as_json:
-            typer.echo(_line(result))
+    place = pick_device(device)
+    tell = None if as_json else (lambda result: typer.echo(_line(result)))
+    results = sphinxkit.verify(checkpoint, device=place, dtype=pick_dtype(dtype, place), progress=tell)
     failed = sum(not result.is_equal for result in results)
     if as_json:
-        rows = [
-            {"name": r.name, "difference": r.difference, "tolerance": r.tolerance, "is_equal": r.is_equal}
-            for r in results
-        ]
+        rows = [result.to_dict() for result in results]
         typer.echo(json.dumps({"checkpoint": str(checkpoint), "comparisons": rows, "failed": failed}))
     else:
         held = sum(result.tolerance is not None for result in results)

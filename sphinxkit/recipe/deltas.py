@@ -133,8 +133,8 @@ def apply_delta(
         result = restored_source(
             everything(first), everything(second), dtype=dtype or "first", allow_nonfinite=allow_nonfinite
         )
-        is_sharded = format in ("sphinx", "meta")
-        shards = (num_shards or second.metadata.get("num_shards") or 1) if is_sharded else None
+        has_shards = checkpoint.formats.get_format(format).has_shards
+        shards = (num_shards or second.metadata.get("num_shards") or 1) if has_shards else None
         described = second if second.has_recipe else first
         _write(target, result, first, second, described, format, shards, overwrite, progress, is_delta=False)
     return DeltaResult(target, len(result.outcomes), shards)

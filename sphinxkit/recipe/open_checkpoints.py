@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import torch
+
 from sphinxkit import checkpoint
 from sphinxkit.checkpoint import Checkpoint
-from sphinxkit.interpolation import MixedSource
 from sphinxkit.interpolation.sources import JoinedSource
+from sphinxkit.tensor_source import TensorSource
 
 LLM = "llm."  # names of the language model's tensors begin with it
 
@@ -42,9 +44,20 @@ def no_new_parents(output: Path) -> Iterator[None]:
         raise
 
 
-def with_total(progress: Progress | None, mixed: MixedSource) -> Callable[[str, int], None] | None:
-    """``progress`` for ``checkpoint.save``, which does not know the bytes of all tensors."""
+def with_total(
+    progress: Progress | None, source: TensorSource, dtype: torch.dtype | None = None
+) -> Callable[[str, int], None] | None:
+    """``progress`` for ``checkpoint.save``, which does not know the bytes of all tensors.
+
+    Args:
+        progress: What the user gave.
+        source: The tensors to be saved.
+        dtype: What floating-point tensors are cast to; None: nothing.
+    """
     if progress is None:
         return None
-    total = sum(math.prod(outcome.shape) * outcome.dtype.itemsize for outcome in mixed.outcomes.values())
+    total = 0
+    for key in source.keys():  # noqa: SIM118 - a TensorSource is no mapping
+        stored = source.dtype(key)
+        total += math.prod(source.shape(key)) * (dtype if dtype and stored.is_floating_point else stored).itemsize
     return lambda key, num_bytes: progress(key, num_bytes, total)

@@ -129,10 +129,9 @@ class OpenedMix:
         if output.is_dir() and any(output.iterdir()) and not overwrite:
             raise CheckpointError(f"{output}: exists already; say --overwrite to replace it")
         layout = self.plan.format or self.models[0].format
-        if layout not in checkpoint.formats.names():
-            raise CheckpointError(f"format {layout!r}: expected one of {', '.join(checkpoint.formats.names())}")
+        is_text_only = checkpoint.formats.get_format(layout).is_text_only
         beside = [key for key in self.mixed.keys() if not key.startswith(LLM)]  # noqa: SIM118
-        if beside and layout in ("meta", "hf"):
+        if beside and is_text_only:
             raise CheckpointError(
                 f"format {layout!r} holds a language model alone, but the mix also has {beside[0]!r} (and "
                 f"{len(beside) - 1} more): say --llm-only to leave them out, or --to sphinx or sphinxkit to keep them"

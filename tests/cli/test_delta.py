@@ -88,7 +88,7 @@ def test_bad_input(pair: tuple[Path, Path], tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message):
             CliRunner().invoke(app, ["delta", *map(str, arguments)], catch_exceptions=False)
     run("delta", "extract", base, tuned, "-o", tmp_path / "delta")
-    with pytest.raises(CheckpointError, match="unknown checkpoint format 'gguf'; known: sphinxkit"):
+    with pytest.raises(CheckpointError, match="unknown checkpoint format 'gguf'; known: hf"):
         CliRunner().invoke(
             app,
             ["delta", "apply", str(base), str(tmp_path / "delta"), "-o", str(tmp_path / "out"), "--to", "gguf"],

@@ -273,7 +273,7 @@ def test_bad_input_leaves_nothing(texts: tuple[Path, Path], tmp_path: Path) -> N
     fails("mix", a, b, *out, "--method", "ties", match="adds differences to a base model", error=DataError)
     fails("mix", a, tmp_path / "nowhere", *out, "--beta", 0.5, match="no such folder")
     fails("mix", a, b, "-o", a, "--beta", 0.5, "--overwrite", match="is one of the models to mix")
-    fails("mix", a, b, *out, "--beta", 0.5, "--to", "gguf", match="format 'gguf': expected one of")
+    fails("mix", a, b, *out, "--beta", 0.5, "--to", "gguf", match="unknown checkpoint format 'gguf'")
     fails("mix", a, b, *out, "--weights", "a,b", match="expected numbers", error=DataError)
     fails("mix", a, b, *out, "--option", "x=1", match="name it with --method", error=DataError)
     fails("mix", a, b, *out, "--method", "ties", "--option", "density", match="expected NAME=NUMBER", error=DataError)
