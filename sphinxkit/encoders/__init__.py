@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, create, names, register, registry
+from sphinxkit.encoders.base import Encoder, EncoderInfo, names, register, registry
 from sphinxkit.encoders.check import check_encoder
 from sphinxkit.encoders.clip import ClipEncoder, clip_vit_large_patch14
 from sphinxkit.encoders.convnext import ConvNextEncoder, convnext_xxlarge
 from sphinxkit.encoders.dinov2 import Dinov2Encoder, dinov2_vit_giant_patch14
 from sphinxkit.encoders.qformer import QFormerEncoder, blip2_qformer
 from sphinxkit.encoders.timm import TimmEncoder, timm
+from sphinxkit.encoders.weights import LoadedWeights, create, load_weights
 
 __all__ = [
     "ClipEncoder",
@@ -16,6 +17,7 @@ __all__ = [
     "Dinov2Encoder",
     "Encoder",
     "EncoderInfo",
+    "LoadedWeights",
     "QFormerEncoder",
     "TimmEncoder",
     "blip2_qformer",
@@ -24,6 +26,7 @@ __all__ = [
     "convnext_xxlarge",
     "create",
     "dinov2_vit_giant_patch14",
+    "load_weights",
     "names",
     "register",
     "registry",

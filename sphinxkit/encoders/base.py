@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, check_normalized, check_pixels, renormalize, resize_pixels
@@ -26,7 +28,7 @@ class EncoderInfo:
         activation: Activation inside the feed-forward layers.
         source: Paper and code of the architecture.
         license: Licence of the published weights ("" if unknown).
-        hub_id: Where the published weights are ("" if nowhere).
+        weights: Where the published weights are, as ``load_weights`` takes it ("" if nowhere).
     """
 
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -36,7 +38,7 @@ class EncoderInfo:
     activation: str = "gelu"
     source: str = ""
     license: str = ""
-    hub_id: str = ""
+    weights: str = ""
 
 
 class Encoder(nn.Module):
@@ -57,7 +59,12 @@ class Encoder(nn.Module):
     Attributes:
         input_size: Side in pixels of the square that the network sees.
         dtype: Dtype of the parameters, and so of the features.
+        weight_formats: Formats of published weights that ``load_weights`` knows for it, in the order they are tried.
+        position_table: Name of the parameter that holds learnt positions, a class token's first; "" if none does.
     """
+
+    weight_formats: ClassVar[tuple[WeightFormat, ...]] = (SPHINXKIT,)
+    position_table: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -127,6 +134,45 @@ class Encoder(nn.Module):
             pixels = renormalize(wide, self.info.mean, self.info.std)
         return pixels.to(self.dtype)
 
+    def resample_positions(self, positions: Tensor, grid: int) -> Tensor:
+        """Bring weights' position table to another grid, by the rule that the family was published with.
+
+        Args:
+            positions: Class token's position first, then the patches' row-major.
+            grid: Side of the wanted grid in patches.
+        Shape:
+            positions: (1, 1 + n*n, D)
+            return: (1, 1 + grid*grid, D)
+        Raises:
+            ShapeError: The family has no such rule.
+        """
+        raise ShapeError(f"encoder {self.name}: its position table cannot be resampled")
+
+    def unseen_options(self) -> Mapping[str, Any]:
+        """Options of the builder that the shapes of the tensors do not show, as weights' files may state them."""
+        return {}
+
+    def set_activation(self, activation: str) -> None:
+        """Make the feed-forward layers compute ``activation``, which came with the weights.
+
+        Raises:
+            ShapeError: The network has another one that cannot be changed.
+        """
+        if activation != self.info.activation:
+            raise ShapeError(
+                f"encoder {self.name}: the weights are for activation {activation!r}, the network has "
+                f"{self.info.activation!r}"
+            )
+
+    @classmethod
+    def sizes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The builder's options that tensors of these names and shapes fit, as far as they tell; for messages.
+
+        Args:
+            shapes: By the encoder's own names.
+        """
+        return {}
+
     def encode(self, pixels: Tensor) -> VisionFeatures:
         """Run the network on pixels that ``prepare`` made; a subclass implements it.
 
@@ -184,5 +230,4 @@ def check_divisible(where: str, what: str, value: int, by_what: str, by: int) ->
 
 registry: Registry[Encoder] = Registry("encoder")
 register = registry.register
-create = registry.build
 names = registry.names

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,27 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
-from sphinxkit.encoders.layers import activation_layer, attend
+from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
+from sphinxkit.encoders.formats.clip import CLIP_FORMATS
+from sphinxkit.encoders.layers import activation_layer, attend, count_layers, replace_activations
+from sphinxkit.encoders.positions import grid_side, resample_positions
 from sphinxkit.features import VisionFeatures
+
+# Where the weights of the published sizes are: (patch_size, embed_dim, num_layers, image_size).
+_PUBLISHED = {
+    (32, 768, 12, 224): "hf://openai/clip-vit-base-patch32",
+    (16, 768, 12, 224): "hf://openai/clip-vit-base-patch16",
+    (14, 1024, 24, 224): "hf://openai/clip-vit-large-patch14",
+    (14, 1024, 24, 336): "hf://openai/clip-vit-large-patch14-336",
+    (14, 1280, 32, 224): "hf://laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    (14, 1664, 48, 224): "hf://laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+}
+
+
+def _published(patch_size: int, embed_dim: int, num_layers: int, image_size: int) -> str:
+    """The repository of that size, or of the same network at its usual image size (positions are then resampled)."""
+    size = (patch_size, embed_dim, num_layers)
+    return _PUBLISHED.get((*size, image_size)) or _PUBLISHED.get((*size, 224)) or ""
 
 
 class ClipEncoder(Encoder):
@@ -27,6 +48,45 @@ class ClipEncoder(Encoder):
     Source: CLIP, arXiv:2103.00020; SPHINX uses ln_post on all tokens: LLaMA2-Accessory,
         accessory/model/LLM/llama_ens5.py, clip_encode_image.
     """
+
+    weight_formats: ClassVar[tuple[WeightFormat, ...]] = (SPHINXKIT, *CLIP_FORMATS)
+    position_table: ClassVar[str] = "trunk.positional_embedding"
+
+    def resample_positions(self, positions: Tensor, grid: int) -> Tensor:
+        """Bicubic with antialiasing. Source: open_clip, model.py, resize_pos_embed.
+
+        Shape:
+            positions: (1, 1 + n*n, D)
+            return: (1, 1 + grid*grid, D)
+        """
+        return resample_positions(positions, grid, antialias=True)
+
+    def unseen_options(self) -> Mapping[str, Any]:
+        """As :meth:`Encoder.unseen_options`."""
+        trunk: Any = self.trunk
+        return {"num_heads": trunk.transformer.resblocks[0].attn.num_heads, "norm_eps": trunk.ln_pre.eps}
+
+    def set_activation(self, activation: str) -> None:
+        """As :meth:`Encoder.set_activation`; every activation that CLIP was trained with can be set.
+
+        Raises:
+            RegistryError: There is none of that name.
+        """
+        replace_activations(self.trunk, activation, self.name)
+        self.info = replace(self.info, activation=activation)
+
+    @classmethod
+    def sizes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """As :meth:`Encoder.sizes`."""
+        patch, hidden = shapes["trunk.conv1.weight"], shapes["trunk.transformer.resblocks.0.mlp.c_fc.weight"]
+        side = grid_side(shapes["trunk.positional_embedding"][-2], "position table")
+        return {
+            "image_size": side * patch[-1],
+            "patch_size": patch[-1],
+            "embed_dim": patch[0],
+            "num_layers": count_layers(shapes, "trunk.transformer.resblocks.{}."),
+            "mlp_ratio": hidden[0] / hidden[1],
+        }
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
         """Run the network on prepared pixels.
@@ -61,7 +121,7 @@ def clip_vit_large_patch14(
     norm_eps: float = 1e-5,
     trainable: bool = False,
 ) -> ClipEncoder:
-    """CLIP ViT-L/14, random weights, all widths configurable.
+    """CLIP ViT-L/14, or with other options any of its sizes; random weights.
 
     Args:
         activation: "quick_gelu", what OpenAI's weights were trained with, or "gelu" (exact erf), what a build without
@@ -109,7 +169,7 @@ def clip_vit_large_patch14(
             activation=activation,
             source="CLIP, arXiv:2103.00020; github.com/openai/CLIP, github.com/mlfoundations/open_clip",
             license="MIT",
-            hub_id="openai/clip-vit-large-patch14",
+            weights=_published(patch_size, embed_dim, num_layers, image_size),
         ),
         trainable=trainable,
     )

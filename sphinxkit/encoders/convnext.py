@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 from einops import rearrange
 from torch import Tensor
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
-from sphinxkit.encoders.layers import activation_layer
+from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
+from sphinxkit.encoders.formats.convnext import CONVNEXT_FORMATS
+from sphinxkit.encoders.layers import activation_layer, count_layers, replace_activations
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
 
 # Stem 4x4/4 and three 2x2/2 downsamplings. Source: ConvNeXt, arXiv:2201.03545, section 2.2.
 _STRIDE = 32
+
+
+# Where the weights of the published sizes are: (dims, depths). The other CLIP ConvNeXts have norm_eps 1e-6.
+_PUBLISHED: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
+    ((384, 768, 1536, 3072), (3, 4, 30, 3)): "hf://laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup",
+    ((192, 384, 768, 1536), (3, 3, 27, 3)): "hf://laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
+    ((128, 256, 512, 1024), (3, 3, 27, 3)): "hf://laion/CLIP-convnext_base_w-laion2B-s13B-b82K-augreg",
+}
 
 
 class ConvNextEncoder(Encoder):
@@ -25,6 +36,31 @@ class ConvNextEncoder(Encoder):
         return: prefix (B, 1, D), patches (B, H*W, D), H = W = input_size / 32
     Source: ConvNeXt, arXiv:2201.03545; LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py, encode_image.
     """
+
+    weight_formats: ClassVar[tuple[WeightFormat, ...]] = (SPHINXKIT, *CONVNEXT_FORMATS)
+
+    def unseen_options(self) -> Mapping[str, Any]:
+        """As :meth:`Encoder.unseen_options`."""
+        trunk: Any = self.trunk
+        return {"norm_eps": trunk.head.norm.eps}
+
+    def set_activation(self, activation: str) -> None:
+        """As :meth:`Encoder.set_activation`.
+
+        Raises:
+            RegistryError: There is none of that name.
+        """
+        replace_activations(self.trunk, activation, self.name)
+        self.info = replace(self.info, activation=activation)
+
+    @classmethod
+    def sizes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """As :meth:`Encoder.sizes`."""
+        stages = [f"trunk.stages.{stage}.blocks." for stage in range(4)]
+        return {
+            "dims": [shapes[f"{stage}0.conv_dw.weight"][0] for stage in stages],
+            "depths": [count_layers(shapes, f"{stage}{{}}.") for stage in stages],
+        }
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
         """Run the network on prepared pixels.
@@ -47,7 +83,7 @@ def convnext_xxlarge(
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu",
     trainable: bool = False,
 ) -> ConvNextEncoder:
-    """ConvNeXt-XXLarge of LAION's CLIP, random weights, all widths configurable.
+    """ConvNeXt-XXLarge of LAION's CLIP, or with other options another CLIP ConvNeXt; random weights.
 
     Views of another size are resized to ``input_size`` by nearest neighbour (224 -> 256 in SPHINX).
 
@@ -91,7 +127,7 @@ def convnext_xxlarge(
             activation=activation,
             source="ConvNeXt, arXiv:2201.03545; OpenCLIP scaling laws, arXiv:2212.07143; timm's ConvNeXt",
             license="MIT",
-            hub_id="laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup",
+            weights=_PUBLISHED.get((tuple(dims), tuple(depths)), ""),
         ),
         trainable=trainable,
     )

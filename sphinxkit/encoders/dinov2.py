@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
+from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
+from sphinxkit.encoders.formats.dinov2 import DINOV2_FORMATS
+from sphinxkit.encoders.layers import count_layers
+from sphinxkit.encoders.positions import grid_side, resample_positions
+from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
 from sphinxkit.pixels import IMAGENET_MEAN, IMAGENET_STD
 
@@ -18,54 +23,91 @@ from sphinxkit.pixels import IMAGENET_MEAN, IMAGENET_STD
 # scale of the sampling coordinates. Source: facebookresearch/dinov2, vision_transformer.py, interpolate_offset.
 _GRID_OFFSET = 0.1
 
+# Where the weights of the published sizes are: (embed_dim, num_layers), without registers and with four.
+_PUBLISHED = {
+    (384, 12): ("hf://facebook/dinov2-small", "hf://facebook/dinov2-with-registers-small"),
+    (768, 12): ("hf://facebook/dinov2-base", "hf://facebook/dinov2-with-registers-base"),
+    (1024, 24): ("hf://facebook/dinov2-large", "hf://facebook/dinov2-with-registers-large"),
+    (1536, 40): ("hf://facebook/dinov2-giant", "hf://facebook/dinov2-with-registers-giant"),
+}
 
-def resample_positions(positions: Tensor, grid: int) -> Tensor:
-    """Resample a square position table to another grid, as the DINOv2 repository does.
 
-    Bicubic in float32, not antialiased, coordinates scaled by table side / (``grid`` + 0.1). A table of the right
-    size is returned as it is.
+# Standard deviation of random registers. Source: facebookresearch/dinov2, vision_transformer.py, init_weights.
+_REGISTER_STD = 1e-6
 
-    Args:
-        positions: Class token's position first, then the patches' row-major.
-        grid: Side of the wanted grid in patches.
-    Shape:
-        positions: (1, 1 + n*n, D)
-        return: (1, 1 + grid*grid, D)
-    Source: facebookresearch/dinov2, dinov2/models/vision_transformer.py, interpolate_pos_encoding.
-    """
-    side = round((positions.shape[1] - 1) ** 0.5)
-    if side == grid:
-        return positions
-    table = rearrange(positions[:, 1:].float(), "1 (h w) d -> 1 d h w", h=side)
-    scale = (grid + _GRID_OFFSET) / side
-    table = F.interpolate(table, scale_factor=(scale, scale), mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :1], rearrange(table, "1 d h w -> 1 (h w) d").to(positions.dtype)], dim=1)
+
+def _published(embed_dim: int, num_layers: int, num_register_tokens: int) -> str:
+    plain, with_registers = _PUBLISHED.get((embed_dim, num_layers), ("", ""))
+    return {0: plain, 4: with_registers}.get(num_register_tokens, "")
 
 
 class Dinov2Encoder(Encoder):
-    """Class token and patches of a DINOv2 vision transformer after its last norm.
+    """Class token, registers if there are any, and patches of a DINOv2 vision transformer after its last norm.
 
     Shape:
         pixels: (B, 3, S, S)
-        return: prefix (B, 1, D), patches (B, H*W, D)
-    Source: DINOv2, arXiv:2304.07193; LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py, encode_image.
+        return: prefix (B, 1 + registers, D), patches (B, H*W, D)
+    Source: DINOv2, arXiv:2304.07193; registers, arXiv:2309.16588; LLaMA2-Accessory,
+        accessory/model/LLM/llama_ens5.py, encode_image.
     """
+
+    weight_formats: ClassVar[tuple[WeightFormat, ...]] = (SPHINXKIT, *DINOV2_FORMATS)
+    position_table: ClassVar[str] = "trunk.pos_embed"
+
+    def resample_positions(self, positions: Tensor, grid: int) -> Tensor:
+        """As the DINOv2 repository does: without registers by an offset, with registers by size and antialiased.
+
+        Shape:
+            positions: (1, 1 + n*n, D)
+            return: (1, 1 + grid*grid, D)
+        Source: facebookresearch/dinov2, dinov2/models/vision_transformer.py, interpolate_pos_encoding;
+            hub/backbones.py, interpolate_antialias and interpolate_offset of the models with registers.
+        """
+        if self.num_prefix_tokens > 1:
+            return resample_positions(positions, grid, antialias=True)
+        return resample_positions(positions, grid, antialias=False, offset=_GRID_OFFSET)
+
+    def unseen_options(self) -> Mapping[str, Any]:
+        """As :meth:`Encoder.unseen_options`."""
+        trunk: Any = self.trunk
+        return {"num_heads": trunk.blocks[0].attn.num_heads, "norm_eps": trunk.norm.eps}
+
+    @classmethod
+    def sizes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """As :meth:`Encoder.sizes`."""
+        patch = shapes["trunk.patch_embed.proj.weight"]
+        hidden, out = shapes["trunk.blocks.0.mlp.fc1.weight"], shapes["trunk.blocks.0.mlp.fc2.weight"]
+        side = grid_side(shapes["trunk.pos_embed"][-2], "position table")
+        return {
+            "patch_size": patch[-1],
+            "pretrain_image_size": side * patch[-1],
+            "embed_dim": patch[0],
+            "num_layers": count_layers(shapes, "trunk.blocks.{}."),
+            "ffn": "mlp" if hidden[0] == out[1] else "swiglu",
+            "hidden_dim": out[1],
+            "num_register_tokens": shapes.get("trunk.reg_token", (0, 0))[1],
+        }
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
         """Run the network on prepared pixels.
 
         Shape:
             pixels: (B, 3, input_size, input_size)
-            return: prefix (B, 1, D), patches (B, H*W, D)
+            return: prefix (B, 1 + registers, D), patches (B, H*W, D)
         """
         trunk: Any = self.trunk
         patches = rearrange(trunk.patch_embed.proj(pixels), "b d h w -> b (h w) d")
         class_token = trunk.cls_token.expand(patches.shape[0], -1, -1)
-        hidden = torch.cat([class_token, patches], dim=1) + resample_positions(trunk.pos_embed, self.grid_size[0])
+        hidden = torch.cat([class_token, patches], dim=1)
+        hidden = hidden + self.resample_positions(trunk.pos_embed, self.grid_size[0])
+        if trunk.reg_token is not None:  # registers have no position
+            registers = trunk.reg_token.expand(patches.shape[0], -1, -1)
+            hidden = torch.cat([hidden[:, :1], registers, hidden[:, 1:]], dim=1)
         for block in trunk.blocks:
             hidden = block(hidden)
         hidden = trunk.norm(hidden)
-        return VisionFeatures(prefix=hidden[:, :1], patches=hidden[:, 1:], grid=self.grid_size)
+        prefix, patches = hidden[:, : self.num_prefix_tokens], hidden[:, self.num_prefix_tokens :]
+        return VisionFeatures(prefix=prefix, patches=patches, grid=self.grid_size)
 
 
 @register("dinov2_vit_giant_patch14")
@@ -78,12 +120,15 @@ def dinov2_vit_giant_patch14(
     num_heads: int = 24,
     mlp_ratio: float = 4.0,
     hidden_dim: int | None = None,
+    ffn: Literal["swiglu", "mlp"] = "swiglu",
+    num_register_tokens: int = 0,
     norm_eps: float = 1e-6,
     trainable: bool = False,
 ) -> Dinov2Encoder:
-    """DINOv2 ViT-g/14 (without registers), random weights, all widths configurable.
+    """DINOv2 ViT-g/14, or with other options one of its smaller sizes; random weights.
 
-    Takes CLIP-normalised pixels like every encoder and renormalises them to ImageNet's statistics.
+    Takes CLIP-normalised pixels like every encoder and renormalises them to ImageNet's statistics. ViT-S, B and L
+    are ``ffn="mlp"`` with widths 384, 768, 1024, depths 12, 12, 24 and 6, 12, 16 heads.
 
     Args:
         input_size: Side of the input in pixels; the position table is resampled to its grid.
@@ -92,23 +137,33 @@ def dinov2_vit_giant_patch14(
         embed_dim: Width.
         num_layers: Blocks.
         num_heads: Attention heads.
-        mlp_ratio: Feed-forward ratio before the SwiGLU rule.
-        hidden_dim: Width of the SwiGLU's gate; None: two thirds of ``mlp_ratio * embed_dim``, rounded up to eight.
+        mlp_ratio: Feed-forward ratio, before the SwiGLU rule where ``ffn`` is that.
+        hidden_dim: Width after the activation; None: ``mlp_ratio * embed_dim``, for a SwiGLU two thirds of it, rounded
+            up to eight.
+        ffn: Feed-forward layers: "swiglu" (SiLU gate; ViT-g) or "mlp" (exact GELU; ViT-S, B, L).
+        num_register_tokens: Register tokens after the class token, 0 or 4 in the published models.
         norm_eps: Epsilon of every LayerNorm.
         trainable: Normal module instead of frozen.
     Raises:
-        ShapeError: An image size is no multiple of ``patch_size``, or ``embed_dim`` of ``num_heads``.
+        ShapeError: An image size is no multiple of ``patch_size``, or ``embed_dim`` of ``num_heads``; a negative
+            number of registers, or an unknown ``ffn``.
     Source: DINOv2, arXiv:2304.07193; facebookresearch/dinov2, vit_giant2 and SwiGLUFFNFused.
     """
-    from timm.layers import SwiGLUPacked
+    from timm.layers import Mlp, SwiGLUPacked
     from timm.models.vision_transformer import VisionTransformer
 
     name = "dinov2_vit_giant_patch14"
     check_divisible(name, "input_size", input_size, "patch_size", patch_size)
     check_divisible(name, "pretrain_image_size", pretrain_image_size, "patch_size", patch_size)
     check_divisible(name, "embed_dim", embed_dim, "num_heads", num_heads)
+    if ffn not in ("swiglu", "mlp"):
+        raise ShapeError(f"{name}: ffn must be 'swiglu' or 'mlp', got {ffn!r}")
+    if num_register_tokens < 0:
+        raise ShapeError(f"{name}: num_register_tokens must be at least 0, got {num_register_tokens}")
+    is_gated = ffn == "swiglu"
     if hidden_dim is None:
-        hidden_dim = (int(int(embed_dim * mlp_ratio) * 2 / 3) + 7) // 8 * 8
+        hidden_dim = int(embed_dim * mlp_ratio)
+        hidden_dim = (int(hidden_dim * 2 / 3) + 7) // 8 * 8 if is_gated else hidden_dim
     trunk = VisionTransformer(
         img_size=pretrain_image_size,
         patch_size=patch_size,
@@ -117,29 +172,31 @@ def dinov2_vit_giant_patch14(
         embed_dim=embed_dim,
         depth=num_layers,
         num_heads=num_heads,
-        # timm truncates mlp_ratio * embed_dim to the packed width 2 * hidden_dim; the half keeps it exact
-        mlp_ratio=(2 * hidden_dim + 0.5) / embed_dim,
+        # timm truncates mlp_ratio * embed_dim to the (for a SwiGLU packed) width; the half keeps it exact
+        mlp_ratio=((2 if is_gated else 1) * hidden_dim + 0.5) / embed_dim,
         init_values=1e-5,
         norm_layer=partial(nn.LayerNorm, eps=norm_eps),
-        act_layer=nn.SiLU,
-        mlp_layer=SwiGLUPacked,
+        act_layer=nn.SiLU if is_gated else nn.GELU,
+        mlp_layer=SwiGLUPacked if is_gated else Mlp,
     )
+    if num_register_tokens:  # timm's own come with a position table of another length
+        trunk.reg_token = nn.Parameter(torch.randn(1, num_register_tokens, embed_dim) * _REGISTER_STD)
     side = input_size // patch_size
     return Dinov2Encoder(
         trunk,
         name=name,
         embed_dim=embed_dim,
-        num_prefix_tokens=1,
+        num_prefix_tokens=1 + num_register_tokens,
         grid_size=(side, side),
         info=EncoderInfo(
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
             input_size=input_size,
             resize_mode="bicubic",
-            activation="silu",
+            activation="silu" if is_gated else "gelu",
             source="DINOv2, arXiv:2304.07193; github.com/facebookresearch/dinov2; timm's VisionTransformer",
             license="Apache-2.0",
-            hub_id="facebook/dinov2-giant",
+            weights=_published(embed_dim, num_layers, num_register_tokens),
         ),
         trainable=trainable,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -48,6 +49,31 @@ def activation_layer(name: str, where: str) -> Callable[[], nn.Module]:
         known = ", ".join(sorted(_ACTIVATIONS))
         raise RegistryError(f"{where}: unknown activation {name!r} (known: {known}){suggest(name, _ACTIVATIONS)}")
     return _ACTIVATIONS[name]
+
+
+def replace_activations(module: nn.Module, activation: str, where: str) -> None:
+    """Put the activation called ``activation`` in the place of every one in ``module``, which has one kind only.
+
+    Raises:
+        RegistryError: There is no activation of that name.
+    """
+    layer = activation_layer(activation, where)
+    kinds = (nn.GELU, nn.SiLU, QuickGELU)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, kinds):
+                setattr(parent, name, layer())
+
+
+def count_layers(names: Iterable[str], template: str) -> int:
+    """Layers in a state dict.
+
+    Args:
+        names: Of its tensors.
+        template: The start of a layer's names, ``{}`` for its number.
+    """
+    pattern = re.compile(re.escape(template).replace(r"\{\}", r"(\d+)"))
+    return len({match.group(1) for name in names if (match := pattern.match(name))})
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:

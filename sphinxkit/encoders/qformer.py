@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
-from sphinxkit.encoders.layers import attend
+from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
+from sphinxkit.encoders.formats.blip2 import BLIP2_FORMATS
+from sphinxkit.encoders.layers import attend, count_layers
+from sphinxkit.encoders.positions import grid_side, resample_positions
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
 
@@ -345,6 +351,52 @@ class QFormerEncoder(Encoder):
     Source: BLIP-2, arXiv:2301.12597, section 3.1.
     """
 
+    weight_formats: ClassVar[tuple[WeightFormat, ...]] = (SPHINXKIT, *BLIP2_FORMATS)
+    position_table: ClassVar[str] = "trunk.vision_model.embeddings.position_embedding"
+
+    def resample_positions(self, positions: Tensor, grid: int) -> Tensor:
+        """Bicubic, not antialiased. Source: salesforce/LAVIS, lavis/models/eva_vit.py, interpolate_pos_embed.
+
+        Shape:
+            positions: (1, 1 + n*n, D)
+            return: (1, 1 + grid*grid, D)
+        """
+        return resample_positions(positions, grid, antialias=False)
+
+    def unseen_options(self) -> Mapping[str, Any]:
+        """As :meth:`Encoder.unseen_options`."""
+        vision, qformer = self._trunk.vision_model, self._trunk.qformer
+        block: Any = next(vision.encoder.get_submodule("layers").children())
+        layer: Any = next(qformer.encoder.get_submodule("layer").children())
+        return {
+            "vision_heads": block.self_attn.num_heads,
+            "vision_norm_eps": vision.post_layernorm.eps,
+            "num_heads": layer.attention.attention.num_heads,
+            "norm_eps": qformer.layernorm.eps,
+        }
+
+    @property
+    def _trunk(self) -> Any:
+        return self.trunk
+
+    @classmethod
+    def sizes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """As :meth:`Encoder.sizes`."""
+        vision, qformer = "trunk.vision_model.", "trunk.qformer.encoder.layer."
+        patch = shapes[f"{vision}embeddings.patch_embedding.weight"]
+        queries = shapes["trunk.query_tokens"]
+        return {
+            "image_size": grid_side(shapes[cls.position_table][-2], "position table") * patch[-1],
+            "patch_size": patch[-1],
+            "vision_dim": patch[0],
+            "vision_layers": count_layers(shapes, f"{vision}encoder.layers.{{}}."),
+            "vision_hidden_dim": shapes[f"{vision}encoder.layers.0.mlp.fc1.weight"][0],
+            "embed_dim": queries[-1],
+            "num_layers": count_layers(shapes, f"{qformer}{{}}."),
+            "hidden_dim": shapes[f"{qformer}0.intermediate_query.dense.weight"][0],
+            "num_query_tokens": queries[-2],
+        }
+
     def encode(self, pixels: Tensor) -> VisionFeatures:
         """Run the network on prepared pixels.
 
@@ -374,7 +426,7 @@ def blip2_qformer(
     norm_eps: float = 1e-12,
     trainable: bool = False,
 ) -> QFormerEncoder:
-    """BLIP-2's first stage: EVA ViT-g/14 (without its last block) and Q-Former, random weights, widths configurable.
+    """BLIP-2's first stage: EVA ViT-g/14 (without its last block) and Q-Former; random weights.
 
     Args:
         image_size: Side of the input in pixels.
@@ -419,7 +471,7 @@ def blip2_qformer(
             activation="gelu",
             source="BLIP-2, arXiv:2301.12597; EVA, arXiv:2211.07636; github.com/salesforce/LAVIS",
             license="MIT",
-            hub_id="Salesforce/blip2-opt-2.7b",
+            weights="hf://Salesforce/blip2-opt-2.7b",  # its vision and Q-Former tensors alone are read
         ),
         trainable=trainable,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, register
+from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
+from sphinxkit.encoders.formats.timm import TIMM_FORMATS
 from sphinxkit.errors import RegistryError, ShapeError
 from sphinxkit.features import VisionFeatures
 from sphinxkit.registry import suggest
@@ -30,6 +32,8 @@ class TimmEncoder(Encoder):
         return: prefix (B, P, D), patches (B, H*W, D)
     Source: timm, github.com/huggingface/pytorch-image-models, forward_features.
     """
+
+    weight_formats: ClassVar[tuple[WeightFormat, ...]] = (SPHINXKIT, *TIMM_FORMATS)
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
         """Run the network on prepared pixels.
@@ -95,6 +99,12 @@ def _facts(trunk: Any, where: str, input_size: int) -> tuple[int, int, tuple[int
     return features.shape[2], num_prefix_tokens, (side, side)
 
 
+def _published(facts: Any) -> str:
+    """Where timm has the weights of this name and tag, as far as that is the hub."""
+    repository, file = facts.get("hf_hub_id"), facts.get("hf_hub_filename")
+    return "/".join(["hf:/", *filter(None, (repository, file))]) if repository else ""
+
+
 @register("timm")
 def timm(model: str, input_size: int | None = None, trainable: bool = False, **options: Any) -> TimmEncoder:
     """Any timm backbone with random weights, without its pooling and classifier.
@@ -120,11 +130,14 @@ def timm(model: str, input_size: int | None = None, trainable: bool = False, **o
     where = f"timm {model!r}"
     if ":" in model or not is_model(model):
         hint = suggest(model, list_models())
-        raise RegistryError(f"{where}: timm has no such model{hint} (hub ids are not taken: weights load separately)")
+        raise RegistryError(f"{where}: timm has no such model{hint} (hub ids are given as weights=)")
     reserved = sorted(_RESERVED.intersection(options))
     if reserved:
         raise RegistryError(f"{where}: {', '.join(reserved)} cannot be set: sphinxkit decides it (see input_size)")
-    config = get_pretrained_cfg(model)
+    try:
+        config = get_pretrained_cfg(model)
+    except RuntimeError as error:  # a tag that timm does not have
+        raise RegistryError(f"{where}: {error}") from error
     if input_size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = input_size
     try:
@@ -155,7 +168,7 @@ def timm(model: str, input_size: int | None = None, trainable: bool = False, **o
             activation="",
             source=f"timm {model}, github.com/huggingface/pytorch-image-models",
             license=str(facts.get("license") or ""),
-            hub_id=str(facts.get("hf_hub_id") or ""),
+            weights=_published(facts),
         ),
         trainable=trainable,
     )

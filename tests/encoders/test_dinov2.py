@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm as timm_library
 import torch
 from torch import Tensor, nn
 
-from sphinxkit.encoders import dinov2_vit_giant_patch14
-from sphinxkit.encoders.dinov2 import resample_positions
+from sphinxkit.encoders import check_encoder, dinov2_vit_giant_patch14
 from sphinxkit.errors import ShapeError
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 
@@ -17,6 +17,10 @@ from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 ROUNDING_ATOL = 3e-5
 # The sampling coordinates, up to 37, are float32 (2e-6 off) and the table changes by up to five from cell to cell.
 POSITION_ATOL = 3e-5
+
+
+def resample_positions(positions: Tensor, grid: int) -> Tensor:
+    return dinov2_vit_giant_patch14(embed_dim=16, num_heads=2, num_layers=1).resample_positions(positions, grid)
 
 
 def bicubic(table: Tensor, grid: int, offset: float = 0.1) -> Tensor:
@@ -171,3 +175,26 @@ def test_errors() -> None:
         dinov2_vit_giant_patch14(pretrain_image_size=500)
     with pytest.raises(ShapeError, match="embed_dim 30 is not a positive multiple of num_heads 4"):
         dinov2_vit_giant_patch14(embed_dim=30, num_heads=4)
+
+
+@pytest.mark.parametrize(("ffn", "num_register_tokens"), [("mlp", 0), ("mlp", 4), ("swiglu", 2)])
+def test_smaller_sizes_and_registers_conform(ffn: Any, num_register_tokens: int) -> None:
+    encoder = dinov2_vit_giant_patch14(
+        input_size=28,
+        embed_dim=16,
+        num_heads=2,
+        num_layers=1,
+        ffn=ffn,
+        num_register_tokens=num_register_tokens,
+    )
+    assert check_encoder(encoder, batch_size=2) == []
+    assert encoder.num_prefix_tokens == 1 + num_register_tokens
+    hidden = encoder.state_dict()["trunk.blocks.0.mlp.fc2.weight"].shape[1]
+    assert (hidden, encoder.info.activation) == ((64, "gelu") if ffn == "mlp" else (48, "silu"))
+
+
+def test_unknown_ffn_and_negative_registers() -> None:
+    with pytest.raises(ShapeError, match="ffn must be 'swiglu' or 'mlp', got 'gated'"):
+        dinov2_vit_giant_patch14(ffn="gated")  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="num_register_tokens must be at least 0, got -1"):
+        dinov2_vit_giant_patch14(num_register_tokens=-1)

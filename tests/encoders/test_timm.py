@@ -104,14 +104,16 @@ def test_builds_on_meta_without_network(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(parameter.is_meta for parameter in encoder.parameters())
     assert (encoder.embed_dim, encoder.num_prefix_tokens, encoder.grid_size) == (1024, 5, (16, 16))
     assert (encoder.info.mean, encoder.info.std) == (IMAGENET_MEAN, IMAGENET_STD)
-    assert encoder.info.hub_id.startswith("timm/vit_large_patch14_reg4_dinov2")
+    assert encoder.info.weights.startswith("hf://timm/vit_large_patch14_reg4_dinov2")
 
 
 def test_unknown_models_and_options() -> None:
     with pytest.raises(RegistryError, match="timm has no such model; did you mean 'resnet18'"):
         timm("resnet81")
-    with pytest.raises(RegistryError, match="hub ids are not taken"):
+    with pytest.raises(RegistryError, match="hub ids are given as weights="):
         timm("hf-hub:timm/vit_tiny_patch16_224")
+    with pytest.raises(RegistryError, match=r"timm 'resnet18.none': .*Invalid pretrained tag"):
+        timm("resnet18.none")
     with pytest.raises(RegistryError, match="global_pool, pretrained cannot be set"):
         timm("resnet18", pretrained=True, global_pool="avg")
     with pytest.raises(RegistryError, match=r"timm refuses the options: .*no_such_option"):

@@ -100,11 +100,13 @@ class Translation:
         found: By our name.
         skipped: Names in the files of what SPHINX does not use.
         errors: Tensors that the format does not know, and parts that are missing.
+        resampled: What was brought to another size, in words.
     """
 
     found: dict[str, FoundTensor] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    resampled: list[str] = field(default_factory=list)
 
 
 def _says_nothing(configs: Configs) -> dict[str, Any]:
@@ -123,6 +125,9 @@ class WeightFormat:
         options: What the files say about the network beside its shapes, in words of our builder: ``activation``,
             ``num_heads``, ``norm_eps``, ... Only what they do say.
         prefix: Before our names: where in the encoder they are.
+        usual_activation: What weights of the format were mostly trained with, for files that do not say; "" where
+            there is no choice.
+        note: What to say beside the list of missing tensors.
         joins_files: Whether the format is published in several files without an index.
     """
 
@@ -132,6 +137,8 @@ class WeightFormat:
     skipped: tuple[str, ...] = ()
     options: Callable[[Configs], dict[str, Any]] = _says_nothing
     prefix: str = "trunk."
+    usual_activation: str = ""
+    note: str = ""
     joins_files: bool = False
 
     def fits(self, names: Collection[str]) -> bool:

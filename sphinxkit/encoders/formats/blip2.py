@@ -110,6 +110,7 @@ BLIP2_FORMATS = (
             r"(lm_)?head\..+",
             "mask_token",
         ),
-        joins_files=True,  # the Q-Former is published without the frozen tower, which is EVA's own file
+        note="LAVIS publishes the frozen tower apart (eva_vit_g.pth): lay both files in one folder and give the folder",
+        joins_files=True,
     ),
 )

@@ -122,6 +122,7 @@ CLIP_FORMATS = (
         rules=named(("visual.*", "*")),
         skipped=(*TEXT_TOWER, r"visual\.proj"),
         options=_open_clip_options,
+        usual_activation="gelu",
     ),
     WeightFormat(
         "Hugging Face CLIPModel",
@@ -134,6 +135,7 @@ CLIP_FORMATS = (
             r"vision_model\.embeddings\.position_ids",
         ),
         options=_hf_options,
+        usual_activation="quick_gelu",  # transformers' default
     ),
     WeightFormat(
         "Hugging Face CLIPVisionModel",
@@ -141,6 +143,7 @@ CLIP_FORMATS = (
         rules=_hf_rules(""),
         skipped=(r"embeddings\.position_ids", r"visual_projection\.weight"),
         options=_hf_options,
+        usual_activation="quick_gelu",  # transformers' default
     ),
     WeightFormat(
         "timm CLIP",
@@ -161,6 +164,7 @@ CLIP_FORMATS = (
         ),
         skipped=(r"head\..+",),
         options=_timm_options,
+        usual_activation="gelu",
     ),
 )
 """The order matters: what OpenAI's state dict has more than open_clip's is looked for first."""

@@ -32,7 +32,7 @@ def open_clip_config(configs: Configs) -> Mapping[str, Any] | None:
 
 
 def timm_config(configs: Configs) -> Mapping[str, Any] | None:
-    """timm's ``config.json``."""
+    """Timm's ``config.json``."""
     config = mapping(configs.get("config.json"))
     return config if isinstance(config.get("architecture"), str) else None
 

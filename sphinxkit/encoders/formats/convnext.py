@@ -13,7 +13,7 @@ from sphinxkit.encoders.formats.configs import mapping, open_clip_config, timm_c
 
 
 def _by_architecture(name: str) -> dict[str, Any]:
-    """timm's convnext_xxlarge has LayerNorms of epsilon 1e-5, its other ConvNeXts of 1e-6; all have exact GELU.
+    """Timm's convnext_xxlarge has LayerNorms of epsilon 1e-5, its other ConvNeXts of 1e-6; all have exact GELU.
 
     Source: timm, models/convnext.py.
     """

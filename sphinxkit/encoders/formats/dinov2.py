@@ -17,7 +17,7 @@ from sphinxkit.encoders.formats.configs import hf_config, mapping, timm_config
 
 
 def _with_class_position(parts: Sequence[Tensor]) -> Tensor:
-    """timm adds the class token's position into the token itself, so its row here is zero."""
+    """Timm adds the class token's position into the token itself, so its row here is zero."""
     table = parts[0]
     return torch.cat([table.new_zeros(1, 1, table.shape[2]), table], dim=1)
 
@@ -35,13 +35,18 @@ def _timm_options(configs: Configs) -> dict[str, Any]:
     return {} if heads is None else {"num_heads": heads}
 
 
+_GATED = ("mlp.gate_proj", "mlp.up_proj")
+
+
 def _hf_rules(prefix: str) -> tuple[NameRule, ...]:
     layer, ours = f"{prefix}encoder.layer.{{}}.", "blocks.{}."
+    query_key_value = (
+        ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),  # as the modules of transformers 5 call them
+    )
     packed = [
-        NameRule(
-            tuple(f"{layer}attention.attention.{part}.{kind}" for part in ("query", "key", "value")),
-            f"{ours}attn.qkv.{kind}",
-        )
+        NameRule(tuple(f"{layer}{part}.{kind}" for part in parts), f"{ours}{name}.{kind}")
+        for parts, name in (*((parts, "attn.qkv") for parts in query_key_value), (_GATED, "mlp.fc1"))
         for kind in ("weight", "bias")
     ]
     return (
@@ -55,10 +60,12 @@ def _hf_rules(prefix: str) -> tuple[NameRule, ...]:
             (f"{layer}norm1.*", f"{ours}norm1.*"),
             (f"{layer}norm2.*", f"{ours}norm2.*"),
             (f"{layer}attention.output.dense.*", f"{ours}attn.proj.*"),
+            (f"{layer}attention.o_proj.*", f"{ours}attn.proj.*"),
             (f"{layer}layer_scale1.lambda1", f"{ours}ls1.gamma"),
             (f"{layer}layer_scale2.lambda1", f"{ours}ls2.gamma"),
             (f"{layer}mlp.weights_in.*", f"{ours}mlp.fc1.*"),
             (f"{layer}mlp.weights_out.*", f"{ours}mlp.fc2.*"),
+            (f"{layer}mlp.down_proj.*", f"{ours}mlp.fc2.*"),
             (f"{layer}mlp.fc1.*", f"{ours}mlp.fc1.*"),
             (f"{layer}mlp.fc2.*", f"{ours}mlp.fc2.*"),
         ),
@@ -100,9 +107,7 @@ DINOV2_FORMATS = (
         skipped=(r"head\..+",),
         options=_timm_options,
     ),
-    WeightFormat(
-        "timm DINOv2", marks=_MARKS, rules=named(("*", "*")), skipped=(r"head\..+",), options=_timm_options
-    ),
+    WeightFormat("timm DINOv2", marks=_MARKS, rules=named(("*", "*")), skipped=(r"head\..+",), options=_timm_options),
     _hf_format("Hugging Face Dinov2Model", ""),
     _hf_format("Hugging Face Dinov2ForImageClassification", "dinov2."),
     _hf_format("Hugging Face Dinov2WithRegistersForImageClassification", "dinov2_with_registers."),
