@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sphinxkit.recipe.differences import diff
     from sphinxkit.recipe.inspection import inspect
     from sphinxkit.recipe.io import load
+    from sphinxkit.recipe.memory import memory
     from sphinxkit.recipe.mixing import mix
     from sphinxkit.recipe.recipe import Recipe
 
@@ -36,6 +37,7 @@ _HOMES = {
     "extract_delta": "sphinxkit.recipe.deltas",
     "inspect": "sphinxkit.recipe.inspection",
     "load": "sphinxkit.recipe.io",
+    "memory": "sphinxkit.recipe.memory",
     "mix": "sphinxkit.recipe.mixing",
     "score": "sphinxkit.evaluation.benchmarks",
     "verify": "sphinxkit.evaluation.parity",
@@ -62,6 +64,7 @@ __all__ = [
     "extract_delta",
     "inspect",
     "load",
+    "memory",
     "mix",
     "score",
     "verify",

@@ -26,6 +26,7 @@ def memory(
     text_tokens: Annotated[int, typer.Option(min=1, help="Prompt and answer of a row, without the image.")] = 512,
     images: Annotated[int | None, typer.Option(help="Images in the batch; default one for each row.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: float32 and bfloat16.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Say whether it fits: h100, rtx4090, a100-40gb and so on.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Of a training run: how many torchrun starts.")] = 1,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Of a training run: as for `sphinxkit train`.")
@@ -38,22 +39,25 @@ def memory(
 
     Examples:
 
-    `sphinxkit memory sphinx_1k_13b`
+    `sphinxkit memory sphinx_1k_13b --batch-size 8 --gpu h100`
 
     `sphinxkit memory models/sphinx_1k --batch-size 8 --text-tokens 1024 --dtype bfloat16 --json`
 
     `sphinxkit memory finetune_7b --processes 2 --set pack_tokens=4096`
     """
+    import sphinxkit
     from sphinxkit.recipe.inspection import recipe_of
-    from sphinxkit.recipe.memory import estimate_memory
+    from sphinxkit.recipe.memory import gpu_bytes
 
     found = recipe_of(find_checkpoint(recipe))
     if found.kind == "train":
         _say_training(found, settings or [], processes, text_tokens, as_json)
         return
+    if gpu is not None:
+        gpu_bytes(gpu)  # a name that is not known is an error before any work
     results: dict[str, Any] = {}
     for name in dtype or ["float32", "bfloat16"]:
-        estimate = estimate_memory(
+        estimate = sphinxkit.memory(
             found, dtype=parse_dtype(name), batch_size=batch_size, text_tokens=text_tokens, images=images
         )
         results[name] = {
@@ -62,6 +66,8 @@ def memory(
             "activations": estimate.activations,
             "total": estimate.total,
         }
+        if gpu is not None:
+            results[name]["left"] = estimate.left_on(gpu)
     if as_json:
         typer.echo(json.dumps({"recipe": recipe, "unit": "bytes", "dtypes": results}))
         return
@@ -71,6 +77,9 @@ def memory(
             typer.echo(f"  weights  {part:<28} {size / GIB:9.3f}")
         for purpose in ("kv_cache", "activations", "total"):
             typer.echo(f"  {purpose:<37} {sizes[purpose] / GIB:9.3f}")
+        if gpu is not None:
+            said = f"fits on {gpu}, left" if sizes["left"] >= 0 else f"does not fit on {gpu}, short of"
+            typer.echo(f"  {said:<37} {abs(sizes['left']) / GIB:9.3f}")
 
 
 def _say_training(recipe: Recipe, settings: Sequence[str], processes: int, text_tokens: int, as_json: bool) -> None:

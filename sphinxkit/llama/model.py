@@ -491,7 +491,8 @@ class LlamaModel(nn.Module):
 def _compute_dtype(embeds: Tensor) -> torch.dtype:
     """The dtype that the projections will give."""
     device = embeds.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeds.dtype
+    is_enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on meta
+    return torch.get_autocast_dtype(device) if is_enabled else embeds.dtype
 
 
 def _select(hidden: Tensor, output_positions: Tensor | slice | None) -> Tensor:

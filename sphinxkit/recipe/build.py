@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sphinxkit import encoders, formatters, llama, mixers, projectors, tilers
 from sphinxkit.errors import DataError, RecipeError, RegistryError, ShapeError
@@ -42,6 +43,9 @@ def build(
     found = _model_recipe(recipe)
     device, dtype = check_place(device, dtype)
 
+    if device.type == "meta":
+        return build_on_meta(found, dtype, tokenizer)
+
     def place(builder: Callable[[], Any]) -> Any:
         """Construct on the device itself, component by component: only one is ever in the constructor's float32."""
         with torch.device(device):
@@ -49,27 +53,38 @@ def build(
 
     def place_llm(builder: Callable[[], Any]) -> Any:
         """The largest part goes from meta straight to its dtype."""
-        with torch.device("meta"):
-            llm: Any = module_of(builder()).to(dtype)
-        if device.type != "meta":
-            llm = llm.to_empty(device=device)
-            llm.init_weights()
+        llm: Any = _place_on_meta(builder, dtype).to_empty(device=device)
+        llm.init_weights()
         return llm
 
     model = assemble(found, place, place_llm, tokenizer)
-    if model.vision is not None and device.type != "meta":
+    if model.vision is not None:
         model.vision.init_weights()
     return model.eval()
 
 
-def build_on_meta(recipe: Recipe, dtype: torch.dtype) -> SphinxModel:
+def build_on_meta(recipe: Recipe, dtype: torch.dtype, tokenizer: Tokenizer | None = None) -> SphinxModel:
     """The model's structure without memory, to be filled by ``checkpoint.load_into``."""
+    place = partial(_place_on_meta, dtype=dtype)
+    return assemble(_model_recipe(recipe), place, place, tokenizer).eval()
 
-    def place(builder: Callable[[], Any]) -> Any:
-        with torch.device("meta"):
-            return module_of(builder()).to(dtype)
 
-    return assemble(_model_recipe(recipe), place, place).eval()
+def _place_on_meta(builder: Callable[[], Any], dtype: torch.dtype) -> nn.Module:
+    with torch.device("meta"), _NoValues():
+        return module_of(builder()).to(dtype)
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out what only fills a tensor with values: on meta it changes nothing, and torch follows it in Python."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], Tensor) and args[0].is_meta and getattr(func, "__name__", "") in _FILLS:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_FILLS = frozenset({"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_"})
+"""What constructors and ``torch.nn.init`` change weights by, in place."""
 
 
 def check_place(device: str | torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:

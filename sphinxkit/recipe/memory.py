@@ -1,4 +1,4 @@
-"""How much memory a model will take, before anything is loaded."""
+"""How much memory a model will take to answer, before anything is loaded: ``sphinxkit.memory``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sphinxkit.errors import DataError
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.registry import suggest
+
+GPU_GIGABYTES = {
+    **{"t4": 16, "a10": 24, "l4": 24, "l40s": 48, "v100-16gb": 16, "v100-32gb": 32},
+    **{"a100-40gb": 40, "a100-80gb": 80, "h100": 80, "h200": 141},
+    **{"rtx3090": 24, "rtx4090": 24, "rtx5090": 32, "rtx6000-ada": 48},
+}
+"""Memory in 10^9 bytes, as NVIDIA's data sheets state it; a driver reports a little more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,28 @@ class MemoryEstimate:
     def total(self) -> int:
         """Everything at once."""
         return sum(self.weights.values()) + self.kv_cache + self.activations
+
+    def left_on(self, gpu: str) -> int:
+        """Bytes that are left on a GPU; negative where the model does not fit.
+
+        Args:
+            gpu: One of ``GPU_GIGABYTES``.
+        Raises:
+            DataError: It is none of them.
+        """
+        return gpu_bytes(gpu) - self.total
+
+
+def gpu_bytes(gpu: str) -> int:
+    """The memory of a GPU by its name.
+
+    Raises:
+        DataError: The name is not known; the message lists the known ones.
+    """
+    if gpu not in GPU_GIGABYTES:
+        hint = suggest(gpu, GPU_GIGABYTES) or f"; known: {', '.join(GPU_GIGABYTES)}"
+        raise DataError(f"GPU {gpu!r} is not known{hint}")
+    return GPU_GIGABYTES[gpu] * 10**9
 
 
 def num_bytes(module: nn.Module) -> int:
@@ -86,23 +118,40 @@ class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._total -= self._live.pop(key)
 
 
-def _peak_bytes(module: nn.Module, *shapes: tuple[tuple[int, ...], torch.dtype], **options: Any) -> int:
-    """The most that ``module`` holds beside its weights for inputs of these shapes; nothing is computed."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+class FusedOperators(TorchFunctionMode):
+    """Operators whose kernels hold nothing but their result give that result's shape at once.
 
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        state = {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype)
-            for name, tensor in (*module.named_parameters(), *module.named_buffers())
-        }
-        inputs = [torch.empty(shape, dtype=dtype) for shape, dtype in shapes]
-        with PeakTracker() as tracker:
-            torch.func.functional_call(module, state, tuple(inputs), options)
+    Fused attention does not hold its matrix of scores. The others are here because torch follows them on tensors
+    without memory in Python, a hundred times slower than it counts their bytes.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention and len(args) > 2:
+            return args[0].new_empty((*args[0].shape[:-1], args[2].shape[-1]))
+        if func in (F.layer_norm, F.gelu) and args:
+            return torch.empty_like(args[0])
+        if func is F.linear and len(args) > 1:
+            return args[0].new_empty((*args[0].shape[:-1], args[1].shape[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def peak_bytes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, **options: Any) -> int:
+    """The most that a module on the meta device holds beside its weights for an input; nothing is computed.
+
+    Args:
+        module: On the meta device.
+        shape: Of the input, which is not counted.
+        dtype: Of the input.
+        options: Of the call.
+    """
+    given = torch.empty(shape, dtype=dtype, device="meta")
+    with torch.no_grad(), PeakTracker() as tracker, FusedOperators():
+        module(given, **options)
     peak: int = tracker.peak
     return peak
 
 
-def estimate_memory(
+def memory(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
     dtype: torch.dtype = torch.float32,
@@ -112,15 +161,16 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Predict what answering a batch takes: weights, KV cache and the peak of the activations.
 
-    The activations are found by following every operator of the real model on tensors without memory, with fused
-    attention; what an allocator adds (rounding, fragments, library workspaces) is not in it.
+    The activations are found by following the shapes of the real model on tensors without memory, with fused
+    attention; what an allocator adds (rounding, fragments, library workspaces) is not in it. What a training run takes
+    is told by ``sphinxkit.training.memory.estimate_training``.
 
     Args:
-        recipe: Of kind ``model``.
+        recipe: Of kind ``model``: a shipped name, a path, a dict or a Recipe.
         dtype: Of weights, cache and activations. (On a CPU a 16-bit model keeps its cache in float32, twice of this.)
         batch_size: Rows answered together.
         text_tokens: Prompt and answer of a row, in tokens, without the image.
-        images: Images in the batch; None: one for each row if the model has eyes.
+        images: Images in the batch; None: one for each row, unless the model is text-only.
 
     Raises:
         RecipeError: The recipe is not a valid model.
@@ -138,11 +188,11 @@ def estimate_memory(
             f"{model.llm.max_seq_len}"
         )
     width = model.llm.embed_dim
-    peak = _peak_bytes(model.llm, ((batch_size, row, width), dtype), output_positions=slice(-1, None))
+    peak = peak_bytes(model.llm, (batch_size, row, width), dtype, output_positions=slice(-1, None))
     peak += batch_size * row * width * dtype.itemsize  # the embedded prompt itself
     if count and model.vision is not None:
         size = model.vision.image_size
-        peak = max(peak, _peak_bytes(model.vision, ((count, 3, size, size), torch.float32)))
+        peak = max(peak, peak_bytes(model.vision, (count, 3, size, size), torch.float32))
     return MemoryEstimate(
         weights={name: num_bytes(part) for name, part in parts_of(model).items()},
         kv_cache=model.llm.make_cache(batch_size, row, device="meta", dtype=dtype).num_bytes,

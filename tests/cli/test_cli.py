@@ -133,7 +133,9 @@ def test_memory() -> None:
     assert sum(sizes["weights"].values()) == 2 * (sum(p.numel() for p in model.parameters()) - tags)
     assert sizes["kv_cache"] >= 2 * 2 * 2 * 16 * 2 * (100 + 1455)  # layers, k and v, heads, width, bytes, positions
     assert sizes["total"] == sum(sizes["weights"].values()) + sizes["kv_cache"] + sizes["activations"]
-    assert "activations" in run("memory", "sphinx_micro", "--dtype", "float32")
+    text = run("memory", "sphinx_micro", "--dtype", "float32", "--gpu", "t4")
+    assert "activations" in text
+    assert "fits on t4, left" in text
 
 
 def test_convert_there_and_back_is_bitwise(golden: Path, tmp_path: Path) -> None:

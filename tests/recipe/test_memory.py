@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import sphinxkit
+from sphinxkit import encoders
 from sphinxkit.errors import DataError
-from sphinxkit.recipe.memory import _peak_bytes, estimate_memory
+from sphinxkit.recipe.memory import gpu_bytes, memory, peak_bytes
 
 FLOAT = 4  # bytes
 
@@ -26,7 +31,7 @@ class Chain(nn.Module):
 def test_peak_of_a_chain_by_hand() -> None:
     with torch.device("meta"):
         module = Chain()
-    peak = _peak_bytes(module, ((8, 100), torch.float32))
+    peak = peak_bytes(module, (8, 100), torch.float32)
     # the input is given; 8 rows of 1000 and of 10 live together, views cost nothing
     assert peak == 8 * (1000 + 10) * FLOAT
 
@@ -36,19 +41,19 @@ def test_peak_counts_what_is_kept() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.cat([x + 1, x + 2, x + 3])
 
-    assert _peak_bytes(Kept(), ((5, 7), torch.float32)) == 6 * 5 * 7 * FLOAT
+    assert peak_bytes(Kept(), (5, 7), torch.float32) == 6 * 5 * 7 * FLOAT
 
 
 def test_attention_is_counted_without_its_matrix() -> None:
-    short = estimate_memory("sphinx_micro", text_tokens=500, images=0)
-    long = estimate_memory("sphinx_micro", text_tokens=2000, images=0)
+    short = memory("sphinx_micro", text_tokens=500, images=0)
+    long = memory("sphinx_micro", text_tokens=2000, images=0)
     assert long.activations < 5 * short.activations  # linear in the length, not quadratic
 
 
 def test_estimate_scales_with_rows_and_dtype() -> None:
-    one = estimate_memory("sphinx_micro", text_tokens=100)
-    four = estimate_memory("sphinx_micro", text_tokens=100, batch_size=4)
-    half = estimate_memory("sphinx_micro", text_tokens=100, dtype=torch.bfloat16)
+    one = memory("sphinx_micro", text_tokens=100)
+    four = memory("sphinx_micro", text_tokens=100, batch_size=4)
+    half = memory("sphinx_micro", text_tokens=100, dtype=torch.bfloat16)
     assert one.num_image_tokens == 1455
     assert four.kv_cache == 4 * one.kv_cache
     assert four.activations == pytest.approx(4 * one.activations, rel=0.01)
@@ -58,26 +63,62 @@ def test_estimate_scales_with_rows_and_dtype() -> None:
     assert one.total == sum(one.weights.values()) + one.kv_cache + one.activations
 
 
-def test_prediction_holds_on_a_real_pass() -> None:
-    """Torch's own accounting of a real forward pass agrees with the prediction."""
-    import sphinxkit
-
-    model = sphinxkit.build("sphinx_micro")
-    embeds = torch.zeros(1, 300, model.llm.embed_dim)
-    predicted = _peak_bytes(
-        sphinxkit.build("sphinx_micro", device="meta").llm,
-        ((1, 300, 64), torch.float32),
-        output_positions=slice(-1, None),
-    )
+def live_peak(call: Callable[[], object]) -> int:
+    """Torch's own accounting of the memory of a call."""
     with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
-        model.llm(embeds, output_positions=slice(-1, None))
+        call()
     live = peak = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)
+    return peak
+
+
+def test_prediction_holds_on_a_real_pass() -> None:
+    model = sphinxkit.build("sphinx_micro")
+    embeds = torch.zeros(1, 300, model.llm.embed_dim)
+    llm = sphinxkit.build("sphinx_micro", device="meta").llm
+    predicted = peak_bytes(llm, (1, 300, 64), torch.float32, output_positions=slice(-1, None))
+    peak = live_peak(lambda: model.llm(embeds, output_positions=slice(-1, None)))
     # the fused attention's own workspace is the difference
     assert 0.8 * predicted <= peak <= 1.3 * predicted
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("clip_vit_large_patch14", {"embed_dim": 64, "num_heads": 4, "num_layers": 2}),
+        ("dinov2_vit_giant_patch14", {"embed_dim": 64, "num_heads": 4, "num_layers": 2}),
+        ("convnext_xxlarge", {"dims": (16, 32, 64, 128), "depths": (1, 1, 2, 1)}),
+    ],
+)
+def test_prediction_holds_for_encoders(name: str, options: dict[str, Any]) -> None:
+    real = encoders.create(name, **options)
+    with torch.device("meta"):
+        meta = encoders.create(name, **options)
+    predicted = peak_bytes(meta, (4, 3, 224, 224), torch.float32)
+    pixels = torch.zeros(4, 3, 224, 224)
+    peak = live_peak(lambda: real(pixels))
+    assert 0.8 * predicted <= peak <= 1.3 * predicted  # kernels' own workspaces are the difference
+
+
+def test_a_large_model_in_a_moment() -> None:
+    """Eight rows and images of the released 13B model: nothing is computed and nothing loaded."""
+    estimate = memory("sphinx_1k_13b", batch_size=8, dtype=torch.bfloat16)
+    assert estimate.weights["llm"] == 2 * 13_015_864_320  # parameters of LLaMA-2 13B, arXiv:2307.09288
+    slots = 1968  # 1455 image and 512 text tokens, rounded up by the cache
+    assert estimate.kv_cache == 8 * slots * 40 * 2 * 5120 * 2  # rows, slots, layers, keys and values, width, bytes
+    assert estimate.left_on("h100") == 80 * 10**9 - estimate.total > 0
+    assert estimate.left_on("rtx4090") < 0
+
+
+def test_gpus() -> None:
+    assert gpu_bytes("h200") == 141 * 10**9
+    with pytest.raises(DataError, match="GPU 'h1000' is not known; did you mean 'h100'"):
+        gpu_bytes("h1000")
+    with pytest.raises(DataError, match="GPU 'tpu' is not known.*(rtx4090|t4)"):
+        gpu_bytes("tpu")
 
 
 @pytest.mark.parametrize(
@@ -90,4 +131,4 @@ def test_prediction_holds_on_a_real_pass() -> None:
 )
 def test_errors(options: dict[str, int], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        estimate_memory("sphinx_micro", **options)
+        memory("sphinx_micro", **options)
