@@ -56,7 +56,8 @@ def check_pixels(pixels: object, where: str) -> Tensor:
 def check_normalized(pixels: Tensor, where: str) -> None:
     """Raise if the values cannot be CLIP-normalised pixels, as those of an image of 0..255.
 
-    Values on other devices than the CPU are not read, as the host would have to wait for the device.
+    Values on other devices than the CPU are not read, as the host would have to wait for the device. Subclasses of
+    Tensor are not read either: those that stand in for one while memory is predicted have no values.
 
     Args:
         pixels: What came.
@@ -66,7 +67,7 @@ def check_normalized(pixels: Tensor, where: str) -> None:
     Raises:
         DataError: A value is beyond ``MAX_NORMALIZED`` or not finite.
     """
-    if pixels.device.type != "cpu" or not pixels.numel() or torch.compiler.is_compiling():
+    if pixels.device.type != "cpu" or type(pixels) is not Tensor or not pixels.numel() or torch.compiler.is_compiling():
         return
     low, high = (float(end) for end in torch.aminmax(pixels.detach()))
     if not (low >= -MAX_NORMALIZED and high <= MAX_NORMALIZED):
