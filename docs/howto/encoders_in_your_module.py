@@ -1,7 +1,7 @@
 """sphinxkit's encoders and mixer inside a plain nn.Module: a classifier on CLIP and ConvNeXt features, mixed.
 
-No recipe, no SphinxModel, no configuration. Widths are small so that it runs in a second; without the arguments the
-builders give the full-size networks.
+No recipe, no SphinxModel, no configuration. Small widths make it run in a second; the builders' defaults are the
+full-size networks.
 """
 
 import torch
@@ -12,7 +12,7 @@ from sphinxkit.mixers import ChannelMixer
 
 
 class Classifier(nn.Module):
-    """Somebody else's module: two frozen encoders, one trained head."""
+    """Your module: two frozen encoders, one trained head."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Classifier(nn.Module):
 
 def main() -> None:
     torch.manual_seed(0)
-    model = Classifier(num_classes=2).train()  # train() does not wake the frozen encoders
+    model = Classifier(num_classes=2).train()  # the frozen encoders stay in eval mode
     pixels = torch.randn(8, 3, 224, 224)
     labels = torch.tensor([0, 1] * 4)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)

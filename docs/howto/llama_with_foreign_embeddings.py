@@ -1,7 +1,7 @@
-"""sphinxkit's LLaMA fed with embeddings that are not words: a sequence model over sensor readings.
+"""sphinxkit's LLaMA on embeddings that are not words: a sequence model over sensor readings.
 
-The model takes embeddings, so anything of its width can stand among the words: here readings from a linear layer, then
-a question's tokens, then greedy decoding over the key-value cache. The same model is trained on packed samples.
+The model takes embeddings, so other inputs of its width can stand among the words: here a linear layer's readings, then
+a question's tokens, then greedy decoding with the key-value cache. The same model is trained on packed samples.
 """
 
 import torch
@@ -16,7 +16,7 @@ def main() -> None:
     model.init_weights()
     sensor = nn.Linear(6, model.embed_dim)  # the foreign part: six readings per time step
 
-    # training: two samples of different lengths packed into one row, neither sees the other
+    # training: two samples of different lengths packed into one row; neither attends to the other
     readings = [torch.randn(10, 6), torch.randn(7, 6)]
     targets = torch.randint(0, 100, (17,))
     optimizer = torch.optim.AdamW([*model.parameters(), *sensor.parameters()], lr=1e-2)
@@ -42,7 +42,7 @@ def main() -> None:
             token = logits[:, -1:].argmax(-1)
             answer.append(token.item())
             logits = model(model.embed(token), cache=cache)
-        # the cache changes nothing: the same sequence in one pass says the same
+        # one pass without the cache gives the same tokens
         whole = torch.cat([prompt, model.embed(torch.tensor([answer]))], dim=1)
         again = model(whole)[0, prompt.shape[1] - 1 : -1].argmax(-1)
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}, answer {answer}")

@@ -1,7 +1,7 @@
 """sphinxkit's tiler in front of a Hugging Face vision model: one photograph, five views, 16x16 patches per crop.
 
-The crops' patch maps are put back together into one map of the whole image with ``untile``. Random weights; use
-``AutoModel.from_pretrained`` for real ones, and mind that pixels are CLIP-normalised (``renormalize`` changes that).
+``untile`` joins the crops' patch maps into one map of the whole image. Weights are random; use
+``AutoModel.from_pretrained`` for real ones. Pixels are CLIP-normalised; ``renormalize`` changes their statistics.
 """
 
 import torch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sphinxkit import encoders, llama, projectors
+from sphinxkit import encoders, llama, mixers, projectors
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -22,7 +22,7 @@ def blocks(page: str) -> list[str]:
 @pytest.fixture
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registries that forget what a page registers."""
-    for registry in (encoders.registry, llama.registry, projectors.registry):
+    for registry in (encoders.registry, llama.registry, mixers.registry, projectors.registry):
         monkeypatch.setattr(registry, "_builders", dict(registry._builders))
 
 
