@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sphinxkit.recipe.build import build
     from sphinxkit.recipe.check import check
     from sphinxkit.recipe.convert import convert
+    from sphinxkit.recipe.data_inspection import inspect_data
     from sphinxkit.recipe.deltas import apply_delta, extract_delta
     from sphinxkit.recipe.differences import diff
     from sphinxkit.recipe.inspection import inspect
@@ -36,6 +37,7 @@ _HOMES = {
     "evaluate": "sphinxkit.evaluation.run",
     "extract_delta": "sphinxkit.recipe.deltas",
     "inspect": "sphinxkit.recipe.inspection",
+    "inspect_data": "sphinxkit.recipe.data_inspection",
     "load": "sphinxkit.recipe.io",
     "memory": "sphinxkit.recipe.memory",
     "mix": "sphinxkit.recipe.mixing",
@@ -63,6 +65,7 @@ __all__ = [
     "evaluate",
     "extract_delta",
     "inspect",
+    "inspect_data",
     "load",
     "memory",
     "mix",

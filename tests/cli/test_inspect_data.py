@@ -10,7 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sphinxkit.cli import app
-from sphinxkit.cli.inspect_data import LEARNT_STYLES, SampleEncoder, coloured
+from sphinxkit.cli.inspect_data import LEARNT_STYLES, coloured
+from sphinxkit.data.inspection import InspectedSample, SampleEncoder
 from sphinxkit.data.samples import Sample
 from sphinxkit.errors import DataError, RecipeError
 from sphinxkit.formatters import IGNORE_INDEX, sphinx_v1
@@ -68,7 +69,7 @@ def test_learnt_tokens_are_coloured(folder: Path, tokenizer: str) -> None:
     )
     sample = Sample("a:0", "", messages, "", None, "a:1")
     encoded = encoder.encode(sample)
-    text = coloured(sample, encoded, encoder)
+    text = coloured(InspectedSample("a:0", "a:1", sample, encoded, encoder.pieces(sample)))
     assert text.plain == f"<s>{sphinx_v1().render(messages).text}</s>"
     learnt = [text.plain[span.start : span.end] for span in text.spans if span.style in LEARNT_STYLES]
     assert "".join(learnt) == " No 🙂.\n###"
@@ -139,18 +140,17 @@ def test_a_mixture(folder: Path, tokenizer: str) -> None:
 
 
 def test_faults(folder: Path, tokenizer: str, golden: Path) -> None:
-    result = CliRunner().invoke(app, ["inspect-data", str(folder / "a.jsonl")])
-    assert result.exit_code == 2
-    assert "--tokenizer" in result.stderr
-    arguments = ["inspect-data", str(folder / "a.jsonl"), "--tokenizer", tokenizer, "--over-length", "cut"]
-    assert CliRunner().invoke(app, arguments).exit_code == 2
+    with pytest.raises(DataError, match=r"a\.jsonl: name a tokenizer or a model, so that samples can become tokens"):
+        run(folder / "a.jsonl")
+    with pytest.raises(DataError, match="over_length: expected one of error, truncate, skip, got 'cut'"):
+        run(folder / "a.jsonl", "--tokenizer", tokenizer, "--over-length", "cut")
     with pytest.raises(RecipeError, match="no recipe 'mixture_finetun'.*did you mean 'mixture_finetune'"):
         run("mixture_finetun", "--tokenizer", tokenizer)
     with pytest.raises(RecipeError, match="sphinx_13b: expected kind mixture, got kind model"):
         run("sphinx_13b", "--tokenizer", tokenizer)
-    with pytest.raises(DataError, match=r"--start 2: .*a\.jsonl has 2 records"):
+    with pytest.raises(DataError, match=r"start 2: .*a\.jsonl has 2 records"):
         run(folder / "a.jsonl", "--tokenizer", tokenizer, "--start", 2)
-    with pytest.raises(DataError, match=r"--start 6: an epoch has 6 samples"):
+    with pytest.raises(DataError, match=r"start 6: an epoch has 6 samples"):
         run(folder / "mixture.yaml", "--root", folder, "--tokenizer", tokenizer, "--start", 6)
     with pytest.raises(DataError, match=r"mixture_finetune|cannot be read"):
         run("mixture_finetune", "--root", folder)
@@ -159,5 +159,5 @@ def test_faults(folder: Path, tokenizer: str, golden: Path) -> None:
     for file in (golden / "llama_ens_light").iterdir():
         if file.name != "tokenizer.model":
             (bare / file.name).symlink_to(file)
-    with pytest.raises(DataError, match=r"bare has no tokenizer: name one with --tokenizer"):
+    with pytest.raises(DataError, match=r"bare has no tokenizer: name one .--tokenizer"):
         run(folder / "a.jsonl", "--model", bare)

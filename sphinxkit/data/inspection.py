@@ -1,0 +1,191 @@
+"""What a model will learn from a file of samples or a mixture: tokens, and which of them are learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.data.conversations import OverLength, encode_sample, read_sample
+from sphinxkit.data.mixture import Mixture
+from sphinxkit.data.samples import JsonLinesFile, Sample
+from sphinxkit.errors import DataError, SphinxkitError
+from sphinxkit.formatters import IGNORE_INDEX, ConversationTemplate, EncodedConversation
+from sphinxkit.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class SampleEncoder:
+    """How samples become tokens.
+
+    Args:
+        tokenizer: The tokenizer.
+        template: Template of conversations.
+        max_tokens: The longest sample; None: any length.
+        over_length: What happens to a longer one.
+        opens_images: Whether a sample whose image cannot be read is a bad one.
+    """
+
+    tokenizer: Tokenizer
+    template: ConversationTemplate
+    max_tokens: int | None = None
+    over_length: OverLength = "error"
+    opens_images: bool = True
+
+    def encode(self, sample: Sample) -> EncodedConversation:
+        """Token ids and labels.
+
+        Raises:
+            DataError: The sample cannot be used.
+        """
+        if self.opens_images and sample.image is not None:
+            sample.open_image()
+        return encode_sample(sample, self.template, self.tokenizer, self.max_tokens, self.over_length)
+
+    def pieces(self, sample: Sample) -> list[str]:
+        """The text that each token adds; a character of several byte tokens belongs to the first of them."""
+        source = self.template.render(sample.messages).text if sample.messages else sample.text
+        pieces, done = [], 0
+        for _, end in self.tokenizer.encode_with_offsets(source)[1]:
+            pieces.append(source[done : max(done, end)])
+            done = max(done, end)
+        return ["<s>", *pieces, "</s>"]  # the special tokens around the text have names instead of characters
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedSample:
+    """A sample as a model learns it, or why it cannot be used.
+
+    Args:
+        id: Name of the sample.
+        where: "file:line".
+        sample: None where its record cannot be read.
+        encoded: None where it cannot be used.
+        pieces: The text of each token, also of those that were cut off.
+        error: Why it cannot be used.
+    """
+
+    id: str
+    where: str
+    sample: Sample | None = None
+    encoded: EncodedConversation | None = None
+    pieces: Sequence[str] = ()
+    error: str | None = None
+
+    @property
+    def num_learnt(self) -> int:
+        """Tokens in the loss."""
+        return 0 if self.encoded is None else sum(label != IGNORE_INDEX for label in self.encoded.labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        fields: dict[str, Any] = {"id": self.id, "where": self.where}
+        if self.sample is not None:
+            image = None if self.sample.image is None else str(self.sample.image)
+            fields |= {"task": self.sample.task, "type": self.sample.type, "image": image}
+        if self.encoded is not None:
+            fields |= {
+                "token_ids": self.encoded.token_ids,
+                "labels": self.encoded.labels,
+                "num_tokens": len(self.encoded.token_ids),
+                "num_learnt": self.num_learnt,
+                "is_truncated": self.encoded.is_truncated,
+            }
+        return fields if self.error is None else fields | {"error": self.error}
+
+
+@dataclass(frozen=True, slots=True)
+class DataInspection:
+    """What a file of samples or a mixture holds.
+
+    Args:
+        source: Its name.
+        samples: Those that were asked for.
+        num_records: Records of a file; None for a mixture.
+        mixture: The mixture; None for a file.
+    """
+
+    source: str
+    samples: Sequence[InspectedSample]
+    num_records: int | None = None
+    mixture: Mixture | None = None
+
+    @property
+    def num_bad(self) -> int:
+        """Samples that cannot be used."""
+        return sum(sample.error is not None for sample in self.samples)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        fields: dict[str, Any] = {"source": self.source}
+        if self.mixture is not None:
+            fields |= {
+                "table": [dataclasses.asdict(row) for row in self.mixture.table()],
+                "num_samples": self.mixture.num_samples,
+                "num_batches": self.mixture.num_batches,
+                "batch_size": self.mixture.batch_size,
+            }
+        if self.num_records is not None:
+            fields["num_records"] = self.num_records
+        return fields | {"samples": [sample.to_dict() for sample in self.samples]}
+
+
+def inspect_mixture(
+    mixture: Mixture, encoder: SampleEncoder, *, epoch: int = 0, start: int = 0, count: int = 5
+) -> Iterator[InspectedSample]:
+    """Samples of a mixture's epoch, in its order.
+
+    Args:
+        mixture: The mixture.
+        encoder: How samples become tokens.
+        epoch: Number of the epoch.
+        start: The first sample.
+        count: How many samples.
+    Raises:
+        DataError: An epoch has fewer samples than ``start``.
+    """
+    if start >= mixture.num_samples:
+        raise DataError(f"start {start}: an epoch has {mixture.num_samples} samples")
+    for ref, _ in zip(mixture.order(epoch, start), range(count), strict=False):
+        try:
+            sample = mixture.read(ref)
+        except SphinxkitError as error:
+            yield InspectedSample(mixture.sample_id(ref), "", error=str(error))
+        else:
+            yield _inspect(sample, encoder)
+
+
+def inspect_file(
+    file: JsonLinesFile, encoder: SampleEncoder, *, root: Path | None = None, start: int = 0, count: int = 5
+) -> Iterator[InspectedSample]:
+    """Samples of a JSON lines file, in its order.
+
+    Args:
+        file: The file.
+        encoder: How samples become tokens.
+        root: Folder that image paths are relative to; None: the file's own.
+        start: The first record.
+        count: How many records.
+    Raises:
+        DataError: The file has fewer records than ``start``.
+    """
+    if start >= len(file):
+        raise DataError(f"start {start}: {file.path} has {len(file)} records")
+    for index in range(start, min(start + count, len(file))):
+        sample_id, where = f"{file.path.stem}:{index}", file.where(index)
+        try:
+            sample = read_sample(file.read(index), sample_id, where, root or file.path.parent)
+        except DataError as error:
+            yield InspectedSample(sample_id, where, error=str(error))
+        else:
+            yield _inspect(sample, encoder)
+
+
+def _inspect(sample: Sample, encoder: SampleEncoder) -> InspectedSample:
+    try:
+        encoded = encoder.encode(sample)
+    except DataError as error:
+        return InspectedSample(sample.id, sample.where, sample, error=str(error))
+    return InspectedSample(sample.id, sample.where, sample, encoded, encoder.pieces(sample))

@@ -1,0 +1,111 @@
+"""What a model will learn from data: ``sphinxkit.inspect_data``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from sphinxkit import checkpoint, formatters
+from sphinxkit.data.conversations import OverLength
+from sphinxkit.data.inspection import DataInspection, SampleEncoder, inspect_file, inspect_mixture
+from sphinxkit.data.mixture import Mixture
+from sphinxkit.data.samples import JsonLinesFile
+from sphinxkit.errors import DataError, RecipeError
+from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.tokenizer import Tokenizer
+
+YAML_SUFFIXES = (".yaml", ".yml")
+TEMPLATE = "sphinx_v1"  # of a checkpoint that names none, and without a checkpoint
+
+
+def inspect_data(
+    source: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    model: str | Path | None = None,
+    count: int = 5,
+    start: int = 0,
+    epoch: int = 0,
+    root: str | Path | None = None,
+    max_tokens: int | None = None,
+    over_length: OverLength | None = None,
+    check_images: bool = True,
+) -> DataInspection:
+    """Read samples as training does: their tokens, which of them are learnt, and what is wrong with bad ones.
+
+    Args:
+        source: JSON lines of samples, or a mixture recipe (name or file).
+        tokenizer: A ``tokenizer.model``.
+        model: Checkpoint whose tokenizer and conversation template are used; without it the template is SPHINX's.
+        count: How many samples.
+        start: The first of them: record of the file, sample of the epoch.
+        epoch: Number of a mixture's epoch.
+        root: Folder that image paths, of a mixture all its paths, are relative to.
+        max_tokens: Longest sample; None: any length.
+        over_length: What happens to a longer one; None: as the mixture says, else ``error``.
+        check_images: Whether a sample whose image cannot be read is a bad one.
+    Returns:
+        The samples; of a mixture also its table. A mixture needs neither ``tokenizer`` nor ``model`` for that.
+    Raises:
+        RecipeError: A recipe of another kind, or not a valid one; or ``source`` is nothing at all.
+        DataError: A file cannot be read; there is no tokenizer; ``start`` lies behind the last sample.
+    """
+    mixture = open_mixture(source, root)
+    if over_length is not None and over_length not in get_args(OverLength):
+        raise DataError(f"over_length: expected one of {', '.join(get_args(OverLength))}, got {over_length!r}")
+    wanted = over_length or ("error" if mixture is None else mixture.over_length)
+    encoder = _encoder(tokenizer, model, max_tokens, wanted, check_images)
+    if mixture is not None:
+        shown = [] if encoder is None else inspect_mixture(mixture, encoder, epoch=epoch, start=start, count=count)
+        return DataInspection(str(source), tuple(shown), mixture=mixture)
+    if encoder is None:
+        raise DataError(f"{source}: name a tokenizer or a model, so that samples can become tokens")
+    file = JsonLinesFile(Path(source))
+    place = None if root is None else Path(root)
+    samples = inspect_file(file, encoder, root=place, start=start, count=count)
+    return DataInspection(str(source), tuple(samples), num_records=len(file))
+
+
+def open_mixture(source: str | Path, root: str | Path | None = None) -> Mixture | None:
+    """The mixture that a name or a file means, or None for a file of samples.
+
+    Args:
+        source: Recipe of kind mixture (name or file), or a file of samples.
+        root: Folder that the mixture's paths are relative to; None: the working folder.
+    Raises:
+        RecipeError: A recipe of another kind, or not a valid one; or ``source`` is nothing at all.
+        DataError: One of the mixture's files cannot be read.
+    """
+    if Path(source).is_file() and Path(source).suffix not in YAML_SUFFIXES:
+        return None
+    recipe = Recipe.find(source)
+    if recipe.kind != "mixture":
+        raise RecipeError(f"{source}: expected kind mixture, got kind {recipe.kind}")
+    options = {key: value for key, value in recipe.document.items() if key != "kind"}
+    return Mixture(**options | {"folder": str(Path(root or "") / str(options.get("folder", "")))})
+
+
+def _encoder(
+    tokenizer: str | Path | None,
+    model: str | Path | None,
+    max_tokens: int | None,
+    over_length: OverLength,
+    opens_images: bool,
+) -> SampleEncoder | None:
+    if tokenizer is None and model is None:
+        return None
+    template = formatters.create(TEMPLATE)
+    if model is not None:
+        with checkpoint.open(checkpoint.resolve(model)) as opened:
+            template = _template(opened.recipe)
+            tokenizer = tokenizer or opened.tokenizer_path
+    if tokenizer is None:
+        raise DataError(f"{model} has no tokenizer: name one (--tokenizer)")
+    return SampleEncoder(Tokenizer(Path(tokenizer)), template, max_tokens, over_length, opens_images)
+
+
+def _template(recipe: Mapping[str, Any]) -> formatters.ConversationTemplate:
+    value = recipe.get("conversation") or TEMPLATE
+    options = {"type": value} if isinstance(value, str) else dict(value)
+    return formatters.create(options.pop("type"), **options)
