@@ -1,20 +1,18 @@
-"""Command line: ``python -m benchmarks list | run | table | gpu | kernels`` (see README.md)."""
+"""Command line: ``python -m benchmarks list | run | table | gpu`` (see README.md)."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from benchmarks import harness, machine_code, report
+from benchmarks import harness, report
 
 # In order of worth, for a lease that ends, with the seconds that each is expected to take on an H200: estimates from
 # sizes and data sheet, as none has run there yet. Attention's is mostly the compilation of FlexAttention. "loading" is
@@ -25,7 +23,6 @@ GPU_PLAN = {
     "attention": 75,
     "batch": 55,
     "prefill": 15,
-    "quantized": 20,
     "training": 40,
     "encoders": 30,
     "projectors": 5,
@@ -38,7 +35,6 @@ GPU_TEST_SECONDS = 2 * 60
 GPU_CASE_SECONDS = 8  # further rounds of a case begin only within these; every candidate runs twice in any case
 # --quick: a case begins further rounds only within these, and a benchmark further cases; our choice, for a minute each.
 QUICK_CASE_SECONDS, QUICK_SECONDS, QUICK_REPEATS = 3.0, 45.0, 3
-CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)  # of GPUs, that ``kernels`` compiles for
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,12 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     gpu.add_argument("--seconds", type=float, default=GPU_SECONDS, help=f"for all of it (default {GPU_SECONDS})")
     gpu.add_argument("--no-tests", action="store_true", help="benchmarks only")
     gpu.add_argument("--micro", action="store_true", help="tiny sizes, on the CPU if there is no GPU: a dry run")
-
-    kernels = commands.add_parser("kernels", help="compile the Triton kernels for a GPU that need not be here")
-    kernels.add_argument("--capability", type=int, choices=CAPABILITIES, default=90, help="of the GPU (90: Hopper)")
-    kernels.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     options = parser.parse_args(arguments)
-    commands_by_name = {"list": _list, "run": _run, "table": _table, "gpu": _gpu, "kernels": _kernels}
+    commands_by_name = {"list": _list, "run": _run, "table": _table, "gpu": _gpu}
     return commands_by_name[options.command](options)
 
 
@@ -153,16 +145,6 @@ def _table(options: argparse.Namespace) -> int:
     documents = options.documents or sorted((harness.FOLDER / "results").glob("*.json"))
     written = report.write(documents, options.out)
     print("\n".join(str(path) for path in written))
-    return 0
-
-
-def _kernels(options: argparse.Namespace) -> int:
-    if find_spec("triton") is None:
-        sys.exit("kernels: triton is not installed (it comes with torch for CUDA on Linux)")
-    if os.environ.get("TRITON_INTERPRET", "0") != "0":
-        sys.exit("kernels: TRITON_INTERPRET is set, so Triton would compute instead of compiling")
-    for kernel in machine_code.compile_kernels(options.capability, getattr(torch, options.dtype)):
-        print(kernel)
     return 0
 
 

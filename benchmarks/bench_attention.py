@@ -104,8 +104,8 @@ def _case(context: Context, shape: Shape, dtype: torch.dtype, backward: bool = F
         cache.keys[0].normal_()
         cache.values[0].normal_()
         cache.lengths.copy_(torch.tensor(shape.held))
-        step = cache.plan(shape.queries)
-    pattern = AttentionPattern(shape.batch, shape.queries, device, seq_lens=shape.seq_lens, step=step)
+        step = cache.prepare_write(shape.queries)
+    pattern = AttentionPattern(shape.batch, shape.queries, device, seq_lens=shape.seq_lens, write=step)
 
     def random_input() -> tuple[Tensor, Tensor, Tensor]:
         # (B, S, H, D) in memory, as a projection leaves them

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks import llama_twins, released_layout
 from benchmarks.harness import Case, Context, Sample, Work
+from sphinxkit.acceleration import FusedAccelerator
 from sphinxkit.batch_inference import Request, answer_requests
 from sphinxkit.generation import Sampling
 from sphinxkit.sphinx_model import SphinxModel
@@ -54,7 +55,7 @@ def cases(context: Context) -> Iterator[Case]:
             llm.lm_head.weight[tokenizer.eos_id] = (
                 0  # rows end where they are told to, which no best logit of 0 changes
             )
-        llm.fuse()
+        llm.accelerator = FusedAccelerator()
         yield _case(context, size, SphinxModel(llm, tokenizer=tokenizer), rows)
         del llm
 
@@ -71,7 +72,6 @@ def _case(context: Context, size: str, model: SphinxModel, rows: Rows) -> Case:
     }
     note = ""
     if context.device.type == "cuda":
-        runs["sphinxkit, CUDA graphs"] = lambda: _graphed(model, requests, rows.batch)
         note = "one row after another, and prompts sorted by length, were left out for time"
     else:
         runs["sphinxkit, one row after another"] = lambda: _continuous(model, requests, 1)
@@ -144,14 +144,6 @@ def _in_batches(model: SphinxModel, requests: Sequence[Request], batch: int) -> 
     parts = [requests[start : start + batch] for start in range(0, len(requests), batch)]
     moved = [[Request(index, each.prompt, None, each.sampling) for index, each in enumerate(part)] for part in parts]
     return [answer for part in moved for answer in _continuous(model, part, batch)]
-
-
-def _graphed(model: SphinxModel, requests: Sequence[Request], batch: int) -> list[Tensor]:
-    model.llm.use_cuda_graphs()
-    try:
-        return _continuous(model, requests, batch)
-    finally:
-        model.llm.use_cuda_graphs(False)
 
 
 def _padded(

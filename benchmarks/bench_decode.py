@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,11 +10,10 @@ from torch import Tensor
 
 from benchmarks import llama_twins
 from benchmarks.harness import Case, Context, Sample, Work, nbytes
-from sphinxkit.llama import DecodeGraphs, quantize
-from sphinxkit.llama.fused import FusedLayers
+from sphinxkit.acceleration import FusedAccelerator, quantize
 
 Steps = Callable[[], Callable[[Tensor], Tensor]]
-REFERENCE = "sphinxkit, not fused"
+REFERENCE = "sphinxkit, plain modules"
 # The logits of the first decoded step are compared; bf16 has 8 bits of mantissa.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
@@ -31,7 +29,7 @@ def cases(context: Context) -> Iterator[Case]:
         [("micro", torch.bfloat16, [1, 2], 4, 4), ("micro", torch.float32, [1], 4, 4)],
     )
     for size, dtype, batches, prompt, new in runs:
-        model, plain = llama_twins.fused_and_plain(llama_twins.build(size, context, dtype))
+        model, plain = llama_twins.accelerated_and_plain(llama_twins.build(size, context, dtype))
         twin = None
         try:
             twin = llama_twins.transformers_twin(plain)
@@ -50,23 +48,14 @@ def _case(context: Context, size: str, model: Any, rival: Any, twin: Any, batch:
     plain = llama_twins.plain_twin(rival)
     steps: dict[str, Steps] = {
         "sphinxkit": lambda: _ours(model, batch, prompt, new),
-        "sphinxkit, not fused": lambda: _ours(plain, batch, prompt, new),
+        REFERENCE: lambda: _ours(plain, batch, prompt, new),
     }
     if context.device.type == "cpu":
-        operators = llama_twins.plain_twin(rival)
-        operators.fuse(kernels=False)
+        operators = llama_twins.accelerated(rival, use_gemv=False)
         steps["sphinxkit, torch's operators"] = lambda: _ours(operators, batch, prompt, new)
-    if context.device.type == "cpu" and dtype == torch.bfloat16:
-        packed = llama_twins.plain_twin(rival)
-        packed.fuse(pack=True)
-        steps["sphinxkit, packed"] = lambda: _ours(packed, batch, prompt, new)
-    if context.device.type == "cuda":
-        steps["sphinxkit, CUDA graphs"] = lambda: _graphed(model, batch, prompt, new)
-        steps["sphinxkit, CUDA graphs of torch's operators"] = lambda: _graphed(
-            model, batch, prompt, new, kernels=False
-        )
     if context.micro or (context.device.type == "cuda" and size in llama_twins.COMPILED):
-        steps["sphinxkit, compiled"] = lambda: _compiled(context, rival, batch, prompt, new)
+        compiled = llama_twins.compiled(rival, context)
+        steps["sphinxkit, compiled"] = lambda: _ours(compiled, batch, prompt, new)
     steps["eager loop, as the public code"] = lambda: _public(rival, batch, prompt, new)
     if twin is not None:
         steps["transformers, dynamic cache"] = lambda: _transformers(twin, batch, prompt, new, static=False)
@@ -147,13 +136,13 @@ def _quantised(context: Context, size: str, model: Any, bits: int, prompt: int, 
     """Fewer bits beside bf16, with the difference that they make to the logits after a prompt."""
     quantised = llama_twins.plain_twin(model)  # shares what is not quantised
     quantize(quantised, bits, group_size=context.pick(64, 32))
-    if not context.micro:  # whose layers are too small to be joined
-        quantised.fuse()
+    quantised.accelerator = FusedAccelerator()
     ids = torch.randint(3, model.vocab_size, (1, prompt), device=context.device)
     with torch.no_grad():
         caches = [each.make_cache(1, prompt) for each in (model, quantised)]
         expected, got = (
-            each(each.embed(ids), cache=cache).float() for each, cache in zip((model, quantised), caches, strict=True)
+            each.prefill(each.embed(ids), cache, all_positions=True).float()
+            for each, cache in zip((model, quantised), caches, strict=True)
         )
     facts = {
         "relative difference of logits": float((got - expected).norm() / expected.norm()),
@@ -164,17 +153,15 @@ def _quantised(context: Context, size: str, model: Any, bits: int, prompt: int, 
     flops = 2 * (llama_twins.num_weights(model) + model.lm_head.weight.numel()) * new
     flops += llama_twins.attention_flops(model, 1) * seen
     weights = nbytes(quantised) - nbytes(quantised.embed_tokens)
-    step = _graphed if context.device.type == "cuda" else _ours
     candidates = {
-        "sphinxkit": _timed(context, lambda: step(quantised, 1, prompt, new), new, facts),
-        "sphinxkit, bfloat16": _timed(context, lambda: step(model, 1, prompt, new), new),
+        "sphinxkit": _timed(context, lambda: _ours(quantised, 1, prompt, new), new, facts),
+        "sphinxkit, bfloat16": _timed(context, lambda: _ours(model, 1, prompt, new), new),
     }
     if context.device.type == "cpu" and bits == 8:
         operators = llama_twins.plain_twin(model)
         quantize(operators, bits)
-        if not context.micro:
-            operators.fuse(kernels=False)
-        candidates["sphinxkit, torch's operators"] = _timed(context, lambda: step(operators, 1, prompt, new), new)
+        operators.accelerator = FusedAccelerator(use_gemv=False)
+        candidates["sphinxkit, torch's operators"] = _timed(context, lambda: _ours(operators, 1, prompt, new), new)
     return Case(
         f"{size}, batch 1, {prompt} + {new} tokens, {bits} bits",
         candidates,
@@ -212,39 +199,10 @@ def _ours(
     cache = model.make_cache(batch, prompt + new, dtype=dtype)
 
     def step(tokens: Tensor) -> Tensor:
-        if tokens.shape[1] > 1:
-            cache.reset()
-        return model(model.embed(tokens), cache=cache, output_positions=slice(-1, None))
-
-    return step
-
-
-def _graphed(model: Any, batch: int, prompt: int, new: int, kernels: bool = True) -> Callable[[Tensor], Tensor]:
-    cache, graphs, layers = model.make_cache(batch, prompt + new), DecodeGraphs(model), model.cached_layers()
-    switch = layers if isinstance(layers, FusedLayers) else SimpleNamespace()  # modules have no kernels to leave out
-
-    def step(tokens: Tensor) -> Tensor:
-        switch.wants_kernels = kernels
-        try:
-            if tokens.shape[1] == 1:
-                return graphs(tokens, cache)
-            cache.reset()
-            return model(model.embed(tokens), cache=cache, output_positions=slice(-1, None))
-        finally:
-            switch.wants_kernels = True
-
-    return step
-
-
-def _compiled(context: Context, model: Any, batch: int, prompt: int, new: int) -> Callable[[Tensor], Tensor]:
-    twin = llama_twins.compiled(model, context)
-    cache = twin.make_cache(batch, prompt + new)
-
-    def step(tokens: Tensor) -> Tensor:
         if tokens.shape[1] == 1:
-            return twin.decode(tokens, cache)
+            return model.decode(tokens, cache)
         cache.reset()
-        return twin.prefill(twin.embed(tokens), cache)
+        return model.prefill(model.embed(tokens), cache)
 
     return step
 

@@ -27,18 +27,12 @@ def cases(context: Context) -> Iterator[Case]:
 
 
 def _cases(context: Context, size: str, dtype: torch.dtype, tokens: int) -> Iterator[Case]:
-    model, plain = llama_twins.fused_and_plain(llama_twins.build(size, context, dtype))
+    model, plain = llama_twins.accelerated_and_plain(llama_twins.build(size, context, dtype))
     for batch in context.on([1, 8], [1], [1, 2]):
         cache = model.make_cache(batch, tokens + 8)
         candidates: dict[str, Any] = {"sphinxkit": functools.partial(_ours, model, cache)}
-        if context.device.type == "cpu" and dtype == torch.bfloat16:
-            packed = llama_twins.plain_twin(plain)
-            packed.fuse(pack=True)
-            candidates["sphinxkit, packed"] = functools.partial(_ours, packed, cache)
         if context.micro or (context.device.type == "cuda" and size in llama_twins.COMPILED):
-            candidates["sphinxkit, compiled"] = functools.partial(
-                _compiled, llama_twins.compiled(plain, context), cache
-            )
+            candidates["sphinxkit, compiled"] = functools.partial(_ours, llama_twins.compiled(plain, context), cache)
         try:
             candidates |= _transformers(plain, tokens)
         except ImportError:
@@ -61,11 +55,6 @@ def _cases(context: Context, size: str, dtype: torch.dtype, tokens: int) -> Iter
 
 
 def _ours(model: Any, cache: Any, embeds: Tensor) -> Tensor:
-    cache.reset()
-    return model(embeds, cache=cache, output_positions=slice(-1, None))
-
-
-def _compiled(model: Any, cache: Any, embeds: Tensor) -> Tensor:
     cache.reset()
     return model.prefill(embeds, cache)
 

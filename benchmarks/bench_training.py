@@ -169,7 +169,7 @@ def _naive(context: Context, model: SphinxModel, batches: list[Batch]) -> tuple[
     if context.device.type == "cuda" or context.micro:
         name = "naive, before" if found else "naive"
         note = f"{name}: run before ours on the same weights, as two copies of model and optimiser do not fit"
-        backend = model.llm._backend
+        backend = model.llm.attention_backend
         try:
             step = _naive_step(context, model, batches)
             step()
@@ -179,7 +179,7 @@ def _naive(context: Context, model: SphinxModel, batches: list[Batch]) -> tuple[
             note = f"{name} does not fit: {error}"
         finally:
             step = None  # type: ignore[assignment]
-            model.llm._backend = backend
+            model.llm.attention_backend = backend
             for parameter in model.parameters():
                 parameter.grad = None
             gc.collect()
@@ -193,7 +193,7 @@ def _naive_step(context: Context, model: SphinxModel, batches: list[Batch]) -> C
 
     On a GPU layers are checkpointed as in ours; without it nothing of this size fits.
     """
-    model.llm._backend = backends.registry.build("eager")
+    model.llm.attention_backend = backends.registry.build("eager")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)
     count = sum(batch.num_learnt for batch in batches)

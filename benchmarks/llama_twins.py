@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness import Context, build_random, nbytes
+from sphinxkit.acceleration import CompiledAccelerator, FusedAccelerator
 from sphinxkit.llama import LlamaModel
 
 # The 220 M model is the one that the project's first measurements were made with.
@@ -37,7 +38,7 @@ def build(size: str, context: Context, dtype: torch.dtype, **options: Any) -> Ll
 
 
 def plain_twin(model: LlamaModel) -> LlamaModel:
-    """The same model on the same weights, going through its modules one by one even where ``model`` is fused."""
+    """The same model on the same weights, going through its modules one by one even where ``model`` is accelerated."""
     numbers = {name: getattr(model, name) for name in ("vocab_size", "embed_dim", "num_layers", "num_heads")}
     numbers |= {name: getattr(model, name) for name in ("num_kv_heads", "hidden_dim", "max_seq_len")}
     with torch.device("meta"):
@@ -47,21 +48,32 @@ def plain_twin(model: LlamaModel) -> LlamaModel:
 
 
 def compiled(model: LlamaModel, context: Context) -> LlamaModel:
-    """A fused copy whose prefill and decoding are compiled; a micro run only traces."""
-    twin = plain_twin(model)
-    twin.fuse()
-    twin.use_compiled_steps(compiler="eager" if context.micro else "inductor")
+    """A copy whose prefill and decoding are compiled; a micro run only traces."""
+    twin = accelerated(model)
+    twin.accelerator = CompiledAccelerator("eager" if context.micro else "inductor")
     return twin
 
 
-def fused_and_plain(model: LlamaModel) -> tuple[LlamaModel, LlamaModel]:
+def accelerated(model: LlamaModel, *, use_gemv: bool = True) -> LlamaModel:
+    """A copy that generates text through fused layers; what is joined exists twice."""
+    twin = plain_twin(model)
+    for parameter in twin.parameters():  # memory that is shared is not joined
+        parameter.data = parameter.data.clone()
+    twin.accelerator = FusedAccelerator(use_gemv=use_gemv)
+    return twin
+
+
+def accelerated_and_plain(model: LlamaModel) -> tuple[LlamaModel, LlamaModel]:
     """The model prepared for inference, and the one that its rivals are made from.
 
-    On a CPU these hold the weights twice, as fusing moves them to large pages, which would serve the rivals, too.
+    On a CPU these hold the weights twice, as joining moves them to large pages, which would serve the rivals, too. On
+    CUDA the rivals share the joint weights.
     """
-    fused = plain_twin(model) if model.norm.weight.device.type == "cpu" else model
-    fused.fuse()
-    return fused, model
+    if model.norm.weight.device.type == "cpu":
+        return accelerated(model), model
+    model.accelerator = fused = FusedAccelerator()
+    fused.prepare(model)
+    return model, plain_twin(model)
 
 
 def weight_bytes(model: LlamaModel) -> int:

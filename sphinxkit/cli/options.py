@@ -47,15 +47,15 @@ Bits = Annotated[
     int | None,
     typer.Option(help="8 or 4: quantise the weights of the language model's linear layers. Default: do not."),
 ]
-Graphs = Annotated[
+Accelerate = Annotated[
     str,
     typer.Option(
-        help="none; cuda: decoding steps are recorded and replayed; compile: prefill and decoding by torch.compile, "
-        "which takes minutes at first."
+        help="auto: joint projections and, on a CPU, a compiled kernel; compile: torch.compile on top, which takes "
+        "minutes at first; none: the plain model."
     ),
 ]
 
-GRAPHS = ("none", "cuda", "compile")
+ACCELERATE = ("auto", "compile", "none")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # CPU flags that mean bfloat16 arithmetic in hardware, as Linux names them in /proc/cpuinfo.
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
@@ -144,9 +144,9 @@ def load_model(
     replicas: str = "equal",
     llama_type: str | None = None,
     bits: int | None = None,
-    graphs: str = "none",
+    accelerate: str = "auto",
 ) -> SphinxModel:
-    """Load a checkpoint as the options say, its language model made ready for fast inference.
+    """Load a checkpoint as the options say.
 
     Raises:
         DataError: Options that are not possible, or not together.
@@ -154,7 +154,7 @@ def load_model(
     from sphinxkit.recipe import load
 
     place = pick_device(device)
-    _check_speed(bits, graphs, place)
+    _check_speed(bits, accelerate, place)
     model = load(
         find_checkpoint(checkpoint),
         recipe=recipe,
@@ -163,53 +163,40 @@ def load_model(
         verify=not no_verify,
         replicas=parse_replicas(replicas),
         llama_type=llama_type,
+        accelerate=None if accelerate == "none" else "compile" if accelerate == "compile" else "auto",
     )
     if checkpoint == NANO:
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         typer.echo(f"model: SPHINX-nano, {millions:.1f} M parameters", err=True)
-    speed_up(model, bits, graphs)
+    if bits is not None:
+        quantize_model(model, bits)
     return model
 
 
-def _check_speed(bits: int | None, graphs: str, device: torch.device) -> None:
+def _check_speed(bits: int | None, accelerate: str, device: torch.device) -> None:
     if bits not in (None, 4, 8):
         raise DataError(f"--bits {bits}: expected 8 or 4")
-    if graphs not in GRAPHS:
-        raise DataError(f"--graphs {graphs!r}: expected one of {', '.join(GRAPHS)}")
-    if graphs == "cuda" and device.type != "cuda":
-        raise DataError(f"--graphs cuda: expected a CUDA device, got {device}")
-    if graphs == "compile" and bits is not None:
-        raise DataError("--graphs compile, --bits: quantised weights are not compiled; expected one of the two")
+    if accelerate not in ACCELERATE:
+        raise DataError(f"--accelerate {accelerate!r}: expected one of {', '.join(ACCELERATE)}")
+    if accelerate == "compile" and bits is not None and device.type == "cpu":
+        raise DataError(
+            "--accelerate compile, --bits: on a CPU quantised weights are not compiled; expected one of the two"
+        )
 
 
-def speed_up(model: SphinxModel, bits: int | None, graphs: str) -> None:
-    """Fuse or quantise the language model, and turn graphs on.
+def quantize_model(model: SphinxModel, bits: int) -> None:
+    """Quantise the language model in place.
 
-    Args:
-        model: Loaded.
-        bits: Of the quantised weights; None: they stay as they are.
-        graphs: One of ``GRAPHS``.
     Raises:
-        DataError: The language model is another's and has none of this.
+        DataError: The language model is another library's.
     """
-    from sphinxkit.llama import LlamaModel, quantize
+    from sphinxkit.acceleration import quantize
+    from sphinxkit.llama import LlamaModel
 
     llm: object = model.llm
-    if not isinstance(llm, LlamaModel):  # another's language model has its own ways
-        if bits is not None or graphs != "none":
-            raise DataError(f"--bits, --graphs: expected sphinxkit's LLaMA, got {type(llm).__name__}")
-        return
-    if bits is not None:
-        quantize(llm, bits)
-    try:
-        llm.fuse()
-    except TypeError:  # 4-bit layers of some sizes cannot be joined; they run one by one
-        if bits is None:
-            raise
-    if graphs == "cuda":
-        llm.use_cuda_graphs()
-    elif graphs == "compile":
-        llm.use_compiled_steps()
+    if not isinstance(llm, LlamaModel):
+        raise DataError(f"--bits: expected sphinxkit's LLaMA, got {type(llm).__name__}")
+    quantize(llm, bits)
 
 
 @dataclass(frozen=True)
@@ -223,7 +210,7 @@ class LoadOptions:
     replicas: Replicas = "equal"
     llama_type: LlamaType = None
     bits: Bits = None
-    graphs: Graphs = "none"
+    accelerate: Accelerate = "auto"
 
     def load(self, checkpoint: str) -> SphinxModel:
         """See ``load_model``."""
@@ -236,7 +223,7 @@ class LoadOptions:
             self.replicas,
             self.llama_type,
             self.bits,
-            self.graphs,
+            self.accelerate,
         )
 
 

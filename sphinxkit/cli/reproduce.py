@@ -53,7 +53,7 @@ def reproduce(
 
     `sphinxkit reproduce ablations --claim weights`
     """
-    from sphinxkit.training.host_memory import keep_freed_memory
+    from sphinxkit.acceleration.cpu.host_memory import keep_freed_memory
 
     keep_freed_memory()
     place = output or Path("runs") / subject.value

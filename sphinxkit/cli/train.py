@@ -39,9 +39,9 @@ def train(
 
     `torchrun --nproc-per-node 8 -m sphinxkit.cli train pretrain_13b --set tensor_parallel=2 --set output=runs/real`
     """
+    from sphinxkit.acceleration.cpu.host_memory import keep_freed_memory
     from sphinxkit.recipe import Recipe
     from sphinxkit.training import train as run
-    from sphinxkit.training.host_memory import keep_freed_memory
 
     keep_freed_memory()
     found = Recipe.find(recipe)

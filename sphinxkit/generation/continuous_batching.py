@@ -261,7 +261,7 @@ class ContinuousBatch:
         ]
         tokens = to_device(lines, cache.device)
         are_full = min(counts) == width
-        logits = self._llm(self._llm.embed(tokens), cache=cache, lengths=None if are_full else counts)
+        logits = self._llm.prefill(self._llm.embed(tokens), cache, None if are_full else counts, all_positions=True)
         chosen = logits.argmax(-1)
         # a sequence without a draft may be a sampled one
         chosen[:, 0] = Sampler(sequences, 1, cache.device).choose(logits[:, 0])

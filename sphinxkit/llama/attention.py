@@ -7,25 +7,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sphinxkit.llama.backends import AttentionBackend, AttentionPattern
+from sphinxkit.llama.backends.base import AttentionBackend, AttentionPattern
 from sphinxkit.llama.cache import CacheWrite, KVStore
-from sphinxkit.llama.layers import apply_rope
+from sphinxkit.llama.rope import apply_rope
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionContext:
-    """What the layers share during one forward pass; made by the model.
+    """What the layers share during one forward pass; made by ``LlamaModel.attention_context``.
 
     It is one opaque object on purpose: wrappers that cast the floating-point arguments of a layer to 16 bit (FSDP)
-    do not look inside, so the freqs_cis stay complex64.
+    do not look inside, so ``freqs_cis`` stays complex64.
 
     Args:
         freqs_cis: From ``precompute_freqs_cis``.
-        pattern: Who sees whom.
+        pattern: Which keys each query sees.
         backend: A resolved backend.
         state: What ``backend.prepare(pattern)`` gave.
         cache: Where keys and values go, if anywhere.
-        cache_step: Their places there.
+        cache_write: Their places there.
     """
 
     freqs_cis: Tensor
@@ -33,7 +33,7 @@ class AttentionContext:
     backend: AttentionBackend
     state: Any
     cache: KVStore | None = None
-    cache_step: CacheWrite | None = None
+    cache_write: CacheWrite | None = None
 
 
 class Attention(nn.Module):
@@ -60,57 +60,41 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=False)
 
-    def forward(self, x: Tensor, step: AttentionContext, layer: int) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext, layer: int) -> Tensor:
         """Attend.
 
         Args:
             x: Tokens (B, S, D).
-            step: What all layers share.
+            context: What all layers share.
             layer: Which layer this is, for the cache.
         """
         heads = (*x.shape[:2], -1, self.head_dim)
-        q = apply_rope(self.q_proj(x).view(heads), step.freqs_cis)
-        k = apply_rope(self.k_proj(x).view(heads), step.freqs_cis)
+        q = apply_rope(self.q_proj(x).view(heads), context.freqs_cis)
+        k = apply_rope(self.k_proj(x).view(heads), context.freqs_cis)
         v = self.v_proj(x).view(heads)
-        projected: Tensor = self.o_proj(attend(q, k, v, step, layer).to(x.dtype))
+        projected: Tensor = self.o_proj(attend(q, k, v, context, layer).to(x.dtype))
         return projected
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, step: AttentionContext, layer: int) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, layer: int) -> Tensor:
     """Attention of one layer between its projections, through the cache if there is one.
 
     Args:
         q: Rotated queries.
         k: Rotated keys.
         v: Values.
-        step: What all layers share.
+        context: What all layers share.
         layer: Which layer this is, for the cache.
     Shape:
         q: (B, S, H, D)
         k, v: (B, S, Hkv, D)
         return: (B, S, H*D), in the dtype of the cache if its keys were used
     """
-    if step.cache is not None and step.cache_step is not None:
-        step.cache.write(layer, k, v, step.cache_step)
-    if step.cache is not None and step.pattern.step is not None:
-        return attend_to_cache(q, step, layer)
-    out = step.backend.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), step.pattern, step.state)
-    return out.transpose(1, 2).flatten(-2)
-
-
-def attend_to_cache(q: Tensor, step: AttentionContext, layer: int) -> Tensor:
-    """``attend`` where keys and values are in the cache already.
-
-    Args:
-        q: Rotated queries.
-        step: What all layers share, with a cache and a pattern over it.
-        layer: Which layer this is.
-    Shape:
-        q: (B, S, H, D)
-        return: (B, S, H*D), in the dtype of the cache
-    """
-    if step.cache is None or step.pattern.step is None:
-        raise TypeError("attention to a cache was asked for in a step without one")
-    keys, values = step.cache.read(layer, step.pattern.step)
-    out = step.backend.attend(q.transpose(1, 2).to(keys.dtype), keys, values, step.pattern, step.state)
+    queries, keys, values = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if context.cache is not None and context.cache_write is not None:
+        context.cache.write(layer, k, v, context.cache_write)
+        if context.pattern.write is not None:
+            keys, values = context.cache.read(layer, context.cache_write)
+            queries = queries.to(keys.dtype)
+    out = context.backend.attend(queries, keys, values, context.pattern, context.state)
     return out.transpose(1, 2).flatten(-2)

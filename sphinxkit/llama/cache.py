@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +17,7 @@ _SLOT_MULTIPLE = 8  # additive masks want rows of a multiple of 8 elements in CU
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CacheWrite:
-    """Where the tokens of one forward pass go in a cache; made by ``KVCache.plan``.
+    """Where the tokens of one forward pass go in a cache; made by ``KVCache.prepare_write``.
 
     Args:
         width: Columns of the pass, S.
@@ -55,12 +54,12 @@ class KVStore(Protocol):
         """Dtype of keys and values."""
         ...
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheWrite) -> None:
+    def write(self, layer: int, keys: Tensor, values: Tensor, where: CacheWrite) -> None:
         """Store one layer's new keys and values (B, S, Hkv, D)."""
         ...
 
-    def read(self, layer: int, step: CacheWrite) -> tuple[Tensor, Tensor]:
-        """One layer's keys and values (B, Hkv, step.num_keys, D)."""
+    def read(self, layer: int, where: CacheWrite) -> tuple[Tensor, Tensor]:
+        """One layer's keys and values (B, Hkv, where.num_keys, D)."""
         ...
 
 
@@ -70,13 +69,11 @@ class KVCache:
     ``keys[layer]`` and ``values[layer]`` read as (B, Hkv, slots, D) everywhere. In memory they are laid out that way
     on a CPU, where a decoding step streams each head's keys up to the longest row. With static shapes (the default on
     other devices) the memory is (B, slots, Hkv, D), which xformers sees as one sequence (1, B*slots, Hkv, D) without
-    a copy and fused kernels read through strides; every step looks at all slots, and a decoding step does not ask the
-    device for anything. There is at least one slot more than ``max_seq_len``, where a full row that sits in a batch
-    with running ones may write its padding.
+    a copy; every pass looks at all slots, and a decoding step does not ask the device for anything. There is at least
+    one slot more than ``max_seq_len``, where a full row in a batch with running ones may write its padding.
 
     A row's slots beyond its length hold what was there before and are never attended to; ``lengths`` may be lowered
-    in place to forget the end of a row, or raised where slots were filled from outside (``lengths_changed``). The
-    tensors keep their addresses, so a captured CUDA graph stays valid.
+    in place to forget the end of a row, or raised where slots were filled from outside (``lengths_changed``).
 
     Args:
         num_layers: Number of decoder layers.
@@ -86,7 +83,7 @@ class KVCache:
         head_dim: Channels of a head, D.
         device: Where it lives.
         dtype: Of keys and values; float32 with a 16-bit model works too.
-        static_shapes: Look at all slots in every step; None means yes except on a CPU.
+        static_shapes: Look at all slots in every pass; None means yes except on a CPU.
     Shape:
         lengths: (B,) int64, tokens held by each row
     Raises:
@@ -185,7 +182,7 @@ class KVCache:
             self.lengths = self.lengths[to_device(kept, self.device)]
         self.batch_size = len(kept)
 
-    def plan(self, width: int, counts: Sequence[int] | Tensor | None = None) -> CacheWrite:
+    def prepare_write(self, width: int, counts: Sequence[int] | Tensor | None = None) -> CacheWrite:
         """Where the next ``width`` columns go. Nothing is written.
 
         With static shapes a prompt into an empty cache and a decoding step (width 1) do not wait for the device, except
@@ -224,41 +221,10 @@ class KVCache:
     def lengths_changed(self) -> None:
         """Say that ``lengths`` were raised from outside (to lower them needs no word).
 
-        With static shapes the host keeps a bound of the longest row instead of asking the device; the next step will
+        With static shapes the host keeps a bound of the longest row instead of asking the device; the next pass will
         ask.
         """
         self._longest = self.max_seq_len
-
-    def has_room(self, width: int) -> bool:
-        """Whether every row can hold ``width`` more tokens, as far as the host knows without asking the device."""
-        return self._longest + width <= self.max_seq_len
-
-    def claim(self, width: int) -> None:
-        """The host's part of a step that a CUDA graph replays: check the capacity, count the tokens.
-
-        Args:
-            width: Columns of the step, all real in every row.
-        Raises:
-            ShapeError: A row would not hold them.
-        """
-        if not self.has_room(width):
-            self.plan(width)  # asks the device; raises if it is so
-        self._longest += width
-
-    @contextmanager
-    def rehearsal(self) -> Iterator[None]:
-        """Steps inside write where nothing is held, and are not counted afterwards: for recording a CUDA graph.
-
-        Inside, a step of one column that fits does not ask the device for anything, and none takes the places of the
-        others for granted.
-        """
-        lengths, longest = self.lengths.clone(), self._longest
-        self._longest = max(1, longest)  # 0 would say that all rows start at slot 0
-        try:
-            yield
-        finally:
-            self.lengths.copy_(lengths)
-            self._longest = longest
 
     def _scatter(
         self,
@@ -268,7 +234,7 @@ class KVCache:
         ends: tuple[int, ...] | None,
         num_keys: int,
     ) -> CacheWrite:
-        """A step whose rows are written at places of their own."""
+        """A write whose rows start at different slots."""
         columns = torch.arange(width, device=self.device)
         rows = torch.arange(self.batch_size, device=self.device).repeat_interleave(width)
         slots = (self.lengths[:, None] + columns).flatten()
@@ -293,38 +259,38 @@ class KVCache:
             raise ShapeError(f"lengths: expected numbers between 0 and the {width} columns given, got {known}")
         return to_device(given, self.device), known if width > 1 or not self.static_shapes else None
 
-    def write(self, layer: int, keys: Tensor, values: Tensor, step: CacheWrite) -> None:
+    def write(self, layer: int, keys: Tensor, values: Tensor, where: CacheWrite) -> None:
         """Store one layer's new keys and values. The gradient ends here.
 
         Args:
             layer: Which decoder layer.
             keys: New keys, already rotated.
             values: New values.
-            step: From ``plan``.
+            where: From ``prepare_write``.
         Shape:
             keys, values: (B, S, Hkv, D)
         """
         for cached, new in ((self.keys[layer], keys), (self.values[layer], values)):
             new = new.detach()
-            if step.start is not None:
-                cached[:, :, step.start : step.start + step.width] = new.transpose(1, 2)
+            if where.start is not None:
+                cached[:, :, where.start : where.start + where.width] = new.transpose(1, 2)
             else:
                 new = new.flatten(0, 1)
-                new = new if step.tokens is None else new[step.tokens]
-                cached.transpose(1, 2)[step.rows, step.slots] = new.to(cached.dtype)
+                new = new if where.tokens is None else new[where.tokens]
+                cached.transpose(1, 2)[where.rows, where.slots] = new.to(cached.dtype)
 
-    def read(self, layer: int, step: CacheWrite) -> tuple[Tensor, Tensor]:
-        """Views of one layer's keys and values, as far as a step looks.
+    def read(self, layer: int, where: CacheWrite) -> tuple[Tensor, Tensor]:
+        """Views of one layer's keys and values, as far as a pass looks.
 
         Args:
             layer: Which decoder layer.
-            step: From ``plan``.
+            where: From ``prepare_write``.
         Shape:
-            return: two of (B, Hkv, step.num_keys, D)
+            return: two of (B, Hkv, where.num_keys, D)
         """
-        return self.keys[layer][:, :, : step.num_keys], self.values[layer][:, :, : step.num_keys]
+        return self.keys[layer][:, :, : where.num_keys], self.values[layer][:, :, : where.num_keys]
 
-    def advance(self, step: CacheWrite) -> None:
-        """Count the step's tokens as held, once every layer has been written."""
-        self.lengths += step.width if step.counts is None else step.counts
-        self._longest = self._longest + step.width if step.ends is None else max(step.ends)
+    def advance(self, where: CacheWrite) -> None:
+        """Count the tokens written as held, once every layer has been written."""
+        self.lengths += where.width if where.counts is None else where.counts
+        self._longest = self._longest + where.width if where.ends is None else max(where.ends)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from sphinxkit.errors import ShapeError
-from sphinxkit.llama import backends, huge_pages
+from sphinxkit.llama.accelerator import Accelerator
 from sphinxkit.llama.attention import Attention, AttentionContext
-from sphinxkit.llama.backends import AttentionPattern
-from sphinxkit.llama.cache import CacheWrite, KVCache
-from sphinxkit.llama.compiled import CompiledSteps, Layers, bucket
-from sphinxkit.llama.fused import FusedLayers
-from sphinxkit.llama.graphs import DecodeGraphs
-from sphinxkit.llama.layers import RMSNorm, SwiGLU, precompute_freqs_cis
+from sphinxkit.llama.backends.base import AttentionBackend, AttentionPattern, registry
+from sphinxkit.llama.cache import KVCache
+from sphinxkit.llama.layers import RMSNorm, SwiGLU
+from sphinxkit.llama.rope import precompute_freqs_cis
 from sphinxkit.to_device import to_device
 
 INIT_STD = 0.02  # our choice, as GPT-2's and Hugging Face's LLaMA
@@ -47,17 +45,19 @@ class LlamaBlock(nn.Module):
         self.mlp_norm = RMSNorm(embed_dim, norm_eps)
         self.mlp = SwiGLU(embed_dim, hidden_dim)
 
-    def forward(self, x: Tensor, step: AttentionContext, layer: int) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext, layer: int) -> Tensor:
         """Apply to the tokens ``x`` (B, S, D); ``layer`` is the block's number, for the cache."""
-        x = x + self.attention(self.attention_norm(x), step, layer)
+        x = x + self.attention(self.attention_norm(x), context, layer)
         out: Tensor = x + self.mlp(self.mlp_norm(x))
         return out
 
 
 class LlamaModel(nn.Module):
-    """LLaMA with free sizes, fed with embeddings so that image tokens can stand among words.
+    """LLaMA with configurable sizes, fed with embeddings so that image tokens can stand among words.
 
-    May be built under ``torch.device("meta")``: there are parameters and nothing else, no buffers.
+    May be built under ``torch.device("meta")``: there are parameters and nothing else, no buffers. ``forward`` runs the
+    modules as they are written here. ``prefill`` and ``decode``, which generate text, may be handed to an
+    ``accelerator``.
 
     Args:
         vocab_size: Tokens of the vocabulary, V.
@@ -71,8 +71,8 @@ class LlamaModel(nn.Module):
         rope_theta: Base of the rotary wavelengths.
         rope_scaling: Factor on the positions; None means 1.
         attention: ``"auto"``, ``"xformers"``, ``"sdpa"``, ``"eager"`` or another name registered in
-            ``llama.backends``. ``auto`` is xformers on CUDA in 16 bit where it works (single tokens over a cache: a
-            Triton kernel, where that works), else SDPA; a named backend that cannot run is an error at the first call.
+            ``llama.backends``. ``auto`` is xformers on CUDA in 16 bit where it works, else SDPA; a named backend that
+            cannot run is an error at the first call.
     Shape:
         embeds: (B, S, D)
         return: (B, S, V)
@@ -132,20 +132,14 @@ class LlamaModel(nn.Module):
         self.rope_theta = rope_theta
         self.rope_scaling = rope_scaling
         self.attention = attention
-        self._backend = backends.registry.build(attention)
-        self._fused: FusedLayers | None = None
-        self._graphs: DecodeGraphs | None = None
-        self._compiled: CompiledSteps | None = None
+        self.attention_backend: AttentionBackend = registry.build(attention)
+        self.accelerator: Accelerator[LlamaModel] | None = None
         self.embed_tokens = nn.Embedding(vocab_size, embed_dim)
         self.layers = nn.ModuleList(
             LlamaBlock(embed_dim, num_heads, kv_heads, self.head_dim, hidden_dim, norm_eps) for _ in range(num_layers)
         )
         self.norm = RMSNorm(embed_dim, norm_eps)
         self.lm_head = nn.Linear(embed_dim, vocab_size, bias=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which are not fused and have no graphs."""
-        return {**self.__dict__, "_fused": None, "_graphs": None, "_compiled": None}
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embeddings of token ids: (B, S) int64 -> (B, S, D)."""
@@ -165,8 +159,7 @@ class LlamaModel(nn.Module):
 
         Args:
             batch_size: Rows.
-            max_seq_len: Tokens of a row; None for the model's limit. With compiled steps it is rounded up
-                (``compiled.bucket``), so that their graphs are met again.
+            max_seq_len: Tokens of a row; None for the model's limit. An accelerator may round it up.
             num_kv_heads: Key and value heads on this device, where they are sharded; None for all.
             device: None for the parameters'.
             dtype: None for the parameters', but on a CPU at least float32: there torch's attention of one query takes
@@ -176,8 +169,8 @@ class LlamaModel(nn.Module):
         """
         capacity = self.max_seq_len if max_seq_len is None else max_seq_len
         self._check_capacity(capacity)
-        if self._compiled is not None:
-            capacity = bucket(capacity, self.max_seq_len)
+        if self.accelerator is not None:
+            capacity = self.accelerator.cache_capacity(capacity, self.max_seq_len)
         weight = self.norm.weight
         device = weight.device if device is None else torch.device(device)
         if dtype is None:
@@ -214,8 +207,6 @@ class LlamaModel(nn.Module):
         hidden = self.hidden_states(
             embeds, cache=cache, lengths=lengths, seq_lens=seq_lens, output_positions=output_positions
         )
-        if cache is not None and self._fused is not None:
-            return self._fused.project(hidden, self.lm_head)
         logits: Tensor = self.lm_head(hidden)
         return logits
 
@@ -252,12 +243,11 @@ class LlamaModel(nn.Module):
         """
         self._check_inputs(embeds, cache, lengths, seq_lens, output_positions)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            cache_step = None if cache is None else cache.plan(embeds.shape[1], lengths)
-            step = self._plan(embeds, cache, cache_step, seq_lens)
-            hidden = self._layers(embeds, step)
-            if cache is not None and cache_step is not None:
-                cache.advance(cache_step)
-            normed: Tensor = self.norm(_select(hidden, output_positions))
+            context = self.attention_context(embeds, cache=cache, lengths=lengths, seq_lens=seq_lens)
+            hidden = self.run_layers(embeds, context)
+            if cache is not None and context.cache_write is not None:
+                cache.advance(context.cache_write)
+            normed: Tensor = self.norm(select_positions(hidden, output_positions))
         return normed
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -272,86 +262,35 @@ class LlamaModel(nn.Module):
             else:
                 nn.init.ones_(parameter)
 
-    def fuse(self, *, pack: bool = False, kernels: bool = True) -> None:
-        """Prepare for fast inference: q, k, v and gate, up become one matrix product each, and layers plain functions.
-
-        State-dict names, shapes and values stay as they are, and no more memory is used; on a CPU weights (not codes)
-        move to large pages (``huge_pages.empty``). It speeds up what runs with a cache; training and passes without one
-        go through the modules as before. Call it once the weights are on their device in their dtype: moving or
-        replacing them afterwards (``to``, ``load_state_dict(assign=True)``, adapters, quantisation) undoes it, and
-        nothing else.
-
-        Args:
-            pack: On a CPU in 16 bit: also keep a copy of the layers' weights in the layout of oneDNN. It takes their
-                memory again and makes prefill 1.1 to 1.4 times as fast in its matrix products; steps of 2 to 8 tokens,
-                too, without the kernel for a few rows. The copy does not see values changed later in place.
-            kernels: Kernels of ours where they work (they are tried once); False: torch's operators. On CUDA in 16 bit
-                Triton's for norms, freqs_cis and the gate, 5 launches of a layer's step instead of 14 beside its
-                products; a single row's products do most of that themselves, 7 launches in all. On a CPU in bfloat16
-                or float32 one in C for up to 32 rows times weights, with 8 bits too (``cpu_rows``), compiled in about a
-                second when first needed, if gcc is there, for all layers or an ``lm_head`` of at least 48 MiB.
-        Raises:
-            TypeError: A linear layer is wrapped or sharded, only some are quantised, or ``pack`` does not fit.
-        """
-        self._fused = FusedLayers(list(self.layers), self.norm_eps, self.head_dim, pack=pack, kernels=kernels)
-        head = self.lm_head
-        if type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.weight.device.type == "cpu":
-            memory = huge_pages.empty(head.weight.numel(), head.weight.dtype).view(head.weight.shape)
-            head.weight.data = memory.copy_(head.weight.detach())
-
-    def unfuse(self) -> None:
-        """Undo ``fuse`` and forget recorded and compiled graphs; the weights stay where they are."""
-        self._fused = None
-        if self._graphs is not None:
-            self._graphs.clear()
-        if self._compiled is not None:
-            self._compiled.clear()
-
-    def use_cuda_graphs(self, enabled: bool = True) -> None:
-        """Let ``decode`` replay CUDA graphs. After replacing single weights by hand, call it again.
-
-        Args:
-            enabled: False goes back to launching kernel by kernel.
-        """
-        self._graphs = DecodeGraphs(self) if enabled else None
-
-    def use_compiled_steps(self, enabled: bool = True, compiler: str = "inductor") -> None:
-        """Let ``prefill`` and ``decode`` run graphs of ``torch.compile``, one for each bucket of lengths.
-
-        A graph is compiled when it is first needed, which takes seconds to minutes; lengths that change do not compile
-        it again. Caches made before the call fit too, but each capacity of theirs is a graph of its own. Where
-        ``use_cuda_graphs`` is on as well, decoding replays those. On a CPU a fused model gained nothing (4 layers of
-        1024 channels, one thread: within 5 %, float32 and bfloat16); not yet run on CUDA.
-
-        Args:
-            enabled: False goes back to running operator by operator.
-            compiler: Backend of ``torch.compile``.
-        Raises:
-            RegistryError: The compiler cannot run here (on a CPU it needs a C++ compiler), or the model's attention
-                backend cannot be traced.
-        """
-        self._compiled = CompiledSteps(self, compiler) if enabled else None
-
     @torch.no_grad()
-    def prefill(self, embeds: Tensor, cache: KVCache, lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+    def prefill(
+        self,
+        embeds: Tensor,
+        cache: KVCache,
+        lengths: Sequence[int] | Tensor | None = None,
+        *,
+        all_positions: bool = False,
+    ) -> Tensor:
         """Read prompts: ``forward`` into a cache, for the logits of each row's last token alone.
 
         Args:
             embeds: Prompts, padded on the right.
             cache: What came before; holds the prompts afterwards.
             lengths: How many columns of each row are real; None: all.
+            all_positions: Give the logits of every column, as a drafted answer wants them.
         Shape:
             embeds: (B, S, D)
-            return: (B, 1, V)
+            return: (B, 1, V); with ``all_positions`` (B, S, V)
         Raises:
             ShapeError: As ``hidden_states``.
             RegistryError: As ``hidden_states``.
         """
-        if self._compiled is not None:
+        if self.accelerator is not None:
             self._check_inputs(embeds, cache, lengths, None, None)
-            return self._compiled.prefill(embeds, cache, lengths)
-        last = slice(-1, None) if lengths is None else torch.as_tensor(lengths) - 1
-        logits: Tensor = self(embeds, cache=cache, lengths=lengths, output_positions=last)
+            return self.accelerator.prefill(self, embeds, cache, lengths, all_positions)
+        logits: Tensor = self(
+            embeds, cache=cache, lengths=lengths, output_positions=None if all_positions else last_positions(lengths)
+        )
         return logits
 
     @torch.no_grad()
@@ -365,66 +304,83 @@ class LlamaModel(nn.Module):
             token_ids: (B, 1)
             return: (B, 1, V)
         Raises:
-            ShapeError: As ``hidden_states``.
+            ShapeError: The ids are not (B, 1) for the cache's rows; or as ``hidden_states``.
             RegistryError: As ``hidden_states``.
         """
-        if self._graphs is not None:
-            return self._graphs(token_ids, cache)
-        if self._compiled is not None:
-            self._check_cache(cache, len(token_ids))
-            return self._compiled.decode(token_ids, cache)
+        if token_ids.ndim != 2 or token_ids.shape[1] != 1:
+            raise ShapeError(f"LLaMA: expected token ids ({cache.batch_size}, 1), got {tuple(token_ids.shape)}")
+        self._check_cache(cache, len(token_ids))
+        if self.accelerator is not None:
+            return self.accelerator.decode(self, token_ids, cache)
         logits: Tensor = self(self.embed(token_ids), cache=cache)
         return logits
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LlamaModel:
-        self.unfuse()
-        return cast(LlamaModel, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+    def run_layers(self, hidden: Tensor, context: AttentionContext) -> Tensor:
+        """All decoder layers, one after the other.
 
-    def cached_layers(self) -> Layers:
-        """All decoder layers as one function, for passes with a cache: ``FusedLayers`` where they are fused."""
-        if self._fused is not None:
-            if self._fused.is_current():
-                return self._fused
-            self._fused = None
-        return self._through_modules
-
-    def _layers(self, hidden: Tensor, step: AttentionContext) -> Tensor:
-        """All decoder layers."""
-        layers = self._through_modules if step.cache is None else self.cached_layers()
-        return layers(hidden, step)
-
-    def _through_modules(self, hidden: Tensor, step: AttentionContext) -> Tensor:
+        Args:
+            hidden: Embeddings.
+            context: From ``attention_context``.
+        Shape:
+            hidden: (B, S, D)
+            return: (B, S, D)
+        """
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, step, index)
+            hidden = layer(hidden, context, index)
         return hidden
 
-    def _plan(
-        self, embeds: Tensor, cache: KVCache | None, cache_step: CacheWrite | None, seq_lens: Sequence[int] | None
+    def attention_context(
+        self,
+        embeds: Tensor,
+        *,
+        cache: KVCache | None = None,
+        lengths: Sequence[int] | Tensor | None = None,
+        seq_lens: Sequence[int] | None = None,
+        backend: AttentionBackend | None = None,
     ) -> AttentionContext:
-        """All that the layers share: positions, pattern, and what the backend makes of them."""
+        """All that the layers share in a pass: positions, pattern, and what the attention backend makes of them.
+
+        Args:
+            embeds: As in ``hidden_states``.
+            cache: As in ``hidden_states``; nothing is written yet.
+            lengths: As in ``hidden_states``.
+            seq_lens: As in ``hidden_states``.
+            backend: In place of the model's own.
+        Shape:
+            embeds: (B, S, D)
+        Raises:
+            ShapeError: A row of the cache would not hold its tokens.
+            RegistryError: The backend cannot run on this device.
+        """
         batch_size, width = embeds.shape[:2]
+        write = None if cache is None else cache.prepare_write(width, lengths)
         columns = torch.arange(width, device=embeds.device)
         if seq_lens is not None:
             columns = torch.cat([columns[:length] for length in seq_lens])
-        positions = columns[None] if cache_step is None else cache_step.starts[:, None] + columns
-        reads_cache = cache_step is not None and cache_step.start != 0
+        positions = columns[None] if write is None else write.starts[:, None] + columns
+        reads_cache = write is not None and write.start != 0
         pattern = AttentionPattern(
             batch_size,
             width,
             embeds.device,
             seq_lens=None if seq_lens is None else tuple(seq_lens),
-            step=cache_step if reads_cache else None,
+            write=write if reads_cache else None,
         )
         dtype = cache.dtype if cache is not None and reads_cache else _compute_dtype(embeds)
-        backend = self._backend.resolve(embeds.device, dtype, self.head_dim)
+        backend = (backend or self.attention_backend).resolve(embeds.device, dtype, self.head_dim)
         return AttentionContext(
             freqs_cis=precompute_freqs_cis(positions, self.head_dim, self.rope_theta, self.rope_scaling),
             pattern=pattern,
             backend=backend,
             state=backend.prepare(pattern, dtype),
             cache=cache,
-            cache_step=cache_step,
+            cache_write=write,
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LlamaModel:
+        if self.accelerator is not None:
+            self.accelerator.reset()
+        return cast(LlamaModel, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def _check_capacity(self, capacity: int) -> None:
         if capacity > self.max_seq_len:
@@ -469,9 +425,7 @@ class LlamaModel(nn.Module):
                 f"LLaMA: output_positions must be ({batch_size},) or ({batch_size}, R), "
                 f"got {tuple(output_positions.shape)}"
             )
-        if (
-            isinstance(output_positions, Tensor) and output_positions.device.type == "cpu"
-        ):  # elsewhere it would cost a wait
+        if isinstance(output_positions, Tensor) and output_positions.device.type == "cpu":  # elsewhere it would wait
             outside = output_positions[(output_positions < -width) | (output_positions >= width)].tolist()
             if outside:
                 raise ShapeError(f"LLaMA: output_positions {outside} lie outside of the {width} positions given")
@@ -495,8 +449,21 @@ def _compute_dtype(embeds: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if is_enabled else embeds.dtype
 
 
-def _select(hidden: Tensor, output_positions: Tensor | slice | None) -> Tensor:
-    """The positions whose logits are wanted: (B, S, D) -> (B, R, D)."""
+def last_positions(lengths: Sequence[int] | Tensor | None) -> Tensor | slice:
+    """Each row's last real column, as ``output_positions``; ``lengths`` are the real columns of each row, or None."""
+    return slice(-1, None) if lengths is None else torch.as_tensor(lengths) - 1
+
+
+def select_positions(hidden: Tensor, output_positions: Tensor | slice | None) -> Tensor:
+    """The positions whose logits are wanted.
+
+    Args:
+        hidden: What the layers gave.
+        output_positions: As in ``LlamaModel.hidden_states``.
+    Shape:
+        hidden: (B, S, D)
+        return: (B, R, D)
+    """
     if output_positions is None:
         return hidden
     if isinstance(output_positions, slice):

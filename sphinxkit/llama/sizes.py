@@ -1,8 +1,9 @@
-"""LLaMA in the sizes that SPHINX uses, and with free numbers."""
+"""LLaMA in the sizes that SPHINX uses, and with configurable numbers."""
 
 from __future__ import annotations
 
 from sphinxkit.errors import ShapeError
+from sphinxkit.llama.base import registry
 from sphinxkit.llama.model import LlamaModel
 
 
@@ -27,6 +28,7 @@ def ffn_hidden_dim(dim: int, multiple_of: int = 256, ffn_dim_multiplier: float |
     return -(-hidden // multiple_of) * multiple_of
 
 
+@registry.register("llama")
 def llama(
     *,
     embed_dim: int,
@@ -43,7 +45,7 @@ def llama(
     rope_scaling: float | None = None,
     attention: str = "auto",
 ) -> LlamaModel:
-    """A LLaMA with free numbers; see ``LlamaModel`` for their meaning.
+    """A LLaMA with configurable numbers; see ``LlamaModel`` for their meaning.
 
     Args:
         embed_dim: Width of a token.
@@ -81,6 +83,7 @@ def llama(
     )
 
 
+@registry.register("llama2_7b")
 def llama2_7b(
     *,
     embed_dim: int = 4096,
@@ -102,6 +105,7 @@ def llama2_7b(
     return llama(**locals())
 
 
+@registry.register("llama2_13b")
 def llama2_13b(
     *,
     embed_dim: int = 5120,
@@ -123,6 +127,7 @@ def llama2_13b(
     return llama(**locals())
 
 
+@registry.register("tinyllama_1b")
 def tinyllama_1b(
     *,
     embed_dim: int = 2048,

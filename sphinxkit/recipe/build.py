@@ -25,7 +25,7 @@ Place = Callable[[Callable[[], Any]], Any]
 def build(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     tokenizer: Tokenizer | None = None,
 ) -> SphinxModel:
     """Build a model from a recipe, with random weights.
@@ -33,7 +33,7 @@ def build(
     Args:
         recipe: A shipped name ("sphinx_1k_13b"), a path, a dict or a Recipe, of kind ``model``.
         device: "meta" builds the structure without memory.
-        dtype: Of every parameter.
+        dtype: Of every parameter; a name such as "bfloat16" will do.
         tokenizer: Overrides the recipe's own.
 
     Raises:
@@ -87,21 +87,22 @@ _FILLS = frozenset({"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", 
 """What constructors and ``torch.nn.init`` change weights by, in place."""
 
 
-def check_place(device: str | torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
-    """A device that exists and a floating dtype.
+def check_place(device: str | torch.device, dtype: torch.dtype | str) -> tuple[torch.device, torch.dtype]:
+    """A device that exists and a floating dtype, which may be given by name.
 
     Raises:
         DataError: One of them is not; the message says what came.
     """
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise DataError(f"dtype: expected a floating torch dtype such as torch.bfloat16, got {dtype!r}")
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise DataError(f"dtype: expected a floating torch dtype such as torch.bfloat16 or its name, got {dtype!r}")
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise DataError(f"device: expected cpu, cuda, cuda:N or meta, got {device!r}") from error
     if found.type == "cuda" and not torch.cuda.is_available():
         raise DataError(f"device {device!r}: this machine has no CUDA device that torch {torch.__version__} can use")
-    return found, dtype
+    return found, named
 
 
 def _model_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:

@@ -20,11 +20,12 @@ def load(
     path_or_hub_id: str | Path,
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     *,
     verify: bool = True,
     replicas: Literal["equal", "first"] = "equal",
     llama_type: str | None = None,
+    accelerate: Literal["auto", "compile"] | None = "auto",
 ) -> SphinxModel:
     """Load a model: a sphinxkit directory, or a released SPHINX, Meta or HF Llama one.
 
@@ -34,17 +35,21 @@ def load(
         path_or_hub_id: A directory, or ``hf://org/repo``.
         recipe: Overrides what the directory says about the model's structure.
         device: Where the weights go.
-        dtype: Of every parameter.
+        dtype: Of every parameter; a name such as "bfloat16" will do.
         verify: Whether to compare the checksums that the files carry, in a second thread beside the loading: the
             SHA-256 of each file of sphinxkit's own directories, the CRC-32 of each record of torch files. Hugging
             Face's safetensors carry none.
         replicas: What to do where shards differ in a tensor that each holds whole: "equal" refuses, "first" takes the
             first shard's.
         llama_type: The type of a released directory without ``meta.json``.
+        accelerate: How text is generated, see ``SphinxModel.accelerate``: "auto" prepares fused layers when the first
+            text is generated, "compile" adds ``torch.compile``, None is the plain model.
 
     Raises:
         CheckpointError: Files, keys, shapes or the tokenizer do not fit; one error lists every fault.
         RecipeError: The recipe is not valid.
+        DataError: The device, the dtype or ``accelerate`` is not one that there is.
+        RegistryError: "compile" cannot run here.
     """
     device, dtype = check_place(device, dtype)
     path = checkpoint.resolve(path_or_hub_id)
@@ -55,4 +60,5 @@ def load(
         model.tokenizer = tokenizer or model.tokenizer  # the reader has checked its size
         with source.verifying() if verify else nullcontext():
             checkpoint.load_into(model, source, device=device, dtype=dtype)
+    model.accelerate(accelerate)
     return model.eval()

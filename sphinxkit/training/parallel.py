@@ -221,6 +221,14 @@ def _need_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
         output.requires_grad_(True)
 
 
+def _attend_in_blocks(llm: LlamaModel) -> None:
+    """Where the recipe leaves the choice to us: the backward pass of torch's attention is slow on a CPU in bfloat16."""
+    if llm.attention == "auto":
+        from sphinxkit.acceleration import BlockedAttention
+
+        llm.attention_backend = BlockedAttention()
+
+
 def parallelize(root: nn.Module, llm: LlamaModel, world: World, plan: TrainPlan) -> None:
     """Share matrices and weights among the processes and prepare the layers, in place.
 
@@ -243,6 +251,7 @@ def parallelize(root: nn.Module, llm: LlamaModel, world: World, plan: TrainPlan)
         if plan.activation_checkpointing:
             checkpoint_layer(layer)
     if world.device.type == "cpu" and plan.dtype == "bfloat16":
+        _attend_in_blocks(llm)
         for encoder in root.modules():
             if isinstance(encoder, Encoder) and encoder.trainable:
                 _attend_plainly(encoder)

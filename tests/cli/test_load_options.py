@@ -8,10 +8,11 @@ import torch
 from typer.testing import CliRunner
 
 from sphinxkit import checkpoint
+from sphinxkit.acceleration import FusedAccelerator, QuantizedLinear
 from sphinxkit.cli import app
-from sphinxkit.cli.options import speed_up
+from sphinxkit.cli.options import LoadOptions, quantize_model
 from sphinxkit.errors import CheckpointError, DataError
-from sphinxkit.llama import LlamaModel, QuantizedLinear, llama
+from sphinxkit.llama import LlamaModel, llama
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tensor_files.torch_zip import zip_checks
 
@@ -77,9 +78,8 @@ def test_checksums_unless_told_otherwise(folder: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--bits", "3"), "--bits 3: expected 8 or 4"),
-        (("--graphs", "all"), "--graphs 'all': expected one of none, cuda, compile"),
-        (("--graphs", "cuda"), "--graphs cuda: expected a CUDA device, got cpu"),
-        (("--graphs", "compile", "--bits", "8"), "quantised weights are not compiled; expected one of the two"),
+        (("--accelerate", "all"), "--accelerate 'all': expected one of auto, compile, none"),
+        (("--accelerate", "compile", "--bits", "8"), "on a CPU quantised weights are not compiled; expected one of"),
     ],
 )
 def test_what_cannot_be_sped_up_is_refused(options: tuple[str, ...], message: str) -> None:
@@ -91,23 +91,22 @@ def tiny_llama() -> LlamaModel:
     return llama(vocab_size=32, embed_dim=64, num_layers=1, num_heads=4, hidden_dim=128, max_seq_len=128)
 
 
-@pytest.mark.parametrize("bits", [None, 8, 4])
-def test_bits_quantise(bits: int | None) -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_bits_quantise(bits: int) -> None:
     model = SphinxModel(tiny_llama())
-    speed_up(model, bits, "none")
-    kinds = {type(module) for module in model.llm.modules()}
-    assert (QuantizedLinear in kinds) == (bits is not None)
+    quantize_model(model, bits)
+    assert QuantizedLinear in {type(module) for module in model.llm.modules()}
 
 
-def test_compiled_graphs_are_turned_on() -> None:
-    model = SphinxModel(tiny_llama())
-    assert model.llm.make_cache(1, 70).max_seq_len == 70
-    speed_up(model, None, "compile")
-    assert model.llm.make_cache(1, 70).max_seq_len == 96  # a bucket's
-
-
-def test_another_language_model_has_its_own_ways() -> None:
+def test_another_language_model_is_not_quantised() -> None:
     model = SphinxModel(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
-    speed_up(model, None, "none")
-    with pytest.raises(DataError, match="expected sphinxkit's LLaMA, got Linear"):
-        speed_up(model, 8, "none")
+    with pytest.raises(DataError, match="--bits: expected sphinxkit's LLaMA, got Linear"):
+        quantize_model(model, 8)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("auto", FusedAccelerator), ("none", type(None))])
+def test_how_text_is_generated(golden: Path, mode: str, kind: type) -> None:
+    loading = LoadOptions(device="cpu", dtype="float32", accelerate=mode, bits=8)
+    model = loading.load(str(golden / "llama_ens_light"))
+    assert type(model.llm.accelerator) is kind
+    assert model.generate("a", max_new_tokens=2)

@@ -35,8 +35,9 @@ class ScriptedLlm:
     def decode(self, token_ids: Tensor, cache: KVCache) -> Tensor:
         return self(self.embed(token_ids), cache=cache)
 
-    def prefill(self, embeds: Tensor, cache: KVCache, lengths: Tensor) -> Tensor:
-        return self(embeds, cache=cache, lengths=lengths, output_positions=lengths - 1)
+    def prefill(self, embeds: Tensor, cache: KVCache, lengths: Tensor | None, *, all_positions: bool = False) -> Tensor:
+        positions = None if all_positions or lengths is None else lengths - 1
+        return self(embeds, cache=cache, lengths=lengths, output_positions=positions)
 
     def choose(self, script: int, position: int) -> Tensor:
         logits = torch.zeros(self.vocab_size)
@@ -47,7 +48,7 @@ class ScriptedLlm:
     def __call__(self, embeds: Tensor, *, cache: KVCache, lengths=None, output_positions=None) -> Tensor:
         batch_size, width = embeds.shape[:2]
         self.passes.append((batch_size, width))
-        step = cache.plan(width, lengths)
+        step = cache.prepare_write(width, lengths)
         is_prompt = output_positions is not None
         starts = cache.lengths.tolist()
         if is_prompt:

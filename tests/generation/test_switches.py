@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 import sphinxkit
+from sphinxkit.acceleration import CompiledAccelerator, FusedAccelerator, fused
+from sphinxkit.acceleration.compiled import compiler_fault
+from sphinxkit.acceleration.cpu.gemv import find_compiler
+from sphinxkit.acceleration.cpu.probe import find_gemv
 from sphinxkit.evaluation.parity import GoldenData
 from sphinxkit.generation import ContinuousBatch, Decoder, Sampling
-from sphinxkit.llama import DecodeGraphs, LlamaModel, cpu_rows, fused
-from sphinxkit.llama.kernels import find_rows
+from sphinxkit.llama import LlamaModel, backends
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tokenizer import Tokenizer
 
@@ -62,19 +65,20 @@ def llm(
 ) -> Iterator[LlamaModel]:
     """The language model in one of its forms."""
     model = asked[0].llm
-    backend = model._backend
+    backend = model.attention_backend
+    model.accelerator = None
     if request.param.startswith("fused"):
         if "kernel" in request.param:
-            if cpu_rows.find_compiler() is None:
+            if find_compiler() is None:
                 pytest.skip("there is no C compiler")
-            assert find_rows(model.norm.weight.dtype, coded=False) is not None
+            assert find_gemv(model.norm.weight.dtype, coded=False) is not None
             monkeypatch.setattr(fused, "COMPILE_BYTES", 0)
-        model.fuse()
+        model.accelerator = FusedAccelerator(use_gemv="kernel" in request.param)
     elif request.param == "eager attention":
-        model._backend = sphinxkit.llama.backends.registry.build("eager")
+        model.attention_backend = backends.registry.build("eager")
     yield model
-    model.unfuse()
-    model._backend = backend
+    model.accelerator = None
+    model.attention_backend = backend
 
 
 def use_caches(llm: LlamaModel, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
@@ -177,60 +181,34 @@ def test_golden_tokens_with_every_switch(
 
 
 @pytest.mark.parametrize("asked", [CROSSED], indirect=True)
-def test_golden_tokens_with_replayed_steps(
-    asked: tuple[SphinxModel, list[Question]], llm: LlamaModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The path of CUDA graphs, with a stand-in that runs the recorded step instead of replaying it."""
-    model, questions = asked
-    replayed = []
-
-    def record(step):
-        def replay() -> Tensor:
-            replayed.append(1)
-            return step()
-
-        return replay
-
-    use_caches(llm, monkeypatch, static_shapes=True)
-    monkeypatch.setattr(llm, "_graphs", DecodeGraphs(llm, record))
-    for way in WAYS.values():
-        assert way(llm, model.require_tokenizer(), questions, None) == [question.expected for question in questions]
-    assert replayed
-
-
-@pytest.mark.parametrize("is_fused", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("asked", [CROSSED], indirect=True)
-def test_golden_tokens_with_compiled_steps(asked: tuple[SphinxModel, list[Question]], is_fused: bool) -> None:
+def test_golden_tokens_with_compiled_steps(asked: tuple[SphinxModel, list[Question]]) -> None:
     """Traced and guarded as ever, but run operator by operator: that code can be made of it is tested elsewhere."""
     model, questions = asked
     llm, expected = model.llm, [question.expected for question in questions]
-    if is_fused:
-        llm.fuse()
-    llm.use_compiled_steps(compiler="eager")
+    llm.accelerator = CompiledAccelerator("eager")
     try:
         for way in WAYS.values():
             assert way(llm, model.require_tokenizer(), questions, None) == expected
         assert all_at_once(llm, model.require_tokenizer(), questions, 4) == expected
+        assert llm.accelerator.num_graphs
     finally:
-        llm.use_compiled_steps(False)
-        llm.unfuse()
+        llm.accelerator = None
         torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [CROSSED], indirect=True)
 def test_golden_tokens_from_compiled_code(asked: tuple[SphinxModel, list[Question]]) -> None:
     model, questions = asked
-    fault = sphinxkit.llama.compiled.compiler_fault(model.device)
+    fault = compiler_fault(model.device)
     if fault is not None:
         pytest.skip(fault)
-    model.llm.fuse()
-    model.llm.use_compiled_steps()
+    model.accelerate("compile")
     try:
         answers = WAYS["one by one"](model.llm, model.require_tokenizer(), questions[:2], None)
         assert answers == [question.expected for question in questions[:2]]
     finally:
-        model.llm.use_compiled_steps(False)
-        model.llm.unfuse()
+        model.accelerate(None)
         torch.compiler.reset()
 
 

@@ -65,7 +65,7 @@ def test_the_first_step_into_a_cache_leaves_turned_keys_there(attention: Attenti
     x = torch.randn(1, 3, 24, generator=torch.Generator().manual_seed(1))
     plain = step_for(x, 4)
     cache = KVCache(2, 1, 8, 2, 4)
-    step = AttentionContext(plain.freqs_cis, plain.pattern, plain.backend, plain.state, cache, cache.plan(3))
+    step = AttentionContext(plain.freqs_cis, plain.pattern, plain.backend, plain.state, cache, cache.prepare_write(3))
     attention(x, step, 1)
     expected = attention.k_proj(x).view(1, 3, 2, 4).transpose(1, 2)
     assert torch.equal(cache.keys[1][:, :, 0], expected[:, :, 0])  # position 0 is not turned

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sphinxkit.errors import RegistryError
 from sphinxkit.llama import AttentionBackend, AttentionPattern, KVCache, backends
+from sphinxkit.llama.backends import xformers
 
 FP32_TOLERANCE = 3e-6  # float32 sums of at most a few dozen products of numbers of order 1
 # 16-bit inputs are exact in the oracle; weights and the result are rounded to 8 bits: 2^-9 of values below 4, twice
@@ -152,7 +152,7 @@ def cached_case(
         if not any(numbers):
             told.append((k, v))
             continue
-        step = cache.plan(max(numbers), numbers if give_counts or seed == 10 else None)
+        step = cache.prepare_write(max(numbers), numbers if give_counts or seed == 10 else None)
         cache.write(0, k, v, step)
         told.append((k, v))
         if seed == 10:
@@ -167,7 +167,7 @@ def cached_case(
                 for old, new in ((old_k, new_k), (old_v, new_v))
             )
             real.append((row, index, keys, values))
-    pattern = AttentionPattern(batch, width, q.device, step=step)
+    pattern = AttentionPattern(batch, width, q.device, write=step)
     return Case(pattern, q.transpose(1, 2), *cache.read(0, step), real)
 
 
@@ -264,42 +264,13 @@ def test_auto_takes_xformers_where_a_probe_works_and_sdpa_elsewhere(monkeypatch:
     auto = backends.registry.build("auto")
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
     assert auto.resolve(cpu, torch.bfloat16, 64).name == "sdpa"
-    monkeypatch.setattr(backends, "_probe_xformers", lambda *_: None)
+    monkeypatch.setattr(xformers, "_probe_xformers", lambda *_: None)
     assert auto.resolve(cuda, torch.bfloat16, 64).name == "xformers"
     assert auto.resolve(cuda, torch.float32, 64).name == "sdpa"
-    monkeypatch.setattr(backends, "_probe_xformers", lambda *_: "it is broken")
+    monkeypatch.setattr(xformers, "_probe_xformers", lambda *_: "it is broken")
     assert auto.resolve(cuda, torch.bfloat16, 64).name == "sdpa"
     with pytest.raises(RegistryError, match="it is broken"):
         backends.registry.build("xformers").resolve(cuda, torch.bfloat16, 64)
-
-
-def test_auto_gives_single_tokens_to_the_kernel_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-
-    class Kernels:
-        def attend_token(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
-            asked.append(starts)
-            seen = torch.arange(k.shape[2]) <= starts[:, None, None, None]
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
-
-    monkeypatch.setattr(backends, "find_kernels", lambda device, kind: Kernels() if kind == "token" else None)
-    monkeypatch.setattr(backends, "_probe_xformers", lambda *_: "it is broken")
-    auto, cuda = backends.registry.build("auto"), torch.device("cuda", 0)
-    for where in ((torch.device("cpu"), torch.bfloat16), (cuda, torch.float32)):
-        assert type(auto.resolve(*where, 64)) is type(make("sdpa"))
-    backend = auto.resolve(cuda, torch.bfloat16, 64)
-    assert backend.name == "sdpa"
-    cached_case([4, 1, 9], [1, 1, 1], give_counts=False).check(backend, FP32_TOLERANCE)
-    cached_case([4, 4], [1, 1]).check(backend, FP32_TOLERANCE)
-    assert len(asked) == 2
-    fresh_case(None).check(backend, FP32_TOLERANCE)
-    fresh_case([3, 1, 5]).check(backend, FP32_TOLERANCE)
-    fresh_case(None, batch=1, width=1).check(backend, FP32_TOLERANCE)
-    cached_case([4, 1], [3, 3], give_counts=False).check(backend, FP32_TOLERANCE)
-    assert len(asked) == 2
-    monkeypatch.setattr(backends, "find_kernels", lambda device, kind: None)
-    cached_case([4, 1, 9], [1, 1, 1], give_counts=False).check(backend, FP32_TOLERANCE)
-    assert len(asked) == 2
 
 
 def test_auto_attends_by_itself() -> None:
@@ -309,14 +280,14 @@ def test_auto_attends_by_itself() -> None:
 class TestProbe:
     @pytest.fixture(autouse=True)
     def no_memory(self) -> Iterator[None]:
-        backends._probe_xformers.cache_clear()
+        xformers._probe_xformers.cache_clear()
         yield
-        backends._probe_xformers.cache_clear()
+        xformers._probe_xformers.cache_clear()
 
     def probe(self, monkeypatch: pytest.MonkeyPatch, fmha: Any) -> str | None:
-        loaded = backends._XFormers(fmha, ("set the flag",))
-        monkeypatch.setattr(backends, "_load_xformers", lambda: loaded)
-        return backends._probe_xformers(torch.device("cpu"), torch.float32, 16)
+        loaded = xformers._XFormers(fmha, ("set the flag",))
+        monkeypatch.setattr(xformers, "_load_xformers", lambda: loaded)
+        return xformers._probe_xformers(torch.device("cpu"), torch.float32, 16)
 
     def test_right_numbers_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         fmha = StandIn()
@@ -349,8 +320,8 @@ class TestProbe:
         def missing() -> None:
             raise ModuleNotFoundError("No module named 'xformers'")
 
-        monkeypatch.setattr(backends, "_load_xformers", missing)
-        fault = backends._probe_xformers(torch.device("cpu"), torch.float32, 16)
+        monkeypatch.setattr(xformers, "_load_xformers", missing)
+        fault = xformers._probe_xformers(torch.device("cpu"), torch.float32, 16)
         assert fault == "importing xformers failed: No module named 'xformers'"
 
 
@@ -370,8 +341,8 @@ class TestWorkAround:
     def test_the_flag_is_set_where_the_extension_did_not_load(
         self, common: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(backends, "_cuda_runtime_12", lambda: None)
-        loaded = backends._load_xformers.__wrapped__()
+        monkeypatch.setattr(xformers, "_cuda_runtime_12", lambda: None)
+        loaded = xformers._load_xformers.__wrapped__()
         assert common._built_with_cuda is True
         assert loaded.fmha.common is common
         assert loaded.tried == (
@@ -384,15 +355,15 @@ class TestWorkAround:
     def test_nothing_is_touched_where_it_did_load(self, common: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.version, "cuda", "12.8")
         monkeypatch.setattr(common, "_built_with_cuda", True)
-        assert backends._load_xformers.__wrapped__().tried == ("imported xformers.ops.fmha",)
+        assert xformers._load_xformers.__wrapped__().tried == ("imported xformers.ops.fmha",)
 
     def test_the_runtime_is_loaded_before_xformers_for_everyone_to_see(
         self, common: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[tuple[str, int]] = []
-        monkeypatch.setattr(backends, "_cuda_runtime_12", lambda: Path("/somewhere/libcudart.so.12"))
+        monkeypatch.setattr(xformers, "_cuda_runtime_12", lambda: Path("/somewhere/libcudart.so.12"))
         monkeypatch.setattr(ctypes, "CDLL", lambda path, mode: calls.append((path, mode)))
-        assert backends._load_xformers.__wrapped__().tried[0] == "loaded libcudart.so.12 before xformers"
+        assert xformers._load_xformers.__wrapped__().tried[0] == "loaded libcudart.so.12 before xformers"
         assert calls == [("/somewhere/libcudart.so.12", ctypes.RTLD_GLOBAL)]
 
     def test_a_runtime_that_does_not_load_is_reported(
@@ -400,25 +371,25 @@ class TestWorkAround:
     ) -> None:
         broken = tmp_path / "libcudart.so.12"
         broken.write_text("not a library")
-        monkeypatch.setattr(backends, "_cuda_runtime_12", lambda: broken)
-        assert backends._load_xformers.__wrapped__().tried[0].startswith(f"loading {broken} failed: ")
+        monkeypatch.setattr(xformers, "_cuda_runtime_12", lambda: broken)
+        assert xformers._load_xformers.__wrapped__().tried[0].startswith(f"loading {broken} failed: ")
 
     def test_the_runtime_is_looked_for_in_its_package(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         library = tmp_path / "lib" / "libcudart.so.12"
         spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "nvidia.cuda_runtime" else None)
-        assert backends._cuda_runtime_12() is None
+        assert xformers._cuda_runtime_12() is None
         library.parent.mkdir()
         library.write_text("")
-        assert backends._cuda_runtime_12() == library
+        assert xformers._cuda_runtime_12() == library
         monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-        assert backends._cuda_runtime_12() is None
+        assert xformers._cuda_runtime_12() is None
 
         def no_parent(_: str) -> None:
             raise ModuleNotFoundError("No module named 'nvidia'")
 
         monkeypatch.setattr(importlib.util, "find_spec", no_parent)
-        assert backends._cuda_runtime_12() is None
+        assert xformers._cuda_runtime_12() is None
 
 
 @pytest.mark.gpu
@@ -467,13 +438,13 @@ class TestCUDA:
         backend = make("xformers").resolve(torch.device("cuda"), torch.bfloat16, HEAD_DIM)
         cached_case([4, 1], [1, 1], dtype=torch.bfloat16, device="cuda").check(backend, BF16_TOLERANCE)  # warm
         cache = KVCache(1, 2, 13, KV_HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
-        cache.advance(cache.plan(3))
+        cache.advance(cache.prepare_write(3))
         q = draw(2, 1, HEADS, seed=0, dtype=torch.bfloat16, device="cuda").transpose(1, 2)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            step = cache.plan(1)
-            pattern = AttentionPattern(2, 1, q.device, step=step)
+            step = cache.prepare_write(1)
+            pattern = AttentionPattern(2, 1, q.device, write=step)
             backend.attend(q, *cache.read(0, step), pattern, backend.prepare(pattern, torch.bfloat16))
             cache.advance(step)
         finally:

@@ -11,7 +11,7 @@ def filled(lengths: list[int], *, static: bool, capacity: int = 6, width: int | 
     """A cache of one layer whose slot j of row i holds 10 * i + j."""
     cache = KVCache(1, len(lengths), capacity, 2, 4, static_shapes=static)
     width = max(lengths) if width is None else width
-    step = cache.plan(width, lengths)
+    step = cache.prepare_write(width, lengths)
     numbers = 10.0 * torch.arange(len(lengths))[:, None] + torch.arange(width)
     tokens = numbers[:, :, None, None].expand(-1, -1, 2, 4)
     cache.write(0, tokens, -tokens, step)
@@ -32,12 +32,12 @@ def test_rows_of_different_lengths_are_kept_apart(static: bool) -> None:
     cache = filled([3, 1, 0], static=static)
     assert cache.lengths.tolist() == [3, 1, 0]
     assert [held(cache, row) for row in range(3)] == [[0, 1, 2], [10], []]
-    step = cache.plan(2, [1, 2, 2])
+    step = cache.prepare_write(2, [1, 2, 2])
     new = torch.tensor([[3, 99], [11, 12], [20, 21]], dtype=torch.float32)[:, :, None, None].expand(-1, -1, 2, 4)
     cache.write(0, new, -new, step)
     cache.advance(step)
     assert [held(cache, row) for row in range(3)] == [[0, 1, 2, 3], [10, 11, 12], [20, 21]]
-    step = cache.plan(1)
+    step = cache.prepare_write(1)
     new = torch.tensor([4.0, 13.0, 22.0])[:, None, None, None].expand(-1, -1, 2, 4)
     cache.write(0, new, -new, step)
     cache.advance(step)
@@ -58,9 +58,9 @@ def test_every_layout_reads_the_same_and_xformers_needs_no_copy(static: bool) ->
 
 
 def test_a_step_looks_no_further_than_the_longest_row_unless_shapes_are_static() -> None:
-    assert filled([3, 1], static=False).plan(1).num_keys == 4
-    assert filled([3, 1], static=True).plan(1).num_keys == 8
-    assert filled([0, 0], static=False, width=2).plan(1, [0, 0]).num_keys == 1
+    assert filled([3, 1], static=False).prepare_write(1).num_keys == 4
+    assert filled([3, 1], static=True).prepare_write(1).num_keys == 8
+    assert filled([0, 0], static=False, width=2).prepare_write(1, [0, 0]).num_keys == 1
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -68,7 +68,7 @@ def test_a_step_looks_no_further_than_the_longest_row_unless_shapes_are_static()
 def test_a_full_row_may_sit_beside_a_running_one(static: bool, capacity: int) -> None:
     cache = filled([capacity, 2], static=static, capacity=capacity)
     for expected in (3, 4):
-        step = cache.plan(1, [0, 1])
+        step = cache.prepare_write(1, [0, 1])
         tokens = torch.full((2, 1, 2, 4), 10.0 + expected - 1)
         cache.write(0, tokens, -tokens, step)
         cache.advance(step)
@@ -80,13 +80,13 @@ def test_a_full_row_may_sit_beside_a_running_one(static: bool, capacity: int) ->
 @pytest.mark.parametrize("static", [False, True])
 def test_padding_may_stick_out_of_the_cache(static: bool) -> None:
     level = filled([5, 5], static=static)
-    step = level.plan(6, [1, 0])
+    step = level.prepare_write(6, [1, 0])
     tokens = torch.arange(5.0, 11.0)[:, None, None].expand(2, -1, 2, 4)
     level.write(0, tokens, -tokens, step)
     level.advance(step)
     assert [held(level, row) for row in range(2)] == [[0, 1, 2, 3, 4, 5], [10, 11, 12, 13, 14]]
     cache = filled([5, 1], static=static)
-    step = cache.plan(5, [1, 5])
+    step = cache.prepare_write(5, [1, 5])
     tokens = torch.arange(5.0, 15.0).view(2, 5)[:, :, None, None].expand(-1, -1, 2, 4)
     cache.write(0, tokens, -tokens, step)
     cache.advance(step)
@@ -99,12 +99,12 @@ def test_overflow_is_refused_before_anything_is_written(static: bool) -> None:
     cache = filled([3, 6], static=static)
     before = cache.keys[0].clone()
     with pytest.raises(ShapeError, match="row 1 holds 6 tokens and 1 more make 7, but its capacity is 6"):
-        cache.plan(1)
+        cache.prepare_write(1)
     with pytest.raises(ShapeError, match="row 0 holds 3 tokens and 4 more make 7, but its capacity is 6"):
-        cache.plan(4, torch.tensor([4, 0]))
+        cache.prepare_write(4, torch.tensor([4, 0]))
     assert torch.equal(cache.keys[0], before)
     assert cache.lengths.tolist() == [3, 6]
-    assert cache.plan(3, [3, 0]).ends == (6, 6)
+    assert cache.prepare_write(3, [3, 0]).ends == (6, 6)
 
 
 def test_a_static_decoding_step_does_not_read_the_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +116,9 @@ def test_a_static_decoding_step_does_not_read_the_lengths(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.Tensor, "tolist", refuse)
     monkeypatch.setattr(torch.Tensor, "item", refuse)
     for _ in range(17):
-        cache.advance(cache.plan(1))
+        cache.advance(cache.prepare_write(1))
     with pytest.raises(RuntimeError, match="this would wait"):
-        cache.plan(1)  # no longer certain that it fits
+        cache.prepare_write(1)  # no longer certain that it fits
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -126,11 +126,11 @@ def test_lengths_that_were_raised_from_outside_are_looked_at_again(static: bool)
     cache = filled([1, 1], static=static, capacity=8)
     cache.lengths.copy_(torch.tensor([1, 7]))
     cache.lengths_changed()
-    step = cache.plan(1)
+    step = cache.prepare_write(1)
     assert step.ends == (2, 8)
     cache.advance(step)
     with pytest.raises(ShapeError, match="row 1 holds 8 tokens and 1 more make 9, but its capacity is 8"):
-        cache.plan(1)
+        cache.prepare_write(1)
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -140,7 +140,7 @@ def test_reset_forgets_all_or_some_rows(static: bool) -> None:
     assert cache.lengths.tolist() == [0, 1, 0]
     cache.reset()
     assert cache.lengths.tolist() == [0, 0, 0]
-    assert cache.plan(6).start == 0
+    assert cache.prepare_write(6).start == 0
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -164,14 +164,14 @@ def test_lengths_may_be_lowered_in_place() -> None:
     cache = filled([4, 4], static=False)
     cache.lengths.sub_(torch.tensor([1, 3]))
     assert [held(cache, row) for row in range(2)] == [[0, 1, 2], [10]]
-    assert cache.plan(2, [2, 0]).ends == (5, 1)
+    assert cache.prepare_write(2, [2, 0]).ends == (5, 1)
 
 
 def test_a_cache_made_in_inference_mode_works_outside() -> None:
     with torch.inference_mode():
         cache = filled([1, 2], static=False)
         cache.keep_rows([1])
-    cache.advance(cache.plan(1))
+    cache.advance(cache.prepare_write(1))
     assert cache.lengths.tolist() == [3]
 
 
@@ -191,8 +191,8 @@ def test_sizes_must_be_positive(name: str) -> None:
 def test_counts_must_fit_the_rows_and_the_columns() -> None:
     cache = KVCache(1, 2, 4, 1, 2)
     with pytest.raises(ShapeError, match=r"expected 2 numbers, one per row, got \(3,\)"):
-        cache.plan(2, [1, 1, 1])
+        cache.prepare_write(2, [1, 1, 1])
     with pytest.raises(ShapeError, match=r"between 0 and the 2 columns given, got \[3, 1\]"):
-        cache.plan(2, [3, 1])
+        cache.prepare_write(2, [3, 1])
     with pytest.raises(ShapeError, match=r"between 0 and the 2 columns given, got \[-1, 1\]"):
-        cache.plan(2, torch.tensor([-1, 1]))
+        cache.prepare_write(2, torch.tensor([-1, 1]))

@@ -288,7 +288,9 @@ def test_what_only_building_finds_is_told_with_its_place() -> None:
     ("arguments", "message"),
     [
         ({"device": "gpu"}, "device: expected cpu, cuda, cuda:N or meta, got 'gpu'"),
-        ({"dtype": "bfloat16"}, "dtype: expected a floating torch dtype such as torch.bfloat16, got 'bfloat16'"),
+        ({"dtype": "bfloat17"}, "floating torch dtype such as torch.bfloat16 or its name, got 'bfloat17'"),
+        ({"dtype": "int8"}, "dtype: expected a floating torch dtype"),
+        ({"dtype": "nn"}, "dtype: expected a floating torch dtype"),
         ({"dtype": torch.int8}, "dtype: expected a floating torch dtype"),
     ],
 )

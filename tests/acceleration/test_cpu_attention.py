@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sphinxkit.llama import backends, packed
-from sphinxkit.llama.backends import AttentionPattern, SDPAAttention
-from sphinxkit.llama.packed import causal_attention, packed_attention
+from sphinxkit.acceleration.cpu import attention
+from sphinxkit.acceleration.cpu.attention import BlockedAttention, causal_attention, packed_attention
+from sphinxkit.llama import AttentionPattern, backends
 
 # bfloat16 has 8 bits: the weights, the output and every product of the backward pass are rounded to 2^-9 of their size,
 # and a few such roundings add up; torch's own kernel has 1.7e-3 to 4.6e-3 on these sizes
@@ -68,16 +68,16 @@ def test_a_cpu_that_trains_in_16_bit_uses_it(monkeypatch: pytest.MonkeyPatch) ->
         calls.append(args[-1])
         return packed_attention(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("sphinxkit.llama.backends.packed_attention", spy)
+    monkeypatch.setattr("sphinxkit.acceleration.cpu.attention.packed_attention", spy)
     pattern = AttentionPattern(1, sum(LENGTHS), torch.device("cpu"), seq_lens=LENGTHS)
-    backend = SDPAAttention()
+    backend = BlockedAttention()
     half, single = draw(torch.bfloat16), draw(torch.float32)
     out = backend.attend(*half, pattern, None)
     assert calls == [LENGTHS]
     with torch.no_grad():
         plain = backend.attend(*half, pattern, None)
     backend.attend(*single, pattern, None)
-    monkeypatch.setattr("sphinxkit.llama.backends.MAX_LENGTH", max(LENGTHS) - 1)
+    monkeypatch.setattr("sphinxkit.acceleration.cpu.attention.MAX_LENGTH", max(LENGTHS) - 1)
     backend.attend(*half, pattern, None)
     assert len(calls) == 1
     assert relative(out, plain.double()) < TOLERANCE
@@ -86,7 +86,7 @@ def test_a_cpu_that_trains_in_16_bit_uses_it(monkeypatch: pytest.MonkeyPatch) ->
 def test_block_bounds_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = draw(torch.bfloat16)
     blocked = packed_attention(*inputs, LENGTHS)
-    monkeypatch.setattr(packed, "_BLOCK", 512)
+    monkeypatch.setattr(attention, "_BLOCK", 512)
     # the same sums over the same float32 scores; softmax may add them up in another order
     assert relative(blocked, packed_attention(*inputs, LENGTHS).detach().double()) < 1e-3
 
@@ -100,7 +100,7 @@ def rows_of(batch: int, length: int, dtype: torch.dtype = torch.bfloat16, heads:
 @pytest.mark.parametrize("scores", [1, 700, 300_000])  # blocks of one query; of a few; of 64, all heads at once
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 131), (1, 300)])
 def test_rows_are_those_of_float64(monkeypatch: pytest.MonkeyPatch, scores: int, batch: int, length: int) -> None:
-    monkeypatch.setattr(packed, "_SCORES", scores)
+    monkeypatch.setattr(attention, "_SCORES", scores)
     q, k, v = rows_of(batch, length)
     expected = torch.cat([oracle(*(x[i : i + 1].double() for x in (q, k, v)), (length,)) for i in range(batch)])
     out = causal_attention(q, k, v)
@@ -116,10 +116,10 @@ def test_long_rows_without_gradients_are_read_in_blocks(monkeypatch: pytest.Monk
         calls.append(q.shape[2])
         return causal_attention(q, k, v)
 
-    monkeypatch.setattr(backends, "causal_attention", count)
-    monkeypatch.setattr(backends, "_has_slow_tiles", lambda: True)
-    monkeypatch.setattr(backends, "BLOCKED_LENGTHS", range(64, 200))
-    backend = SDPAAttention()
+    monkeypatch.setattr(attention, "causal_attention", count)
+    monkeypatch.setattr(attention, "_has_no_tiles", lambda: True)
+    monkeypatch.setattr(attention, "BLOCKED_LENGTHS", range(64, 200))
+    backend = BlockedAttention()
 
     def attend(length: int, *, grad: bool = False, dtype: torch.dtype = torch.bfloat16) -> None:
         inputs = [x.requires_grad_(grad) for x in rows_of(2, length, dtype)]
@@ -139,7 +139,7 @@ def test_long_rows_without_gradients_are_read_in_blocks(monkeypatch: pytest.Monk
     with torch.no_grad():
         attend(64, grad=True)
     assert calls == [64, 199, 64]
-    monkeypatch.setattr(backends, "_has_slow_tiles", lambda: False)
+    monkeypatch.setattr(attention, "_has_no_tiles", lambda: False)
     attend(64)
     assert calls == [64, 199, 64]
 
@@ -152,8 +152,36 @@ def test_which_processors_want_blocks(
     monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], expected: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
-    backends._has_slow_tiles.cache_clear()
+    attention._has_no_tiles.cache_clear()
     try:
-        assert backends._has_slow_tiles() is expected
+        assert attention._has_no_tiles() is expected
     finally:
-        backends._has_slow_tiles.cache_clear()
+        attention._has_no_tiles.cache_clear()
+
+
+def test_it_has_a_name_and_is_sdpa_elsewhere() -> None:
+    backend = backends.registry.build("sphinxkit.acceleration:BlockedAttention")
+    assert isinstance(backend, BlockedAttention)
+    q, k, v = rows_of(1, 20, heads=4)
+    grouped = [x[:, :2] for x in (k, v)]
+    for seq_lens in (None, (7, 13)):
+        pattern = AttentionPattern(1, 20, torch.device("cpu"), seq_lens=seq_lens)
+        expected = backends.registry.build("sdpa").attend(q, *grouped, pattern, None)
+        assert torch.equal(backend.attend(q, *grouped, pattern, None), expected)
+
+
+def test_grouped_heads_learn_too() -> None:
+    q, k, v = (x.detach()[:, : 4 if index == 0 else 2].requires_grad_() for index, x in enumerate(draw4()))
+    pattern = AttentionPattern(1, sum(LENGTHS), torch.device("cpu"), seq_lens=LENGTHS)
+    found = []
+    for backend in (BlockedAttention(), backends.registry.build("eager")):
+        out = backend.attend(q, k, v, pattern, backend.prepare(pattern, q.dtype))
+        found.append([out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))])
+    for got, expected in zip(*found, strict=True):
+        assert relative(got, expected.detach().double()) < 3 * TOLERANCE  # both round
+
+
+def draw4() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    size = (1, sum(LENGTHS), 4, 16)
+    return [torch.randn(size, generator=generator).bfloat16().transpose(1, 2) for _ in range(3)]

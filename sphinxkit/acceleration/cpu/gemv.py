@@ -1,4 +1,4 @@
-"""A few rows times a matrix on a CPU: ``cpu_rows.c``, compiled where it runs.
+"""A few rows times a matrix on a CPU (GEMV, for up to 32 vectors): ``gemv.c``, compiled where it runs.
 
 torch hands a row times a matrix to libraries made for large products, which reach half of the memory's rate or less.
 The kernel reads the matrix as fast as the memory gives it, and norms and gates besides. It is compiled for the very
@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sphinxkit.acceleration.ops import PLAIN, FusedOps
 from sphinxkit.errors import ShapeError
-from sphinxkit.llama.kernels import PLAIN, RowFusion
 
 MAX_ROWS = 32  # of x: more are torch's own business; measured on Zen 4, our choice
 DTYPES = (torch.bfloat16, torch.float32)
@@ -29,7 +29,7 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _TIMEOUT_S = 120
 
 
-class CpuRows:
+class Gemv:
     """The compiled kernel of a dtype.
 
     Args:
@@ -52,15 +52,15 @@ class CpuRows:
         coded: bool = False,
     ) -> None:
         if dtype not in DTYPES:
-            raise TypeError(f"a kernel for a few rows was asked for {dtype}, expected one of {DTYPES}")
+            raise TypeError(f"a GEMV kernel was asked for {dtype}, expected one of {DTYPES}")
         self.dtype = dtype
         self.coded = coded
         command = compiler or find_compiler()
         if command is None:
             raise OSError("there is no C compiler (CC, gcc)")
-        source = resources.files("sphinxkit.llama").joinpath("cpu_rows.c").read_bytes()
+        source = resources.files("sphinxkit.acceleration.cpu").joinpath("gemv.c").read_bytes()
         with tempfile.TemporaryDirectory(prefix="sphinxkit-") as folder:
-            target = Path(folder) / "cpu_rows.so"
+            target = Path(folder) / "gemv.so"
             kind = [f"-DHALF={int(dtype == torch.bfloat16)}", f"-DCODES={int(coded)}"]
             parts = [*command, *flags, *kind, "-x", "c", "-", "-o", str(target), "-lm"]
             try:  # what CC says is the user's own
@@ -71,10 +71,10 @@ class CpuRows:
                 raise OSError(f"{command[0]} failed: {made.stderr.decode(errors='replace').strip()[:300]}")
             library = ctypes.CDLL(str(target))  # stays loaded without the file
         pointers, sizes, numbers = [ctypes.c_void_p] * 5, [ctypes.c_int64] * 2, [ctypes.c_int] * 3
-        self._call = library.linear_rows
+        self._call = library.gemv
         self._call.argtypes = [*pointers, *sizes, ctypes.c_float, *numbers]
 
-    def linear_rows(self, x: Tensor, weight: Tensor, fusion: RowFusion = PLAIN, scales: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, weight: Tensor, ops: FusedOps = PLAIN, scales: Tensor | None = None) -> Tensor:
         """A few rows times a matrix, with what is fused into it. It records no gradient.
 
         Sums are float32. A norm and a gate round where torch's operators do, so the result is theirs but for the order
@@ -83,7 +83,7 @@ class CpuRows:
         Args:
             x: At most ``MAX_ROWS`` rows, in the kernel's dtype.
             weight: Contiguous, in the same dtype, like the norm; codes in int8 if they are.
-            fusion: What is done besides.
+            ops: What is done besides.
             scales: Of the rows of codes, in the kernel's dtype.
         Shape:
             x: (..., I)
@@ -96,27 +96,27 @@ class CpuRows:
             MemoryError: There is none for a copy of ``x``.
         """
         outputs, inputs = weight.shape
-        rows, norm = x.numel() // inputs, fusion.norm
+        rows, norm = x.numel() // inputs, ops.norm
         if not (0 < rows <= MAX_ROWS and x.shape[-1] == inputs and weight.is_contiguous()):
             raise ShapeError(
-                f"linear_rows: expected 1 to {MAX_ROWS} rows of {inputs} and a contiguous matrix, got {tuple(x.shape)} "
+                f"gemv: expected 1 to {MAX_ROWS} rows of {inputs} and a contiguous matrix, got {tuple(x.shape)} "
                 f"and strides {weight.stride()}"
             )
         if norm is not None and norm.shape != (inputs,):
-            raise ShapeError(f"linear_rows: expected a norm of {inputs} numbers, got {tuple(norm.shape)}")
-        if fusion.gated and outputs % 2:
-            raise ShapeError(f"linear_rows: gates and values need an even number of outputs, got {outputs}")
+            raise ShapeError(f"gemv: expected a norm of {inputs} numbers, got {tuple(norm.shape)}")
+        if ops.gated and outputs % 2:
+            raise ShapeError(f"gemv: gates and values need an even number of outputs, got {outputs}")
         given_scales = None if scales is None else tuple(scales.shape)
         if given_scales != ((outputs,) if self.coded else None):
             expected = f"{outputs} scales" if self.coded else "no scales"
-            raise ShapeError(f"linear_rows: expected {expected}, got {given_scales}")
+            raise ShapeError(f"gemv: expected {expected}, got {given_scales}")
         of_matrix = torch.int8 if self.coded else self.dtype
         for tensor, dtype in ((x, self.dtype), (weight, of_matrix), (norm, self.dtype), (scales, self.dtype)):
             if tensor is not None and (tensor.dtype != dtype or not tensor.is_cpu):
-                raise TypeError(f"linear_rows: expected {dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
+                raise TypeError(f"gemv: expected {dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
         x, norm = x.contiguous(), None if norm is None else norm.contiguous()
         scales = None if scales is None else scales.contiguous()
-        out = x.new_empty(*x.shape[:-1], outputs // 2 if fusion.gated else outputs)
+        out = x.new_empty(*x.shape[:-1], outputs // 2 if ops.gated else outputs)
         failed = self._call(
             x.data_ptr(),
             weight.data_ptr(),
@@ -125,14 +125,14 @@ class CpuRows:
             out.data_ptr(),
             outputs,
             inputs,
-            fusion.eps,
+            ops.eps,
             rows,
-            fusion.gated,
+            ops.gated,
             torch.get_num_threads(),
         )
         if failed:
             raise MemoryError(f"no memory for {tuple(x.shape)} numbers")
-        return out if fusion.residual is None or fusion.gated else fusion.residual + out
+        return out
 
 
 def find_compiler() -> list[str] | None:

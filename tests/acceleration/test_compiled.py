@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -8,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sphinxkit.errors import RegistryError, ShapeError
+from sphinxkit.acceleration import CompiledAccelerator, FusedAccelerator, accelerate
+from sphinxkit.acceleration.compiled import MIN_BUCKET, bucket, compiler_fault
+from sphinxkit.errors import DataError, RegistryError, ShapeError
 from sphinxkit.llama import KVCache, LlamaModel
-from sphinxkit.llama.compiled import MIN_BUCKET, bucket, compiler_fault
 
 # float32 sums in another order and rotates without complex numbers: 1e-6 of logits of about 3, over two layers
 LOGITS_TOLERANCE = 1e-5
@@ -27,8 +30,8 @@ def own_compiler_state() -> Iterator[None]:
 
 
 @pytest.fixture
-def model(small_llama: Builder) -> LlamaModel:
-    return small_llama(max_seq_len=300).requires_grad_(False)
+def model(ready_llama: Builder) -> LlamaModel:
+    return ready_llama(max_seq_len=300)
 
 
 def prompts(lengths: list[int]) -> Tensor:
@@ -66,11 +69,15 @@ def test_buckets_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attention", "fused", "static"),
+    ("attention", "is_joined", "static"),
     [("auto", True, False), ("auto", False, True), pytest.param("eager", True, True, marks=pytest.mark.slow)],
 )
-def test_logits_are_those_of_the_plain_model(small_llama: Builder, attention: str, fused: bool, static: bool) -> None:
-    model = small_llama(max_seq_len=300, attention=attention).requires_grad_(False)
+def test_logits_are_those_of_the_plain_model(
+    ready_llama: Builder, module_calls: list[int], attention: str, is_joined: bool, static: bool
+) -> None:
+    model = ready_llama(max_seq_len=300, attention=attention)
+    # a tensor beside a weight keeps it from being joined, so the modules are traced
+    beside = None if is_joined else model.layers[0].attention.q_proj.weight.data
     lengths = [30, 7, 1]
 
     def cache() -> KVCache:
@@ -82,25 +89,24 @@ def test_logits_are_those_of_the_plain_model(small_llama: Builder, attention: st
 
     expected, plain = twice(cache()), cache()
     twice(plain)
-    if fused:
-        model.fuse()
-    model.use_compiled_steps(compiler=TRACED)
+    module_calls.clear()
+    model.accelerator = CompiledAccelerator(TRACED)
     kept = cache()
     close(twice(kept), expected)
+    assert model.accelerator.num_graphs == 3
+    assert bool(module_calls) == (beside is not None)
     assert kept.lengths.tolist() == plain.lengths.tolist() == [35, 29, 12]
     for row, length in enumerate(kept.lengths.tolist()):
         for got, wanted in zip((*kept.keys, *kept.values), (*plain.keys, *plain.values), strict=True):
             close(got[row, :, :length], wanted[row, :, :length])
-    model.use_compiled_steps(False)
+    model.accelerator = None
     close(twice(cache()), expected)
 
 
 def test_lengths_of_a_bucket_share_their_graphs(model: LlamaModel) -> None:
     lengths = [5, 33, 40, 1, 64]
     expected = [answer(model, model.make_cache(1, length + 10), [length]) for length in lengths]
-    model.use_compiled_steps(compiler=TRACED)
-    steps = model._compiled
-    assert steps is not None
+    model.accelerator = steps = CompiledAccelerator(TRACED)
     for length in (5, 60):  # reading, and decoding over 64 and 96 slots
         answer(model, model.make_cache(1, length + 10), [length])
     assert steps.num_graphs == 3
@@ -116,9 +122,8 @@ def test_lengths_of_a_bucket_share_their_graphs(model: LlamaModel) -> None:
             answer(model, model.make_cache(1, 90), [65])
 
 
-def test_more_graphs_than_the_compiler_allows_variants(small_llama: Builder) -> None:
-    model = small_llama(num_layers=1).requires_grad_(False)
-    model.use_compiled_steps(compiler=TRACED)
+def test_more_graphs_than_the_compiler_allows_variants(ready_llama: Builder) -> None:
+    model = ready_llama(CompiledAccelerator(TRACED), num_layers=1)
     with torch._dynamo.config.patch(recompile_limit=1):
         for rows in (1, 2, 3):
             model.decode(torch.zeros(rows, 1, dtype=torch.int64), KVCache(1, rows, 20, 2, 8))
@@ -134,7 +139,7 @@ def test_padding_does_not_overflow_a_small_cache(model: LlamaModel) -> None:
     plain = cache()
     model.prefill(model.embed(prompts([9, 3])), plain, [9, 3])
     behind = answer(model, plain, [11, 5], 0)
-    model.use_compiled_steps(compiler=TRACED)
+    model.accelerator = CompiledAccelerator(TRACED)
     full = cache()
     close(answer(model, full, [17, 4]), expected)
     with pytest.raises(ShapeError, match="row 0 holds 20 tokens and 1 more make 21, but its capacity is 20"):
@@ -150,71 +155,125 @@ def test_padding_does_not_overflow_a_small_cache(model: LlamaModel) -> None:
 
 def test_a_prompt_as_long_as_the_model_allows(model: LlamaModel) -> None:
     expected = answer(model, model.make_cache(1, 300), [299], 1)
-    model.use_compiled_steps(compiler=TRACED)
+    model.accelerator = CompiledAccelerator(TRACED)
     cache = model.make_cache(1, 299)
     assert cache.max_seq_len == 300
     close(answer(model, cache, [299], 1), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_code_that_was_made(model: LlamaModel, dtype: torch.dtype) -> None:
     """The whole way through torch's compiler."""
     fault = compiler_fault(torch.device("cpu"))
     if fault is not None:
         pytest.skip(fault)
-    model.to(dtype).fuse()
+    model.to(dtype).accelerator = FusedAccelerator()
     expected = answer(model, model.make_cache(2, 50), [9, 30])
-    model.use_compiled_steps()
+    accelerate(model, "compile")
     got = answer(model, model.make_cache(2, 50), [9, 30])
     # bf16 rounds where the graph does not: a few steps of 2^-8 of logits of about 3
     torch.testing.assert_close(got, expected, atol=LOGITS_TOLERANCE if dtype == torch.float32 else 0.1, rtol=0)
 
 
 def test_moved_weights_are_compiled_anew(model: LlamaModel) -> None:
-    model.fuse()
-    model.use_compiled_steps(compiler=TRACED)
+    model.accelerator = steps = CompiledAccelerator(TRACED)
     answer(model, model.make_cache(1, 50), [9])
-    assert model._compiled is not None
+    assert steps.num_graphs == 2
     model.to(torch.float64)
-    assert model._compiled.num_graphs == 0
+    assert steps.num_graphs == 0
     got = answer(model, model.make_cache(1, 50), [9])
-    model.use_compiled_steps(False)
-    close(got, answer(model, model.make_cache(1, 50), [9]))
+    assert steps.num_graphs == 2
+    before = model.layers[0].mlp.up_proj
+    model.layers[0].mlp.up_proj = copy.deepcopy(before)
+    again = answer(model, model.make_cache(1, 50), [9])
+    assert steps.num_graphs == 2
+    model.accelerator = None
+    expected = answer(model, model.make_cache(1, 50), [9])
+    close(got, expected)
+    close(again, expected)
 
 
-def test_without_a_compiler_it_says_so(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import cpp_builder, exc
+def test_hooks_and_training_leave_the_graphs_aside(model: LlamaModel, module_calls: list[int]) -> None:
+    model.accelerator = CompiledAccelerator(TRACED)
+    expected = answer(model, model.make_cache(1, 50), [9])
+    assert not module_calls
+    seen: list[int] = []
+    handle = model.layers[1].register_forward_hook(lambda *_: seen.append(1))
+    close(answer(model, model.make_cache(1, 50), [9]), expected)
+    assert len(seen) == 4
+    handle.remove()
+    model.train()
+    close(answer(model, model.make_cache(1, 50), [9]), expected)
+    assert len(module_calls) == 2 * 2 * 4
+    model.eval()
+    close(answer(model, model.make_cache(1, 50), [9]), expected)
+    assert len(module_calls) == 2 * 2 * 4
 
-    def missing() -> str:
-        raise exc.InvalidCxxCompiler
 
-    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
-    with pytest.raises(RegistryError, match=r"compiled steps cannot run on cpu: no C\+\+ compiler was found"):
-        model.use_compiled_steps()
-    assert model._compiled is None
-    from torch.utils import _triton
-
-    monkeypatch.setattr(_triton, "has_triton", lambda: False)
-    assert compiler_fault(torch.device("cuda")) == "Triton is missing, or does not know this device"
+def test_drafts_are_read_by_the_fused_layers(model: LlamaModel) -> None:
+    embeds = model.embed(prompts([9]))
+    expected = model(embeds)
+    model.accelerator = steps = CompiledAccelerator(TRACED)
+    close(model.prefill(embeds, model.make_cache(1, 50), all_positions=True), expected)
+    assert steps.num_graphs == 0
+    assert steps.current(model) is not None
 
 
-def test_what_cannot_be_traced_is_refused(small_llama: Builder, model: LlamaModel) -> None:
-    with pytest.raises(RegistryError, match="can trace attention auto, sdpa, eager, but the model asks for 'xformers'"):
-        small_llama(attention="xformers").use_compiled_steps(compiler=TRACED)
-    model.bfloat16().fuse(pack=True)
-    model.use_compiled_steps(compiler=TRACED)
-    with pytest.raises(RegistryError, match="cannot trace packed weights"):
-        answer(model, model.make_cache(1, 50), [9])
-    with pytest.raises(ShapeError, match=r"expected token ids \(2, 1\), got \(2, 3\)"):
-        model.decode(torch.zeros(2, 3, dtype=torch.int64), model.make_cache(2, 50))
+def test_copies_compile_for_themselves(model: LlamaModel) -> None:
+    model.accelerator = CompiledAccelerator(TRACED)
+    expected = answer(model, model.make_cache(1, 50), [9])
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert isinstance(copied.accelerator, CompiledAccelerator)
+        assert copied.accelerator.num_graphs == 0
+        close(answer(copied, copied.make_cache(1, 50), [9]), expected)
+
+
+class TestModes:
+    def test_by_name(self, model: LlamaModel) -> None:
+        accelerate(model)
+        assert type(model.accelerator) is FusedAccelerator
+        assert model.make_cache(1, 70).max_seq_len == 70
+        if compiler_fault(torch.device("cpu")) is None:
+            accelerate(model, "compile")
+            assert type(model.accelerator) is CompiledAccelerator
+            assert model.make_cache(1, 70).max_seq_len == 96  # a bucket's
+        accelerate(model, None)
+        assert model.accelerator is None
+        with pytest.raises(DataError, match="accelerate: expected 'auto', 'compile' or None, got 'fast'"):
+            accelerate(model, "fast")  # type: ignore[arg-type]
+
+    def test_another_language_model_has_its_own_ways(self) -> None:
+        other = torch.nn.Linear(2, 2)
+        accelerate(other, "auto")
+        with pytest.raises(DataError, match="expected sphinxkit's LLaMA to compile, got Linear"):
+            accelerate(other, "compile")
+
+    def test_without_a_compiler_it_says_so(self, model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torch._inductor import cpp_builder, exc
+
+        def missing() -> str:
+            raise exc.InvalidCxxCompiler
+
+        monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
+        with pytest.raises(RegistryError, match=r"compiled steps cannot run on cpu: no C\+\+ compiler was found"):
+            accelerate(model, "compile")
+        assert model.accelerator is None
+        from torch.utils import _triton
+
+        monkeypatch.setattr(_triton, "has_triton", lambda: False)
+        assert compiler_fault(torch.device("cuda")) == "Triton is missing, or does not know this device"
+
+    def test_attention_that_cannot_be_traced_is_refused(self, ready_llama: Builder) -> None:
+        with pytest.raises(RegistryError, match="trace attention auto, sdpa, eager, but the model asks for 'xformers'"):
+            CompiledAccelerator(TRACED).check(ready_llama(attention="xformers"))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu(model: LlamaModel, dtype: torch.dtype) -> None:
     expected = answer(model, model.make_cache(2, 50), [9, 30])
-    model.to("cuda", dtype).fuse()
-    model.use_compiled_steps()
+    accelerate(model.to("cuda", dtype), "compile")
     cache = model.make_cache(2, 50)
     logits = [model.prefill(model.embed(prompts([9, 30]).cuda()), cache, [9, 30])]
     for step in range(3):

@@ -1,44 +1,41 @@
-"""Weights of 8 or 4 bits for the language model's linear layers, multiplied by torch's own kernels."""
+"""Weights of 8 or 4 bits for the language model's linear layers.
+
+On a CPU they are multiplied by torch's own kernels, and few rows of 8 bits by ours (``cpu.gemv``). On CUDA torchao does
+both.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sphinxkit.errors import CheckpointError, ShapeError
-from sphinxkit.llama.backends import HALF_DTYPES
-from sphinxkit.llama.kernels import expand_codes, find_kernels, pack_codes
-
-if TYPE_CHECKING:
-    from sphinxkit.llama.model import LlamaModel
+from sphinxkit.errors import CheckpointError, DataError, ShapeError
+from sphinxkit.llama.model import LlamaModel
 
 GROUP_SIZES = (32, 64, 128, 256)  # what torch's int4 kernels take
-# torch's kernels read beyond the end of other sizes (int8 on CPUs, without a check) or refuse them
+# torch's kernels read beyond the end of other sizes (int8, without a check) or refuse them
 _ROW_MULTIPLE, _COLUMN_MULTIPLE = 16, 32
 # Rows of x from which on a CPU multiplies faster with 8-bit codes expanded than by torch's kernel for them. Measured on
 # Zen 4, where 1519 rows take two fifths of the time: our choice.
 _EXPAND_ROWS = 24
-_JOINT_ROWS = 64  # the largest block of rows that torch packs 4-bit codes in, on CPUs
+_JOINT_ROWS = 64  # the largest block of rows in torch's layout of 4-bit codes
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer without bias whose weight has 8 or 4 bits; activations keep their dtype.
+    """A linear layer without bias for CPUs whose weight has 8 or 4 bits; activations keep their dtype.
 
     - 8 bits: ``w = code * scale``, one scale for each row, symmetric.
     - 4 bits: ``w = (code - 8) * scale + zero``, a scale and a zero for each group of neighbouring columns.
 
-    The codes are packed for the device that the weight is on and stay there. On CUDA up to 32 rows (in
-    float32: one) are multiplied by kernels of ours where Triton is installed; more rows, as in a prefill, meet the
-    weight expanded for the call, by a kernel of ours too, and compiled steps by torch's operators. On a CPU many rows
-    meet 8 bits expanded for the call, rounded to their dtype; few go through torch's kernel, in a fused model through
-    ours (``cpu_rows``), which rounds the input to 16 bits: both change less than a quarter of what quantising did.
+    Many rows meet 8 bits expanded for the call, rounded to their dtype. Few go through torch's kernel, in a fused model
+    through ours, which rounds the input to 16 bits: both change less than a quarter of what quantising did.
 
     Args:
-        weight: What to quantise, (O, I), O a multiple of 16 and I of 32.
+        weight: What to quantise, (O, I) on a CPU, O a multiple of 16 and I of 32.
         bits: 8 or 4.
         group_size: Columns of a group, with 4 bits.
     Shape:
@@ -54,10 +51,7 @@ class QuantizedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bits: int = 4, group_size: int = 64) -> None:
         super().__init__()
-        if bits not in (4, 8):
-            raise ShapeError(f"quantisation: bits must be 4 or 8, got {bits}")
-        if bits == 4 and group_size not in GROUP_SIZES:
-            raise ShapeError(f"quantisation: group_size must be one of {GROUP_SIZES}, got {group_size}")
+        _check_options(bits, group_size)
         columns = group_size if bits == 4 else _COLUMN_MULTIPLE
         if weight.shape[0] % _ROW_MULTIPLE or weight.shape[1] % columns:
             raise ShapeError(
@@ -68,11 +62,8 @@ class QuantizedLinear(nn.Module):
         self.bits = bits
         self.group_size = group_size
         with torch.no_grad():
-            codes, scales = _quantize_rows(weight) if bits == 8 else _quantize_groups(weight, group_size)
-            if weight.device.type != "cpu":
-                codes = pack_codes(codes if bits == 4 else codes.int() + 128, bits)
-                scales = scales.transpose(0, 1).contiguous() if bits == 4 else scales
-            elif bits == 4:
+            codes, scales = quantize_rows(weight) if bits == 8 else _quantize_groups(weight, group_size)
+            if bits == 4 and weight.device.type == "cpu":  # on meta only the sizes are checked
                 codes = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
             self.register_buffer("codes", codes)
             self.register_buffer("scales", scales)
@@ -80,24 +71,29 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply to ``x`` (..., I)."""
         rows = x.reshape(-1, self.in_features)
-        if x.device.type == "cpu":
-            if self.bits == 8 and len(rows) >= _EXPAND_ROWS:
-                out = F.linear(rows, self.codes.to(self.scales.dtype).mul_(self.scales[:, None]))
-            elif self.bits == 8:
-                out = torch._weight_int8pack_mm(rows, self.codes, self.scales)
-            else:
-                scales = self.scales.contiguous()  # of a joint layer's part they are not
-                out = torch._weight_int4pack_mm_for_cpu(rows, self.codes, self.group_size, scales)
+        if self.bits == 8 and len(rows) >= _EXPAND_ROWS:
+            out = F.linear(rows, self.codes.to(self.scales.dtype).mul_(self.scales[:, None]))
+        elif self.bits == 8:
+            out = torch._weight_int8pack_mm(rows, self.codes, self.scales)
         else:
-            packed = (self.codes, self.scales, self.bits, self.group_size)
-            kernels = None if torch.compiler.is_compiling() else find_kernels(x.device, "quantized")
-            if kernels is None:
-                out = F.linear(rows, expand_codes(*packed, rows.dtype))
-            elif len(rows) > (kernels.MAX_ROWS if rows.dtype in HALF_DTYPES else 1):
-                out = F.linear(rows, kernels.expand(*packed, rows.dtype))
-            else:
-                out = kernels.quantized_linear(rows.contiguous(), *packed)
+            scales = self.scales.contiguous()  # of a joint layer's part they are not
+            out = torch._weight_int4pack_mm_for_cpu(rows, self.codes, self.group_size, scales)
         return out.view(*x.shape[:-1], self.out_features)
+
+    @staticmethod
+    def check_join(layers: Sequence[QuantizedLinear]) -> None:
+        """Raise where ``join`` would.
+
+        Args:
+            layers: As for ``join``.
+        Raises:
+            TypeError: As ``join``.
+        """
+        kinds = {(each.in_features, each.bits, each.group_size, each.codes.shape[1:]) for each in layers}
+        if len(kinds) > 1:
+            raise TypeError("quantised layers of different kinds cannot be joined")
+        if len(layers) > 1 and layers[0].bits == 4 and any(each.out_features % _JOINT_ROWS for each in layers):
+            raise TypeError(f"quantised layers of 4 bits can be joined only with rows in multiples of {_JOINT_ROWS}")
 
     @staticmethod
     def join(layers: Sequence[QuantizedLinear]) -> QuantizedLinear:
@@ -106,22 +102,15 @@ class QuantizedLinear(nn.Module):
         The codes move into it, and the given layers hold views of them; a single layer is its own.
 
         Args:
-            layers: Of the same width, bits and group size, on one device.
+            layers: Of the same width, bits and group size.
         Raises:
-            TypeError: They differ, or their packed codes cannot stand side by side.
+            TypeError: They differ, or codes of 4 bits come in rows that torch's kernel cannot read side by side.
         """
-        kinds = {
-            (each.in_features, each.bits, each.group_size, each.codes.device, each.codes.shape[1:]) for each in layers
-        }
-        if len(kinds) > 1:
-            raise TypeError("quantised layers of different kinds cannot be joined")
+        QuantizedLinear.check_join(layers)
         first = layers[0]
         if len(layers) == 1:
             return first
-        is_packed = first.bits == 4 and first.codes.device.type == "cpu"
-        axis = 1 if is_packed else 0  # of the rows in scales
-        if is_packed and any(each.out_features % _JOINT_ROWS for each in layers):
-            raise TypeError(f"quantised layers of 4 bits can be joined only with rows in multiples of {_JOINT_ROWS}")
+        axis = 1 if first.bits == 4 else 0  # of the rows in scales
         joint = QuantizedLinear.__new__(QuantizedLinear)
         nn.Module.__init__(joint)
         joint.out_features = sum(each.out_features for each in layers)
@@ -143,7 +132,7 @@ class QuantizedLinear(nn.Module):
         before = self.codes.device
         if fn(self.codes[:0]).device != before:
             raise CheckpointError(
-                f"a quantised layer is packed for {before} and cannot be moved; move the model, then quantise it"
+                f"a quantised layer has the layout of {before} and cannot be moved; move the model, then quantise it"
             )
         return cast(QuantizedLinear, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
@@ -157,19 +146,20 @@ class QuantizedLinear(nn.Module):
 def quantize(model: LlamaModel, bits: int = 4, group_size: int = 64, *, lm_head: bool = False) -> None:
     """Replace the linear layers of a LLaMA by quantised ones, in place, one after the other.
 
-    For inference only: the new layers have no parameters, and the model's state dict can no longer be taken. The
-    embedding table and the norms stay as they are. Nothing else than torch is needed. It undoes ``model.fuse()``, which
-    can be called afterwards.
+    For inference only: on a CPU the new layers have no parameters, and the model's state dict can no longer be taken.
+    The embedding table and the norms stay as they are. On CUDA torchao is needed: ``pip install "sphinxkit[quant]"``.
 
     Args:
-        model: On the device where it will run, in the dtype that it will compute in.
+        model: On the device where it will run, in the dtype that it will compute in (on CUDA with 4 bits: bfloat16).
         bits: 8 (about 1 % relative error in a layer's output) or 4 (about 10 %).
         group_size: Columns that share a scale with 4 bits: 32, 64, 128 or 256; smaller is more exact.
         lm_head: Whether to quantise the output matrix, too.
     Raises:
         ShapeError: ``bits`` or ``group_size`` is not offered, or a weight's size does not fit them; nothing is changed.
-        TypeError: A layer is wrapped, sharded or quantised already; nothing is changed.
+        TypeError: A layer is wrapped, sharded or quantised already, or the dtype does not fit; nothing is changed.
+        DataError: The model is on another device than a CPU or CUDA, or torchao is missing; nothing is changed.
     """
+    _check_options(bits, group_size)
     owners = [part for layer in model.layers for part in (layer.get_submodule("attention"), layer.get_submodule("mlp"))]
     found = [(owner, name, linear) for owner in owners for name, linear in owner.named_children()]
     if lm_head:
@@ -177,15 +167,66 @@ def quantize(model: LlamaModel, bits: int = 4, group_size: int = 64, *, lm_head:
     for _, name, linear in found:
         if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
             raise TypeError(f"only plain linear layers can be quantised, but {name} is {type(linear).__name__}")
+    device = _device_of(model)
+    if device.type == "cuda":
+        _quantize_by_torchao(model, [cast(nn.Linear, linear) for _, _, linear in found], bits, group_size)
+    elif device.type == "cpu":
         with torch.device("meta"):  # checks the sizes
-            QuantizedLinear(torch.empty(linear.weight.shape), bits, group_size)
-    model.unfuse()
-    for owner, name, linear in found:
-        setattr(owner, name, QuantizedLinear(cast(Tensor, linear.weight).detach(), bits, group_size))
+            for _, _, linear in found:
+                QuantizedLinear(torch.empty(cast(Tensor, linear.weight).shape), bits, group_size)
+        for owner, name, linear in found:
+            setattr(owner, name, QuantizedLinear(cast(Tensor, linear.weight).detach(), bits, group_size))
+    else:
+        raise DataError(f"quantisation: expected a model on a CPU or CUDA, got {device}")
+    if model.accelerator is not None:
+        model.accelerator.reset()
 
 
-def _quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(O, I) -> codes (O, I) int8, scales (O,) in the weight's dtype."""
+def _device_of(model: LlamaModel) -> torch.device:
+    return model.norm.weight.device
+
+
+def _check_options(bits: int, group_size: int) -> None:
+    if bits not in (4, 8):
+        raise ShapeError(f"quantisation: bits must be 4 or 8, got {bits}")
+    if bits == 4 and group_size not in GROUP_SIZES:
+        raise ShapeError(f"quantisation: group_size must be one of {GROUP_SIZES}, got {group_size}")
+
+
+def _quantize_by_torchao(model: LlamaModel, linears: Sequence[nn.Linear], bits: int, group_size: int) -> None:
+    """Not yet run on CUDA here; 8 bits run on a CPU in the tests where torchao is installed."""
+    try:
+        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise DataError('quantised weights on CUDA need torchao: pip install "sphinxkit[quant]"') from error
+    config: Any
+    if bits == 8:
+        config = Int8WeightOnlyConfig(set_inductor_config=False)
+    else:
+        kinds = {linear.weight.dtype for linear in linears}
+        if kinds != {torch.bfloat16}:
+            raise TypeError(f"4 bits on CUDA need weights in torch.bfloat16, got {', '.join(map(str, kinds))}")
+        misfit = next((linear for linear in linears if linear.in_features % group_size), None)
+        if misfit is not None:
+            raise ShapeError(
+                f"quantisation: 4 bits need columns in multiples of {group_size}, got a weight of "
+                f"{tuple(misfit.weight.shape)}"
+            )
+        # the layout of torch's own int4 kernel; torchao's default layout needs a further package
+        config = Int4WeightOnlyConfig(group_size, set_inductor_config=False, int4_packing_format="tile_packed_to_4d")
+    wanted = {id(linear) for linear in linears}
+    quantize_(model, config, filter_fn=lambda module, _: id(module) in wanted)
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of 8 bits: the largest number of each row is 127.
+
+    Args:
+        weight: A matrix.
+    Shape:
+        weight: (O, I)
+        return: codes (O, I) int8; scales (O,) in the weight's dtype
+    """
     wide = weight.float()
     scales = (wide.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).to(weight.dtype)
     return (wide / scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scales

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sphinxkit.llama import LlamaModel, huge_pages
+from sphinxkit.acceleration import FusedAccelerator
+from sphinxkit.acceleration.cpu import huge_pages
+from sphinxkit.llama import LlamaModel
 
 PAGE = 2 << 20
 
@@ -52,19 +54,29 @@ def test_where_pages_are_refused_it_is_ordinary_memory(monkeypatch: pytest.Monke
     assert huge_pages.empty(2 * PAGE, torch.float32).fill_(3.0).sum() == 6.0 * PAGE
 
 
-def test_a_fused_model_is_the_same_there(
-    small_llama: Callable[..., LlamaModel], monkeypatch: pytest.MonkeyPatch
+def test_tensors_that_share_a_region_are_saved_by_themselves() -> None:
+    region = huge_pages.Region(12, torch.float32)
+    whole, part = region.tensor(0, 12), region.tensor(4, 3)
+    whole.copy_(torch.arange(12.0))
+    assert part.tolist() == [4, 5, 6]
+    part.mul_(10)
+    assert whole[4:7].tolist() == [40, 50, 60]
+    assert part.untyped_storage().nbytes() == 12
+    assert len(pickle.dumps(part)) < len(pickle.dumps(torch.zeros(3))) + 10
+
+
+def test_an_accelerated_model_is_the_same_there(
+    ready_llama: Callable[..., LlamaModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huge_pages, "_MIN_BYTES", 1)
-    model = small_llama().requires_grad_(False)
+    model = ready_llama()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     embeds = model.embed(torch.arange(7)[None])
     expected = model(embeds)
-    model.fuse()
+    model.accelerator = FusedAccelerator()
+    for same in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(same.prefill(embeds, same.make_cache(1), all_positions=True), expected)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        assert model.layers[1].attention.q_proj.weight.data_ptr() % PAGE == 0
-        assert model.lm_head.weight.data_ptr() % PAGE == 0
-    for same in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        torch.testing.assert_close(same(embeds, cache=same.make_cache(1)), expected)
+    assert model.layers[1].attention.q_proj.weight.data_ptr() % PAGE == 0
+    assert model.lm_head.weight.data_ptr() % PAGE == 0

@@ -271,7 +271,7 @@ static void (*const WORKS[])(const task *, int64_t, int64_t) = {work_1, work_2, 
 
 /* x (rows, inputs), matrix (outputs, inputs), scales (outputs) if it has codes, norm (inputs) or null, out (rows,
    outputs, or half of them if gated). Gives 0, or 1 where memory is lacking. */
-int linear_rows(const number *x, const weight *matrix, const number *scales, const number *norm, number *out,
+int gemv(const number *x, const weight *matrix, const number *scales, const number *norm, number *out,
                 int64_t outputs, int64_t inputs, float eps, int rows, int gated, int threads) {
     const int64_t results = gated ? outputs / 2 : outputs, row_bytes = inputs * sizeof(weight) * (1 + gated);
     const int64_t size = (inputs + IN_LINE - 1) / IN_LINE * IN_LINE, stretches = (inputs - 1) / STRETCH + 1;

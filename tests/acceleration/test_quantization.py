@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import copy
+import sys
+import types
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sphinxkit.errors import CheckpointError, ShapeError
-from sphinxkit.llama import LlamaModel, QuantizedLinear, quantize
-from sphinxkit.llama.fused import FusedLayers
+from sphinxkit.acceleration import FusedAccelerator, QuantizedLinear, quantize
+from sphinxkit.acceleration.fused import FusedLayers
+from sphinxkit.errors import CheckpointError, DataError, ShapeError
+from sphinxkit.llama import LlamaModel
+from tests.acceleration.conftest import logits_of
 
 # float32 sums of 64 products in another order
 KERNEL_TOLERANCE = 1e-5
@@ -80,14 +84,13 @@ def test_constant_and_zero_rows_stay_finite(bits: int) -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_model_stays_close(small_llama: Builder, bits: int, batch: int) -> None:
-    model = small_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4).requires_grad_(False)
+    model = small_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4).requires_grad_(False).eval()
     ids = torch.randint(0, 61, (batch, 9), generator=torch.Generator().manual_seed(3))
     expected = model(model.embed(ids))
-    model.fuse()
+    model.accelerator = FusedAccelerator()
+    logits_of(model, model.embed(ids))
     quantize(model, bits, 32)
-    cache = model.make_cache(batch)
-    parts = [model(model.embed(piece), cache=cache) for piece in ids.split([6, 1, 2], dim=1)]
-    found = torch.cat(parts, 1)
+    found = logits_of(model, model.embed(ids), 6, 1, 2)
     difference = float((found - expected).norm() / expected.norm())
     assert 0 < difference < LOGITS_RELATIVE_TOLERANCE[bits]
     torch.testing.assert_close(found, model(model.embed(ids)), atol=KERNEL_TOLERANCE, rtol=0)
@@ -149,54 +152,130 @@ class TestRefusals:
     def test_moving(self, small_llama: Builder) -> None:
         layer = QuantizedLinear(weight_of(), 4, 32)
         assert layer.to("cpu") is layer
-        with pytest.raises(CheckpointError, match="packed for cpu and cannot be moved"):
+        with pytest.raises(CheckpointError, match="has the layout of cpu and cannot be moved"):
             layer.to("meta")
-
-
-@pytest.mark.gpu
-class TestCUDA:
-    @pytest.mark.parametrize(("bits", "width"), [(8, 64), (4, 64), (4, 128), (4, 32)])
-    def test_it_multiplies_with_what_the_cpu_multiplies_with(self, bits: int, width: int) -> None:
-        weight = torch.randn(48, width, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-        x = torch.randn(5, width, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
-        expected = QuantizedLinear(weight, bits, 32)(x)
-        found = QuantizedLinear(weight.cuda(), bits, 32)(x.cuda())
-        # products of order 10, each rounded to 2^-9 of that
-        torch.testing.assert_close(found.cpu().float(), expected.float(), atol=0.1, rtol=0.02)
 
 
 class TestFused:
     @pytest.mark.parametrize("bits", [8, 4])
-    def test_it_computes_what_the_modules_compute(self, small_llama: Builder, bits: int) -> None:
-        model = small_llama(embed_dim=256, hidden_dim=192, num_kv_heads=1, num_heads=4).requires_grad_(False)
+    def test_it_computes_what_the_modules_compute(self, ready_llama: Builder, bits: int) -> None:
+        model = ready_llama(embed_dim=256, hidden_dim=192, num_kv_heads=1, num_heads=4)
         quantize(model, bits, 32)
-        ids = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(3))
-
-        def run() -> torch.Tensor:
-            cache = model.make_cache(2)
-            return torch.cat([model(model.embed(piece), cache=cache) for piece in ids.split([6, 1, 2], dim=1)], 1)
-
-        expected = run()
-        model.fuse()
-        joined = model.cached_layers()
-        assert isinstance(joined, FusedLayers)
-        torch.testing.assert_close(run(), expected, atol=KERNEL_TOLERANCE, rtol=0)
-        assert model.cached_layers() is joined
+        embeds = model.embed(torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(3)))
+        expected = logits_of(model, embeds, 6, 1, 2)
+        model.accelerator = accelerator = FusedAccelerator()
+        torch.testing.assert_close(logits_of(model, embeds, 6, 1, 2), expected, atol=KERNEL_TOLERANCE, rtol=0)
+        assert accelerator.current(model) is not None
         # the modules read the memory that was joined
-        torch.testing.assert_close(model(model.embed(ids)), expected, atol=KERNEL_TOLERANCE, rtol=0)
+        torch.testing.assert_close(model(embeds), expected, atol=KERNEL_TOLERANCE, rtol=0)
         attention = model.layers[0].get_submodule("attention")
         q, k = attention.get_submodule("q_proj"), attention.get_submodule("k_proj")
         assert q.codes.untyped_storage().data_ptr() == k.codes.untyped_storage().data_ptr()
 
-    def test_what_cannot_be_joined(self, small_llama: Builder) -> None:
-        model = small_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4)
+    def test_what_cannot_be_joined_goes_through_the_modules(self, ready_llama: Builder) -> None:
+        sizes = {"embed_dim": 64, "hidden_dim": 96, "num_kv_heads": 4}
+        model = ready_llama(FusedAccelerator(), **sizes)
         quantize(model, 4, 32)
         with pytest.raises(TypeError, match="joined only with rows in multiples of 64"):
-            model.fuse()
-        half = small_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4)
+            FusedLayers(model)
+        embeds = model.embed(torch.arange(5)[None])
+        torch.testing.assert_close(logits_of(model, embeds), model(embeds), atol=KERNEL_TOLERANCE, rtol=0)
+        half = ready_llama(**sizes)
         half.layers[0].attention.q_proj = QuantizedLinear(half.layers[0].attention.q_proj.weight, 8)
-        with pytest.raises(TypeError, match="k_proj is Linear|q_proj is QuantizedLinear"):
-            half.fuse()
+        with pytest.raises(TypeError, match="only some linear layers are quantised"):
+            FusedLayers(half)
+        whole = ready_llama(**sizes)
+        quantize(whole, 8)
+        half.layers[0] = whole.layers[0]
+        with pytest.raises(TypeError, match="only some linear layers are quantised"):
+            FusedLayers(half)
         layers = [QuantizedLinear(weight_of(), bits) for bits in (8, 4)]
         with pytest.raises(TypeError, match="of different kinds"):
             QuantizedLinear.join(layers)
+
+
+class OnCuda:
+    """Stands for the device of a model whose weights are on a CPU."""
+
+    type = "cuda"
+
+
+class TestTorchao:
+    """What is done on CUDA."""
+
+    @pytest.fixture
+    def model(self, ready_llama: Builder, monkeypatch: pytest.MonkeyPatch) -> LlamaModel:
+        monkeypatch.setattr("sphinxkit.acceleration.quantization._device_of", lambda model: OnCuda())
+        return ready_llama(FusedAccelerator(), embed_dim=64, hidden_dim=96, num_kv_heads=4, vocab_size=64)
+
+    @pytest.fixture
+    def configs(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, object], list[str]]]:
+        """A stand-in for the package: what was asked for, and for which modules."""
+        found: list[tuple[str, dict[str, object], list[str]]] = []
+
+        def config(name: str) -> Callable[..., object]:
+            return lambda *given, **options: (name, {**options, "given": given})
+
+        def quantize_(module: nn.Module, chosen: tuple[str, dict[str, object]], filter_fn: Callable[..., bool]) -> None:
+            found.append((*chosen, [name for name, part in module.named_modules() if filter_fn(part, name)]))
+
+        fake = types.ModuleType("torchao.quantization")
+        fake.quantize_ = quantize_  # type: ignore[attr-defined]
+        for name in ("Int4WeightOnlyConfig", "Int8WeightOnlyConfig"):
+            setattr(fake, name, config(name))
+        monkeypatch.setitem(sys.modules, "torchao", types.ModuleType("torchao"))
+        monkeypatch.setitem(sys.modules, "torchao.quantization", fake)
+        return found
+
+    def test_the_linear_layers_are_handed_over(
+        self, model: LlamaModel, configs: list[tuple[str, dict[str, object], list[str]]]
+    ) -> None:
+        quantize(model, 8)
+        quantize(model.bfloat16(), 4, 32, lm_head=True)
+        [(eight, _, layers), (four, options, whole)] = configs
+        assert (eight, four) == ("Int8WeightOnlyConfig", "Int4WeightOnlyConfig")
+        assert options["given"] == (32,)
+        assert options["int4_packing_format"] == "tile_packed_to_4d"
+        assert len(layers) == 14
+        assert set(whole) - set(layers) == {"lm_head"}
+
+    def test_what_does_not_fit_is_refused(self, model: LlamaModel, configs: list[object]) -> None:
+        with pytest.raises(TypeError, match=r"4 bits on CUDA need weights in torch.bfloat16, got torch.float32"):
+            quantize(model, 4, 32)
+        with pytest.raises(ShapeError, match=r"columns in multiples of 128, got a weight of \(64, 64\)"):
+            quantize(model.bfloat16(), 4, 128)
+        with pytest.raises(ShapeError, match="bits must be 4 or 8, got 3"):
+            quantize(model, 3)
+        assert not configs
+
+    def test_a_missing_package_is_named(self, model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+        with pytest.raises(DataError, match=r'on CUDA need torchao: pip install "sphinxkit\[quant\]"'):
+            quantize(model, 8)
+
+    @pytest.mark.integration
+    def test_eight_bits_of_the_package_itself(self, model: LlamaModel) -> None:
+        pytest.importorskip("torchao.quantization")
+        embeds = model.embed(torch.arange(9)[None])
+        expected = logits_of(model, embeds)
+        quantize(model, 8)
+        got = logits_of(model, embeds, 5, 1, 3)
+        assert 0 < float((got - expected).norm() / expected.norm()) < LOGITS_RELATIVE_TOLERANCE[8]
+
+
+def test_other_devices_are_refused(ready_llama: Builder) -> None:
+    with pytest.raises(DataError, match="expected a model on a CPU or CUDA, got meta"):
+        quantize(ready_llama(embed_dim=64, hidden_dim=96, num_kv_heads=4).to("meta"), 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.integration
+@pytest.mark.parametrize("bits", [8, 4])
+def test_on_a_gpu(ready_llama: Builder, bits: int) -> None:
+    pytest.importorskip("torchao.quantization")
+    model = ready_llama(FusedAccelerator(), embed_dim=256, hidden_dim=512, num_kv_heads=4).to("cuda", torch.bfloat16)
+    embeds = model.embed(torch.arange(9, device="cuda")[None])
+    expected = logits_of(model, embeds).float()
+    quantize(model, bits, 32)
+    got = logits_of(model, embeds, 5, 1, 3).float()
+    assert 0 < float((got - expected).norm() / expected.norm()) < LOGITS_RELATIVE_TOLERANCE[bits]
