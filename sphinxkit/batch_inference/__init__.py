@@ -1,19 +1,22 @@
-"""Many prompts from a file, answered by continuous batching into a file that a killed run goes on from."""
+"""Many requests answered by continuous batching; and files of them, which a killed run continues."""
 
 from __future__ import annotations
 
-from sphinxkit.batch_inference.answering import Answered, answer_requests
 from sphinxkit.batch_inference.files import Summary, answer_file
-from sphinxkit.batch_inference.parts import part_path
-from sphinxkit.batch_inference.requests import Defaults, Request, parse_request, read_lines
+from sphinxkit.batch_inference.fingerprint import fingerprint
+from sphinxkit.batch_inference.loop import Answer, answer_requests
+from sphinxkit.batch_inference.rank_files import part_path
+from sphinxkit.batch_inference.requests import BadRow, Defaults, Request, parse_request, read_lines
 
 __all__ = [
-    "Answered",
+    "Answer",
+    "BadRow",
     "Defaults",
     "Request",
     "Summary",
     "answer_file",
     "answer_requests",
+    "fingerprint",
     "parse_request",
     "part_path",
     "read_lines",

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sphinxkit.batch_inference.answering import Answered, answer_requests
-from sphinxkit.batch_inference.parts import Line, finish_part, make_line, open_part, part_path, read_answers
-from sphinxkit.batch_inference.requests import Defaults, Request, parse_request, read_lines
+from sphinxkit.batch_inference.fingerprint import fingerprint
+from sphinxkit.batch_inference.loop import Answer, answer_requests
+from sphinxkit.batch_inference.rank_files import Line, finish_part, make_line, open_part, part_path, read_answers
+from sphinxkit.batch_inference.requests import BadRow, Defaults, Request, parse_request, read_lines
 from sphinxkit.errors import DataError
+from sphinxkit.generation import Sampling
 
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model import SphinxModel
@@ -24,7 +26,7 @@ class Summary:
     Args:
         num_rows: Of the whole input.
         num_answered: By this rank, now.
-        num_errors: Rows of this rank that could not be asked.
+        num_errors: Rows of this rank without an answer, those of earlier runs included.
         num_skipped: Rows of this rank that were answered before.
         output: Where this rank's answers are: the output file if it is complete, else the rank's part.
         is_complete: Whether every row of every rank is there, in the input's order.
@@ -42,8 +44,9 @@ def answer_file(
     model: SphinxModel,
     source: str | Path,
     output: str | Path,
-    defaults: Defaults,
+    sampling: Sampling | None = None,
     *,
+    raw: bool = False,
     rank: int = 0,
     world_size: int = 1,
     batch_size: int = 8,
@@ -60,14 +63,17 @@ def answer_file(
     which rows are completed. When all ranks are done the output file holds all rows in the input's order.
 
     Run again after a kill, it repairs a half-written last line and answers what is missing, with any number of ranks.
-    Rows with an error are tried again. Rows that were added to the input are answered; answers to a row that has
-    changed since, or that were made with other settings, are an error.
+    Rows whose image or prompt could not be used are tried again; rows that are no requests are not, as long as they
+    stay as they are. Rows that were added to the input are answered. Answers to a row that has changed since, or by
+    another model or other settings, are an error.
 
     Args:
         model: With a tokenizer.
         source: Rows; see ``requests.FIELDS``. Image paths are relative to its folder.
         output: JSON lines.
-        defaults: For what rows do not say.
+        sampling: For what rows do not say; with a ``seed``, row i draws from ``seed + i``; without ``stop``, the
+            template's holds. None: ``Sampling()``.
+        raw: Do not put prompts through the chat template.
         rank: This process; it takes rows ``rank, rank + world_size, ...``.
         world_size: Processes at work on the file, each with its own model; they share the file system, nothing else.
         batch_size: See ``answer_requests``.
@@ -92,21 +98,27 @@ def answer_file(
     beyond = [index for index in answers if index >= num_rows]
     if beyond:
         raise DataError(f"output {output} answers row {beyond[0]}, but {source} has {num_rows} rows")
+    facts = {**fingerprint(model), "truncate": truncate}
+    defaults = Defaults(Sampling() if sampling is None else sampling, raw, facts)
     run = _Run(model, source, output, defaults, rank, world_size, answers)
     answers.clear()  # the texts are not needed any more
     total = len(range(rank, num_rows, world_size))
     with open_part(output, rank, world_size) as file:
 
         def write(fields: dict[str, Any]) -> None:
-            file.write(make_line(fields))
+            try:
+                line = make_line(fields)
+            except RecursionError:
+                error = f"row {fields['index']}: its meta is nested too deeply to be written"
+                line = make_line({"index": fields["index"], "error": error, "request": fields["request"]})
+            file.write(line)
             file.flush()
             if progress is not None:
                 progress(run.num_skipped + run.num_answered + run.num_errors, total)
 
-        requests = run.requests(write)
         for answered in answer_requests(
             model,
-            requests,
+            run.requests(write),
             batch_size=batch_size,
             num_workers=num_workers,
             num_draft_tokens=num_draft_tokens,
@@ -144,21 +156,21 @@ class _Run:
                 continue
             request = parse_request(index, line, self._defaults, self._model.chat_prompt, self._source.parent)
             digest, is_error = self._known.get(index, (None, True))
-            if not is_error and (isinstance(request, tuple) or digest != request.digest):
+            if not is_error and digest != request.digest:
                 raise DataError(
                     f"output {self._output} answers another request than row {index} of {self._source}: the row, the "
                     "options or the model have changed since; choose another output, or remove the old one"
                 )
-            if isinstance(request, tuple):
-                name, message = request
+            if isinstance(request, BadRow):
                 self.num_errors += 1
-                report(_named(index, name) | {"error": message, "request": ""})
+                if digest != request.digest:
+                    report(_named(index, request.id) | {"error": request.error, "request": request.digest})
             elif is_error:
                 yield request
             else:
                 self.num_skipped += 1
 
-    def fields(self, answered: Answered) -> dict[str, Any]:
+    def fields(self, answered: Answer) -> dict[str, Any]:
         """What is written of an answer."""
         request = answered.request
         fields = _named(request.index, request.id)

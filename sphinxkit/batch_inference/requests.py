@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sphinxkit.errors import DataError
-from sphinxkit.formatters import Message
-from sphinxkit.generation import Sampling
+from sphinxkit.generation import Sampling, stop_strings
 
-ChatPrompt = Callable[[Sequence[Message]], tuple[str, tuple[str, ...]]]
+ChatPrompt = Callable[[Any], tuple[str, tuple[str, ...]]]
 
 # What a row may hold, and as what.
 FIELDS: dict[str, tuple[type, ...]] = {
@@ -29,6 +28,10 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "meta": (),
 }
+# Names that LLaVA's question files have for the same (``category`` is for the reader). Source: LLaVA,
+# docs/Evaluation.md.
+LLAVA_FIELDS = {"question_id": "id", "text": "prompt"}
+LLAVA_IGNORED = frozenset({"category"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,9 @@ class Defaults:
     """What holds for the rows that do not say otherwise.
 
     Args:
-        sampling: ``seed``: row i of the file draws from ``seed + i``. No ``stop``: the template's.
+        sampling: With a ``seed``, row i of the file draws from ``seed + i``. Without ``stop`` the template's holds.
         is_raw: Prompts are not put through the chat template.
-        facts: What else an answer depends on (checkpoint, dtype); a run with other facts does not go on with answers.
+        facts: What else an answer depends on (the model, its dtype): a run with other facts does not continue answers.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -62,10 +65,27 @@ class Request:
 
     index: int
     prompt: str
-    image: Path | None
-    sampling: Sampling
+    image: Path | None = None
+    sampling: Sampling = field(default_factory=Sampling)
     id: str | int | None = None
     meta: Any = None
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that is not a request.
+
+    Args:
+        index: Which one.
+        error: What is wrong with it.
+        id: The row's own name, if it has one.
+        digest: Tells this line from others: it is not reported again as long as it stays as it is.
+    """
+
+    index: int
+    error: str
+    id: str | int | None = None
     digest: str = ""
 
 
@@ -90,12 +110,12 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
 
 def parse_request(
     index: int, line: bytes, defaults: Defaults, chat_prompt: ChatPrompt, folder: Path
-) -> Request | tuple[str | int | None, str]:
-    """One row; or, where it cannot be used, its id (if it has one) and what is wrong with it.
+) -> Request | BadRow:
+    """One row; or what is wrong with it.
 
     Args:
         index: Of the row.
-        line: JSON object with ``prompt`` or ``messages``, and any of ``FIELDS``.
+        line: JSON object with ``prompt`` or ``messages``, and any of ``FIELDS``; or a row of LLaVA's question files.
         defaults: For what the row does not say.
         chat_prompt: ``SphinxModel.chat_prompt``.
         folder: That image paths are relative to.
@@ -107,16 +127,21 @@ def parse_request(
             name = row["id"]
         return _request(index, row, defaults, chat_prompt, folder)
     except DataError as error:
-        return name, f"row {index}: {error}"
+        digest = hashlib.sha256(line).hexdigest()[:16]
+        return BadRow(index, f"row {index}: {error}", name, digest)
 
 
 def _read_object(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
+    except RecursionError as error:
+        raise DataError("not JSON that can be read: nested too deeply") from error
     except ValueError as error:  # UnicodeDecodeError is one, too
         raise DataError(f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"expected a JSON object, got {type(row).__name__}")
+    if "question_id" in row and "prompt" not in row and "messages" not in row:
+        row = {LLAVA_FIELDS.get(key, key): value for key, value in row.items() if key not in LLAVA_IGNORED}
     return row
 
 
@@ -133,7 +158,6 @@ def _request(index: int, row: dict[str, Any], defaults: Defaults, chat_prompt: C
     stop = row.get("stop", defaults.sampling.stop)
     if not isinstance(stop, str) and not all(isinstance(text, str) for text in stop):
         raise DataError("stop: expected a string or a list of strings")
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
     if ("prompt" in row) == ("messages" in row):
         raise DataError("expected either prompt or messages")
     prompt, ends = _prompt(row, defaults.is_raw, chat_prompt)
@@ -141,9 +165,8 @@ def _request(index: int, row: dict[str, Any], defaults: Defaults, chat_prompt: C
         raise DataError("the prompt is empty")
     seed = None if defaults.sampling.seed is None else defaults.sampling.seed + index
     own = {key: row[key] for key in ("max_new_tokens", "temperature", "top_p") if key in row}
-    sampling = dataclasses.replace(
-        defaults.sampling, **own, seed=row.get("seed", seed), stop=stop if "stop" in row or stop else ends
-    )
+    stop = stop_strings(stop) if "stop" in row or stop else ends
+    sampling = dataclasses.replace(defaults.sampling, **own, seed=row.get("seed", seed), stop=stop)
     image = folder / row["image"] if "image" in row else None
     told = [prompt, row.get("image"), dataclasses.asdict(sampling), dict(defaults.facts), row.get("id")]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]

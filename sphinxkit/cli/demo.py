@@ -107,16 +107,15 @@ class Talk:
         Args:
             source: Picture that it is about.
             task: Name of a task that words it; None: the words are the question.
-            words: See ``task_prompt.task_instruction``.
+            words: See ``task_options.read_task``.
             box: Likewise; "" is none.
             keeps_history: Whether earlier questions about the picture count.
         Raises:
             DataError: The picture cannot be read, or the question is not complete.
         """
-        from sphinxkit.cli.drawing import count_places, read_places
-        from sphinxkit.cli.task_prompt import task_instruction
+        from sphinxkit.cli.task_options import read_task
         from sphinxkit.formatters import tasks
-        from sphinxkit.formatters.draw import draw_items
+        from sphinxkit.formatters.draw import count_places, draw_items, find_places, label_boxes
         from sphinxkit.geometry import ImageGeometry
         from sphinxkit.tilers import load_image
 
@@ -127,22 +126,24 @@ class Talk:
         if not keeps_history:
             self._session.reset()
         words = words.strip()
-        formatter = None if task is None else tasks.create(task)
-        asked = words
-        if formatter is not None:
-            if self._picture is None:
+        geometry = None if self._picture is None else ImageGeometry(*self._picture.size)
+        question: str | tasks.TaskQuestion = words
+        if task is not None:
+            if geometry is None:
                 raise DataError(f"task {task!r} is about a picture: give one")
-            asked = task_instruction(formatter, words or None, box or None, ImageGeometry(*self._picture.size))
+            question = read_task(task, words or None, box or None, geometry)
+        asked = question if isinstance(question, str) else question.text
         if not asked:
             raise DataError("there is no question")
         how = self._answering
-        text = self._session.ask(asked, how.max_new_tokens, how.temperature, how.top_p, how.seed)
-        if self._picture is None:
+        text = self._session.ask(question, how.max_new_tokens, how.temperature, how.top_p, how.seed)
+        if self._picture is None or geometry is None:
             return Reply(asked, text, None, "")
-        found = read_places(text, self._picture, formatter, words if formatter is not None else None)
-        notes = [f"{count_places(found.items) or 'nothing'} drawn"]
+        found = find_places(text, geometry) if isinstance(question, str) else question.parse(text)
+        items = label_boxes(found.items, "" if isinstance(question, str) else question.label)
+        notes = [f"{count_places(items) or 'nothing'} drawn"]
         notes += [f"not read: {error.text!r} ({tasks.FAULTS[error.kind]})" for error in found.failures]
-        drawing = draw_items(self._picture, [item for item in found.items if not isinstance(item, str)])
+        drawing = draw_items(self._picture, [item for item in items if not isinstance(item, str)])
         return Reply(asked, text, drawing, "; ".join(notes))
 
 

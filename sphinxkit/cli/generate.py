@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sphinxkit.cli.checkpoints import NANO, tell_checkpoint
+from sphinxkit.cli.checkpoints import NANO
 from sphinxkit.cli.options import (
     AnswerOptions,
     Checkpoint,
@@ -21,6 +21,9 @@ from sphinxkit.cli.options import (
 from sphinxkit.errors import DataError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sphinxkit.formatters.tasks import ParseResult, TaskQuestion
     from sphinxkit.generation import Sampling
     from sphinxkit.sphinx_model import SphinxModel
 
@@ -108,23 +111,17 @@ def generate(
     for is_wrong, message, option in wrong_usage:
         if is_wrong:
             raise typer.BadParameter(message, param_hint=option)
-    truncate: Literal["left"] | None = "left" if truncate_left else None
-    if source is not None and output is not None:
-        from sphinxkit.generation import Sampling
+    from sphinxkit.generation import Sampling
 
-        sampling = Sampling(
-            answering.max_new_tokens, answering.temperature, answering.top_p, tuple(stop or ()), answering.seed
-        )
+    truncate: Literal["left"] | None = "left" if truncate_left else None
+    sampling = Sampling(
+        answering.max_new_tokens, answering.temperature, answering.top_p, tuple(stop or ()), answering.seed
+    )
+    if source is not None and output is not None:
         rank, world_size = read_ranks()
-        model = dataclasses.replace(loading, device=own_device(loading.device)).load(checkpoint)
-        facts = {
-            "checkpoint": tell_checkpoint(checkpoint),
-            "recipe": loading.recipe,
-            "dtype": str(model.dtype),
-            "bits": loading.bits,
-            "truncate": truncate,
-        }
-        run: dict[str, Any] = {
+        model = loading.load(checkpoint)
+        options: dict[str, Any] = {
+            "raw": raw,
             "rank": rank,
             "world_size": world_size,
             "batch_size": batch_size,
@@ -132,85 +129,93 @@ def generate(
             "num_draft_tokens": answering.num_draft_tokens,
             "truncate": truncate,
         }
-        _answer_file(model, source, output, sampling, raw, facts, run, as_json)
+        _answer_file(model, source, output, sampling, options, as_json)
         return
-    fields = _answer_one(
-        checkpoint, loading, Question(prompt, image, task, box, draw, raw), answering, tuple(stop or ()), truncate
-    )
-    typer.echo(json.dumps(fields, ensure_ascii=False) if as_json else fields["text"].strip())
+    question = read_question(prompt, image, task, box, draw)
+    model = loading.load(checkpoint)
+    how: dict[str, Any] = {
+        "max_new_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
+        "truncate": truncate,
+        "num_draft_tokens": answering.num_draft_tokens,
+    }
+    result: ParseResult[Any] | None = None
+    if question.task is not None and question.picture is not None:
+        found = model.ask(question.task, question.picture, stop=sampling.stop or None, **how)
+        text, answer, result = found.prompt, found.generation, found.result
+    else:
+        text, ends = (question.words, ()) if raw else model.chat_prompt(question.words)
+        [answer] = model.generate([text], [question.picture], stop=sampling.stop or ends, **how)
+        if draw is not None:
+            result = question.find_places(answer.text)
+    fields: dict[str, Any] = {"prompt": text, "image": None if image is None else str(image)}
+    fields |= {"text": answer.text, "token_ids": answer.token_ids, "finish_reason": answer.finish_reason}
+    if answering.num_draft_tokens is not None:
+        fields |= {"num_drafted": answer.num_drafted, "num_accepted": answer.num_accepted}
+    if result is not None:
+        fields |= _show_places(result, question, draw)
+    typer.echo(json.dumps(fields, ensure_ascii=False) if as_json else answer.text.strip())
+    if result is not None and task is not None and result.failures and not result.items:
+        raise typer.Exit(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What one prompt is made of; see the options of ``generate``."""
+    """What the options ask."""
 
-    prompt: str | None
-    image: Path | None = None
-    task: str | None = None
-    box: str | None = None
-    draw: Path | None = None
-    is_raw: bool = False
+    words: str
+    picture: Image | None
+    task: TaskQuestion | None
+
+    def find_places(self, answer: str) -> ParseResult[Any]:
+        """Whatever looks like a place in an answer, without a task that reads it."""
+        from sphinxkit.formatters.draw import find_places
+        from sphinxkit.geometry import ImageGeometry
+
+        if self.picture is None:
+            raise DataError("--draw: there is no picture to draw on")
+        return find_places(answer, ImageGeometry(*self.picture.size))
 
 
-def _answer_one(
-    checkpoint: str,
-    loading: LoadOptions,
-    question: Question,
-    answering: AnswerOptions,
-    stop: tuple[str, ...],
-    truncate: Literal["left"] | None,
-) -> dict[str, Any]:
-    """Answer one prompt, and draw; whatever is wrong with the question is told before the model is loaded."""
-    from sphinxkit.cli.drawing import picture_format, read_places, write_drawing
-    from sphinxkit.cli.task_prompt import task_instruction
-    from sphinxkit.formatters import tasks
+def read_question(
+    prompt: str | None, image: Path | None, task: str | None, box: str | None, draw: Path | None
+) -> Question:
+    """What the options ask; whatever is wrong with it is told before a model is loaded."""
+    from sphinxkit.cli.task_options import read_task
+    from sphinxkit.formatters.draw import check_target
     from sphinxkit.geometry import ImageGeometry
     from sphinxkit.tilers import load_image
 
-    if question.prompt is not None and not question.prompt.strip():
+    if prompt is not None and not prompt.strip():
         raise DataError("--prompt is empty")
-    picture = None if question.image is None else load_image(question.image)
-    task = None if question.task is None else tasks.create(question.task)
-    words = question.prompt or ""
+    picture = None if image is None else load_image(image)
+    question = None
     if task is not None and picture is not None:
-        words = task_instruction(task, question.prompt, question.box, ImageGeometry(*picture.size))
-    form = ""
-    if question.draw is not None and question.image is not None:
-        form = picture_format(question.draw, question.image)
-    model = loading.load(checkpoint)
-    messages = [{"role": "user", "content": words}]
-    text, ends = (words, ()) if question.is_raw else model.chat_prompt(messages)
-    if task is not None and task.answer_start and model.conversation is not None:
-        text = model.conversation.prompt(messages, task.answer_start)
-    [answer] = model.generate(
-        [text],
-        [picture],
-        max_new_tokens=answering.max_new_tokens,
-        temperature=answering.temperature,
-        top_p=answering.top_p,
-        seed=answering.seed,
-        stop=stop or ends,
-        truncate=truncate,
-        num_draft_tokens=answering.num_draft_tokens,
-    )
-    fields: dict[str, Any] = {
-        "prompt": text,
-        "image": None if question.image is None else str(question.image),
-        "text": answer.text,
-        "token_ids": answer.token_ids,
-        "finish_reason": answer.finish_reason,
+        question = read_task(task, prompt, box, ImageGeometry(*picture.size))
+    if draw is not None:
+        check_target(draw, image)
+    return Question(prompt or "", picture, question)
+
+
+def _show_places(result: ParseResult[Any], question: Question, draw: Path | None) -> dict[str, Any]:
+    """Draw what an answer says; returns it as JSON has it."""
+    from sphinxkit.formatters import tasks
+    from sphinxkit.formatters.draw import count_places, label_boxes, save_drawing
+
+    items = label_boxes(result.items, "" if question.task is None else question.task.label)
+    for error in result.failures:
+        typer.echo(f"not read: {error.text!r} ({tasks.FAULTS[error.kind]})", err=True)
+    if draw is not None and question.picture is not None:
+        save_drawing(draw, question.picture, items)
+        places = count_places(items)
+        told = f"{places} drawn" if places else "the answer holds nothing to draw, the picture is as it was"
+        typer.echo(f"{draw}: {told}", err=True)
+    return {
+        "items": [item if isinstance(item, str) else dataclasses.asdict(item) for item in items],
+        "unread": [error._asdict() for error in result.failures],
     }
-    if answering.num_draft_tokens is not None:
-        fields |= {"num_drafted": answer.num_drafted, "num_accepted": answer.num_accepted}
-    if picture is not None and (task is not None or question.draw is not None):
-        found = read_places(answer.text, picture, task, question.prompt if task is not None else None)
-        fields["items"] = [item if isinstance(item, str) else dataclasses.asdict(item) for item in found.items]
-        fields["unread"] = [error._asdict() for error in found.failures]
-        for error in found.failures:
-            typer.echo(f"not read: {error.text!r} ({tasks.FAULTS[error.kind]})", err=True)
-        if question.draw is not None:
-            typer.echo(write_drawing(question.draw, form, picture, found.items), err=True)
-    return fields
 
 
 def read_ranks() -> tuple[int, int]:
@@ -225,37 +230,20 @@ def read_ranks() -> tuple[int, int]:
         raise DataError(f"RANK and WORLD_SIZE in the environment must be numbers: {error}") from error
 
 
-def own_device(name: str) -> str:
-    """The device of this process: with torchrun, ``auto`` and ``cuda`` are the GPU with the process's local rank."""
-    import torch
-
-    local = os.environ.get("LOCAL_RANK")
-    if local is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
-        return name
-    return f"cuda:{local}"
-
-
 def _answer_file(
-    model: SphinxModel,
-    source: Path,
-    output: Path,
-    sampling: Sampling,
-    raw: bool,
-    facts: dict[str, Any],
-    run: dict[str, Any],
-    as_json: bool,
+    model: SphinxModel, source: Path, output: Path, sampling: Sampling, options: dict[str, Any], as_json: bool
 ) -> None:
     from rich.console import Console
 
-    from sphinxkit.batch_inference import Defaults, answer_file
+    from sphinxkit.batch_inference import answer_file
 
     with Console(stderr=True).status(f"{source}: reading") as status:
         summary = answer_file(
             model,
             source,
             output,
-            Defaults(sampling, raw, facts),
-            **run,
+            sampling,
+            **options,
             progress=lambda done, total: status.update(f"{source}: {done} of {total} rows done"),
         )
     if as_json:
@@ -268,9 +256,11 @@ def _answer_file(
             "complete": summary.is_complete,
         }
         typer.echo(json.dumps(fields, ensure_ascii=False))
-        return
-    rest = "" if summary.is_complete else "; merged when the other processes are done"
-    typer.echo(
-        f"{summary.num_answered} rows answered, {summary.num_skipped} were before, {summary.num_errors} with an error: "
-        f"{summary.output}{rest}"
-    )
+    else:
+        rest = "" if summary.is_complete else "; merged when the other processes are done"
+        typer.echo(
+            f"{summary.num_answered} rows answered, {summary.num_skipped} were before, {summary.num_errors} with an "
+            f"error: {summary.output}{rest}"
+        )
+    if summary.num_errors:
+        raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -72,15 +73,18 @@ def cpu_has_bf16() -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device asked for; ``auto`` is CUDA if there is one.
+    """The device asked for; ``auto`` is CUDA if there is one. With torchrun, ``auto`` and ``cuda`` are the own GPU.
 
     Raises:
         DataError: There is no such device.
     """
     import torch
 
+    own = os.environ.get("LOCAL_RANK")
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda" if own is None else f"cuda:{own}")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

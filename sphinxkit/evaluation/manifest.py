@@ -5,7 +5,6 @@ A run resumes only where its own manifest says the same.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,31 +23,8 @@ from sphinxkit.version import __version__
 
 if TYPE_CHECKING:
     from sphinxkit.formatters import ConversationTemplate
-    from sphinxkit.sphinx_model import SphinxModel
 
-SAMPLED_VALUES = 64  # of every tensor in a fingerprint: training changes nearly all of them (our choice)
 RUN = "run"  # the part of a manifest that may differ when a run resumes
-
-
-def describe(model: SphinxModel) -> dict[str, str]:
-    """What tells one model from another: a hash of values of every tensor, and of recipe and tokenizer.
-
-    Args:
-        model: Its weights are read at ``SAMPLED_VALUES`` places of every tensor, so that this takes seconds at most.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        values = tensor.detach().flatten()
-        some = values[:: max(1, len(values) // SAMPLED_VALUES)].cpu().contiguous()
-        digest.update(some.view(torch.uint8).numpy().tobytes())
-    tokenizer = b"" if model.tokenizer is None else model.tokenizer.to_bytes()
-    return {
-        "weights": digest.hexdigest(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "recipe": hashlib.sha256((model.recipe_yaml or "").encode()).hexdigest(),
-        "tokenizer": hashlib.sha256(tokenizer).hexdigest(),
-    }
 
 
 def make_manifest(

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sphinxkit.batch_inference.answering import answer_requests
-from sphinxkit.batch_inference.requests import Request
+from sphinxkit.batch_inference import Request, answer_requests
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import benchmarks
 from sphinxkit.evaluation.benchmarks import Benchmark

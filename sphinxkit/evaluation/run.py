@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sphinxkit.atomic import atomic_file
+from sphinxkit.batch_inference import fingerprint
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import benchmarks, metrics
 from sphinxkit.evaluation.benchmarks import Benchmark, Report
 from sphinxkit.evaluation.inputs import Record, read_annotations
-from sphinxkit.evaluation.manifest import describe, make_manifest, open_manifest
+from sphinxkit.evaluation.manifest import make_manifest, open_manifest
 from sphinxkit.evaluation.predictions import BATCH_SIZE, ask, choose_benchmark, require_template
 from sphinxkit.evaluation.questions import Question, check_images, make_questions
 from sphinxkit.recipe.io import load
@@ -72,7 +73,7 @@ def evaluate(
     check_images(questions, images)
     metrics.score(chosen.metric, [Record(gold, "") for gold in golds])
     facts |= {"images": str(images), "batch_size": batch_size}
-    manifest = make_manifest(chosen, require_template(model), questions, annotations, describe(model), facts)
+    manifest = make_manifest(chosen, require_template(model), questions, annotations, fingerprint(model), facts)
     if withhold_images:
         questions = [dataclasses.replace(question, image=None) for question in questions]
         manifest["withhold_images"] = True

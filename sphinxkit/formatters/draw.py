@@ -7,10 +7,12 @@ alike.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sphinxkit.atomic import atomic_file
 from sphinxkit.errors import DataError
 from sphinxkit.formatters.tasks.base import ErrorLog, GroundedPhrase, Keypoints, ParseResult
 from sphinxkit.formatters.tasks.coordinates import read_boxes, read_points
@@ -180,3 +182,75 @@ def draw_items(image: Image.Image, items: Iterable[Any]) -> Image.Image:
     if words:
         _label(ImageDraw.Draw(canvas), canvas, " / ".join(words), Point(0, canvas.height), PALETTE[3])
     return canvas
+
+
+def label_boxes(items: Iterable[Any], label: str) -> tuple[Any, ...]:
+    """Items in which boxes without a phrase have one.
+
+    Args:
+        items: ``ParseResult.items`` of any task.
+        label: What was asked for; "" leaves boxes of a phrase without words.
+    """
+    named: list[Any] = []
+    for item in items:
+        if isinstance(item, Box):
+            named.append(GroundedPhrase(label, (item,)))
+        elif isinstance(item, GroundedPhrase) and not item.phrase and label:
+            named.append(GroundedPhrase(label, item.boxes, item.start))
+        else:
+            named.append(item)
+    return tuple(named)
+
+
+def count_places(items: Iterable[Any]) -> str:
+    """In words how many boxes and points there are; "" if there is none."""
+    boxes = points = 0
+    for item in items:
+        match item:
+            case Box():
+                boxes += 1
+            case GroundedPhrase():
+                boxes += len(item.boxes)
+            case Keypoints():
+                points += len(item.points)
+            case Point():
+                points += 1
+    counted = ((boxes, "box", "boxes"), (points, "point", "points"))
+    return " and ".join(f"{number} {one if number == 1 else many}" for number, one, many in counted if number)
+
+
+def check_target(target: Path, source: Path | None = None) -> str:
+    """Pillow's name of the format that a file's ending asks for.
+
+    Args:
+        target: File that a drawing is to be written to.
+        source: The picture that is drawn on.
+    Raises:
+        DataError: No such ending, or the drawing would replace the picture it is drawn on.
+    """
+    name = Image.registered_extensions().get(target.suffix.lower())
+    if name is None or name not in Image.SAVE:
+        raise DataError(f"draw {target}: Pillow writes no {target.suffix or 'file without an ending'}; take .png")
+    if source is not None and target.exists() and source.exists() and target.samefile(source):
+        raise DataError(f"draw {target}: this is the picture itself; name another file")
+    return name
+
+
+def save_drawing(target: str | Path, image: Image.Image, items: Iterable[Any]) -> None:
+    """Write a copy of an image with the places of an answer on it, whole or not at all.
+
+    Args:
+        target: File to write; its ending says the format.
+        image: At its own size.
+        items: ``ParseResult.items`` of any task; words are not drawn.
+    Raises:
+        DataError: The ending is unknown, or the file cannot be written.
+    """
+    target = Path(target)
+    form = check_target(target)
+    canvas = draw_items(image, [item for item in items if not isinstance(item, str)])
+    try:
+        with atomic_file(target) as temporary:
+            canvas.save(temporary, format=form)
+    except (OSError, ValueError) as error:
+        raise DataError(f"draw {target}: cannot be written: {error}") from error

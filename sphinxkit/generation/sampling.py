@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Protocol
 
 import torch
@@ -35,23 +37,59 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "max_new_tokens", _whole("max_new_tokens", self.max_new_tokens))
+        object.__setattr__(self, "temperature", _real("temperature", self.temperature))
+        object.__setattr__(self, "top_p", _real("top_p", self.top_p))
+        object.__setattr__(self, "stop", stop_strings(self.stop))
         if self.max_new_tokens < 1:
             raise DataError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not self.temperature >= 0:
-            raise DataError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise DataError(f"temperature must be 0 (greedy) or more, and finite; got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise DataError(f"top_p must be in (0, 1], got {self.top_p}")
         if any(not stop for stop in self.stop):
             raise DataError("a stop string is empty")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise DataError(f"seed must be in [0, 2**63), got {self.seed}")
+        if self.seed is not None:
+            object.__setattr__(self, "seed", _whole("seed", self.seed))
+            if not 0 <= self.seed < 2**63:
+                raise DataError(f"seed must be in [0, 2**63), got {self.seed}")
+
+
+def _whole(name: str, value: object) -> int:
+    """A whole number of any type (2, 2.0, numpy.int64(2)) as an int."""
+    if not isinstance(value, bool):
+        if isinstance(value, Integral):
+            return int(value)
+        if isinstance(value, Real) and float(value).is_integer():
+            return int(float(value))
+    raise DataError(f"{name} must be a whole number, got {value!r:.60}")
+
+
+def _real(name: str, value: object) -> float:
+    """A number of any type as a float."""
+    if not isinstance(value, bool) and isinstance(value, Real):
+        try:
+            return float(value)
+        except OverflowError:
+            raise DataError(f"{name} is beyond all floats") from None
+    raise DataError(f"{name} must be a number, got {value!r:.60}")
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One stop string, several, or none, as ``Sampling`` takes them."""
+    """One stop string, several, or none, as ``Sampling`` takes them.
+
+    Args:
+        stop: A text, a sequence of texts, or None.
+    Raises:
+        DataError: Something else.
+    """
     if stop is None:
         return ()
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+    if isinstance(stop, str):
+        return (stop,)
+    if isinstance(stop, Sequence) and all(isinstance(text, str) for text in stop):
+        return tuple(stop)
+    raise DataError(f"stop must be a text or several, got {stop!r:.60}")
 
 
 def top_p_probs(logits: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

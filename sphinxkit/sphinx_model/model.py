@@ -1,29 +1,32 @@
-"""SphinxModel: a language model with eyes. Takes built parts; knows no configuration and no names."""
+"""SphinxModel: a language model that reads images. Takes built parts; knows no configuration and no names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, DataError, ShapeError
 from sphinxkit.formatters import Message, check_messages
+from sphinxkit.formatters.tasks import Task, TaskQuestion, make_question
 from sphinxkit.generation import Decoder, Generation, Sampling, stop_strings
+from sphinxkit.geometry import ImageGeometry
 from sphinxkit.sphinx_model import multimodal, scoring
 from sphinxkit.sphinx_model import prompts as prompts_module
-from sphinxkit.sphinx_model.prompts import ImageInput, Prompt
+from sphinxkit.sphinx_model.answers import TaskAnswer
+from sphinxkit.sphinx_model.images import ImageInput
+from sphinxkit.sphinx_model.prompts import Prompt
 from sphinxkit.sphinx_model.scoring import Score
 from sphinxkit.sphinx_model.session import ChatSession
 from sphinxkit.to_device import to_device
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from sphinxkit.formatters import ConversationTemplate
     from sphinxkit.llama import LlamaModel
+    from sphinxkit.tilers import ImageSource
     from sphinxkit.tokenizer import Tokenizer
     from sphinxkit.vision import VisionTower
 
@@ -106,22 +109,21 @@ class SphinxModel(nn.Module):
 
     # -- images -------------------------------------------------------------------------------------------------------
 
-    def preprocess(self, images: Image | str | Path | Sequence[Image | str | Path]) -> Tensor:
+    def preprocess(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
         """Pad, resize and normalise images.
 
         Args:
-            images: A PIL image or a path, or several. Files are opened by ``tilers.load_image`` (turned upright).
+            images: One or several: PIL images, paths, bytes, binary files or uint8 arrays (H, W, 3). All are turned
+                upright, as their EXIF orientation says.
 
         Shape:
             return: (B, 3, S, S) float32 on the CPU, CLIP-normalised
         Raises:
             DataError: An image cannot be read.
         """
-        from sphinxkit.tilers import load_image, preprocess
+        from sphinxkit.tilers import preprocess
 
-        several = [images] if not isinstance(images, Sequence) or isinstance(images, str) else list(images)
-        opened = [load_image(image) if isinstance(image, str | Path) else image for image in several]
-        return preprocess(opened, self.require_vision().image_size)
+        return preprocess(images, self.require_vision().image_size)
 
     def encode_images(self, pixels: Tensor, max_views: int | None = None) -> Tensor:
         """Visual tokens: every view's [start, tokens, end], ready to follow the first token of the text.
@@ -266,36 +268,106 @@ class SphinxModel(nn.Module):
 
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: str | Sequence[Message],
         image: ImageInput | None = None,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        truncate: Literal["left"] | None = None,
     ) -> str:
         """Answer the last message of a conversation.
 
         Args:
-            messages: ``[{"role": "user", "content": "What is this?"}, ...]``, user and assistant in turn.
+            messages: ``[{"role": "user", "content": "What is this?"}, ...]``, user and assistant in turn; a text is a
+                single question.
             image: What it is about.
             max_new_tokens: Of the answer.
             temperature: 0 is greedy.
             top_p: See ``generation.Sampling``.
             seed: Of the sampling.
+            truncate: See ``generate``.
 
         Raises:
             DataError: The roles are out of order; or as ``generate``.
         """
         prompt, stop = self.chat_prompt(messages)
-        [answer] = self.generate([prompt], [image], max_new_tokens, temperature, top_p, stop, seed)
+        [answer] = self.generate([prompt], [image], max_new_tokens, temperature, top_p, stop, seed, truncate)
         return answer.text.strip()
 
-    def chat_prompt(self, messages: Sequence[Message]) -> tuple[str, tuple[str, ...]]:
-        """The conversation as a prompt in the model's template, and the strings that end the answer."""
+    def chat_prompt(self, messages: str | Sequence[Message], answer_start: str = "") -> tuple[str, tuple[str, ...]]:
+        """The conversation as a prompt in the model's template, and the strings that end the answer.
+
+        Args:
+            messages: As in ``chat``.
+            answer_start: Words that the prompt already gives of the answer.
+        Raises:
+            DataError: No template, or the roles are out of order.
+        """
         if self.conversation is None:
             raise DataError("this model has no conversation template: set model.conversation, or use generate")
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
         check_messages(messages, "chat", last="user")
-        return self.conversation.prompt(messages), self.conversation.stop
+        return self.conversation.prompt(messages, answer_start), self.conversation.stop
+
+    def ask(
+        self,
+        task: str | Task[Any, Any] | TaskQuestion,
+        image: ImageInput,
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        truncate: Literal["left"] | None = None,
+        num_draft_tokens: int | None = None,
+        **fields: Any,
+    ) -> TaskAnswer:
+        """Ask a task's question about an image, and read the answer.
+
+        Args:
+            task: A task of ``formatters.tasks``, its name, or a question that is worded already.
+            image: What it is about; not pixels or tokens, which do not tell the image's own size.
+            max_new_tokens: Of the answer.
+            temperature: 0 is greedy.
+            top_p: See ``generation.Sampling``.
+            stop: Strings that end the answer; None: the template's.
+            seed: Of the sampling.
+            truncate: See ``generate``.
+            num_draft_tokens: See ``generate``.
+            fields: What the task asks about: ``phrase="the red circle"`` (rec), ``category="dog"`` (detection),
+                ``question="How many?"`` (vqa), ``box=Box(...)`` (pose, reg).
+
+        Returns:
+            The answer, and what it says in pixels of the image.
+
+        Raises:
+            RegistryError: There is no such task.
+            DataError: A field is missing or refused; or as ``generate``.
+        """
+        from sphinxkit.tilers import load_image
+
+        if isinstance(image, Tensor):
+            raise DataError("ask: expected an image, got a tensor, which does not tell the image's own size")
+        picture = load_image(image)
+        question = (
+            task if isinstance(task, TaskQuestion) else make_question(task, ImageGeometry(*picture.size), **fields)
+        )
+        prompt, ends = self.chat_prompt(question.text, question.task.answer_start)
+        [answer] = self.generate(
+            [prompt],
+            [picture],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stop=ends if stop is None else stop,
+            seed=seed,
+            truncate=truncate,
+            num_draft_tokens=num_draft_tokens,
+        )
+        return TaskAnswer(question, prompt, answer, question.parse(answer.text))
 
     def session(
         self, image: ImageInput | None = None, system: str | None = None, num_draft_tokens: int | None = None

@@ -46,6 +46,6 @@ class ModelParts(Protocol):
         """Image tokens (B, N_img, D) of pixels (B, 3, S, S)."""
         ...
 
-    def chat_prompt(self, messages: Sequence[Message]) -> tuple[str, tuple[str, ...]]:
+    def chat_prompt(self, messages: str | Sequence[Message], answer_start: str = "") -> tuple[str, tuple[str, ...]]:
         """A conversation as a prompt, and the strings that end the answer."""
         ...

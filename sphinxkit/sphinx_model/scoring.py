@@ -9,9 +9,9 @@ import torch
 
 from sphinxkit.errors import DataError
 from sphinxkit.generation import check_context
+from sphinxkit.sphinx_model.images import ImageInput, encode_each, list_images
 from sphinxkit.sphinx_model.multimodal import hidden_states, num_positions
 from sphinxkit.sphinx_model.parts import ModelParts
-from sphinxkit.sphinx_model.prompts import ImageInput, check_images, encode_each
 from sphinxkit.to_device import to_device
 
 
@@ -48,7 +48,7 @@ def score(
         raise DataError("score: contexts and continuations are lists of texts, got a single text")
     if len(contexts) != len(continuations) or not contexts:
         raise DataError(f"score: {len(contexts)} contexts but {len(continuations)} continuations")
-    pictures = check_images(images, len(contexts))
+    pictures = list_images(images, len(contexts))
     scores = []
     for row, (context, continuation, picture) in enumerate(zip(contexts, continuations, pictures, strict=True)):
         ids = tokenizer.encode(context + continuation, bos=True)

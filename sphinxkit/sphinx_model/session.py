@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
+from sphinxkit.formatters.tasks import TaskQuestion
 from sphinxkit.generation import ContinuousBatch, Sampling, check_context
+from sphinxkit.sphinx_model.images import ImageInput, encode_each
 from sphinxkit.sphinx_model.multimodal import join_image, num_positions, num_text_tokens
 from sphinxkit.sphinx_model.parts import ModelParts
-from sphinxkit.sphinx_model.prompts import ImageInput, encode_each
 from sphinxkit.to_device import to_device
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ class ChatSession:
             [self._image] = encode_each(model, [image])
         self._num_image_tokens = 0 if self._image is None else len(self._image)
         self._cache: KVCache | None = None
+        self._lock = threading.Lock()
         self._cached_ids: list[int] = []  # the text tokens that the cache holds
         self.messages = list(self._opening)
         """The conversation so far."""
@@ -69,7 +73,7 @@ class ChatSession:
 
     def ask(
         self,
-        question: str,
+        question: str | TaskQuestion,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -78,32 +82,52 @@ class ChatSession:
         """Answer a question; both become part of the conversation.
 
         Args:
-            question: The user's words.
+            question: The user's words, or a task's question (``formatters.tasks.make_question``).
             max_new_tokens: Of the answer.
             temperature: 0 is greedy.
             top_p: See ``generation.Sampling``.
             seed: Of the sampling.
 
         Raises:
-            DataError: An empty question, or a conversation that fills the context; then nothing has changed.
+            DataError: An empty question, a conversation that fills the context, or a question while another one is
+                answered; then nothing has changed.
         """
-        for _ in self.stream(question, max_new_tokens, temperature, top_p, seed):
-            pass
-        answer = self.messages[-1]["content"]
-        return "" if answer == EMPTY_ANSWER else answer
+        turn = self._turn(question, Sampling(max_new_tokens, temperature, top_p, seed=seed))
+        while True:
+            try:
+                next(turn)
+            except StopIteration as end:
+                return str(end.value)
 
     def stream(
         self,
-        question: str,
+        question: str | TaskQuestion,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[str]:
         """As ``ask``, piece by piece. The turn becomes part of the conversation once the answer is complete."""
-        messages = [*self.messages, {"role": "user", "content": question}]
-        text, stop = self._model.chat_prompt(messages)
-        sampling = Sampling(max_new_tokens, temperature, top_p, tuple(stop), seed)
+        yield from self._turn(question, Sampling(max_new_tokens, temperature, top_p, seed=seed))
+
+    def _turn(self, question: str | TaskQuestion, sampling: Sampling) -> Generator[str, None, str]:
+        """Yields the answer's pieces and returns the answer; no other turn may begin meanwhile."""
+        if not self._lock.acquire(blocking=False):
+            raise DataError("the session is answering another question: ask one at a time, or make another session")
+        try:
+            return (yield from self._answer(question, sampling))
+        finally:
+            self._lock.release()
+
+    def _answer(self, question: str | TaskQuestion, sampling: Sampling) -> Generator[str, None, str]:
+        words, answer_start = (
+            (question.text, question.task.answer_start.strip())
+            if isinstance(question, TaskQuestion)
+            else (question, "")
+        )
+        messages = [*self.messages, {"role": "user", "content": words}]
+        text, stop = self._model.chat_prompt(messages, answer_start)
+        sampling = dataclasses.replace(sampling, stop=stop)
         tokenizer = self._model.require_tokenizer()
         ids = tokenizer.encode(text, bos=True)
         positions = num_positions(len(ids), self._num_image_tokens)
@@ -134,8 +158,10 @@ class ChatSession:
             self._cached_ids = [*ids, *sequence.generated_ids][: num_text_tokens(held, self._num_image_tokens)]
         self.num_prefilled += len(embeds)
         self.num_reused += num_cached
-        answer = sequence.result().text.strip() or EMPTY_ANSWER
-        self.messages = [*messages, {"role": "assistant", "content": answer}]
+        answer = sequence.result().text.strip()
+        said = f"{answer_start} {answer}".strip() or EMPTY_ANSWER
+        self.messages = [*messages, {"role": "assistant", "content": said}]
+        return answer
 
     def _uncached(self, ids: Sequence[int]) -> tuple[Tensor, int]:
         """Embeddings of what has to be read, and how many positions before it the cache holds."""

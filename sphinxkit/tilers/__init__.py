@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from sphinxkit.tilers.base import Tiler, create, names, register, registry
 from sphinxkit.tilers.grid import GridTiler
-from sphinxkit.tilers.images import load_image, to_rgb
+from sphinxkit.tilers.images import ImageSource, load_image, to_rgb
 from sphinxkit.tilers.preprocess import Preprocessor, pad_and_resize, preprocess
 
 __all__ = [
     "GridTiler",
+    "ImageSource",
     "Preprocessor",
     "Tiler",
     "create",

@@ -1,14 +1,18 @@
-"""Opening image files: upright, 8-bit RGB, or an error that names the file."""
+"""Images in any form as upright 8-bit RGB images, or an error that names the file."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
+import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sphinxkit.errors import DataError
@@ -16,6 +20,12 @@ from sphinxkit.errors import DataError
 # Pillow's own default (PIL.Image.MAX_IMAGE_PIXELS): a quarter of a gibibyte at three bytes a pixel. Where Pillow warns
 # above it, load_image refuses.
 MAX_PIXELS = 1024**3 // 4 // 3
+MAX_NAME = 300  # characters of a path that messages show; our choice
+# Formats that are opened: pictures, nothing that runs another program (EPS starts Ghostscript). Our choice.
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA"),
+    *("TIFF", "WEBP"),
+)
 # Formats whose further frames are no animation: a phone's MPO holds its photo first, a PSD its flattened picture.
 STILL_FIRST = ("MPO", "PSD")
 # Modes of more than 8 bits a channel, which Pillow would clip to white, by how their bytes are read.
@@ -31,28 +41,37 @@ DEEP_DTYPES = {
 DETOURS = {"P": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
 
-def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open an image as an upright 8-bit RGB image.
+ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | BinaryIO | NDArray[np.uint8]
+"""A PIL image, a path, a file's bytes, a binary file object, or a uint8 array (H, W, 3) or (H, W)."""
+
+
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Anything that is an image as an upright 8-bit RGB image.
 
     The EXIF orientation is applied, alpha dropped (as PIL's ``convert("RGB")`` does), grey, palette and CMYK images
     become RGB and deeper ones 8-bit (see ``to_rgb``).
 
     Args:
-        source: A path, the file's bytes, or a binary file object (read to its end).
+        source: See ``ImageSource``; a file object is read to its end.
         max_pixels: Decompression-bomb limit: width times height of the largest image taken.
     Raises:
-        DataError: The file is missing, a directory, unreadable, empty, not an image that Pillow knows, truncated or
-            damaged, animated, or larger than ``max_pixels``; the message names the file.
+        DataError: The file is missing, not a regular file, unreadable, empty, in none of ``FORMATS``, truncated or
+            damaged, animated, or larger than ``max_pixels`` (the message names the file); or ``source`` is no image.
     """
+    if isinstance(source, Image.Image):
+        return _upright(source, str(getattr(source, "filename", "") or "(opened with PIL)"))
+    if isinstance(source, np.ndarray):
+        return _of_array(source)
     name, data = _read(source)
     if not data:
         raise DataError(f"image {name}: the file is empty")
     try:
-        image = Image.open(io.BytesIO(data))
+        Image.init()
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
         start = data[:16]
         raise DataError(
-            f"image {name}: not an image in a format that Pillow reads (it starts with {start!r})"
+            f"image {name}: not an image in a format that is opened ({', '.join(FORMATS)}); it starts with {start!r}"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(
@@ -75,17 +94,37 @@ def load_image(source: str | os.PathLike[str] | bytes | BinaryIO, *, max_pixels:
                 f"image {name}: an animated or multi-page {image.format} of {frames} frames; save the frame you mean "
                 "as an image of its own"
             )
-        try:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
-            raise _damaged(name, error) from error
-        try:
-            return to_rgb(image)
-        except DataError as error:
-            raise DataError(f"image {name}: {error}") from error
+        return _upright(image, name)
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    """Load, turn as EXIF says, and convert to 8-bit RGB."""
+    try:
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
+        raise _damaged(name, error) from error
+    try:
+        return to_rgb(image)
+    except DataError as error:
+        raise DataError(f"image {name}: {error}") from error
+
+
+def _of_array(array: NDArray[Any]) -> Image.Image:
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[2] != 3)
+        or not array.size
+    ):
+        raise DataError(
+            f"image: expected a uint8 array (H, W, 3) or (H, W), got {array.dtype} {array.shape}; scale the values to "
+            "0..255 and put the colours last"
+        )
+    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -110,26 +149,42 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise DataError(f"an image of mode {image.mode} has no RGB form ({error}); convert it first") from error
 
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
 def _read(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[str, bytes]:
     if isinstance(source, bytes):
         return "<bytes>", source
+    if isinstance(source, str) and _URL.match(source):
+        raise DataError(f"image {source}: this is a URL; download the image and name the file")
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
+        path, name = Path(source), str(source)
+        if len(name) > MAX_NAME:
+            name = f"{name[: MAX_NAME // 2]}...{name[-MAX_NAME // 2 :]}"
         try:
-            return str(path), path.read_bytes()
+            mode = path.stat().st_mode
+            data = path.read_bytes() if stat.S_ISREG(mode) else b""
         except FileNotFoundError as error:
-            raise DataError(f"image {path}: there is no such file") from error
-        except IsADirectoryError as error:
-            raise DataError(f"image {path}: this is a directory, not an image file") from error
-        except (OSError, ValueError) as error:
-            raise DataError(f"image {path}: cannot be read, {error}") from error
+            raise DataError(f"image {name}: there is no such file") from error
+        except OSError as error:
+            raise DataError(f"image {name}: cannot be read, {error.strerror}") from error
+        except ValueError as error:
+            raise DataError(f"image {name}: cannot be read, {error}") from error
+        if stat.S_ISDIR(mode):
+            raise DataError(f"image {name}: this is a directory, not an image file")
+        if not stat.S_ISREG(mode):
+            raise DataError(f"image {name}: not a regular file but a pipe or a device")
+        return name, data
     if hasattr(source, "read"):
         name = str(getattr(source, "name", "<file object>"))
         data = source.read()
         if not isinstance(data, bytes):
             raise DataError(f"image {name}: the file object gives {type(data).__name__}; open it in binary mode")
         return name, data
-    raise DataError(f"load_image: expected a path, bytes or a binary file, got {type(source).__name__}")
+    raise DataError(
+        "image: expected a PIL image, a path, bytes, a binary file or a uint8 array (H, W, 3), got "
+        f"{type(source).__name__}"
+    )
 
 
 def _damaged(name: str, error: Exception) -> DataError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from sphinxkit.errors import DataError, ShapeError
 from sphinxkit.geometry import ImageGeometry
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD
-from sphinxkit.tilers.images import to_rgb
+from sphinxkit.tilers.images import ImageSource, load_image
 from sphinxkit.tilers.resize import resize_axis
 
 # Source: LLaMA2-Accessory, accessory/data/transform.py: int(255 * x) of CLIP_MEAN, truncated.
@@ -29,7 +30,7 @@ MEAN = np.array(CLIP_MEAN, dtype=np.float32).reshape(3, 1, 1)
 STD = np.array(CLIP_STD, dtype=np.float32).reshape(3, 1, 1)
 
 
-def pad_and_resize(image: Image.Image, image_size: int) -> Image.Image:
+def pad_and_resize(image: ImageSource, image_size: int) -> Image.Image:
     """Pad an image to a square and resize it, bit for bit as Pillow would resize the padded square.
 
     The image is centred (the odd pixel at the bottom or right) on the CLIP mean colour. Rows and columns of padding
@@ -37,21 +38,18 @@ def pad_and_resize(image: Image.Image, image_size: int) -> Image.Image:
     at extreme aspect ratios.
 
     Args:
-        image: Any mode; made RGB first, alpha dropped.
+        image: A PIL image of any mode, or another ``ImageSource``; made upright RGB first, alpha dropped.
         image_size: Side of the result in pixels, at least 8.
     Returns:
         An RGB image of image_size x image_size.
     Raises:
-        DataError: Not a PIL image, a mode without an RGB form, an empty or damaged image, a side above 65535 pixels.
+        DataError: Not an image, a mode without an RGB form, an empty or damaged image, a side above 65535 pixels.
         ShapeError: ``image_size`` is below 8.
     Source: LLaMA2-Accessory, accessory/data/transform.py, padded_resize.
     """
-    if not isinstance(image, Image.Image):
-        raise DataError(
-            f"preprocess: expected PIL images, got {type(image).__name__}; open files with "
-            "sphinxkit.tilers.load_image and turn arrays into images with PIL.Image.fromarray"
-        )
     _check_size(image_size)
+    if not isinstance(image, Image.Image):
+        image = load_image(image)
     if min(image.size) < 1:
         raise DataError(f"preprocess: the image is empty, {image.width}x{image.height} pixels")
     if max(image.size) > MAX_SIDE:
@@ -59,14 +57,7 @@ def pad_and_resize(image: Image.Image, image_size: int) -> Image.Image:
             f"preprocess: the image is {image.width}x{image.height} pixels, longer than {MAX_SIDE} on a side; "
             "crop it or scale it down first"
         )
-    try:
-        image.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # opened lazily by the caller; decoders raise whatever they meet
-        name = getattr(image, "filename", "") or "image"
-        raise DataError(f"preprocess: {name} is truncated or damaged ({type(error).__name__}: {error})") from error
-    rgb = to_rgb(image)
+    rgb = load_image(image)
     geometry = ImageGeometry(rgb.width, rgb.height)
     x, y = geometry.offset
     columns, left = resize_axis(rgb, 0, geometry.side, x, image_size, PAD_COLOR)
@@ -80,7 +71,7 @@ def pad_and_resize(image: Image.Image, image_size: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """``preprocess`` with its size fixed: a callable from PIL images to pixels.
+    """``preprocess`` with its size fixed: a callable from images to pixels.
 
     Args:
         image_size: Side of the pixel tensor.
@@ -88,30 +79,30 @@ class Preprocessor:
 
     image_size: int
 
-    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> Tensor:
+    def __call__(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
         """See ``preprocess``."""
         return preprocess(images, self.image_size)
 
 
-def preprocess(images: Image.Image | Sequence[Image.Image], image_size: int) -> Tensor:
-    """PIL images to the pixels that SphinxModel, tilers and encoders take.
+def preprocess(images: ImageSource | Sequence[ImageSource], image_size: int) -> Tensor:
+    """Images to the pixels that SphinxModel, tilers and encoders take.
 
     Args:
-        images: One image or several, of any size and mode.
+        images: One image or several, of any size and mode; see ``images.ImageSource``.
         image_size: Side of the square they are padded and resized to, in pixels.
     Shape:
         return: (B, 3, image_size, image_size) float32, CLIP-normalised
     Raises:
-        DataError: No image, something that is not a PIL image, or an image that cannot be used.
+        DataError: No image, something that is not an image, or an image that cannot be used.
         ShapeError: ``image_size`` is below 8.
     Source: LLaMA2-Accessory, accessory/data/transform.py, padded_resize.
     """
-    is_several = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-    batch = list(images) if is_several else [images]
+    is_several = isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray)
+    batch: list[Any] = list(images) if is_several else [images]  # type: ignore[arg-type]
     if not batch:
         raise DataError("preprocess: no images were given")
     _check_size(image_size)
-    pixels = torch.empty(len(batch), 3, image_size, image_size)
+    pixels = torch.empty(len(batch), 3, image_size, image_size, dtype=torch.float32, device="cpu")
     for index, image in enumerate(batch):
         try:
             square = pad_and_resize(image, image_size)

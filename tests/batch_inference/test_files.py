@@ -13,13 +13,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sphinxkit.batch_inference import Defaults, answer_file, part_path
-from sphinxkit.batch_inference.parts import open_part
+from sphinxkit.batch_inference import answer_file, part_path
+from sphinxkit.batch_inference.rank_files import open_part
 from sphinxkit.cli import app
 from sphinxkit.errors import DataError
 from sphinxkit.generation import Sampling
 
-DEFAULTS = Defaults(Sampling(max_new_tokens=8), facts={"checkpoint": "tiny"})
+DEFAULTS = Sampling(max_new_tokens=8)
 
 
 def read(path: Path, keep_request: bool = False) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def test_every_row_is_answered_as_by_itself_in_the_inputs_order(model, rows, wri
 
 def test_sampled_rows_do_not_depend_on_the_batch(model, rows, write, expected, tmp_path: Path) -> None:
     source = write(rows[:5])
-    defaults = Defaults(Sampling(8, temperature=1.0, top_p=0.9, seed=3))
+    defaults = Sampling(8, temperature=1.0, top_p=0.9, seed=3)
     answer_file(model, source, tmp_path / "a.jsonl", defaults, batch_size=4)
     assert read(tmp_path / "a.jsonl") == expected(rows[:5], temperature=1.0, top_p=0.9, seed=3)
 
@@ -142,6 +142,84 @@ def test_a_bad_row_is_reported_in_its_place_and_tried_again(model, rows, write, 
     again = answer_file(model, source, output, DEFAULTS)
     assert (again.num_skipped, again.num_answered, again.num_errors) == (2, 1, 4)
     assert read(output)[3]["text"] == expected([{"prompt": "What?", "image": "wide.png"}])[0]["text"]
+    source = write([*bad[:1], rows[2], *bad[2:]])  # the row that was no JSON is mended
+    mended = answer_file(model, source, output, DEFAULTS)
+    assert (mended.num_skipped, mended.num_answered, mended.num_errors) == (3, 1, 3)
+
+
+HOSTILE: dict[str, bytes] = {
+    "nested too deeply": b"[" * 100_000,
+    "meta that nests": b'{"prompt": "a", "meta": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "a number beyond all floats": b'{"id": "x", "prompt": "a", "temperature": 1' + b"0" * 400 + b"}",
+    "infinity": b'{"id": "x", "prompt": "a", "temperature": 1e400}',
+    "not a number": b'{"id": "x", "prompt": "a", "top_p": NaN}',
+    "a seed of 41 digits": b'{"id": "x", "prompt": "a", "seed": 1' + b"0" * 40 + b"}",
+    "half a surrogate pair": b'{"id": "\\ud800", "prompt": "a \\udfff"}',
+    "a path that no file has": b'{"id": "x", "prompt": "a", "image": "a\\u0000b.png"}',
+    "a path without end": b'{"id": "x", "prompt": "a", "image": "' + b"a" * 100_000 + b'"}',
+    "messages of nothing": b'{"id": "x", "messages": [null]}',
+}
+
+
+def test_no_row_ends_the_run(model, write, tmp_path: Path) -> None:
+    """Each gets an error line or an answer in its place, the output is UTF-8, and the others are answered."""
+    good = {"prompt": "What?", "max_new_tokens": 2}
+    rows = [row for bad in HOSTILE.values() for row in (good, bad)]
+    output = tmp_path / "out.jsonl"
+    summary = answer_file(model, write(rows), output, DEFAULTS, batch_size=3)
+    assert summary.is_complete
+    answers = [json.loads(line) for line in output.read_bytes().decode("utf-8").splitlines()]
+    assert [answer["index"] for answer in answers] == list(range(len(rows)))
+    assert not any("error" in answer for answer in answers[::2])
+    told = dict(zip(HOSTILE, answers[1::2], strict=True))
+    assert [name for name, answer in told.items() if "error" not in answer] in ([], ["meta that nests"])
+    assert "nested too deeply" in told["nested too deeply"]["error"]
+    assert "temperature is beyond all floats" in told["a number beyond all floats"]["error"]
+    assert "temperature must be 0 (greedy) or more, and finite; got inf" in told["infinity"]["error"]
+    assert told["half a surrogate pair"]["id"] == "\ud800"
+    assert "half a surrogate pair" in told["half a surrogate pair"]["error"]
+    before = output.read_bytes()
+    again = answer_file(model, write(rows), output, DEFAULTS, batch_size=3)
+    assert (again.num_answered, again.num_skipped + again.num_errors) == (0, len(rows))
+    assert output.read_bytes() == before
+
+
+def test_a_missing_image_beside_a_short_and_a_running_row(model, rows, write, expected, tmp_path: Path) -> None:
+    """The short row has ended when the next ones join, and its image took more room than they need."""
+    mixed = [
+        {"id": 0, "prompt": "How many?", "image": "wide.png", "max_new_tokens": 1},
+        {"id": 1, "prompt": "Tell a long story", "max_new_tokens": 40},
+        {"id": 2, "prompt": "What?", "image": "missing.png"},
+        {"id": 3, "prompt": "Why?", "max_new_tokens": 5},
+        {"id": 4, "prompt": "Who?", "max_new_tokens": 5},
+    ]
+    source = write(mixed)
+    kept = [row for row in mixed if row["id"] != 2]
+    wanted = {row["id"]: answer["text"] for row, answer in zip(kept, expected(kept), strict=True)}
+    for size in (2, 3):
+        answer_file(model, source, tmp_path / f"{size}.jsonl", DEFAULTS, batch_size=size)
+        found = read(tmp_path / f"{size}.jsonl")
+        assert {answer["id"]: answer["text"] for answer in found if "error" not in answer} == wanted
+
+
+def test_question_files_of_llava(model, write, expected, tmp_path: Path) -> None:
+    row = {"question_id": 7, "image": "wide.png", "text": "What is in the image?", "category": "conv"}
+    answer_file(model, write([row]), tmp_path / "out.jsonl", DEFAULTS)
+    [answer] = read(tmp_path / "out.jsonl")
+    assert answer["id"] == 7
+    assert answer["text"] == expected([{"prompt": row["text"], "image": "wide.png"}])[0]["text"]
+
+
+def test_another_model_does_not_continue_answers(model, rows, write, tmp_path: Path) -> None:
+    source, output = write(rows[:1]), tmp_path / "out.jsonl"
+    answer_file(model, source, output, DEFAULTS)
+    with torch.no_grad():
+        model.llm.norm.weight *= 1.5
+        try:
+            with pytest.raises(DataError, match="the row, the options or the model have changed since"):
+                answer_file(model, source, output, DEFAULTS)
+        finally:
+            model.llm.norm.weight /= 1.5
 
 
 def test_rows_that_were_added_are_answered(model, rows, write, expected, tmp_path: Path) -> None:
@@ -158,7 +236,7 @@ def test_answers_to_something_else_are_not_mixed_up(model, rows, write, tmp_path
     for changed, defaults in (
         ([rows[0], {**rows[1], "prompt": "Who?"}], DEFAULTS),
         ([rows[0], b"{"], DEFAULTS),
-        (rows[:2], Defaults(Sampling(max_new_tokens=8), facts={"checkpoint": "other"})),
+        (rows[:2], Sampling(max_new_tokens=9, temperature=0.5)),
     ):
         with pytest.raises(DataError, match="answers another request than row"):
             answer_file(model, write(changed), output, defaults)
@@ -203,9 +281,9 @@ def test_a_part_has_one_writer(model, rows, write, tmp_path: Path) -> None:
 
 
 def test_parts_that_never_hold_still(model, rows, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sphinxkit.batch_inference import parts
+    from sphinxkit.batch_inference import rank_files
 
-    monkeypatch.setattr(parts, "find_parts", lambda output: [tmp_path / "gone"])
+    monkeypatch.setattr(rank_files, "find_parts", lambda output: [tmp_path / "gone"])
     with pytest.raises(DataError, match="renamed and removed while they are read"):
         answer_file(model, write(rows), tmp_path / "out.jsonl", DEFAULTS)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sphinxkit.batch_inference import Defaults, Request, parse_request
+from sphinxkit.batch_inference import BadRow, Defaults, Request, parse_request
 from sphinxkit.generation import Sampling
 
 
@@ -67,10 +67,11 @@ def test_the_digest_tells_requests_apart() -> None:
 )
 def test_bad_rows(row: Any, message: str) -> None:
     found = parse(row)
-    assert isinstance(found, tuple)
-    assert message in found[1]
+    assert isinstance(found, BadRow)
+    assert message in found.error
 
 
 def test_a_bad_row_keeps_its_id() -> None:
-    assert parse({"id": "x", "prompt": 4})[0] == "x"
-    assert parse({"id": [1], "prompt": "a"})[0] is None
+    assert parse({"id": "x", "prompt": 4}).id == "x"
+    assert parse({"id": [1], "prompt": "a"}).id is None
+    assert parse({"question_id": 5, "text": 4}).id == 5

@@ -13,10 +13,10 @@ from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
 from sphinxkit.cli import app
-from sphinxkit.cli.drawing import count_places, picture_format, write_drawing
-from sphinxkit.cli.task_prompt import parse_box, task_instruction
+from sphinxkit.cli.task_options import parse_box, read_task
 from sphinxkit.errors import DataError, RegistryError
 from sphinxkit.formatters import tasks
+from sphinxkit.formatters.draw import check_target, count_places, save_drawing
 from sphinxkit.formatters.tasks import GroundedPhrase, Keypoints
 from sphinxkit.generation import Generation
 from sphinxkit.geometry import Box, ImageGeometry, Point
@@ -116,6 +116,7 @@ def test_nothing_to_draw(ask: Ask, picture: Path, tmp_path: Path, answer: str, t
 
 def test_what_cannot_be_read_is_told(ask: Ask) -> None:
     result, _ = ask("somewhere", "--task", "rec", "-p", "the dog", "--json")
+    assert result.exit_code == 1  # nothing of the answer could be read
     assert "not read: 'somewhere' (no list of numbers where one is due)" in result.stderr
     fields = json.loads(result.stdout)
     assert fields["items"] == []
@@ -191,7 +192,7 @@ def test_a_task_of_several_texts() -> None:
             return one + other
 
     with pytest.raises(DataError, match=r"task 'two': it takes more than one text \(one, other\)"):
-        task_instruction(Two(), "a", None, GEOMETRY)
+        read_task(Two(), "a", None, GEOMETRY)
 
 
 def test_boxes_on_the_command_line() -> None:
@@ -206,11 +207,11 @@ def test_counting() -> None:
 
 
 def test_the_picture_itself_stays(picture: Path, tmp_path: Path) -> None:
-    assert picture_format(tmp_path / "new.JPG", picture) == "JPEG"
+    assert check_target(tmp_path / "new.JPG", picture) == "JPEG"
     link = tmp_path / "link.png"
     link.symlink_to(picture)
     with pytest.raises(DataError, match="this is the picture itself; name another file"):
-        picture_format(link, picture)
+        check_target(link, picture)
 
 
 def test_a_drawing_appears_whole_or_not_at_all(picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +219,7 @@ def test_a_drawing_appears_whole_or_not_at_all(picture: Path, tmp_path: Path, mo
         blocked = tmp_path / "file"
         blocked.write_text("")
         with pytest.raises(DataError, match=r"found\.png: cannot be written"):
-            write_drawing(blocked / "found.png", "PNG", image, [])
+            save_drawing(blocked / "found.png", image, [])
 
         def fail(self: Image.Image, path: Path, format: str) -> None:
             path.write_bytes(b"half")
@@ -228,6 +229,6 @@ def test_a_drawing_appears_whole_or_not_at_all(picture: Path, tmp_path: Path, mo
         target = tmp_path / "found.png"
         target.write_text("before")
         with pytest.raises(DataError, match="cannot be written: disk full"):
-            write_drawing(target, "PNG", image, [])
+            save_drawing(target, image, [])
     assert target.read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "found.png", "picture.png"]

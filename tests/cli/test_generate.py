@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 import sphinxkit
 from sphinxkit.cli import app
-from sphinxkit.cli.generate import own_device, read_ranks
+from sphinxkit.cli.generate import read_ranks
+from sphinxkit.cli.options import pick_device
 from sphinxkit.errors import DataError
 
 
@@ -36,14 +37,15 @@ def test_a_file_of_prompts_and_drafts(golden: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     arguments = ["generate", str(golden / "llama_ens"), "--device", "cpu", "--dtype", "float32"]
     files = ["--input", str(tmp_path / "in.jsonl"), "--output", str(output), "--max-new-tokens", "6"]
-    result = CliRunner().invoke(app, [*arguments, *files, "--num_draft_tokens", "3"], catch_exceptions=False)
+    result = CliRunner().invoke(app, [*arguments, *files, "--num-draft-tokens", "3"], catch_exceptions=False)
+    assert result.exit_code == 1  # a row has no answer
     assert result.stdout.startswith("2 rows answered, 0 were before, 1 with an error:")
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     model = sphinxkit.load(golden / "llama_ens")
     expected = [model.chat([{"role": "user", "content": text}], max_new_tokens=6) for text in ("What?", "Why?")]
     assert [answer["text"].strip() for answer in answers[:2]] == expected
     assert "not JSON" in answers[2]["error"]
-    one = [*arguments, "-p", "What?", "--max-new-tokens", "6", "--num_draft_tokens", "3", "--json"]
+    one = [*arguments, "-p", "What?", "--max-new-tokens", "6", "--num-draft-tokens", "3", "--json"]
     fields = json.loads(CliRunner().invoke(app, one, catch_exceptions=False).stdout)
     assert fields["token_ids"] == answers[0]["token_ids"]
     assert fields["num_accepted"] <= fields["num_drafted"]
@@ -53,16 +55,16 @@ def test_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert read_ranks() == (0, 1)
-    assert own_device("auto") == "auto"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("cuda")
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert read_ranks() == (3, 8)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert own_device("auto") == own_device("cuda") == "cuda:1"
-    assert own_device("cpu") == "cpu"
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:1")
+    assert pick_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert own_device("auto") == "auto"
+    assert pick_device("auto") == torch.device("cpu")
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(DataError, match="RANK and WORLD_SIZE in the environment must be numbers"):
         read_ranks()

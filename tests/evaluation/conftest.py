@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sphinxkit.batch_inference import Answered, Request
+from sphinxkit.batch_inference import Answer, Request
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import Report, predictions
 from sphinxkit.evaluation.run import evaluate
@@ -50,7 +50,7 @@ class Eyes:
         return {"weight": torch.tensor([self.weight])}
 
 
-def answer_requests(model: Any, requests: Iterable[Request], *, batch_size: int) -> Iterator[Answered]:
+def answer_requests(model: Any, requests: Iterable[Request], *, batch_size: int) -> Iterator[Answer]:
     """In the place of ``batch_inference``'s loop: batches are complete one after the other."""
     if batch_size < 1:
         raise DataError(f"batch_size must be at least 1, got {batch_size}")
@@ -65,12 +65,12 @@ def answer_requests(model: Any, requests: Iterable[Request], *, batch_size: int)
             try:
                 width = 0 if request.image is None else load_image(request.image).width
             except DataError as error:
-                yield Answered(request, error=str(error))
+                yield Answer(request, error=str(error))
                 continue
             if "long" in request.prompt:
-                yield Answered(request, error="prompt 0 has too many tokens")
+                yield Answer(request, error="prompt 0 has too many tokens")
             else:
-                yield Answered(request, Generation(f" {width}\n", [1], "stop"))
+                yield Answer(request, Generation(f" {width}\n", [1], "stop"))
 
 
 @dataclass

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import sphinxkit
+from sphinxkit.batch_inference import fingerprint
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import benchmarks, metrics
 from sphinxkit.evaluation.inputs import manifest_path
-from sphinxkit.evaluation.manifest import describe
 from sphinxkit.sphinx_model import SphinxModel
 
 NAME = "gqa_testdev_balanced"
@@ -30,7 +30,7 @@ def test_answers_are_written_and_scored(files: Any) -> None:
     assert files.lines()[6] == {"key": "6:-1", "question_id": -1, "answer": "16", "finish_reason": "stop"}
     told = report.manifest["generation"]
     assert (told["benchmark"], told["task"], told["template"]) == (NAME, "vqa", "sphinx_v1")
-    assert told["model"] == describe(model)
+    assert told["model"] == fingerprint(model)
     assert told["decoding"] == {"method": "greedy", "max_new_tokens": 10, "stop": ["\n###"]}
     assert told["prompts"]["first"].endswith("q0\nAnswer the question using a single word or phrase.\n### Assistant:")
     assert told["run"]["model"] == "m"
@@ -177,16 +177,16 @@ def model(golden: Path) -> SphinxModel:
 
 
 def test_describe_tells_models_apart(model: SphinxModel, golden: Path) -> None:
-    facts = describe(model)
-    assert facts == describe(model)
+    facts = fingerprint(model)
+    assert facts == fingerprint(model)
     assert facts["dtype"] == "float32"
-    half = describe(sphinxkit.load(golden / "llama_ens", dtype=torch.bfloat16))
+    half = fingerprint(sphinxkit.load(golden / "llama_ens", dtype=torch.bfloat16))
     assert {key for key in facts if facts[key] != half[key]} == {"weights", "dtype"}
     last = model.llm.norm.weight
     before = last[-1].item()
     with torch.no_grad():
         last[-1] += 1
-        changed = describe(model)
+        changed = fingerprint(model)
         last[-1] = before
     assert {key for key in facts if facts[key] != changed[key]} == {"weights"}
 

@@ -162,6 +162,15 @@ def test_sampling_follows_the_distribution(tokenizer: Tokenizer) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"temperature": -0.5}, "temperature must be 0"),
         ({"temperature": float("nan")}, "temperature must be 0"),
+        ({"temperature": float("inf")}, "temperature must be 0 .* and finite; got inf"),
+        ({"temperature": 10**400}, "temperature is beyond all floats"),
+        ({"temperature": "0.5"}, "temperature must be a number, got '0.5'"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, got 2.5"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a whole number, got True"),
+        ({"max_new_tokens": float("inf")}, "max_new_tokens must be a whole number, got inf"),
+        ({"seed": "1"}, "seed must be a whole number, got '1'"),
+        ({"stop": 5}, "stop must be a text or several, got 5"),
+        ({"stop": ("a", 5)}, "stop must be a text or several"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
         ({"stop": ("a", "")}, "a stop string is empty"),
@@ -170,6 +179,15 @@ def test_sampling_follows_the_distribution(tokenizer: Tokenizer) -> None:
 def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Sampling(**options)
+
+
+def test_numbers_of_neighbouring_types() -> None:
+    import numpy as np
+
+    found = Sampling(np.int64(2), temperature=1, top_p=np.float32(0.5), stop="x", seed=3.0)  # type: ignore[arg-type]
+    assert found == Sampling(2, 1.0, 0.5, ("x",), 3)
+    assert type(found.max_new_tokens) is type(found.seed) is int
+    assert type(found.temperature) is type(found.top_p) is float
 
 
 def test_a_prompt_without_room_for_an_answer(tokenizer: Tokenizer, decode) -> None:

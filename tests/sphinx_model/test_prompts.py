@@ -6,6 +6,7 @@ import gc
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,9 +23,26 @@ def test_images_in_every_form(model: SphinxModel, golden: Path, images) -> None:
     path = golden / "images" / "wide.png"
     pixels = model.preprocess(path)
     tokens = model.encode_images(pixels).detach()
-    forms = [path, str(path), images[0], pixels[0], tokens[0]]
-    answers = [model.generate("What is it?", form, max_new_tokens=8)[0] for form in forms]
+    with path.open("rb") as file:
+        forms = [path, str(path), images[0], pixels[0], tokens[0], pixels, path.read_bytes(), file]
+        forms.append(np.asarray(images[0].convert("RGB")))
+        answers = [model.generate("What is it?", form, max_new_tokens=8)[0] for form in forms]
     assert all(answer == answers[0] for answer in answers)
+    for several in (pixels.expand(2, -1, -1, -1), tokens.expand(2, -1, -1), [pixels[0], tokens[0]]):
+        assert model.generate(["What is it?"] * 2, several, max_new_tokens=8) == answers[:2]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.zeros(3, 4, 4), r"expected pixels \(3, 224, 224\) of floats .* got \(3, 4, 4\) of float32"),
+        (torch.zeros(3, 512, 512, dtype=torch.uint8), r"got \(3, 512, 512\) of uint8"),
+        (torch.zeros(5, 7), r"image tokens: expected \(N_img, 64\), got \(5, 7\)"),
+    ],
+)
+def test_tensors_that_are_no_images(model: SphinxModel, image: torch.Tensor, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        model.generate("What?", [image])
 
 
 def test_the_same_image_is_encoded_once(model: SphinxModel, golden: Path, images, calls) -> None:
@@ -38,14 +56,14 @@ def test_the_same_image_is_encoded_once(model: SphinxModel, golden: Path, images
 
 
 def test_many_images_are_encoded_a_few_at_a_time(model: SphinxModel, images, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sphinxkit.sphinx_model import prompts as prompts_module
+    from sphinxkit.sphinx_model import images as images_module
 
     several = [images[index % 3].rotate(index) for index in range(5)]
     expected = model.generate(["What?"] * 5, several, max_new_tokens=5)
     seen: list[int] = []
     encode = model.encode_images
     monkeypatch.setattr(model, "encode_images", lambda pixels, max_views: (seen.append(len(pixels)), encode(pixels))[1])
-    monkeypatch.setattr(prompts_module, "MAX_VIEWS", 2)
+    monkeypatch.setattr(images_module, "MAX_VIEWS", 2)
     assert model.generate(["What?"] * 5, several, max_new_tokens=5) == expected
     assert seen == [2, 2, 1]
 

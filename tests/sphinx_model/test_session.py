@@ -114,6 +114,17 @@ def test_bad_questions_change_nothing(model: SphinxModel, images) -> None:
     assert session.ask(QUESTIONS[0], max_new_tokens=4) == first
 
 
+def test_one_question_at_a_time(model: SphinxModel) -> None:
+    session = model.session()
+    pieces = session.stream(QUESTIONS[0], max_new_tokens=20)
+    next(pieces)
+    with pytest.raises(DataError, match="the session is answering another question"):
+        session.ask(QUESTIONS[1], max_new_tokens=2)
+    rest = list(pieces)
+    assert rest
+    assert session.ask(QUESTIONS[1], max_new_tokens=2) == model.chat(session.messages[:3], max_new_tokens=2)
+
+
 def test_what_a_session_needs(model: SphinxModel, images) -> None:
     with pytest.raises(DataError, match="no conversation template"):
         SphinxModel(model.llm, tokenizer=model.tokenizer).session()

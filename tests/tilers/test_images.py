@@ -126,7 +126,7 @@ def test_a_16_bit_image_keeps_its_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["png", "tiff"])
-def test_exif_turns_the_image_upright_only_when_we_open_it(orientation: int, kind: str) -> None:
+def test_exif_turns_the_image_upright_whoever_opens_it(orientation: int, kind: str) -> None:
     undo = {
         1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -142,9 +142,8 @@ def test_exif_turns_the_image_upright_only_when_we_open_it(orientation: int, kin
     exif[ORIENTATION] = orientation
     data = encoded(stored, kind, exif=exif)
     assert load_image(data).tobytes() == gradient().tobytes()
-    opened = Image.open(io.BytesIO(data))  # an image that the caller opened is the caller's to turn ...
-    expected = gradient() if kind == "tiff" else stored  # ... but Pillow turns TIFFs as it opens them
-    assert np.array_equal(preprocess(opened, 32).numpy(), preprocess(expected, 32).numpy())
+    opened = Image.open(io.BytesIO(data))
+    assert np.array_equal(preprocess(opened, 32).numpy(), preprocess(gradient(), 32).numpy())
 
 
 def test_a_deep_image_is_turned_upright_too() -> None:
@@ -228,7 +227,7 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     text = tmp_path / "notes.jpg"
     text.write_text("not a picture at all")
     with pytest.raises(
-        DataError, match=r"notes\.jpg: not an image in a format that Pillow reads \(it starts with b'not"
+        DataError, match=r"notes\.jpg: not an image in a format that is opened \(.*PNG.*\); it starts with b'not"
     ):
         load_image(text)
     empty = tmp_path / "empty.png"
@@ -245,14 +244,14 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         load_image("a\0b.png")
     with pytest.raises(DataError, match="the file object gives str; open it in binary mode"):
         load_image(io.StringIO("text"))  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="expected a path, bytes or a binary file, got int"):
+    with pytest.raises(DataError, match="expected a PIL image, .* or a uint8 array .*, got int"):
         load_image(7)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="image <bytes>: the file is empty"):
         load_image(b"")
 
 
 def test_a_decoder_that_fails_on_opening(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_):
+    def fail(_, formats=None):
         raise struct.error("unpack requires a buffer of 4 bytes")
 
     monkeypatch.setattr(Image, "open", fail)
@@ -263,7 +262,7 @@ def test_a_decoder_that_fails_on_opening(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_counting_frames_may_fail_and_memory_errors_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import GifImagePlugin, PngImagePlugin
 
-    def fail(_):
+    def fail(_, formats=None):
         raise EOFError("no more frames")
 
     def exhausted(_):

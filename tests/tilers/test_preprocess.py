@@ -125,26 +125,81 @@ def test_the_image_given_is_not_changed() -> None:
     assert image.tobytes() == before
 
 
+def test_images_in_every_form_give_the_same_pixels(tmp_path: Path) -> None:
+    image = noise(40, 30)
+    path = tmp_path / "photo.png"
+    image.save(path)
+    expected = preprocess(image, 32)
+    with Image.open(path) as opened, path.open("rb") as file:
+        forms = [str(path), path, path.read_bytes(), file, np.asarray(image), opened]
+        assert torch.equal(preprocess(forms, 32), expected.expand(len(forms), -1, -1, -1))
+    for form in (str(path), path.read_bytes(), np.asarray(image)):
+        assert torch.equal(preprocess(form, 32), expected)
+    grey = np.asarray(image.convert("L"))
+    assert torch.equal(preprocess(grey, 32), preprocess(image.convert("L"), 32))
+
+
+def test_a_photo_opened_with_pil_is_turned_upright_as_its_path_is(tmp_path: Path) -> None:
+    image, path = noise(40, 30), tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x112] = 6  # the camera was turned: show it turned by 90 degrees clockwise
+    image.save(path, exif=exif)
+    with Image.open(path) as opened, Image.open(path) as again:
+        upright = opened.transpose(Image.Transpose.ROTATE_270)
+        assert torch.equal(preprocess(again, 32), preprocess(path, 32))
+        assert torch.equal(preprocess(path, 32), preprocess(Image.fromarray(np.asarray(upright)), 32))
+
+
+def test_the_host_programs_defaults_change_nothing() -> None:
+    image = noise(40, 30)
+    expected = preprocess(image, 32)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            found = preprocess(image, 32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
-    ("images", "name"),
+    ("images", "message"),
     [
-        (np.zeros((4, 4, 3), dtype=np.uint8), "ndarray"),
-        (torch.zeros(3, 4, 4), "Tensor"),
-        ("photo.jpg", "str"),
-        ([Path("photo.jpg")], "PosixPath"),
-        ([None], "NoneType"),
+        (torch.zeros(3, 4, 4), "expected a PIL image, .* got Tensor"),
+        ([None], "expected a PIL image, .* got NoneType"),
+        (
+            np.zeros((4, 4, 3), dtype=np.float32),
+            r"a uint8 array \(H, W, 3\) or \(H, W\), got float32 \(4, 4, 3\)",
+        ),
+        (np.zeros((3, 4, 4), dtype=np.uint8), r"got uint8 \(3, 4, 4\)"),
+        (np.zeros((0, 4, 3), dtype=np.uint8), r"got uint8 \(0, 4, 3\)"),
+        ("photo.jpg", "image photo.jpg: there is no such file"),
+        ("https://images.example/a.jpg", "image https://images.example/a.jpg: this is a URL; download"),
+        ("/dev/zero", "image /dev/zero: not a regular file"),
     ],
 )
-def test_only_pil_images_are_taken(images, name: str) -> None:
-    with pytest.raises(DataError, match=f"expected PIL images, got {name}; open files with"):
+def test_what_is_no_image(images, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         preprocess(images, 32)
+
+
+def test_programs_are_no_pictures(tmp_path: Path) -> None:
+    """Pillow would hand PostScript to Ghostscript."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(DataError, match=r"photo\.jpg: not an image in a format that is opened"):
+        preprocess(path, 32)
 
 
 def test_an_image_that_was_opened_truncated_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cut.jpg"
     noise(64, 64).save(path)
     path.write_bytes(path.read_bytes()[:2000])
-    with Image.open(path) as image, pytest.raises(DataError, match=r"cut\.jpg is truncated or damaged \(OSError: "):
+    with (
+        Image.open(path) as image,
+        pytest.raises(DataError, match=r"cut\.jpg: the file is truncated or damaged \(OSError: "),
+    ):
         preprocess(image, 32)
 
     def exhausted(_):

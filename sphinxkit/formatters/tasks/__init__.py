@@ -22,6 +22,7 @@ from sphinxkit.formatters.tasks.layout import DOCLAYNET_CLASSES, PUBLAYNET_CLASS
 from sphinxkit.formatters.tasks.multiple_choice import MultipleChoice, MultipleChoiceSample
 from sphinxkit.formatters.tasks.pose import COCO_KEYPOINTS, Pose, PoseSample
 from sphinxkit.formatters.tasks.question import VQA, QuestionSample, VizWiz
+from sphinxkit.formatters.tasks.questions import TaskQuestion, make_question, text_fields
 from sphinxkit.formatters.tasks.region import REC, REG, RegionSample
 from sphinxkit.formatters.tasks.relation import Relation, RelationSample
 
@@ -60,11 +61,14 @@ __all__ = [
     "Relation",
     "RelationSample",
     "Task",
+    "TaskQuestion",
     "TextDetection",
     "TextDetectionSample",
     "VizWiz",
     "create",
+    "make_question",
     "names",
     "register",
     "registry",
+    "text_fields",
 ]

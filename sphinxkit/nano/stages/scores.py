@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sphinxkit.atomic import atomic_file
+from sphinxkit.batch_inference import fingerprint
 from sphinxkit.evaluation import evaluate, read_annotations, score
-from sphinxkit.evaluation.manifest import describe
 from sphinxkit.nano.world import World, export_annotations
 from sphinxkit.nano.world.scene import Domain
 from sphinxkit.recipe import load
@@ -102,7 +102,7 @@ def evaluate_nano(
         Whether everything is scored.
     """
     loaded = load(model)
-    facts = describe(loaded)
+    facts = fingerprint(loaded)
     size = 64 if loaded.vision is None else loaded.vision.image_size
     place = Path(folder)
     world = World(domain, "test", size, SEED)

@@ -1,4 +1,4 @@
-"""Requests through a running batch: a finished row's place is taken by the next request."""
+"""Requests through a running batch: a finished request's place is taken by the next one."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from sphinxkit.vision import MAX_VIEWS
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model import SphinxModel
 
-# Our choices: the cache grows by this many tokens; so many images' visual tokens are kept for rows that ask again.
+# Our choices: the cache grows by this many tokens; so many images' tokens are kept for requests that ask again.
 CAPACITY_MULTIPLE = 128
 NUM_KEPT_IMAGES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class Answer:
     """What became of a request.
 
     Args:
-        request: The row.
-        generation: Its answer; None where it could not be asked.
-        error: Why not.
+        request: What was asked.
+        generation: The answer; None where there is none.
+        error: Why there is none.
     """
 
     request: Request
@@ -64,7 +64,7 @@ class _Images:
 
     @torch.no_grad()
     def encode(self, pixels: dict[Path, Tensor], wanted: Iterable[Path]) -> dict[Path, Tensor]:
-        """Visual tokens (N_img, D) of images: those whose pixels are given are encoded together."""
+        """Image tokens (N_img, D) of images: those whose pixels are given are encoded together."""
         if pixels:
             made = self._model.encode_images(torch.cat(list(pixels.values())), max_views=MAX_VIEWS)
             self._tokens |= zip(pixels, made.unbind(), strict=True)
@@ -82,23 +82,23 @@ def answer_requests(
     num_workers: int = 2,
     num_draft_tokens: int | None = None,
     truncate: Literal["left"] | None = None,
-) -> Iterator[Answered]:
-    """Answers in the order in which they are complete.
+) -> Iterator[Answer]:
+    """Answer requests by continuous batching, in the order in which the answers are complete.
 
-    At most ``batch_size`` rows are decoded together. When one is finished, the next request is read in and takes its
-    place, while the others keep theirs. Images are opened and preprocessed in threads, a batch ahead of the model.
-    Every answer is what ``SphinxModel.generate`` gives for its row alone (up to rounding, which only decides ties).
+    At most ``batch_size`` sequences are decoded together. When one is finished, the next request is read in and takes
+    its place, while the others keep theirs. Images are opened and preprocessed in threads, a batch ahead of the model.
+    Every answer is what ``SphinxModel.generate`` gives for the request alone (up to rounding, which only decides ties).
 
     Args:
         model: With a tokenizer.
         requests: Taken as they are needed.
-        batch_size: Rows at once.
+        batch_size: Sequences at once.
         num_workers: Threads that load images.
-        num_draft_tokens: Drafts of prompt lookup for greedy rows; see ``generation.Decoder``.
+        num_draft_tokens: Drafts of prompt lookup for greedy requests; see ``generation.Decoder``.
         truncate: See ``SphinxModel.generate``.
     Raises:
         DataError: ``batch_size`` or ``num_workers`` is not positive, or there is no tokenizer. What is wrong with a
-            single request is told in its place.
+            single request is told in its answer.
     """
     for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
         if value < 1:
@@ -122,11 +122,18 @@ def answer_requests(
             yield from _admit(model, newcomers, images, batch, asked, num_draft_tokens, truncate)
             if len(batch):
                 for sequence in batch.step():
-                    yield Answered(asked.pop(sequence), sequence.result())
+                    yield _answer_of(asked.pop(sequence), sequence)
             elif not upcoming:
                 return
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _answer_of(request: Request, sequence: GeneratedSequence) -> Answer:
+    try:
+        return Answer(request, sequence.result())
+    except DataError as error:
+        return Answer(request, error=str(error))
 
 
 def _look_ahead(source: Iterator[Request], upcoming: deque[Request], images: _Images, count: int) -> None:
@@ -143,7 +150,7 @@ def _admit(
     asked: dict[GeneratedSequence, Request],
     num_draft_tokens: int | None,
     truncate: Literal["left"] | None,
-) -> Iterator[Answered]:
+) -> Iterator[Answer]:
     """Encode the newcomers' images together and let them join; yields those that cannot."""
     ready: list[Request] = []
     pixels: dict[Path, Tensor] = {}
@@ -155,10 +162,10 @@ def _admit(
                     pixels[request.image] = found
             ready.append(request)
         except DataError as error:
-            yield Answered(request, error=str(error))
-    visual = images.encode(pixels, {request.image for request in ready if request.image is not None})
+            yield Answer(request, error=str(error))
+    encoded = images.encode(pixels, {request.image for request in ready if request.image is not None})
     for request in ready:
-        image = None if request.image is None else visual[request.image]
+        image = None if request.image is None else encoded[request.image]
         try:
             [prompt] = model.embed_prompts([request.prompt], [image], truncate, request.sampling.max_new_tokens)
             sequence = batch.add(
@@ -168,6 +175,6 @@ def _admit(
                 num_draft_tokens=None if request.sampling.temperature > 0 else num_draft_tokens,
             )
         except DataError as error:
-            yield Answered(request, error=str(error))
+            yield Answer(request, error=str(error))
             continue
         asked[sequence] = request

@@ -60,8 +60,8 @@ def find_parts(output: Path) -> list[Path]:
 
 
 def make_line(fields: dict[str, Any]) -> bytes:
-    """A line as it is written, with its end."""
-    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+    """A line as it is written, with its end: valid UTF-8, half a surrogate pair as JSON's own escape."""
+    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def read_part(path: Path) -> Iterator[Line]:
@@ -75,7 +75,7 @@ def read_part(path: Path) -> Iterator[Line]:
         try:
             fields = json.loads(text)
             yield Line(int(fields["index"]), str(fields["request"]), "error" in fields, text)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(
                 f"{path}, line {number}: not an answer of this command ({type(error).__name__}: {error}); choose "
                 "another output, or remove the file"
