@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sphinxkit.batch_inference import Answered, Request
+from sphinxkit.batch_inference import Answer, Request
 from sphinxkit.evaluation import predictions
 from sphinxkit.formatters import create as create_template
 from sphinxkit.generation import Generation
@@ -58,9 +58,9 @@ class Oracle:
         return right[0] if right else ""
 
 
-def answer_requests(model: Oracle, requests: Iterable[Request], *, batch_size: int) -> Iterator[Answered]:
+def answer_requests(model: Oracle, requests: Iterable[Request], *, batch_size: int) -> Iterator[Answer]:
     for request in requests:
-        yield Answered(request, Generation(model.answer(request), [], "stop"))
+        yield Answer(request, Generation(model.answer(request), [], "stop"))
 
 
 @pytest.fixture
