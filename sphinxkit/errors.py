@@ -21,7 +21,7 @@ class RegistryError(SphinxkitError, LookupError):
 
 
 class RecipeError(SphinxkitError, ValueError):
-    """A recipe is not valid; the message lists every fault with its path in the file."""
+    """A recipe is not valid; the message lists every error with its path in the file."""
 
 
 class CheckpointError(SphinxkitError, RuntimeError):

@@ -11,14 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from sphinxkit.checkpoint.keymap import KeyMap
-from sphinxkit.checkpoint.sharding import MergedTensor
 from sphinxkit.checkpoint.verify import Verification, raise_damaged
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.tensor_files.checksums import Check, compare
-from sphinxkit.tensor_files.lazy import LazySource
+from sphinxkit.tensor_files.lazy import LazySource, LazyTensor
 
 
-class Checkpoint(LazySource[MergedTensor]):
+class Checkpoint(LazySource[LazyTensor]):
     """A checkpoint in any readable format; a :class:`~sphinxkit.tensor_source.TensorSource` and a context manager.
 
     Made by :func:`sphinxkit.checkpoint.open`. Nothing is read until it is asked for, and then from mapped files.
@@ -50,9 +49,9 @@ class Checkpoint(LazySource[MergedTensor]):
         self,
         path: Path,
         format: str,
-        tensors: Mapping[str, MergedTensor],
+        tensors: Mapping[str, LazyTensor],
         files: Sequence[Path],
-        unused: Mapping[str, MergedTensor] | None = None,
+        unused: Mapping[str, LazyTensor] | None = None,
         recipe: Mapping[str, Any] | str = "",
         tokenizer_path: Path | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -64,7 +63,7 @@ class Checkpoint(LazySource[MergedTensor]):
         self.path = path
         self.format = format
         self.files = tuple(files)
-        self.unused = LazySource[MergedTensor](unused or {}, f"{path} (unused group)")
+        self.unused = LazySource[LazyTensor](unused or {}, f"{path} (unused group)")
         self.tokenizer_path = tokenizer_path
         self.metadata = dict(metadata or {})
         self.errors = tuple(errors)
@@ -127,7 +126,11 @@ class Checkpoint(LazySource[MergedTensor]):
         return super().read(key)
 
     def read_into(self, key: str, out: Tensor) -> None:
-        """As :meth:`LazySource.read_into`."""
+        """As :meth:`LazySource.read_into`.
+
+        Shape:
+            out: ``shape(key)``
+        """
         self._count(key)
         super().read_into(key, out)
 

@@ -134,10 +134,14 @@ def _check_contents(
 ) -> None:
     if not source.keys():
         raise CheckpointError(f"{target}: there is nothing to save" + (f" in part {part!r}" if part else ""))
-    if num_shards is not None and (num_shards < 1 or not format.has_shards):
-        raise CheckpointError(f"num_shards={num_shards} (--shards): a positive number, for 'sphinx' and 'meta' only")
+    if num_shards is not None and not format.has_shards:
+        raise CheckpointError(
+            f"num_shards={num_shards} (--shards): format {format.name!r} has no tensor-parallel shards"
+        )
+    if num_shards is not None and num_shards < 1:
+        raise CheckpointError(f"num_shards={num_shards} (--shards): expected a positive number")
     if delta and not format.has_deltas:
-        raise CheckpointError(f"delta=True is for format 'sphinx' only, not {format.name!r}")
+        raise CheckpointError(f"delta=True: format {format.name!r} has no place for differences to a base model")
     if unused is not None and (not format.has_unused or part is not None):
         raise CheckpointError(f"the unused group has no place in {format.name!r} with part={part!r}; leave it out")
     beside = [key for key in source.keys() if not key.startswith("llm.")]  # noqa: SIM118

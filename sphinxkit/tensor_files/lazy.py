@@ -29,12 +29,21 @@ class LazyTensor(Protocol):
         """Stored dtype."""
         ...
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that reading it takes from the files."""
+        ...
+
     def read(self) -> Tensor:
         """The whole tensor on the CPU: a view of mapped memory where possible, not to be written to."""
         ...
 
     def copy_into(self, out: Tensor) -> None:
-        """Write the tensor into ``out``, converting to its device and dtype, with no copy in between."""
+        """Write the tensor into ``out``, converting to its device and dtype, with no copy in between.
+
+        Shape:
+            out: as ``shape``
+        """
         ...
 
 
@@ -55,6 +64,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     view: Callable[[], Tensor]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the data in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
         """The tensor, not to be written to."""

@@ -104,7 +104,7 @@ def test_one_tied_name_is_enough() -> None:
     assert torch.equal(module.head.weight, tensors["embed.weight"])
 
 
-def test_every_fault_is_in_one_error() -> None:
+def test_everything_wrong_is_in_one_error() -> None:
     tensors = dict(Small().state_dict())
     tensors["norm.bias"] = torch.zeros(3)
     tensors["norm.wieght"] = tensors.pop("norm.weight")

@@ -98,7 +98,7 @@ def test_differences_have_their_own_file_names(tmp_path: Path, text_model: Model
     assert "consolidated.01-of-02.model-diff.pth" in tree(folder)
     with checkpoint.open(folder, delta=True) as opened:
         same(opened, source)
-    with pytest.raises(CheckpointError, match="delta=True is for format 'sphinx' only, not 'meta'"):
+    with pytest.raises(CheckpointError, match="delta=True: format 'meta' has no place for differences"):
         checkpoint.save(tmp_path / "x", source, format="meta", recipe=recipe, delta=True)
 
 
@@ -146,9 +146,9 @@ def test_a_checkpoint_may_be_replaced_by_itself(tmp_path: Path, text_model: Mode
         ({"format": "hf", "recipe": {"kind": "model"}}, "format 'hf' writes the model's numbers"),
         (
             {"format": "hf", "num_shards": 2},
-            r"num_shards=2 \(--shards\): a positive number, for 'sphinx' and 'meta' only",
+            r"num_shards=2 \(--shards\): format '\w+' has no tensor-parallel shards",
         ),
-        ({"format": "meta", "num_shards": 0}, r"num_shards=0 \(--shards\): a positive number"),
+        ({"format": "meta", "num_shards": 0}, r"num_shards=0 \(--shards\): expected a positive number"),
         (
             {"format": "meta", "num_shards": 3},
             r"'tok_embeddings.weight' \[24, 32\] cannot be split into 3 along dimension 1",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sphinxkit import encoders, llama, mixers, projectors
+from sphinxkit import checkpoint, encoders, llama, mixers, projectors
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -22,7 +22,8 @@ def blocks(page: str) -> list[str]:
 @pytest.fixture
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registries that forget what a page registers."""
-    for registry in (encoders.registry, llama.registry, mixers.registry, projectors.registry):
+    parts = (checkpoint.formats, encoders, llama, mixers, projectors)
+    for registry in (part.registry for part in parts):
         monkeypatch.setattr(registry, "_builders", dict(registry._builders))
 
 

@@ -8,7 +8,6 @@ The index is the usual ``model.safetensors.index.json`` (so other tools can read
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
 from sphinxkit.checkpoint.llm_config import embedding_rows
 from sphinxkit.checkpoint.opened import Checkpoint
-from sphinxkit.checkpoint.sharding import MergedTensor
 from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME, find_tokenizer
 from sphinxkit.checkpoint.verify import DAMAGED
 from sphinxkit.checkpoint.writing import (
@@ -79,10 +77,6 @@ def _checks(folder: Path, files: dict[str, Any]) -> list[Check]:
     return checks
 
 
-def _whole(tensors: Mapping[str, StoredTensor]) -> dict[str, MergedTensor]:
-    return {name: MergedTensor([tensor]) for name, tensor in tensors.items()}
-
-
 def _read_recipe(path: Path) -> dict[str, Any] | str:
     import yaml
 
@@ -137,15 +131,14 @@ class Native(Format):
         if UNUSED_NAME in facts:
             unused, _ = read_safetensors(folder / UNUSED_NAME)
             files.append(folder / UNUSED_NAME)
-        merged = _whole(tensors)
         return Checkpoint(
             folder,
             NAME,
-            merged,
+            tensors,
             files,
-            _whole(unused),
+            unused,
             _read_recipe(folder / RECIPE_NAME),
-            find_tokenizer(folder, embedding_rows(merged)),
+            find_tokenizer(folder, embedding_rows(tensors)),
             {key: value for key, value in metadata.items() if key != "files"} | {"files": facts},
             partial(_checks, folder, facts),
         )

@@ -303,7 +303,7 @@ def test_differences_to_a_base(released: Copy) -> None:
         assert opened.read("llm.norm.weight").shape == (64,)
 
 
-def test_every_key_fault_in_one_error(released: Copy) -> None:
+def test_every_wrong_key_in_one_error(released: Copy) -> None:
     folder = released()
 
     def damage(tensors: dict[str, torch.Tensor]) -> None:

@@ -102,7 +102,7 @@ def test_what_cannot_be_followed_is_refused(
         encoder_options(stated, FILE)
 
 
-def test_all_faults_are_listed_at_once(stated: dict[str, Any]) -> None:
+def test_all_errors_are_listed_at_once(stated: dict[str, Any]) -> None:
     stated["clip"]["x"] = 1
     stated["dino"] = {}
     stated["convnext"] = 3
