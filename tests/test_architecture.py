@@ -1,10 +1,15 @@
-"""Who may import whom, and what an import may cost."""
+"""Who may import whom, and what an import may cost.
+
+Counted as imports of a module: every ``import`` statement in its syntax tree, those inside functions and under
+``if TYPE_CHECKING`` included.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,32 +18,11 @@ import sphinxkit
 
 PACKAGE = Path(sphinxkit.__file__).parent
 
-# The lowest layer first; a module imports its own family and lower layers (design, section "Who may import whom").
+# The lowest layer first; a module imports its own family and lower layers. In layer 0 modules may use each other.
+GROUND = "errors version registry features geometry pixels tensor_source atomic to_device hub tensor_files"
 LAYERS = [
-    {
-        "errors",
-        "version",
-        "registry",
-        "features",
-        "geometry",
-        "pixels",
-        "tensor_source",
-        "atomic",
-        "to_device",
-        "hub",
-        "tensor_files",
-    },
-    {
-        "encoders",
-        "mixers",
-        "tilers",
-        "projectors",
-        "tokenizer",
-        "llama",
-        "interpolation",
-        "formatters",
-        "checkpoint",
-    },
+    set(GROUND.split()),
+    {"encoders", "mixers", "tilers", "projectors", "tokenizer", "llama", "interpolation", "formatters", "checkpoint"},
     {"vision", "acceleration", "generation", "data"},
     {"sphinx_model"},
     {"recipe", "batch_inference"},
@@ -46,87 +30,106 @@ LAYERS = [
     {"training"},
     {"integrations", "nano"},
     {"cli"},
-    {"__main__"},
 ]
 LAYER_OF = {family: layer for layer, families in enumerate(LAYERS) for family in families}
 
 # Imported only inside the functions that need them; pydantic belongs to the one module that is about schemas.
 LAZY = {
     *("timm", "open_clip", "xformers", "pydantic", "yaml", "transformers", "torchvision", "matplotlib", "torchao"),
-    "gradio",
+    *("gradio", "vllm", "pyarrow", "webdataset", "peft", "trl", "fastapi", "tokenizers", "huggingface_hub"),
 }
 ABOUT = {"pydantic": {"recipe/schema.py"}}
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
-
-
-def family_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def runtime_imports(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
-    """Every import that runs: those under ``if TYPE_CHECKING`` do not."""
-    found: list[ast.Import | ast.ImportFrom] = []
-
-    def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            return
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            found.append(node)
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(tree)
-    return found
+PATHS = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__main__.py"
+}
+TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in PATHS.items()}
+PACKAGES = {module for module, path in PATHS.items() if path.name == "__init__.py"}
 
 
 def names_of(node: ast.Import | ast.ImportFrom) -> list[str]:
+    """What a statement imports, as modules where they are modules of ours."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
-    if node.module == "sphinxkit":
-        return [f"sphinxkit.{alias.name}" for alias in node.names]
-    return [node.module or ""]
+    parts = [f"{node.module}.{alias.name}" for alias in node.names]
+    return [part if part in PATHS else str(node.module) for part in parts]
 
 
-def test_every_module_has_a_layer() -> None:
-    unknown = {family_of(path) for path in MODULES} - set(LAYER_OF) - {"__init__"}
-    assert not unknown
+def imported(tree: ast.AST) -> set[str]:
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {name for node in nodes for name in names_of(node)}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_down(path: Path) -> None:
-    own = family_of(path)
-    if own == "__init__":
-        return
+IMPORTS = {module: (imported(tree) & PATHS.keys()) - {module} for module, tree in TREES.items()}
+
+
+def family_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_folder_has_a_layer() -> None:
+    families = {family_of(module) for module in PATHS if module != "sphinxkit"}
+    assert not families - LAYER_OF.keys()
+
+
+def test_no_import_circles() -> None:
+    try:
+        list(TopologicalSorter(IMPORTS).static_order())
+    except CycleError as error:
+        pytest.fail(f"import circle: {' -> '.join(error.args[1])}")
+
+
+def test_imports_go_down() -> None:
     breaches = []
-    for node in runtime_imports(ast.parse(path.read_text())):
-        for name in names_of(node):
-            parts = name.split(".")
-            if parts[0] != "sphinxkit" or len(parts) < 2 or parts[1] in (own, "__version__"):
-                continue
-            if LAYER_OF[parts[1]] >= max(LAYER_OF[own], 1):  # the modules of layer 0 may use each other
-                breaches.append(f"line {node.lineno}: {own} imports {name}")
+    for module, targets in IMPORTS.items():
+        if module == "sphinxkit":
+            continue
+        own = family_of(module)
+        for target in targets:
+            if target == "sphinxkit":
+                breaches += [] if own == "cli" else [f"{module} imports sphinxkit itself"]
+            elif family_of(target) != own and LAYER_OF[family_of(target)] >= max(LAYER_OF[own], 1):
+                breaches.append(f"{module} imports {target}")
     assert not breaches
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_heavy_imports_stay_inside_functions(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    relative = str(path.relative_to(PACKAGE))
+def test_nothing_imports_the_face_of_its_own_family() -> None:
+    breaches = [
+        f"{module} imports {target}"
+        for module, targets in IMPORTS.items()
+        for target in targets & PACKAGES
+        if target != "sphinxkit" and module.startswith(f"{target}.")
+    ]
+    assert not breaches
+
+
+@pytest.mark.parametrize("family", ["encoders", "mixers", "tilers", "llama", "interpolation", "formatters", "vision"])
+def test_the_face_of_a_family_only_hands_names_on(family: str) -> None:
+    allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Expr)
+    others = [type(node).__name__ for node in TREES[f"sphinxkit.{family}"].body if not isinstance(node, allowed)]
+    assert not others
+
+
+def test_heavy_imports_stay_inside_functions() -> None:
     breaches = []
-    for node in tree.body:
-        for child in [node] if isinstance(node, ast.Import | ast.ImportFrom) else []:
-            for name in names_of(child):
-                root = name.split(".")[0]
-                if root in LAZY and relative not in ABOUT.get(root, set()):
-                    breaches.append(f"line {child.lineno}: {name}")
+    for module, tree in TREES.items():
+        relative = str(PATHS[module].relative_to(PACKAGE))
+        for node in tree.body:
+            roots = (
+                {name.split(".")[0] for name in imported(node)}
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                else set()
+            )
+            breaches += [f"{module}: {root}" for root in roots & LAZY if relative not in ABOUT.get(root, set())]
     assert not breaches
 
 
 @pytest.mark.parametrize(
     ("statement", "forbidden"),
     [
-        ("import sphinxkit", {"torch", "pydantic", "yaml", "timm", "open_clip", "einops"}),
+        ("import sphinxkit; dir(sphinxkit)", {"torch", "pydantic", "yaml", "timm", "open_clip", "einops"}),
         ("import sphinxkit.registry", {"torch", "pydantic", "yaml"}),
         ("from sphinxkit.mixers import ChannelMixer", LAZY),
         ("from sphinxkit.tilers import GridTiler", LAZY),
@@ -144,3 +147,9 @@ def test_import_cost(statement: str, forbidden: set[str]) -> None:
     code = f"import sys\n{statement}\nprint(','.join(name for name in {sorted(forbidden)!r} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+def test_public_names_are_listed_and_resolve() -> None:
+    code = "import sphinxkit as s\nfor name in dir(s): getattr(s, name)\nprint(set(s.__all__) <= set(dir(s)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "True"
