@@ -21,7 +21,7 @@ class RegistryError(SphinxkitError, LookupError):
 
 
 class RecipeError(SphinxkitError, ValueError):
-    """A recipe is not valid; the message lists every error with its path in the file."""
+    """A recipe is not valid; the message lists everything that is wrong, with its path in the file."""
 
 
 class CheckpointError(SphinxkitError, RuntimeError):
@@ -32,16 +32,26 @@ class DataError(SphinxkitError, ValueError):
     """An input (image, conversation, prompt, annotation) cannot be used."""
 
 
-def raise_errors(what: str, errors: Sequence[str]) -> None:
-    """Raise one error that lists ``errors``; nothing happens when there are none.
+def list_errors(what: str, errors: Sequence[str]) -> str:
+    """A message that lists ``errors``.
 
     Args:
         what: Start of the message: the file or folder and what is wrong with it.
         errors: One line each; more than fifty are cut short, with their number.
+    """
+    listed = "".join(f"\n  - {error}" for error in errors[:_MAX_LISTED])
+    rest = len(errors) - _MAX_LISTED
+    return f"{what}:{listed}" + (f"\n  ... and {rest} more" if rest > 0 else "")
+
+
+def raise_errors(what: str, errors: Sequence[str]) -> None:
+    """Raise one error that lists ``errors``; nothing happens when there are none.
+
+    Args:
+        what: As for :func:`list_errors`.
+        errors: Likewise.
     Raises:
         CheckpointError: ``errors`` is not empty.
     """
     if errors:
-        listed = "".join(f"\n  - {error}" for error in errors[:_MAX_LISTED])
-        rest = len(errors) - _MAX_LISTED
-        raise CheckpointError(f"{what}:{listed}" + (f"\n  ... and {rest} more" if rest > 0 else ""))
+        raise CheckpointError(list_errors(what, errors))

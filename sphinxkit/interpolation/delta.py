@@ -12,9 +12,8 @@ from typing import Literal
 
 import torch
 
-from sphinxkit.errors import CheckpointError
+from sphinxkit.errors import CheckpointError, list_errors
 from sphinxkit.interpolation.methods.linear import Linear
-from sphinxkit.interpolation.outcomes import listed
 from sphinxkit.interpolation.stream import MixedSource
 from sphinxkit.tensor_source import TensorSource
 
@@ -41,7 +40,7 @@ def delta_source(
     """
     lost = sorted(set(base.keys()) - set(tuned.keys()))
     if lost:
-        raise CheckpointError(listed(lost, "a delta cannot take away tensors that only the base holds"))
+        raise CheckpointError(list_errors("a delta cannot take away tensors that only the base holds", lost))
     return MixedSource(
         [tuned, base],
         Linear(),

@@ -8,12 +8,10 @@ from typing import Literal
 
 import torch
 
-from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.errors import CheckpointError, DataError, list_errors
 from sphinxkit.interpolation.method import MixMethod, common_dtype
 from sphinxkit.interpolation.rules import Rule, RuleBook
 from sphinxkit.tensor_source import TensorSource
-
-_MAX_LISTED = 12  # faults named one by one in a message; our choice
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,6 @@ class Outcome:
     weights: tuple[float, ...] = ()
     method: MixMethod | None = None
     common: int = 0
-
-
-def listed(faults: Sequence[str], what: str) -> str:
-    """``what`` and the faults below it, one a line, cut short after a dozen."""
-    rest = len(faults) - _MAX_LISTED
-    lines = "".join(f"\n  - {fault}" for fault in faults[:_MAX_LISTED])
-    return f"{what}:{lines}" + (f"\n  ... and {rest} more" if rest > 0 else "")
 
 
 class Decision:
@@ -99,7 +90,7 @@ class Decision:
         every = list(dict.fromkeys(key for source in self._sources for key in source.keys()))  # noqa: SIM118
         found: dict[str, Outcome] = {}
         missing: dict[tuple[int, ...], list[str]] = {}
-        faults: list[str] = []
+        errors: list[str] = []
         for key in every:
             rule = self._rules.find(key)
             if rule and rule.kind == "drop":
@@ -117,16 +108,16 @@ class Decision:
                     continue
                 found[key] = self._mix(key, rule)
             except CheckpointError as error:
-                faults.append(str(error))
+                errors.append(str(error))
         for holders, keys in missing.items():
             where = " and ".join(self._names[index] for index in holders)
             shown = ", ".join(keys[:6]) + (f", ... ({len(keys)} in all)" if len(keys) > 6 else "")
-            faults.append(f"only in {where}: {shown}")
-        if faults:
+            errors.append(f"only in {where}: {shown}")
+        if errors:
             hint = (
                 "name what should happen in a rule: 'PATTERN: keep first', 'PATTERN: drop' or 'PATTERN: overlap first'"
             )
-            raise CheckpointError(listed(faults, "the models do not hold the same tensors") + f"\n{hint}")
+            raise CheckpointError(list_errors("the models do not hold the same tensors", errors) + f"\n{hint}")
         return found
 
     def _source(self, model: int) -> TensorSource:
@@ -178,7 +169,7 @@ class Decision:
             return self._overlap(key, shapes, rule.model, method, weights)
         for index, shape in enumerate(shapes):
             if shape != shapes[0]:
-                raise CheckpointError(_shape_fault(key, shapes[0], shape, names[0], names[index]))
+                raise CheckpointError(_shape_error(key, shapes[0], shape, names[0], names[index]))
         dtypes = [source.dtype(key) for source in sources]
         copy = method.copy_of(weights)
         if copy is not None:
@@ -206,7 +197,7 @@ class Decision:
         return Outcome("overlap", shape, dtype, model=model, weights=weights, method=method, common=common)
 
 
-def _shape_fault(key: str, ours: tuple[int, ...], theirs: tuple[int, ...], our_name: str, their_name: str) -> str:
+def _shape_error(key: str, ours: tuple[int, ...], theirs: tuple[int, ...], our_name: str, their_name: str) -> str:
     text = f"{key}: {list(ours)} in {our_name}, {list(theirs)} in {their_name}"
     if ours and theirs and ours[1:] == theirs[1:]:
         low, high = sorted((ours[0], theirs[0]))

@@ -57,28 +57,28 @@ class MixPlan:
     allow_different_recipes: bool = False
 
     def __post_init__(self) -> None:
-        faults = []
+        errors = []
         if not self.models:
-            faults.append("models: name at least one")
+            errors.append("models: name at least one")
         if self.beta is not None and self.weights is not None:
-            faults.append("beta, weights: give one of them")
+            errors.append("beta, weights: give one of them")
         if self.beta is not None and len(self.models) != 2:
-            faults.append(f"beta: is between two models, but there are {len(self.models)}; give weights")
+            errors.append(f"beta: is between two models, but there are {len(self.models)}; give weights")
         if self.dtype is not None and self.dtype not in DTYPES:
-            faults.append(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+            errors.append(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if isinstance(self.method, Mapping) and not isinstance(self.method.get("type"), str):
-            faults.append(f"method: expected a name or {{type: name, ...}}, got {dict(self.method)!r}")
+            errors.append(f"method: expected a name or {{type: name, ...}}, got {dict(self.method)!r}")
         else:
             try:
                 self.mix_method()
             except (RegistryError, DataError) as error:
-                faults.append(f"method: {error}")
+                errors.append(f"method: {error}")
         try:
             self.mix_rules()
         except RecipeError as error:
-            faults += [f"rules: {line}" for line in str(error).splitlines()]
-        if faults:
-            raise RecipeError("\n".join(faults))
+            errors += [f"rules: {line}" for line in str(error).splitlines()]
+        if errors:
+            raise RecipeError("\n".join(errors))
 
     def mix_weights(self) -> Sequence[float] | None:
         """One weight per model, or None for the method's default."""

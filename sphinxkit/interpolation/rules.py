@@ -156,14 +156,14 @@ def parse_rules(rules: Mapping[str, Any] | Iterable[tuple[str, Any]], num_models
     Raises:
         RecipeError: Every rule that cannot be understood, one line each.
     """
-    parsed, faults = [], []
+    parsed, errors = [], []
     for pattern, action in rules.items() if isinstance(rules, Mapping) else rules:
         try:
             parsed.append(parse_rule(pattern, action, num_models))
         except RecipeError as error:
-            faults.append(str(error))
-    if faults:
-        raise RecipeError("\n".join(faults))
+            errors.append(str(error))
+    if errors:
+        raise RecipeError("\n".join(errors))
     return parsed
 
 

@@ -12,11 +12,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.errors import CheckpointError, DataError, list_errors
 from sphinxkit.interpolation.content_hash import ContentHash, Hasher
 from sphinxkit.interpolation.method import BLOCK, Combine, MixMethod, accumulation_dtype
 from sphinxkit.interpolation.methods.linear import Linear
-from sphinxkit.interpolation.outcomes import Decision, Outcome, listed
+from sphinxkit.interpolation.outcomes import Decision, Outcome
 from sphinxkit.interpolation.paging import will_need
 from sphinxkit.interpolation.rules import ORDINALS, Rule, RuleBook
 from sphinxkit.tensor_source import TensorSource
@@ -265,7 +265,7 @@ class MixedSource:
 
     def _raise_nonfinite(self, first: str) -> None:
         """Look through everything not yet found finite and raise one error that names what is not."""
-        faults = []
+        errors = []
         for key in [first, *(key for key in self.outcomes if key not in self._finite and key != first)]:
             outcome = self.outcomes[key]
             bad = False
@@ -273,11 +273,11 @@ class MixedSource:
                 nans, infs = count_nonfinite(self._sources[index].read(key))
                 if nans or infs:
                     bad = True
-                    faults.append(f"{key} in {self._name(index)}: {nans} NaN, {infs} Inf")
+                    errors.append(f"{key} in {self._name(index)}: {nans} NaN, {infs} Inf")
             if key == first and not bad:
-                faults.append(f"{key}: finite in every model, but the result does not fit {outcome.dtype}")
+                errors.append(f"{key}: finite in every model, but the result does not fit {outcome.dtype}")
         raise CheckpointError(
-            listed(faults, "not every number is finite") + "\nsay allow_nonfinite (--allow-nonfinite) to go on"
+            list_errors("not every number is finite", errors) + "\nsay allow_nonfinite (--allow-nonfinite) to go on"
         )
 
     def _name(self, index: int) -> str:
@@ -366,7 +366,7 @@ def update_in_place(tensors: Mapping[str, Tensor], source: InPlaceSource) -> Non
     names = set(source.keys())
     if names != set(tensors):
         odd = sorted(names ^ set(tensors))
-        raise CheckpointError(listed(odd, "the mix and the model in memory do not hold the same tensors"))
+        raise CheckpointError(list_errors("the mix and the model in memory do not hold the same tensors", odd))
     with torch.no_grad():
         for key, tensor in tensors.items():
             source.read_into(key, tensor)

@@ -46,7 +46,7 @@ def load(
             text is generated, "compile" adds ``torch.compile``, None is the plain model.
 
     Raises:
-        CheckpointError: Files, keys, shapes or the tokenizer do not fit; one error lists every error.
+        CheckpointError: Files, keys, shapes or the tokenizer do not fit; one error lists them all.
         RecipeError: The recipe is not valid.
         DataError: The device, the dtype or ``accelerate`` is not one that there is.
         RegistryError: "compile" cannot run here.

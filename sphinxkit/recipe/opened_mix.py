@@ -13,9 +13,8 @@ import torch
 
 from sphinxkit import checkpoint
 from sphinxkit.checkpoint import Checkpoint
-from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.errors import CheckpointError, DataError, list_errors
 from sphinxkit.interpolation import MixedSource, MixMethod, MixPlan
-from sphinxkit.interpolation.outcomes import listed
 from sphinxkit.interpolation.rules import ORDINALS
 from sphinxkit.interpolation.sources import SelectedSource
 from sphinxkit.recipe.open_checkpoints import LLM, everything, no_new_parents, open_all
@@ -305,4 +304,4 @@ def _ordinal(index: int) -> str:
 
 
 def _recipe_text(first: Checkpoint, differences: Sequence[str]) -> str:
-    return listed(differences, f"the recipes differ from that of {first.path}") if differences else ""
+    return list_errors(f"the recipes differ from that of {first.path}", differences) if differences else ""

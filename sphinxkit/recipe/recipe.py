@@ -10,7 +10,7 @@ from typing import Any
 
 from sphinxkit.checkpoint import Checkpoint
 from sphinxkit.errors import RecipeError
-from sphinxkit.recipe.schema import component_defaults, find_faults, model_slots
+from sphinxkit.recipe.schema import component_defaults, find_errors, model_slots
 from sphinxkit.registry import suggest
 
 
@@ -36,7 +36,7 @@ class Recipe:
         source: The file it came from, for messages and for paths beside it; None for a dict.
         trusted: False for what came with a checkpoint: it may name no code to import.
     Raises:
-        RecipeError: The document is not valid; the message lists every fault with its path.
+        RecipeError: The document is not valid; the message lists every error with its path.
     """
 
     document: Mapping[str, Any]
@@ -44,10 +44,10 @@ class Recipe:
     trusted: bool = True
 
     def __post_init__(self) -> None:
-        faults = find_faults(self.document, self.trusted)
-        if faults:
-            count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-            lines = "".join(f"\n  {fault}" for fault in faults)
+        errors = find_errors(self.document, self.trusted)
+        if errors:
+            count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+            lines = "".join(f"\n  {error}" for error in errors)
             raise RecipeError(f"recipe {self.source or '(given as a dict)'} has {count}:{lines}")
 
     @classmethod

@@ -1,6 +1,6 @@
 """What a recipe may say: the structure of each kind, and every component's options from its builder's signature.
 
-``find_faults`` gives every fault of a document at once, each with its path in the file.
+``find_errors`` gives everything that is wrong with a document at once, each with its path in the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UNTRUSTED = "nothing of it is imported; if you trust it, pass its recipe.yaml as
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class FieldError:
     """One thing that is wrong with a recipe, and where."""
 
     path: KeyPath
@@ -143,13 +143,13 @@ def _readable(error: Any, known: list[str]) -> str:
     return f"{message}, got {error['input']!r}"
 
 
-def _validate(model: type[BaseModel], document: Any, path: KeyPath) -> list[Fault]:
+def _validate(model: type[BaseModel], document: Any, path: KeyPath) -> list[FieldError]:
     """Validate as JSON in strict mode: a list may fill a tuple and 1 a float, but "1" is no number."""
     try:
         model.model_validate_json(json.dumps(document, default=repr), strict=True)
     except ValidationError as invalid:
         return [
-            Fault(path + tuple(error["loc"]), _readable(error, _known_keys(model, tuple(error["loc"]))))
+            FieldError(path + tuple(error["loc"]), _readable(error, _known_keys(model, tuple(error["loc"]))))
             for error in invalid.errors()
         ]
     return []
@@ -181,7 +181,7 @@ def _options_model(registry: Registry[Any], name: str, wired: tuple[str, ...]) -
     return registry.options_model(name, wired)
 
 
-def _component_faults(slot: Slot, trusted: bool) -> list[Fault]:
+def _component_errors(slot: Slot, trusted: bool) -> list[FieldError]:
     try:
         spec = _component(slot.value)
     except ValueError:
@@ -190,26 +190,26 @@ def _component_faults(slot: Slot, trusted: bool) -> list[Fault]:
         return []
     place = (*slot.path, "type") if isinstance(slot.value, Mapping) else slot.path
     if not trusted and ":" in spec.type and not slot.registry.has_imported(spec.type):
-        return [Fault(place, f"names code to import, {spec.type!r}, and comes with a checkpoint: {UNTRUSTED}")]
+        return [FieldError(place, f"names code to import, {spec.type!r}, and comes with a checkpoint: {UNTRUSTED}")]
     try:
         model = _options_model(slot.registry, spec.type, slot.wired)
         parameters = inspect.signature(slot.registry.get(spec.type)).parameters
     except RegistryError as error:
-        return [Fault(place, str(error))]
-    faults = []
+        return [FieldError(place, str(error))]
+    errors = []
     lacking = [name for name in slot.wired if name not in parameters]
     if lacking and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        faults.append(Fault(place, f"{spec.type!r} cannot stand here: it takes no {', '.join(lacking)}"))
+        errors.append(FieldError(place, f"{spec.type!r} cannot stand here: it takes no {', '.join(lacking)}"))
     options = dict(spec.options)
     for key in slot.assembly:
         value = options.pop(key, None)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            faults.append(Fault((*slot.path, key), f"expected a positive int, got {value!r}"))
+            errors.append(FieldError((*slot.path, key), f"expected a positive int, got {value!r}"))
     for key in slot.wired:
         if key in options:
             del options[key]
-            faults.append(Fault((*slot.path, key), "is wired by assembly and cannot be written"))
-    return faults + _validate(model, options, slot.path)
+            errors.append(FieldError((*slot.path, key), "is wired by assembly and cannot be written"))
+    return errors + _validate(model, options, slot.path)
 
 
 def component_defaults(slot: Slot) -> dict[str, Any]:
@@ -221,52 +221,52 @@ def component_defaults(slot: Slot) -> dict[str, Any]:
     return {"type": spec.type, **filled, **{key: value for key, value in spec.options.items() if key in slot.assembly}}
 
 
-def _model_faults(document: Mapping[str, Any], trusted: bool = True) -> list[Fault]:
-    faults = _validate(ModelSpec, document, ())
+def _model_errors(document: Mapping[str, Any], trusted: bool = True) -> list[FieldError]:
+    errors = _validate(ModelSpec, document, ())
     for slot in model_slots(document):
-        faults += _component_faults(slot, trusted)
-    return faults
+        errors += _component_errors(slot, trusted)
+    return errors
 
 
-def _mixture_faults(document: Mapping[str, Any]) -> list[Fault]:
+def _mixture_errors(document: Mapping[str, Any]) -> list[FieldError]:
     from sphinxkit.data.mixture import Mixture
 
     return _validate(_options_of(Mixture), _without_kind(document), ())
 
 
-def _mix_faults(document: Mapping[str, Any]) -> list[Fault]:
+def _mix_errors(document: Mapping[str, Any]) -> list[FieldError]:
     from sphinxkit.interpolation import MixPlan
 
     fields = _without_kind(document)
-    faults = _validate(_options_of(MixPlan), fields, ())
-    if not faults:
+    errors = _validate(_options_of(MixPlan), fields, ())
+    if not errors:
         try:
             MixPlan(**fields)
         except RecipeError as error:
-            faults = [Fault((), line) for line in str(error).splitlines()]
-    return faults
+            errors = [FieldError((), line) for line in str(error).splitlines()]
+    return errors
 
 
-def _train_faults(document: Mapping[str, Any]) -> list[Fault]:
-    """The plan's own faults, and those of the model and the mixtures that are written inside of it."""
+def _train_errors(document: Mapping[str, Any]) -> list[FieldError]:
+    """The plan's own errors, and those of the model and the mixtures that are written inside of it."""
     registry: Registry[Any] = Registry("recipe")
     plan = "sphinxkit.training.plan:TrainPlan"  # of a layer above this one, so it is named as a plug-in is
     fields = _without_kind(document)
-    faults = _validate(registry.options_model(plan), fields, ())
+    errors = _validate(registry.options_model(plan), fields, ())
     model = fields.get("model")
     if isinstance(model, Mapping):
-        faults += [Fault(("model", *fault.path), fault.message) for fault in find_faults(model)]
+        errors += [FieldError(("model", *found.path), found.message) for found in find_errors(model)]
     for name in fields["data"] if isinstance(fields.get("data"), Mapping) else ():
         mixture = _get(fields, "data", name, "mixture")
         if isinstance(mixture, Mapping) and "type" not in mixture:
             path = ("data", name, "mixture")
-            faults += [Fault((*path, *fault.path), fault.message) for fault in _mixture_faults(mixture)]
-    if not faults:
+            errors += [FieldError((*path, *found.path), found.message) for found in _mixture_errors(mixture)]
+    if not errors:
         try:
             registry.build(plan, **fields)
         except RecipeError as error:
-            faults = [Fault((), line) for line in str(error).splitlines()]
-    return faults
+            errors = [FieldError((), line) for line in str(error).splitlines()]
+    return errors
 
 
 def _options_of(builder: Callable[..., Any]) -> type[BaseModel]:
@@ -277,16 +277,16 @@ def _without_kind(document: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in document.items() if key != "kind"}
 
 
-KINDS: dict[str, Callable[[Mapping[str, Any]], list[Fault]]] = {
-    "model": _model_faults,
-    "mixture": _mixture_faults,
-    "mix": _mix_faults,
-    "train": _train_faults,
+KINDS: dict[str, Callable[[Mapping[str, Any]], list[FieldError]]] = {
+    "model": _model_errors,
+    "mixture": _mixture_errors,
+    "mix": _mix_errors,
+    "train": _train_errors,
 }
 
 
-def find_faults(document: Any, trusted: bool = True) -> list[Fault]:
-    """Every fault of a recipe document, in the order of the file's sections; an empty list when it is valid.
+def find_errors(document: Any, trusted: bool = True) -> list[FieldError]:
+    """Everything that is wrong with a recipe document, in the order of the file's sections; empty if it is valid.
 
     Args:
         document: What the YAML file holds.
@@ -294,13 +294,13 @@ def find_faults(document: Any, trusted: bool = True) -> list[Fault]:
             of kind ``model`` and may name no code but what this process has imported by such a path before.
     """
     if not isinstance(document, Mapping):
-        return [Fault((), f"a recipe is a mapping, got {type(document).__name__}")]
+        return [FieldError((), f"a recipe is a mapping, got {type(document).__name__}")]
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         hint = suggest(kind, KINDS) if isinstance(kind, str) else ""
-        return [Fault(("kind",), f"expected one of {', '.join(KINDS)}, got {kind!r}{hint}")]
+        return [FieldError(("kind",), f"expected one of {', '.join(KINDS)}, got {kind!r}{hint}")]
     if trusted:
         return KINDS[kind](document)
     if kind != "model":
-        return [Fault(("kind",), f"a checkpoint's recipe is of kind model, got {kind!r}")]
-    return _model_faults(document, trusted)
+        return [FieldError(("kind",), f"a checkpoint's recipe is of kind model, got {kind!r}")]
+    return _model_errors(document, trusted)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sphinxkit.errors import DataError
 
 PYTHON_PREFIX = "python:"
@@ -56,7 +58,7 @@ def number(value: Any) -> float:
         DataError: It is not a number.
     """
     try:
-        return float(value)
+        return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"the scoring function must return a number, got {value!r}") from error
 

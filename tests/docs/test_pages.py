@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sphinxkit import checkpoint, encoders, llama, mixers, projectors
+from sphinxkit import checkpoint, encoders, interpolation, llama, mixers, projectors
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-RUN = ["plugins.md", "recipes.md", "components.md"]
+RUN = ["plugins.md", "recipes.md", "components.md", "mixing.md"]
 MAX_LINES = 50  # adding a component is promised to take less
 
 
@@ -22,14 +22,15 @@ def blocks(page: str) -> list[str]:
 @pytest.fixture
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registries that forget what a page registers."""
-    parts = (checkpoint.formats, encoders, llama, mixers, projectors)
+    parts = (checkpoint.formats, encoders, interpolation, llama, mixers, projectors)
     for registry in (part.registry for part in parts):
         monkeypatch.setattr(registry, "_builders", dict(registry._builders))
 
 
 @pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("page", RUN)
-def test_python_blocks_run(page: str) -> None:
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     found = blocks(page)
     assert found
     scope: dict[str, object] = {"__name__": f"docs_{Path(page).stem}"}

@@ -33,7 +33,7 @@ IMAGE_TOKENS = {
 }
 
 
-def faults(document: object) -> str:
+def errors_of(document: object) -> str:
     with pytest.raises(RecipeError) as caught:
         Recipe(document)  # type: ignore[arg-type]
     return str(caught.value)
@@ -73,7 +73,7 @@ def test_a_resolved_recipe_says_the_same(name: str) -> None:
 
 
 def test_all_faults_come_at_once_with_path_and_suggestion() -> None:
-    message = faults(
+    message = errors_of(
         {
             "kind": "model",
             "vision": {
@@ -104,7 +104,7 @@ def test_all_faults_come_at_once_with_path_and_suggestion() -> None:
     ):
         assert expected in message
     assert message.count("\n  ") == 8
-    assert "8 faults" in message
+    assert "8 errors" in message
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_all_faults_come_at_once_with_path_and_suggestion() -> None:
         ),
     ],
 )
-def test_faults(document: object, message: str) -> None:
+def test_errors(document: object, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Recipe(document)  # type: ignore[arg-type]
 
@@ -262,8 +262,8 @@ def test_a_checkpoints_recipe_is_a_model() -> None:
     ],
 )
 def test_misplaced_parts(vision: dict, message: str) -> None:
-    text = faults({"kind": "model", "llm": TINY_LLM, "vision": {"image_size": 8} | vision})
-    assert "1 fault:" in text
+    text = errors_of({"kind": "model", "llm": TINY_LLM, "vision": {"image_size": 8} | vision})
+    assert "1 error:" in text
     import re
 
     assert re.search(message, text)

@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from sphinxkit.errors import DataError
-from sphinxkit.recipe.scores import check_command, load_callable, parse_score, run_command
+from sphinxkit.recipe.scores import check_command, load_callable, number, parse_score, run_command
 
 
 def test_scores_are_the_last_line() -> None:
@@ -40,3 +41,9 @@ def test_scoring_functions(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="failed with exit code 3: oh no"):
         run_command("sh -c 'echo oh no >&2; exit 3' {model}", tmp_path)
     assert run_command("sh -c 'echo 0.5' {model}", tmp_path) == 0.5
+
+
+def test_numbers() -> None:
+    assert number(torch.tensor([0.5], requires_grad=True)) == 0.5
+    with pytest.raises(DataError, match="must return a number, got 'good'"):
+        number("good")
