@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from sphinxkit.llama import LlamaModel
+
+# Laws are tried on few examples by default: `pytest -m property --hypothesis-profile=large` tries many.
+settings.register_profile("small", max_examples=15, deadline=None)
+settings.register_profile("large", max_examples=300, deadline=None)
+settings.load_profile("small")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker, in the processes that tests start too
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +50,9 @@ def small_llama() -> Callable[..., LlamaModel]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
+            item.add_marker("property")
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:

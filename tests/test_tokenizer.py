@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sphinxkit.errors import CheckpointError, DataError
@@ -116,13 +116,11 @@ def test_offsets_cover_the_text(tokenizer: Tokenizer, text: str) -> None:
 
 
 @given(text=st.text(max_size=40))
-@settings(max_examples=200, deadline=None)
 def test_offsets_cover_any_text(text: str, tokenizer: Tokenizer) -> None:
     check_offsets(tokenizer, text)
 
 
 @given(ids=st.lists(st.integers(0, 511), max_size=60), chunk=st.integers(1, 4))
-@settings(max_examples=250, deadline=None)
 def test_streamed_text_is_a_prefix_of_the_whole(ids: list[int], chunk: int, tokenizer: Tokenizer) -> None:
     whole = tokenizer.decode(ids)
     decoder = tokenizer.stream()
@@ -135,7 +133,6 @@ def test_streamed_text_is_a_prefix_of_the_whole(ids: list[int], chunk: int, toke
 
 
 @given(text=st.text(max_size=30))
-@settings(max_examples=200, deadline=None)
 def test_stream_never_shows_half_a_character(text: str, tokenizer: Tokenizer) -> None:
     text = text.replace("▁", "")  # SentencePiece's own mark for a space
     decoder = tokenizer.stream()
@@ -146,7 +143,6 @@ def test_stream_never_shows_half_a_character(text: str, tokenizer: Tokenizer) ->
 
 
 @given(ids=st.lists(st.integers(0, 3 + 255), max_size=40))  # special tokens and bytes only
-@settings(max_examples=250, deadline=None)
 def test_streamed_bytes_are_a_prefix_of_the_whole(ids: list[int], tokenizer: Tokenizer) -> None:
     whole = tokenizer.decode(ids)
     decoder = tokenizer.stream()

@@ -69,7 +69,7 @@ def test_any_number_of_released_shards(golden: Path, tmp_path: Path, same: Calla
             assert opened.recipe == original.recipe
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     path=st.lists(
         st.sampled_from([("sphinxkit", None), ("sphinx", 1), ("sphinx", 4), ("meta", 1), ("meta", 2), ("hf", None)]),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sphinxkit.data import json_stream
@@ -32,7 +32,6 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(values, max_size=6), st.sampled_from([None, 1]), st.booleans(), st.sampled_from([1, 3, 7, 1 << 20]))
 def test_arrays_and_objects_at_every_chunk_size(
     tmp_path_factory: pytest.TempPathFactory, records: list[Any], indent: int | None, is_ascii: bool, chunk: int

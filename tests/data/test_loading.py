@@ -67,7 +67,7 @@ def test_the_sequence_does_not_depend_on_the_workers(folder: Path) -> None:
         assert read(mixture, num_workers=num_workers) == alone
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2 * (NUM_IMAGE_TEXT + NUM_TEXT) - 1), st.integers(1, 8), st.integers(1, 3))
 def test_resuming_at_any_sample_goes_on_with_the_same_sequence(
     folder: Path, start: int, batch_size: int, world_size: int

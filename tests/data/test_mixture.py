@@ -79,7 +79,7 @@ def test_batches_hold_one_type_and_small_ones_come_last(folder: Path) -> None:
     assert list(dropped.order()) == list(mixture.order())[:44]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 9), st.integers(0, 100), st.floats(0.05, 1.0), st.floats(0.1, 3.0), st.integers(0, 3), st.booleans()
 )

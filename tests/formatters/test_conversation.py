@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -114,7 +114,6 @@ turns = st.text(max_size=20).map(lambda text: text.replace("▁", "")).filter(cl
 
 
 @given(data=st.lists(turns, min_size=2, max_size=6))
-@settings(max_examples=200, deadline=None)
 def test_labels_are_the_answers_whatever_they_say(
     data: list[str], template: ConversationTemplate, tokenizer: Tokenizer
 ) -> None:

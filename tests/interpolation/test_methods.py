@@ -7,7 +7,7 @@ import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -166,7 +166,6 @@ def test_ties_worked_by_hand() -> None:
     assert interpolation.ties(base, models, weights=[1, 3, 1], density=0.6)[2].item() == -1.75
 
 
-@settings(max_examples=40, deadline=None)
 @given(vectors(4), st.sampled_from([0.2, 0.5, 0.75, 1.0]), st.sampled_from([1.0, 0.3]))
 def test_ties_agrees_with_the_algorithm(tensors: list[Tensor], density: float, scale: float) -> None:
     grid = [(tensor * 4).round() / 4 for tensor in tensors]  # sums of quarters are exact, so signs are not rounded away
@@ -175,7 +174,6 @@ def test_ties_agrees_with_the_algorithm(tensors: list[Tensor], density: float, s
     torch.testing.assert_close(result.double(), torch.tensor(oracle, dtype=torch.float64), atol=1e-4, rtol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
 @given(vectors(2), st.sampled_from([0.01, 0.2, 0.5, 0.99]))
 def test_thresholds_are_exact(tensors: list[Tensor], density: float) -> None:
     deltas = (tensors[1] - tensors[0]).abs()
@@ -244,14 +242,12 @@ def test_end_points_are_bitwise(dtype: torch.dtype) -> None:
     assert interpolation.lerp(a, b, 0).data_ptr() != a.data_ptr()
 
 
-@settings(max_examples=50, deadline=None)
 @given(vectors(2), st.floats(0, 1))
 def test_two_models_in_either_order_give_the_same_bits(tensors: list[Tensor], t: float) -> None:
     a, b = tensors
     assert same_bits(interpolation.linear((a, b), (1 - t, t)) + 0.0, interpolation.linear((b, a), (t, 1 - t)) + 0.0)
 
 
-@settings(max_examples=30, deadline=None)
 @given(vectors(3), st.lists(st.floats(-1, 1), min_size=3, max_size=3))
 def test_order_does_not_matter(tensors: list[Tensor], weights: list[float]) -> None:
     results = [
@@ -262,7 +258,6 @@ def test_order_does_not_matter(tensors: list[Tensor], weights: list[float]) -> N
         torch.testing.assert_close(result, results[0], atol=300 * FP32_ROUNDING, rtol=0)  # sums of up to 300
 
 
-@settings(max_examples=30, deadline=None)
 @given(vectors(3), st.lists(st.floats(0.1, 1), min_size=3, max_size=3))
 def test_linear_is_associative_within_rounding(tensors: list[Tensor], weights: list[float]) -> None:
     first = weights[0] + weights[1]
@@ -271,7 +266,6 @@ def test_linear_is_associative_within_rounding(tensors: list[Tensor], weights: l
     torch.testing.assert_close(nested, interpolation.linear(tensors, weights), atol=300 * FP32_ROUNDING, rtol=0)
 
 
-@settings(max_examples=30, deadline=None)
 @given(vectors(1), st.floats(0.01, 10), st.floats(0, 1))
 def test_slerp_of_parallel_vectors_is_linear(tensors: list[Tensor], factor: float, t: float) -> None:
     a = tensors[0]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -21,7 +21,6 @@ GRAD_TOLERANCE = 1e-5
 BF16_RELATIVE_TOLERANCE = 0.06
 
 Builder = Callable[..., LlamaModel]
-LAW = settings(max_examples=25, deadline=None)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,6 @@ def close(got: Tensor, expected: Tensor) -> None:
 
 
 class TestLaws:
-    @LAW
     @given(
         steps=st.integers(1, 3).flatmap(
             lambda rows: st.lists(st.lists(st.integers(0, 4), min_size=rows, max_size=rows), min_size=1, max_size=5)
@@ -69,7 +67,6 @@ class TestLaws:
             assert cache.lengths.tolist() == done
         assert done == totals
 
-    @LAW
     @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 99))
     def test_a_batch_is_its_rows(self, model: LlamaModel, lengths: list[int], seed: int) -> None:
         embeds = embeds_of(len(lengths), max(lengths), seed)
@@ -77,7 +74,6 @@ class TestLaws:
         for row, length in enumerate(lengths):
             close(together[row, :length], model(embeds[row : row + 1, :length])[0])
 
-    @LAW
     @given(width=st.integers(2, 12), data=st.data())
     def test_later_tokens_never_change_earlier_logits(self, model: LlamaModel, width: int, data: st.DataObject) -> None:
         cut = data.draw(st.integers(1, width - 1))
@@ -88,7 +84,6 @@ class TestLaws:
         close(one[:, :cut], two[:, :cut])
         assert not torch.allclose(one[:, cut:], two[:, cut:], atol=LOGITS_TOLERANCE)
 
-    @LAW
     @given(seq_lens=st.lists(st.integers(1, 9), min_size=1, max_size=5), backend=st.sampled_from(["sdpa", "eager"]))
     def test_packed_samples_are_separate(self, small_llama: Builder, seq_lens: list[int], backend: str) -> None:
         model = small_llama(attention=backend).requires_grad_(False)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sphinxkit import mixers
@@ -60,7 +60,6 @@ def test_concatenation_equals_the_public_implementation(golden, name: str) -> No
     torch.testing.assert_close(mixed[:, :1], expected[:, :1], atol=ROUNDING, rtol=0)
 
 
-@settings(deadline=None, max_examples=25)
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.booleans())
 def test_mixing_one_encoder_is_the_identity(width: int, height: int, across: int, prefix: int, explicit: bool) -> None:
     single = features(width, (height, across), prefix)
@@ -143,7 +142,6 @@ def test_registered() -> None:
     assert mixers.names() == ["channel", "sequence"]
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     st.sampled_from(["error", "first", "mean", "drop"]),
     st.lists(st.integers(0, 2), min_size=2, max_size=2),

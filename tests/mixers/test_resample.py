@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from einops import rearrange
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sphinxkit.errors import RegistryError, ShapeError
@@ -26,7 +26,6 @@ def test_nearest_between_uneven_grids_by_hand() -> None:
     assert out.flatten().tolist() == [0.0, 1.0, 0.0, 1.0, 10.0, 11.0]
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.tuples(*[st.integers(1, 12)] * 4))
 def test_nearest_follows_the_index_formula(sides: tuple[int, int, int, int]) -> None:
     h, w, out_h, out_w = sides

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sphinxkit.errors import CheckpointError
@@ -156,7 +156,6 @@ def test_writer_refuses_what_it_cannot_store(tmp_path: Path) -> None:
         write_safetensors(path, [TensorSpec("a", (1,), torch.float32)], lambda name: torch.zeros(2))
 
 
-@settings(max_examples=20, deadline=None)
 @given(cut=st.integers(0, 160), flip=st.integers(0, 7))
 def test_any_cut_or_flip_of_the_header_is_an_error_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, cut: int, flip: int

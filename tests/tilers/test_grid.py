@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
@@ -128,7 +128,6 @@ def test_facts() -> None:
     assert tilers.names() == ["grid"]
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.booleans(), st.integers(1, 3))
 def test_untile_inverts_tile(rows: int, cols: int, side: int, thumbnail: bool, batch: int) -> None:
     tiler = GridTiler(rows, cols, side, thumbnail)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sphinxkit.tilers import resize
@@ -9,7 +9,6 @@ from sphinxkit.tilers.preprocess import MAX_SIDE, MIN_IMAGE_SIZE, PAD_COLOR
 from sphinxkit.tilers.resize import SUPPORT, Window, resize_window
 
 
-@settings(deadline=None, max_examples=150)
 @given(st.integers(1, MAX_SIDE), st.data(), st.sampled_from([224, 448, 672, 512, 1024, 384, 97, 8]))
 def test_a_window_holds_every_result_that_sees_the_image(side: int, data: st.DataObject, size: int) -> None:
     length = data.draw(st.integers(1, side))

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sphinxkit.data.converters import disk_tables
 from sphinxkit.data.converters.disk_tables import DiskTables
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4) | st.sampled_from(["0", "x", "ä"]), st.integers(0, 9)), max_size=40))
 def test_groups_are_those_of_a_dictionary(rows: list[tuple[int | str, int]]) -> None:
     wanted: dict[str, list[tuple[int, int]]] = {}

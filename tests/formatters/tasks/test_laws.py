@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sphinxkit.formatters import tasks
@@ -166,7 +166,6 @@ TASKS = tasks.names()
 
 @pytest.mark.parametrize("name", TASKS)
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
 def test_an_answer_gives_its_sample_back(name: str, data: st.DataObject) -> None:
     geometry = data.draw(geometries)
     task = tasks.create(name)
@@ -182,7 +181,6 @@ def test_an_answer_gives_its_sample_back(name: str, data: st.DataObject) -> None
 
 @pytest.mark.parametrize("name", TASKS)
 @given(data=st.data())
-@settings(max_examples=10, deadline=None)
 def test_white_space_around_an_answer_is_no_fault(name: str, data: st.DataObject) -> None:
     """A model's answer begins with a space; conversations strip theirs."""
     geometry = data.draw(geometries)
@@ -272,7 +270,6 @@ def test_a_hundred_thousand_spoilt_answers() -> None:
 @given(text=st.lists(st.sampled_from(PIECES) | st.sampled_from(MARKUP) | st.text(max_size=3), max_size=30).map("".join))
 @example(text="[</p>[")  # a bracket with nothing in it
 @example(text="[</p>[;")  # or a separator alone
-@settings(max_examples=25, deadline=None)
 def test_no_text_harms_a_parser(name: str, text: str) -> None:
     geometry = ImageGeometry(640, 427)
     result = tasks.create(name).parse(text, geometry)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS
@@ -195,7 +195,6 @@ def test_all_kinds_of_scenes_are_known() -> None:
     assert set(SHAPES) < set(THINGS)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10**9),
     st.sampled_from(targets.KINDS),
