@@ -15,7 +15,7 @@ from sphinxkit.atomic import atomic_directory
 from sphinxkit.checkpoint.formats import Format, get_format
 from sphinxkit.checkpoint.llm_config import EMBEDDING
 from sphinxkit.checkpoint.opened import Checkpoint
-from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME, find_tokenizer
+from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME
 from sphinxkit.checkpoint.writing import Progress, TensorInput, WriteOptions, specs_of
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_source import TensorSource
@@ -101,7 +101,7 @@ def save(
             if content is not None:
                 (folder / TOKENIZER_NAME).write_bytes(content)
                 rows = chosen.shape(EMBEDDING)[0] if EMBEDDING in chosen.keys() else None  # noqa: SIM118
-                find_tokenizer(folder, rows, allow_more_rows=layout.may_pad_vocabulary)
+                layout.tokenizer(folder, rows)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(f"{target}: the disk is full; nothing was left behind") from error

@@ -11,6 +11,7 @@ from typing import Any
 from sphinxkit.checkpoint.llm_config import full_numbers
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import Replicas
+from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
 from sphinxkit.checkpoint.writing import TensorInput, Texts, WriteOptions
 from sphinxkit.errors import CheckpointError
 from sphinxkit.registry import Registry
@@ -82,6 +83,17 @@ class Format(ABC):
         Raises:
             CheckpointError: The format cannot hold these tensors or lacks a number it needs.
         """
+
+    def tokenizer(self, folder: Path, rows: int | None) -> Path | None:
+        """The tokenizer that lies in a folder, if there is one.
+
+        Args:
+            folder: Where to look.
+            rows: Rows of the embedding; None if there is none.
+        Raises:
+            CheckpointError: It cannot be read, or its size does not fit the embedding.
+        """
+        return find_tokenizer(folder, rows, allow_more_rows=self.may_pad_vocabulary)
 
     def numbers(self, source: TensorInput, recipe: Mapping[str, Any] | None) -> dict[str, Any]:
         """The language model's numbers, for formats that write them beside the tensors.

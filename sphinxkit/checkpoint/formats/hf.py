@@ -26,7 +26,6 @@ from sphinxkit.checkpoint.llm_config import (
 )
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import MergedTensor, bitwise_equal
-from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
 from sphinxkit.checkpoint.verify import torch_files_checks
 from sphinxkit.checkpoint.writing import (
     Convert,
@@ -265,7 +264,7 @@ class HuggingFace(Format):
             merged,
             files,
             recipe=model_recipe(llm),
-            tokenizer_path=find_tokenizer(folder, embedding_rows(merged), allow_more_rows=True),
+            tokenizer_path=self.tokenizer(folder, embedding_rows(merged)),
             metadata={"config": config, "num_shards": len(files)},
             checks=partial(torch_files_checks, [file for file in files if file.suffix != ".safetensors"]),
             key_map=key_map,

@@ -18,7 +18,6 @@ from sphinxkit.checkpoint.keymap import KeyMap, NameRule
 from sphinxkit.checkpoint.llm_config import EMBEDDING, Fitting, differing, embedding_rows, model_recipe, refuse_experts
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import MergedTensor, merge_shards
-from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
 from sphinxkit.checkpoint.verify import torch_files_checks
 from sphinxkit.checkpoint.writing import TensorInput, Texts, WriteOptions, json_text, pieces_of, write_torch_shards
 from sphinxkit.errors import CheckpointError, raise_errors
@@ -266,7 +265,7 @@ class Meta(Format):
             merged,
             files,
             recipe=recipe,
-            tokenizer_path=find_tokenizer(folder, embedding_rows(merged)),
+            tokenizer_path=self.tokenizer(folder, embedding_rows(merged)),
             metadata={"config": params, "num_shards": len(files)},
             checks=partial(torch_files_checks, files),
             key_map=fitting.key_map,

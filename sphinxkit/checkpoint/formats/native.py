@@ -15,7 +15,7 @@ from typing import Any
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
 from sphinxkit.checkpoint.llm_config import embedding_rows
 from sphinxkit.checkpoint.opened import Checkpoint
-from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME, find_tokenizer
+from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME
 from sphinxkit.checkpoint.verify import DAMAGED
 from sphinxkit.checkpoint.writing import (
     Piece,
@@ -138,7 +138,7 @@ class Native(Format):
             files,
             unused,
             _read_recipe(folder / RECIPE_NAME),
-            find_tokenizer(folder, embedding_rows(tensors)),
+            self.tokenizer(folder, embedding_rows(tensors)),
             {key: value for key, value in metadata.items() if key != "files"} | {"files": facts},
             partial(_checks, folder, facts),
         )

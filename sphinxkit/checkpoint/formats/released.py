@@ -26,7 +26,6 @@ from sphinxkit.checkpoint.keymap import KeyMap, NameRule
 from sphinxkit.checkpoint.llm_config import Fitting, embedding_rows, model_recipe, refuse_experts
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import merge_shards
-from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
 from sphinxkit.checkpoint.verify import torch_files_checks
 from sphinxkit.checkpoint.writing import TensorInput, Texts, WriteOptions, json_text, pieces_of, write_torch_shards
 from sphinxkit.errors import CheckpointError, raise_errors
@@ -475,7 +474,7 @@ class Released(Format):
             files,
             unused,
             recipe,
-            find_tokenizer(folder, embedding_rows(merged)),
+            self.tokenizer(folder, embedding_rows(merged)),
             {"llama_type": llama_type, "config": config, "num_shards": len(files)},
             partial(torch_files_checks, files),
             fitting.key_map,
