@@ -73,6 +73,13 @@ FULL = {
         Shape("Tiny-1k decode, one row, grouped", 1, 1, 32, 4, 64, held=(1600,)),
     ],
 }
+QUICK = True
+QUICK_SHAPES = [
+    Shape("prefill, grouped", 1, 512, 32, 4, 64),
+    Shape("packed", 1, 512, 16, 16, 64, seq_lens=(300, 171, 41)),
+    Shape("decode, one row", 1, 1, 16, 16, 64, held=(800,)),
+    Shape("decode, 8 ragged rows", 8, 1, 16, 16, 64, held=_ragged(8, 50, 800)),
+]
 MICRO = [
     Shape("prefill, grouped", 2, 8, 4, 2, 8),
     Shape("packed", 1, 9, 4, 4, 8, seq_lens=(4, 3, 2)),
@@ -83,7 +90,7 @@ MICRO = [
 
 def cases(context: Context) -> Iterator[Case]:
     on_cuda = context.device.type == "cuda"
-    shapes = MICRO if context.micro else FULL[context.device.type]
+    shapes = context.on(FULL["cuda"], FULL["cpu"], MICRO, QUICK_SHAPES)
     for dtype in (torch.bfloat16,) if on_cuda and not context.micro else (torch.bfloat16, torch.float32):
         for shape in shapes:
             yield _case(context, shape, dtype)

@@ -71,7 +71,6 @@ def _timm_dinov2(encoder: Any) -> Callable[[Tensor], Tensor]:
     from timm.layers import SwiGLUPacked
     from timm.models.vision_transformer import VisionTransformer
 
-    from sphinxkit.encoders.dinov2 import resample_positions
     from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 
     ours = encoder.trunk
@@ -92,7 +91,7 @@ def _timm_dinov2(encoder: Any) -> Callable[[Tensor], Tensor]:
     for module in trunk.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = ours.norm.eps
-    weights = {**ours.state_dict(), "pos_embed": resample_positions(ours.pos_embed, encoder.grid_size[0])}
+    weights = {**ours.state_dict(), "pos_embed": encoder.resample_positions(ours.pos_embed, encoder.grid_size[0])}
     trunk.load_state_dict(weights, assign=True)
     trunk.eval()
     values = [torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_STD, CLIP_MEAN, IMAGENET_MEAN, IMAGENET_STD)]

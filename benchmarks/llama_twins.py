@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from sphinxkit.llama import LlamaModel
 # The 220 M model is the one that the project's first measurements were made with.
 SIZES: dict[str, dict[str, Any]] = {
     "llama_220m": {"embed_dim": 1024, "num_layers": 12, "num_heads": 16, "hidden_dim": 2816},
+    "llama_84m": {"embed_dim": 1024, "num_layers": 4, "num_heads": 16, "hidden_dim": 2816},  # quick runs
     "tinyllama_1b": {"embed_dim": 2048, "num_layers": 22, "num_heads": 32, "num_kv_heads": 4, "hidden_dim": 5632},
     "llama2_13b": {"embed_dim": 5120, "num_layers": 40, "num_heads": 40, "hidden_dim": 13824},
     "micro": {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "hidden_dim": 64},
@@ -183,3 +184,84 @@ def public_loop(model: LlamaModel, batch: int, capacity: int) -> Callable[[Tenso
         return model.lm_head(norm(hidden, model.norm.weight)[:, -1:]).float()
 
     return step
+
+
+Step = Callable[[Tensor], Tensor]
+
+
+def our_step(
+    model: Any, batch: int, prompt: int, new: int, dtype: torch.dtype | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A step of ours for ``batch`` rows: a prompt starts anew, one token goes on; tokens (B, S) -> logits (B, 1, V)."""
+    cache = model.make_cache(batch, prompt + new, dtype=dtype)
+
+    def step(tokens: Tensor) -> Tensor:
+        if tokens.shape[1] == 1:
+            return model.decode(tokens, cache)
+        cache.reset()
+        return model.prefill(model.embed(tokens), cache)
+
+    return step
+
+
+def public_step(model: Any, batch: int, prompt: int, new: int) -> Callable[[Tensor], Tensor]:
+    """As ``our_step``, through ``public_loop``."""
+    forward = public_loop(model, batch, prompt + new)
+    position = 0
+
+    def step(tokens: Tensor) -> Tensor:
+        nonlocal position
+        start = 0 if tokens.shape[1] > 1 else position
+        position = start + tokens.shape[1]
+        return forward(tokens, start)
+
+    return step
+
+
+def transformers_step(twin: Any, batch: int, prompt: int, new: int, static: bool) -> Callable[[Tensor], Tensor]:
+    """As ``our_step``, by transformers' model and cache."""
+    from transformers import DynamicCache, StaticCache
+
+    cache: Any = StaticCache(config=twin.config, max_cache_len=prompt + new) if static else None
+    position = 0
+
+    def step(tokens: Tensor) -> Tensor:
+        nonlocal cache, position
+        if tokens.shape[1] > 1:
+            position = 0
+            if static:
+                cache.reset()
+            else:
+                cache = DynamicCache(config=twin.config)
+        positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)[None]
+        position += tokens.shape[1]
+        given = cache_argument(twin, cache)
+        return twin(input_ids=tokens, position_ids=positions, use_cache=True, logits_to_keep=1, **given).logits
+
+    return step
+
+
+def generate_padded(
+    twin: Any, prompts: Sequence[list[int]], answer_lengths: Sequence[int], order: Sequence[int], batch: int, pad: int
+) -> list[Tensor]:
+    """``generate`` on batches padded on the left, each as long as its longest answer; surplus tokens are cut off."""
+    answers: dict[int, Tensor] = {}
+    device = twin.lm_head.weight.device
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        longest = max(len(prompts[row]) for row in part)
+        ids = torch.tensor([[pad] * (longest - len(prompts[row])) + prompts[row] for row in part], device=device)
+        real = torch.tensor(
+            [[0] * (longest - len(prompts[row])) + [1] * len(prompts[row]) for row in part], device=device
+        )
+        out = twin.generate(
+            ids,
+            attention_mask=real,
+            max_new_tokens=max(answer_lengths[row] for row in part),
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=pad,
+        ).cpu()
+        for index, row in enumerate(part):
+            answers[row] = out[index, longest : longest + answer_lengths[row]]
+    return [answers[row] for row in range(len(prompts))]

@@ -15,8 +15,11 @@ TIME_LIMIT = 30.0  # a benchmark that takes longer at micro size does too much t
 # Whom the issue wants us measured against: only what needs CUDA itself is missing from the dry run.
 COMPETITORS = {
     "attention": {"sdpa", "eager", "flex, not compiled"},
-    "batch": {"sphinxkit, one row after another", "transformers, padded batches", "transformers, prompts sorted"},
-    "decode": {"eager loop, as the public code", "transformers, dynamic cache", "transformers, static cache"},
+    "llm": {
+        *("eager loop, as the public code", "transformers, dynamic cache", "transformers, static cache"),
+        *("sphinxkit, one row after another", "transformers, padded batches", "transformers, prompts sorted"),
+        "transformers",
+    },
     "end_to_end": {
         "eager, as the public code",
         "open_clip, timm, transformers",
@@ -52,7 +55,7 @@ def test_benchmark_says_what_it_is(name: str) -> None:
     assert set(getattr(module, "DEVICES", ("cpu", "cuda"))) <= {"cpu", "cuda"}
 
 
-QUICK = ("encoders", "formatters", "interpolation", "loading", "mixers", "projectors", "tilers")
+QUICK = ("attention", "encoders", "formatters", "interpolation", "llm", "loading", "mixers", "projectors", "tilers")
 
 
 def test_every_part_has_quick_sizes() -> None:
