@@ -9,9 +9,10 @@ from sphinxkit.encoders.convnext import ConvNextEncoder, convnext_xxlarge
 from sphinxkit.encoders.dinov2 import Dinov2Encoder, dinov2_vit_giant_patch14
 from sphinxkit.encoders.qformer import QFormerEncoder, blip2_qformer
 from sphinxkit.encoders.timm import TimmEncoder, timm
-from sphinxkit.encoders.weights import LoadedWeights, create, load_weights
+from sphinxkit.encoders.weights import PRETRAINED, LoadedWeights, create, load_weights, published_source
 
 __all__ = [
+    "PRETRAINED",
     "ClipEncoder",
     "ConvNextEncoder",
     "Dinov2Encoder",
@@ -28,6 +29,7 @@ __all__ = [
     "dinov2_vit_giant_patch14",
     "load_weights",
     "names",
+    "published_source",
     "register",
     "registry",
     "timm",

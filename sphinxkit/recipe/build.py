@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,14 @@ from torch.overrides import TorchFunctionMode
 from sphinxkit import encoders, formatters, llama, mixers, projectors, tilers
 from sphinxkit.errors import DataError, RecipeError, RegistryError, ShapeError
 from sphinxkit.recipe.recipe import Recipe
-from sphinxkit.recipe.schema import ComponentSpec, ModelSpec, VisionSpec
+from sphinxkit.recipe.schema import WEIGHTS, ComponentSpec, ModelSpec, VisionSpec
+from sphinxkit.recipe.weights import encoder_sources, load_encoder_weights
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.vision import VisionBranch, VisionTower
 
 Place = Callable[[Callable[[], Any]], Any]
+_logger = logging.getLogger(__name__)
 
 
 def build(
@@ -27,21 +30,33 @@ def build(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = torch.float32,
     tokenizer: Tokenizer | None = None,
+    weights: Literal["pretrained"] | None = None,
 ) -> SphinxModel:
-    """Build a model from a recipe, with random weights.
+    """Build a model from a recipe, with random weights or with encoders that have published ones.
 
     Args:
         recipe: A shipped name ("sphinx_1k_13b"), a path, a dict or a Recipe, of kind ``model``.
         device: "meta" builds the structure without memory.
         dtype: Of every parameter; a name such as "bfloat16" will do.
         tokenizer: Overrides the recipe's own.
+        weights: "pretrained" fills the encoders as the recipe's ``weights:`` say, from files or the hub; None ignores
+            those keys. The language model and the projectors are random either way.
 
     Raises:
-        RecipeError: The recipe is not valid, or not of kind ``model``.
+        RecipeError: The recipe is not valid, not of kind ``model``, or says nothing about weights that are asked for.
         ShapeError: Its parts do not fit each other.
+        CheckpointError: Weights cannot be read or do not fit.
+        DataError: No such device or dtype, or weights for a model on the meta device.
     """
     found = _model_recipe(recipe)
     device, dtype = check_place(device, dtype)
+    if weights not in (None, encoders.PRETRAINED):
+        raise RecipeError(
+            f"weights: expected None or {encoders.PRETRAINED!r}, got {weights!r}; sources stand beside the recipe's "
+            "encoders"
+        )
+    if weights is not None and device.type == "meta":
+        raise DataError("weights: a model on the meta device holds none; build it on cpu or cuda")
 
     if device.type == "meta":
         return build_on_meta(found, dtype, tokenizer)
@@ -60,6 +75,13 @@ def build(
     model = assemble(found, place, place_llm, tokenizer)
     if model.vision is not None:
         model.vision.init_weights()
+    if weights is not None:
+        load_encoder_weights(model, found)
+        _logger.warning("the language model and the projectors have random weights")
+    elif named := [source.type for source in encoder_sources(found) if source.source]:
+        _logger.info(
+            "weights: of %s ignored, random weights instead; weights='pretrained' reads them", ", ".join(named)
+        )
     return model.eval()
 
 
@@ -189,7 +211,7 @@ def _vision_tower(spec: VisionSpec, embed_dim: int, place: Place) -> VisionTower
             _at(
                 f"{path}.encoders[{position}]",
                 place,
-                partial(encoders.create, encoder.type, **_without(encoder, "tile_size")),
+                partial(encoders.create, encoder.type, **_without(encoder, "tile_size", WEIGHTS)),
             )
             for position, encoder in enumerate(branch.encoders)
         ]

@@ -20,6 +20,9 @@ from sphinxkit.registry import Registry, suggest
 
 KeyPath = tuple[str | int, ...]
 
+WEIGHTS = "weights"
+"""The key beside an encoder that says where its weights are."""
+
 UNTRUSTED = "nothing of it is imported; if you trust it, pass its recipe.yaml as recipe= (--recipe)"
 
 
@@ -96,14 +99,14 @@ class Slot:
         value: What stands there, not validated.
         registry: Of its family.
         wired: Builder parameters that assembly fills in.
-        assembly: Keys that assembly itself reads, positive whole numbers; they are not the builder's.
+        assembly: Keys that assembly itself reads, which are not the builder's, and what each must be.
     """
 
     path: KeyPath
     value: Any
     registry: Registry[Any]
     wired: tuple[str, ...] = ()
-    assembly: tuple[str, ...] = ()
+    assembly: Mapping[str, Literal["a positive int", "a source of weights"]] = field(default_factory=dict)
 
 
 def _get(value: Any, *keys: str | int) -> Any:
@@ -119,6 +122,12 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+_OF_ENCODERS: Mapping[str, Literal["a positive int", "a source of weights"]] = {
+    "tile_size": "a positive int",
+    WEIGHTS: "a source of weights",
+}
+
+
 def model_slots(document: Mapping[str, Any]) -> Iterator[Slot]:
     """Every component of a ``kind: model`` document, as far as its structure can be made out."""
     yield Slot(("llm",), _get(document, "llm"), llama.registry)
@@ -128,7 +137,7 @@ def model_slots(document: Mapping[str, Any]) -> Iterator[Slot]:
     for i, branch in enumerate(_list(_get(document, "vision", "branches"))):
         path: KeyPath = ("vision", "branches", i)
         for j, encoder in enumerate(_list(_get(branch, "encoders"))):
-            yield Slot((*path, "encoders", j), encoder, encoders.registry, assembly=("tile_size",))
+            yield Slot((*path, "encoders", j), encoder, encoders.registry, assembly=_OF_ENCODERS)
         yield Slot((*path, "mixer"), _get(branch, "mixer"), mixers.registry, wired=("embed_dims",))
         yield Slot((*path, "projector"), _get(branch, "projector"), projectors.registry, wired=("in_dim", "out_dim"))
 
@@ -181,6 +190,12 @@ def _options_model(registry: Registry[Any], name: str, wired: tuple[str, ...]) -
     return registry.options_model(name, wired)
 
 
+_IS: Mapping[str, Callable[[Any], bool]] = {
+    "a positive int": lambda value: isinstance(value, int) and not isinstance(value, bool) and value > 0,
+    "a source of weights": lambda value: isinstance(value, str) and value.strip() != "",
+}
+
+
 def _component_errors(slot: Slot, trusted: bool) -> list[FieldError]:
     try:
         spec = _component(slot.value)
@@ -201,10 +216,10 @@ def _component_errors(slot: Slot, trusted: bool) -> list[FieldError]:
     if lacking and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         errors.append(FieldError(place, f"{spec.type!r} cannot stand here: it takes no {', '.join(lacking)}"))
     options = dict(spec.options)
-    for key in slot.assembly:
+    for key, expected in slot.assembly.items():
         value = options.pop(key, None)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            errors.append(FieldError((*slot.path, key), f"expected a positive int, got {value!r}"))
+        if value is not None and not _IS[expected](value):
+            errors.append(FieldError((*slot.path, key), f"expected {expected}, got {value!r}"))
     for key in slot.wired:
         if key in options:
             del options[key]
@@ -213,12 +228,16 @@ def _component_errors(slot: Slot, trusted: bool) -> list[FieldError]:
 
 
 def component_defaults(slot: Slot) -> dict[str, Any]:
-    """A valid slot's component with every default written out: ``{type: name, option: value, ...}``."""
+    """A valid slot's component with every default written out: ``{type: name, option: value, ...}``.
+
+    Where weights come from is left out: a checkpoint beside the result holds them.
+    """
     spec = _component(slot.value)
     options = {key: value for key, value in spec.options.items() if key not in slot.assembly}
     model = _options_model(slot.registry, spec.type, slot.wired)
     filled = model.model_validate_json(json.dumps(options), strict=True).model_dump(mode="json")
-    return {"type": spec.type, **filled, **{key: value for key, value in spec.options.items() if key in slot.assembly}}
+    kept = {key: value for key, value in spec.options.items() if key in slot.assembly and key != WEIGHTS}
+    return {"type": spec.type, **filled, **kept}
 
 
 def _model_errors(document: Mapping[str, Any], trusted: bool = True) -> list[FieldError]:
