@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Parameter
 
 from benchmarks.harness import Case, Context, Sample, Work
 from sphinxkit.data.collate import Batch, Example, collate_packed, collate_padded
@@ -27,10 +26,11 @@ from sphinxkit.nano.world.world import TASKS
 from sphinxkit.recipe import build
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.training import LossModule, TrainPlan, TrainStep
-from sphinxkit.training.assembly import choose_trained, part_parameters
 from sphinxkit.training.flops import llm_flops, vision_flops
 from sphinxkit.training.optim import make_optimizer
-from sphinxkit.training.parallel import World, checkpoint_layer, open_world, parallelize
+from sphinxkit.training.parallel import ParallelDims, open_parallel_dims
+from sphinxkit.training.sharding import checkpoint_layer, parallelize
+from sphinxkit.training.trainable_model import choose_trained, part_parameters
 
 TOLERANCE = 2e-2  # sums over thousands of tokens in another order, in 16 bit
 NAIVE_ROUNDS = 3
@@ -87,11 +87,11 @@ def cases(context: Context) -> Iterator[Case]:
         activation_checkpointing=context.device.type == "cuda",
     )
     model = build(recipe, device=context.device)
-    with open_world(plan, model.llm.num_heads, model.llm.num_kv_heads) as world:
-        yield from _cases(context, model, plan, world)
+    with open_parallel_dims(plan) as dims:
+        yield from _cases(context, model, plan, dims)
 
 
-def _cases(context: Context, model: SphinxModel, plan: TrainPlan, world: World) -> Iterator[Case]:
+def _cases(context: Context, model: SphinxModel, plan: TrainPlan, dims: ParallelDims) -> Iterator[Case]:
     vision = model.vision
     if vision is None:
         return
@@ -121,9 +121,9 @@ def _cases(context: Context, model: SphinxModel, plan: TrainPlan, world: World) 
         )
     naive, note = _naive(context, model, padded)
     module = LossModule(model)
-    parallelize(module, model.llm, world, plan)
-    optimizer = make_optimizer(_sharded(model, parts), plan)
-    step = TrainStep(module, optimizer, world, {"all": 1.0}, plan.clip)
+    parallelize(module, model.llm, dims, plan)
+    optimizer = make_optimizer(part_parameters(model, parts), plan)
+    step = TrainStep(module, optimizer, dims, {"all": 1.0}, plan.max_grad_norm)
     learnt = sum(batch.num_learnt for batch in packed)
     flops = llm_flops(model.llm, totals, learnt) + image_flops * sum(example.pixels is not None for example in examples)
 
@@ -148,12 +148,6 @@ def _cases(context: Context, model: SphinxModel, plan: TrainPlan, world: World) 
         max_seconds=context.on(120.0, 300.0, 30.0),
         note=note,
     )
-
-
-def _sharded(model: SphinxModel, parts: dict[str, list[Parameter]]) -> dict[str, list[Parameter]]:
-    """The trained parameters as sharding left them."""
-    now = part_parameters(model)
-    return {name: now[name] for name in parts}
 
 
 def _naive(context: Context, model: SphinxModel, batches: list[Batch]) -> tuple[dict[str, Callable[[], Sample]], str]:

@@ -13,9 +13,9 @@ from sphinxkit.nano.stages.scores import table
 from sphinxkit.nano.stages.steps import recipes, training_plan
 from sphinxkit.recipe import build
 from sphinxkit.training import TrainPlan
-from sphinxkit.training.assembly import find_recipe
 from sphinxkit.training.flops import llm_flops, vision_flops
 from sphinxkit.training.streams import open_mixture
+from sphinxkit.training.trainable_model import find_recipe
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "nano.md"

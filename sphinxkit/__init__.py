@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sphinxkit.recipe.memory import memory
     from sphinxkit.recipe.mixing import mix
     from sphinxkit.recipe.recipe import Recipe
+    from sphinxkit.training.run import train
 
 _HOMES = {
     "Recipe": "sphinxkit.recipe.recipe",
@@ -42,6 +43,7 @@ _HOMES = {
     "memory": "sphinxkit.recipe.memory",
     "mix": "sphinxkit.recipe.mixing",
     "score": "sphinxkit.evaluation.benchmarks",
+    "train": "sphinxkit.training.run",
     "verify": "sphinxkit.evaluation.parity",
 }
 """Public names and the modules that define them."""
@@ -70,6 +72,7 @@ __all__ = [
     "memory",
     "mix",
     "score",
+    "train",
     "verify",
 ]
 

@@ -83,10 +83,10 @@ def memory(
 
 
 def _say_training(recipe: Recipe, settings: Sequence[str], processes: int, text_tokens: int, as_json: bool) -> None:
-    from sphinxkit.cli.train import plan_of
     from sphinxkit.training.memory import estimate_training
+    from sphinxkit.training.overrides import read_plan
 
-    plan, folder = plan_of(recipe, settings)
+    plan, folder = read_plan(recipe, settings)
     estimate = estimate_training(plan, processes=processes, text_tokens=text_tokens, folder=folder)
     sizes = dataclasses.asdict(estimate) | {"total": estimate.total}
     tokens, images = sizes.pop("row_tokens"), sizes.pop("row_images")

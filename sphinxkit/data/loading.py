@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,7 +145,7 @@ class MixtureLoader:
         self.epoch, self.position = 0, 0
         self.num_seen, self.num_bad, self.num_skipped, self.num_truncated = 0, 0, 0, 0
 
-    def __iter__(self) -> Iterator[MixtureBatch]:
+    def __iter__(self) -> Generator[MixtureBatch, None, None]:
         """Batches from where the loader stands.
 
         Raises:

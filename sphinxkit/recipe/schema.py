@@ -271,7 +271,9 @@ def _train_errors(document: Mapping[str, Any]) -> list[FieldError]:
     registry: Registry[Any] = Registry("recipe")
     plan = "sphinxkit.training.plan:TrainPlan"  # of a layer above this one, so it is named as a plug-in is
     fields = _without_kind(document)
-    errors = _validate(registry.options_model(plan), fields, ())
+    renamed: Mapping[str, str] = getattr(registry.get(plan), "renamed_keys", {})
+    errors = [FieldError((key,), f"is now called {renamed[key]!r}") for key in fields if key in renamed]
+    errors += _validate(registry.options_model(plan), {k: v for k, v in fields.items() if k not in renamed}, ())
     model = fields.get("model")
     if isinstance(model, Mapping):
         errors += [FieldError(("model", *found.path), found.message) for found in find_errors(model)]

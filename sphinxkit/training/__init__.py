@@ -1,25 +1,28 @@
 """Training: stages as recipes, any number of processes, exact resume."""
 
-from sphinxkit.training.assembly import Assembly, assemble
+from sphinxkit.training.callbacks import Callback, ProgressReport, TrainResult
 from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.log import read_log
-from sphinxkit.training.loop import TrainResult, train
 from sphinxkit.training.optim import learning_rate
 from sphinxkit.training.plan import LoraPlan, StreamPlan, TrainPlan
+from sphinxkit.training.run import train
 from sphinxkit.training.step import LossModule, NonFiniteError, StepLosses, TrainStep
+from sphinxkit.training.trainable_model import TrainableModel, build_trainable
 
 __all__ = [
-    "Assembly",
+    "Callback",
     "LoraPlan",
     "LossModule",
     "NonFiniteError",
+    "ProgressReport",
     "StepLosses",
     "StreamPlan",
     "TrainPlan",
     "TrainResult",
     "TrainStep",
+    "TrainableModel",
     "TrainingError",
-    "assemble",
+    "build_trainable",
     "learning_rate",
     "read_log",
     "train",

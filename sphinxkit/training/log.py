@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinxkit.atomic import atomic_file
+from sphinxkit.training.callbacks import Callback, TrainResult
 from sphinxkit.training.errors import TrainingError
 
 LOG_FILE = "log.jsonl"
@@ -33,28 +34,26 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-class RunLog:
-    """The log of one run.
+class RunLog(Callback):
+    """The log of one run: one JSON line for each logged step.
 
     Args:
         folder: Of the run.
         first_step: Records of this step and later ones are dropped: a resumed run does these steps again.
-        tensorboard: Write TensorBoard files too.
-    Raises:
-        TrainingError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, first_step: int, *, tensorboard: bool = False) -> None:
-        self._board = _open_board(folder) if tensorboard else None
+    def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_log(folder) if record["step"] < first_step]
         with atomic_file(folder / LOG_FILE) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._file = (folder / LOG_FILE).open("a", encoding="utf-8")
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def on_step(self, record: Mapping[str, Any]) -> None:
         """Add a record; it is on its way to the disk when this returns.
 
+        Args:
+            record: Plain data with ``step``.
         Raises:
             TrainingError: The disk is full or fails.
         """
@@ -63,34 +62,60 @@ class RunLog:
             self._file.flush()
         except OSError as error:
             raise TrainingError(f"{self._file.name} cannot be written: {error}") from error
-        if self._board is not None:
-            for key, value in record.items():
-                values = (
-                    {f"{key}/{name}": nested for name, nested in value.items()}
-                    if isinstance(value, dict)
-                    else {key: value}
-                )
-                for name, number in values.items():
-                    if isinstance(number, int | float) and name != "step":
-                        self._board.add_scalar(name, number, record["step"])
 
-    def close(self) -> None:
-        """Close the files."""
-        with contextlib.suppress(OSError):  # what could not be written has been told
+    def on_end(self, result: TrainResult | None = None) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):  # ``on_step`` has raised what could not be written
             self._file.close()
-        if self._board is not None:
-            self._board.close()
 
 
-def _open_board(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise TrainingError(
-            "tensorboard: true, but it is not installed: pip install tensorboard, or set tensorboard: false (the JSONL "
-            "log is always written)"
-        ) from error
-    return SummaryWriter(folder / "tensorboard")
+class TensorBoard(Callback):
+    """TensorBoard files with every number of the log.
+
+    Args:
+        folder: Of the run; the files are below ``tensorboard``.
+    Raises:
+        TrainingError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise TrainingError(
+                "tensorboard: true, but it is not installed: pip install tensorboard, or set tensorboard: false (the "
+                "JSONL log is always written)"
+            ) from error
+        self._board: Any = SummaryWriter(folder / "tensorboard")
+
+    def on_step(self, record: Mapping[str, Any]) -> None:
+        """Add every number of a record."""
+        for key, value in record.items():
+            nested = isinstance(value, Mapping)
+            values = {f"{key}/{name}": entry for name, entry in value.items()} if nested else {key: value}
+            for name, number in values.items():
+                if isinstance(number, int | float) and name not in ("step", "num_steps"):
+                    self._board.add_scalar(name, number, record["step"])
+
+    def on_end(self, result: TrainResult | None) -> None:
+        """Close the files."""
+        self._board.close()
+
+
+class LossPlot(Callback):
+    """The plot of the losses, drawn when the run is done.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_end(self, result: TrainResult | None) -> None:
+        """Draw it if matplotlib is there."""
+        if result is not None and result.status == "done":
+            plot_losses(self._folder)
 
 
 def plot_losses(folder: Path) -> Path | None:
@@ -105,7 +130,7 @@ def plot_losses(folder: Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    records = [record for record in read_log(folder) if "loss" in record]
+    records = [record for record in read_log(folder) if record.get("loss") is not None]
     if not records:
         return None
     figure = Figure(figsize=(8, 6), layout="constrained")

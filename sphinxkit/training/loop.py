@@ -1,170 +1,182 @@
-"""A run from start, or from where it stopped, to its end."""
+"""The steps of a run: read, learn, log, save, from its start or from where it stopped to its end."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from sphinxkit.data.permutation import derive_key
 from sphinxkit.errors import SphinxkitError
-from sphinxkit.recipe import build
-from sphinxkit.training.assembly import Assembly, assemble, find_recipe
+from sphinxkit.recipe import Recipe
+from sphinxkit.training.callbacks import Callback, TrainResult
 from sphinxkit.training.encoder_cache import cache_encoders
 from sphinxkit.training.errors import TrainingError
-from sphinxkit.training.flops import llm_flops, peak_flops, utilization, vision_flops
-from sphinxkit.training.log import RunLog, plot_losses
+from sphinxkit.training.export import export
+from sphinxkit.training.log import LossPlot, RunLog, TensorBoard
+from sphinxkit.training.metrics import StepMeter
 from sphinxkit.training.optim import hidden_matrices, learning_rate, make_optimizer
-from sphinxkit.training.parallel import DTYPES, World, open_world
-from sphinxkit.training.plan import TrainPlan, changed_keys
+from sphinxkit.training.parallel import DTYPES, ParallelDims
+from sphinxkit.training.plan import TrainPlan
+from sphinxkit.training.resume import find_resume_step
 from sphinxkit.training.signals import Signals
-from sphinxkit.training.state import RunStore, export
+from sphinxkit.training.state import RunStore
 from sphinxkit.training.step import NonFiniteError, TrainStep
 from sphinxkit.training.streams import StepData, Streams
+from sphinxkit.training.trainable_model import build_trainable
 from sphinxkit.version import __version__
 
-MAX_SKIPPED = 10  # steps in a row without a finite loss before a run that skips them stops; our choice
-Report = Callable[[Mapping[str, Any]], None]
+MAX_SKIPPED = 10  # steps in a row without an update before a run stops; our choice
 
 
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """How a run ended.
-
-    Args:
-        status: ``done``; ``paused`` at ``stop_after``; ``interrupted`` by a signal.
-        step: Steps that have been done.
-        num_steps: Of the whole run.
-        folder: Of the run.
-        model: Folder of the exported model, if it was written.
-        plot: The loss curves, if they were drawn.
-        signal: That interrupted the run.
-    """
-
-    status: Literal["done", "paused", "interrupted"]
-    step: int
-    num_steps: int
-    folder: Path
-    model: Path | None = None
-    plot: Path | None = None
-    signal: int | None = None
-
-
-def train(
-    plan: TrainPlan, *, folder: Path | None = None, resume: bool = True, report: Report | None = None
-) -> TrainResult:
-    """Train as the plan says; go on where a former run in the same folder stopped.
-
-    Every process that torchrun started calls this. The log is ``log.jsonl``, checkpoints are below ``checkpoints/``,
-    the model that ``sphinxkit.load`` reads is ``model/``, the losses' plot ``loss.png``.
+class TrainLoop:
+    """A run that is ready for its next step.
 
     Args:
         plan: What to do.
-        folder: That relative paths of the plan may be relative to, apart from ``output``.
-        resume: Whether a former run in the output folder is gone on with; else it is an error.
-        report: Called in the first process with every record of the log, with what is known of the time left.
+        recipe: Of the model.
+        dims: The processes.
+        folder: That relative paths of the plan may be relative to.
+        resume: Whether a former run in the output folder may be resumed.
+        callbacks: Called in the first process, after the run's own log.
     Raises:
-        TrainingError: The run cannot start, be resumed or go on.
-        RecipeError, CheckpointError, DataError: As the parts it is made of.
+        TrainingError: The run cannot start or be resumed.
+        RecipeError, CheckpointError, DataError: As its parts.
     """
-    shape = build(find_recipe(plan, folder), device="meta").llm
-    with open_world(plan, shape.num_heads, shape.num_kv_heads) as world, Signals().caught() as signals:
-        return _Run(plan, world, folder, resume, report, signals).run()
 
-
-class _Run:
     def __init__(
-        self, plan: TrainPlan, world: World, folder: Path | None, resume: bool, report: Report | None, signals: Signals
+        self,
+        plan: TrainPlan,
+        recipe: Recipe,
+        dims: ParallelDims,
+        folder: Path | None = None,
+        *,
+        resume: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.plan, self.world, self.report, self.signals = plan, world, report, signals
-        self.output = Path(plan.output)
-        self.store = RunStore(self.output / "checkpoints", world, plan.keep)
-        self.document = {"plan": plan.document(), "model": find_recipe(plan, folder).resolved()}
-        self.step = self._check_resume(resume)
-        self.assembly: Assembly = assemble(plan, world, folder)
-        self.streams = Streams(plan, self.assembly.model, self.assembly.num_image_tokens, world, folder)
+        self.plan, self.dims, self.output = plan, dims, Path(plan.output)
+        self.callbacks: list[Callback] = []
+        self.store = RunStore(
+            self.output / "checkpoints", dims, plan.keep_checkpoints, partial(_tell_checkpoint, self.callbacks)
+        )
+        self.document = {"plan": plan.document(), "model": recipe.resolved()}
+        self.step = find_resume_step(self.store, self.output, self.document, resume=resume)
+        self.trainable = build_trainable(plan, recipe, dims, folder)
+        model = self.trainable.model
+        self.streams = Streams(plan, model, self.trainable.num_image_tokens, dims, folder)
         self.num_steps = self.streams.num_steps
-        self.optimizer = make_optimizer(self.assembly.parts, plan, hidden_matrices(self.assembly.model.llm))
+        self.optimizer = make_optimizer(self.trainable.parts, plan, hidden_matrices(model.llm))
         weights = {name: stream.weight for name, stream in plan.data.items()}
-        self.train_step = TrainStep(self.assembly.module, self.optimizer, world, weights, plan.clip)
-        counted = ("samples", "tokens", "bad", "too_long", "truncated", "skipped_steps", "seconds")
-        self.totals: dict[str, float] = dict.fromkeys(counted, 0.0)
+        self.train_step = TrainStep(self.trainable.module, self.optimizer, dims, weights, plan.max_grad_norm)
+        self.meter = StepMeter(plan, model, dims)
         if self.step:
-            self._restore()
+            saved = self.store.run(self.step)
+            self.store.load(self.step, self.trainable.module, self.optimizer)
+            self.streams.restore(saved["data"])
+            self.meter.totals |= saved["totals"]
         if plan.encoder_cache is not None:
-            cache_encoders(self.assembly.model, Path(plan.encoder_cache))
-        peak = plan.peak_flops or peak_flops(world.device, plan.dtype)
-        self.peak = peak
-        passes = 3 if "encoders" in plan.train else 1  # a backward pass is two: for inputs and for weights
-        self.image_flops = passes * vision_flops(self.assembly.model) if peak is not None else 0.0
-        self.log = RunLog(self.output, self.step, tensorboard=plan.tensorboard) if world.is_main else None
-        self.saved_step = self.step
+            cache_encoders(model, Path(plan.encoder_cache))
+        self.first_step = self.saved_step = self.step
         self.data_state = self.streams.state()
+        if dims.is_main:
+            boards = [TensorBoard(self.output)] if plan.tensorboard else []
+            self.callbacks += [RunLog(self.output, self.step), *boards, LossPlot(self.output), *callbacks]
 
-    def _check_resume(self, resume: bool) -> int:
-        steps = self.store.steps()
-        if not steps:
-            return 0
-        if not resume:
-            raise TrainingError(
-                f"{self.output} holds a run that stands at step {steps[-1]}: resume it, or name another output folder"
-            )
-        saved = self.store.run(steps[-1])
-        changes = changed_keys(saved["plan"], _plain(self.document["plan"]))
-        changes += [f"model: {line}" for line in changed_keys(saved["model"], _plain(self.document["model"]), " ")]
-        if changes:
-            lines = "".join(f"\n  {line}" for line in changes)
-            raise TrainingError(
-                f"{self.output} cannot be resumed from step {steps[-1]}: the recipe differs from the saved one:{lines}"
-            )
-        return steps[-1]
+    def run(self, signals: Signals, should_stop: Callable[[], bool] | None = None) -> TrainResult:
+        """All steps that are left.
 
-    def _restore(self) -> None:
-        saved = self.store.run(self.step)
-        self.store.load(self.step, self.assembly.module, self.optimizer)
-        self.streams.restore(saved["data"])
-        self.totals |= saved["totals"]
-
-    def run(self) -> TrainResult:
-        """All steps that are left."""
+        Args:
+            signals: That may have asked the run to stop.
+            should_stop: Asked after every step.
+        """
+        result: TrainResult | None = None
         try:
-            return self._run()
+            result = self._run(signals, should_stop)
         finally:
-            if self.log is not None:
-                self.log.close()
+            self.streams.close()
+            for callback in self.callbacks:
+                callback.on_end(result)
+        return result
 
-    def _run(self) -> TrainResult:
+    def _run(self, signals: Signals, should_stop: Callable[[], bool] | None) -> TrainResult:
         stop = min(self.num_steps, self.plan.stop_after or self.num_steps)
         skipped = 0
-        while self.step < stop and not self._is_interrupted():
+        while self.step < stop and not self._is_asked_to_stop(signals, should_stop):
             self.data_state = self.streams.state()
             started = time.perf_counter()
             try:
                 record, data = self._do_step()
                 skipped = skipped + 1 if "skipped" in record else 0
                 if skipped > MAX_SKIPPED:
-                    raise TrainingError(f"{skipped} steps in a row without a finite loss")
+                    raise TrainingError(f"{skipped} steps in a row updated nothing; the last: {record['skipped']}")
             except SphinxkitError as error:
                 self.train_step.clear()
                 raise type(error)(f"step {self.step + 1}: {error}\n{self._rescue()}") from error
-            self._finish_record(record, data, time.perf_counter() - started)
+            is_skipped = "skipped" in record
+            record |= self.meter.measure(data, time.perf_counter() - started, is_skipped=is_skipped)
+            self._tell_step(record)
             self.step += 1
             self.data_state = self.streams.state()
             self.store.poll()
             if self.plan.save_every and self.step % self.plan.save_every == 0 and self.step < stop:
                 self._save(wait=not self.plan.async_save)
         self._save(wait=True)
-        if self.step < self.num_steps:
-            status: Literal["paused", "interrupted"] = "paused" if self.step >= stop else "interrupted"
-            return TrainResult(status, self.step, self.num_steps, self.output, signal=self.signals.received)
-        model = self._export()
-        plot = plot_losses(self.output) if self.world.is_main else None
-        return TrainResult("done", self.step, self.num_steps, self.output, model, plot)
+        if self.step == self.num_steps:
+            return TrainResult("done", self.step, self.num_steps, self.output, self._export())
+        received = next((number for number in self.dims.gather(signals.received) if number is not None), None)
+        if self.step >= stop or received is None:
+            return TrainResult("paused", self.step, self.num_steps, self.output)
+        return TrainResult("interrupted", self.step, self.num_steps, self.output, signal=received)
+
+    def _is_asked_to_stop(self, signals: Signals, should_stop: Callable[[], bool] | None) -> bool:
+        asked = should_stop is not None and self.step > self.first_step and should_stop()
+        return self.dims.any(asked or signals.received is not None)
+
+    def _do_step(self) -> tuple[dict[str, Any], StepData]:
+        """One step: what the log says of its losses, with ``skipped`` if it updated nothing; and its data."""
+        started = time.perf_counter()
+        torch.manual_seed(derive_key(self.plan.seed, self.step, self.dims.dp_rank))
+        data = self._read()
+        waited = time.perf_counter() - started
+        plan = self.plan
+        rate = learning_rate(self.step, self.num_steps, plan.lr, warmup_ratio=plan.warmup_ratio, minimum=plan.min_lr)
+        record: dict[str, Any] = {"step": self.step, "lr": rate, "data_seconds": waited}
+        try:
+            losses = self.train_step.backward(data.batches)
+            if losses.loss is None:
+                self.train_step.clear()
+                return record | {"skipped": "no sample of this step has a token to learn"}, data
+            norm = self.train_step.update(rate)
+            record |= {"loss": losses.loss, "losses": losses.streams, "learnt": losses.num_learnt, "grad_norm": norm}
+        except NonFiniteError as error:
+            if plan.on_nonfinite == "stop":
+                raise
+            self.train_step.clear()
+            record["skipped"] = str(error)
+        return record, data
+
+    def _read(self) -> StepData:
+        """This process's data; an error in one process is raised in all."""
+        error: SphinxkitError | None = None
+        data = StepData({}, {}, [])
+        try:
+            data = self.streams.read()
+        except SphinxkitError as found:
+            error = found
+        self.dims.raise_any(error)
+        return data
+
+    def _tell_step(self, record: dict[str, Any]) -> None:
+        done = self.step + 1
+        is_due = done % self.plan.log_every == 0 or done == self.num_steps or "skipped" in record or "bad" in record
+        if is_due:
+            left = (self.num_steps - done) * self.meter.totals["seconds"] / done
+            for callback in self.callbacks:
+                callback.on_step(record | {"num_steps": self.num_steps, "seconds_left": left})
 
     def _rescue(self) -> str:
         """Save the state before the step that failed; says what came of it."""
@@ -174,16 +186,6 @@ class _Run:
             return f"the state before this step could not be saved, either: {error}"
         return f"the state before this step was saved: {self.store.path(self.step)}"
 
-    def _is_interrupted(self) -> bool:
-        return self.world.any(self.signals.received is not None)
-
-    def _export(self) -> Path | None:
-        if not self.plan.export:
-            return None
-        path = self.output / "model"
-        export(path, self.assembly.module, self.plan, self.world, DTYPES[self.plan.dtype])
-        return path
-
     def _save(self, *, wait: bool) -> None:
         if self.saved_step == self.step and (self.step or not wait):
             self.store.finish()
@@ -192,84 +194,21 @@ class _Run:
             "step": self.step,
             "num_steps": self.num_steps,
             "data": self.data_state,
-            "totals": self.totals,
-            "processes": {"dp": self.world.dp_size, "tp": self.world.tp_size},
+            "totals": self.meter.totals,
+            "processes": {"dp": self.dims.dp_size, "tp": self.dims.tp_size},
             "versions": {"sphinxkit": __version__, "torch": torch.__version__},
         }
-        self.store.save(self.step, self.assembly.module, self.optimizer, run, wait=wait)
+        self.store.save(self.step, self.trainable.module, self.optimizer, run, wait=wait)
         self.saved_step = self.step
 
-    def _read(self) -> StepData:
-        """This process's data; a fault in one process is raised in all, so that none waits for ever."""
-        fault: SphinxkitError | None = None
-        data = StepData({}, {}, [])
-        try:
-            data = self.streams.read()
-        except SphinxkitError as error:
-            fault = error
-        if self.world.any(fault is not None):
-            raise next(found for found in self.world.gather(fault) if found is not None)
-        return data
-
-    def _do_step(self) -> tuple[dict[str, Any], StepData]:
-        """One step: what the log says of it, with ``skipped`` if its loss was not finite; and its data."""
-        started = time.perf_counter()
-        torch.manual_seed(derive_key(self.plan.seed, self.step, self.world.dp_rank))
-        data = self._read()
-        waited = time.perf_counter() - started
-        rate = learning_rate(self.step, self.num_steps, self.plan.lr, warmup=self.plan.warmup, minimum=self.plan.min_lr)
-        record: dict[str, Any] = {"step": self.step, "lr": rate, "data_seconds": waited}
-        try:
-            losses = self.train_step.backward(data.batches)
-            norm = self.train_step.update(rate)
-            record |= {"loss": losses.loss, "losses": losses.streams, "learnt": losses.num_learnt, "grad_norm": norm}
-        except NonFiniteError as error:
-            if self.plan.on_nonfinite == "stop":
-                raise
-            self.train_step.clear()
-            self.totals["skipped_steps"] += 1
-            record["skipped"] = str(error)
-        return record, data
-
-    def _finish_record(self, record: dict[str, Any], data: StepData, seconds: float) -> None:
-        learnt = sum(batch.num_learnt for batches in data.batches.values() for batch in batches)
-        images = sum(batch.num_images for batches in data.batches.values() for batch in batches)
-        llm = self.assembly.model.llm
-        flops = llm_flops(llm, data.lengths, learnt, is_trained="llm" in self.plan.train) + images * self.image_flops
-        faults = [len(data.bad), len(data.skipped), len(data.truncated)]
-        sums = [images, flops, len(data.lengths), sum(data.lengths), *faults]
-        images, flops, samples, tokens, *faults = self.world.reduce(
-            torch.tensor(sums, dtype=torch.float64, device=self.world.device)
-        ).tolist()
-        counted = {"samples": samples, "tokens": tokens, "seconds": seconds}
-        counted |= zip(("bad", "too_long", "truncated"), faults, strict=True)
-        for key, value in counted.items():
-            self.totals[key] += value
-        record |= {
-            "data": hashlib.blake2b(repr(data.ids).encode(), digest_size=8).hexdigest(),
-            "samples": int(samples),
-            "images": int(images),
-            "tokens": int(tokens),
-            "too_long": int(counted["too_long"]),
-            "truncated": int(counted["truncated"]),
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "mfu": utilization(flops, seconds, self.peak, self.world.size),
-            "total": dict(self.totals),
-        }
-        if data.bad:
-            record["bad"] = [{"id": sample.id, "reason": sample.reason} for sample in data.bad]
-        done = self.step + 1
-        is_due = done % self.plan.log_every == 0 or done == self.num_steps or "skipped" in record or "bad" in record
-        if self.log is not None and is_due:
-            self.log.write(record)
-            if self.report is not None:
-                left = (self.num_steps - done) * self.totals["seconds"] / done
-                self.report(record | {"num_steps": self.num_steps, "seconds_left": left})
+    def _export(self) -> Path | None:
+        if not self.plan.export:
+            return None
+        path = self.output / "model"
+        export(path, self.trainable.module, self.plan, self.dims, DTYPES[self.plan.dtype])
+        return path
 
 
-def _plain(value: Any) -> Any:
-    """As JSON would give it back."""
-    import json
-
-    return json.loads(json.dumps(value))
+def _tell_checkpoint(callbacks: Sequence[Callback], step: int, folder: Path) -> None:
+    for callback in callbacks:
+        callback.on_checkpoint(step, folder)

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sphinxkit.data.permutation import derive_key
 from sphinxkit.errors import RecipeError
 from sphinxkit.training.plan import LoraPlan
 
 _DOWN, _UP = "lora_down", "lora_up"
 
 
+def lora_scale(rank: int, alpha: float) -> float:
+    """Factor on a low-rank update: ``alpha / rank``, for the layer and for the merged matrix.
+
+    Args:
+        rank: R.
+        alpha: As the plan says.
+    Source: LoRA, arXiv:2106.09685, section 4.1.
+    """
+    return alpha / rank
+
+
+def is_factor(name: str) -> bool:
+    """Whether a parameter's name is that of a low-rank factor.
+
+    Args:
+        name: With or without its path.
+    """
+    return name.rpartition(".")[2] in (_DOWN, _UP)
+
+
 class LoraLinear(nn.Module):
-    """A frozen linear layer plus ``scale * up(down(x))``; at first that is 0.
+    """A frozen linear layer plus ``scale * up(down(x))``.
+
+    The factors hold anything until ``draw_factors`` or ``init_weights`` is called; then the update is 0.
 
     Args:
         linear: The layer; its weight and bias keep their names and are frozen.
@@ -35,47 +58,73 @@ class LoraLinear(nn.Module):
         self.weight = linear.weight
         self.bias = linear.bias
         self.requires_grad_(False)
-        self.scale = alpha / rank
+        self.scale = lora_scale(rank, alpha)
         self.lora_down = nn.Parameter(linear.weight.new_empty(rank, linear.in_features))
-        self.lora_up = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
+        self.lora_up = nn.Parameter(linear.weight.new_empty(linear.out_features, rank))
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw ``lora_down`` as torch draws linear layers (our choice) and set ``lora_up`` to 0."""
+        with torch.no_grad():
+            for parameter, value in zip((self.lora_down, self.lora_up), self._initial(generator), strict=True):
+                parameter.copy_(value)
+
+    def _initial(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Whole factors on the CPU, whatever device or process holds the layer's own."""
         bound = 1 / math.sqrt(self.lora_down.shape[1])
-        nn.init.uniform_(self.lora_down, -bound, bound, generator=generator)
-        nn.init.zeros_(self.lora_up)
+        down = torch.empty(self.lora_down.shape).uniform_(-bound, bound, generator=generator)
+        return down, torch.zeros(self.lora_up.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to ``x`` (..., in)."""
         return F.linear(x, self.weight, self.bias) + self.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
 
 
-def add_lora(module: nn.Module, plan: LoraPlan) -> list[nn.Parameter]:
-    """Replace the targeted linear layers below ``module``.
+def add_lora(module: nn.Module, plan: LoraPlan) -> None:
+    """Replace the targeted linear layers below ``module``; their factors are not drawn yet.
 
     Args:
-        module: Changed in place; everything in it is frozen.
+        module: Changed in place; everything in it but the factors is frozen.
         plan: Rank, scale and targets.
-    Returns:
-        The new parameters.
     Raises:
         RecipeError: A target names no linear layer.
     """
     module.requires_grad_(False)
     found = set()
-    added = []
     for name, child in list(module.named_modules()):
         leaf = name.rpartition(".")[2]
         if leaf in plan.targets and isinstance(child, nn.Linear):
-            layer = LoraLinear(child, plan.rank, plan.alpha)
-            layer.init_weights()
-            module.set_submodule(name, layer)
-            added += [layer.lora_down, layer.lora_up]
+            module.set_submodule(name, LoraLinear(child, plan.rank, plan.alpha))
             found.add(leaf)
     missing = [target for target in plan.targets if target not in found]
     if missing:
         raise RecipeError(f"lora.targets: no linear layer is called {' or '.join(missing)}")
-    return added
+
+
+def initial_factors(module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Name and whole initial value of every factor below ``module``, the same in every process.
+
+    Args:
+        module: With low-rank layers, sharded or not, on any device.
+        seed: Each layer draws from it and its own name.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoraLinear):
+            generator = torch.Generator().manual_seed(derive_key(seed, name) % 2**63)
+            down, up = layer._initial(generator)
+            yield f"{name}.{_DOWN}", down
+            yield f"{name}.{_UP}", up
+
+
+def draw_factors(module: nn.Module, seed: int) -> None:
+    """Give every factor below ``module`` its initial value.
+
+    Args:
+        module: Not sharded, not on the meta device.
+        seed: See ``initial_factors``.
+    """
+    with torch.no_grad():
+        for name, value in initial_factors(module, seed):
+            module.get_parameter(name).copy_(value)
 
 
 def merge_lora(tensors: Mapping[str, Tensor], plan: LoraPlan) -> dict[str, Tensor]:
@@ -84,6 +133,8 @@ def merge_lora(tensors: Mapping[str, Tensor], plan: LoraPlan) -> dict[str, Tenso
     Args:
         tensors: Whole tensors by name.
         plan: Whose scale it is.
+    Shape:
+        tensors: each as in ``LoraLinear``
     """
     merged = dict(tensors)
     for name in tensors:
@@ -92,6 +143,6 @@ def merge_lora(tensors: Mapping[str, Tensor], plan: LoraPlan) -> dict[str, Tenso
             continue
         down, up = merged.pop(name), merged.pop(f"{path}.{_UP}")
         weight = merged[f"{path}.weight"]
-        update = (plan.alpha / plan.rank) * (up.float() @ down.float())
+        update = lora_scale(plan.rank, plan.alpha) * (up.float() @ down.float())
         merged[f"{path}.weight"] = (weight.float() + update).to(weight.dtype)
     return merged

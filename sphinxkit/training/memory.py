@@ -13,10 +13,11 @@ from sphinxkit.errors import DataError
 from sphinxkit.recipe import build
 from sphinxkit.recipe.memory import PeakTracker
 from sphinxkit.sphinx_model import SphinxModel
-from sphinxkit.training.assembly import choose_trained, find_recipe
 from sphinxkit.training.optim import hidden_matrices
-from sphinxkit.training.parallel import DTYPES, check_sizes, checkpoint_layer
+from sphinxkit.training.parallel import DTYPES, check_heads, mesh_sizes
 from sphinxkit.training.plan import TrainPlan
+from sphinxkit.training.sharding import checkpoint_layer
+from sphinxkit.training.trainable_model import choose_trained, find_recipe
 
 _MASTER = 4  # bytes of a float32 weight; its gradient takes as much, each of the optimiser's moments too
 
@@ -72,7 +73,8 @@ def estimate_training(
     if processes < 1 or text_tokens < 1:
         raise DataError(f"memory: expected processes and text tokens of at least 1, got {processes}, {text_tokens}")
     model = build(find_recipe(plan, folder), device="meta", dtype=torch.float32)
-    dp, tp = check_sizes(plan, processes, model.llm.num_heads, model.llm.num_kv_heads)
+    _, shard, tp = mesh_sizes(plan, processes)
+    check_heads(plan, model.llm.num_heads, model.llm.num_kv_heads)
     dtype = DTYPES[plan.dtype]
     is_sharded = processes > 1 or plan.dtype != "float32"
     trained = {id(p) for group in choose_trained(model, plan).values() for p in group}
@@ -80,7 +82,7 @@ def estimate_training(
     by_muon = {id(p) for p in hidden_matrices(model.llm)} if plan.optimizer == "muon" else set()
     weights = learnt = moments = 0
     for parameter in model.parameters():
-        share = dp * (tp if id(parameter) in inside else 1)
+        share = shard * (tp if id(parameter) in inside else 1)
         count = -(-parameter.numel() // share)
         if id(parameter) in trained:
             learnt += count

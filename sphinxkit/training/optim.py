@@ -14,7 +14,7 @@ from sphinxkit.training.muon import MuonAdamW
 from sphinxkit.training.plan import TrainPlan
 
 
-def learning_rate(step: int, num_steps: int, peak: float, *, warmup: float = 0.03, minimum: float = 0.0) -> float:
+def learning_rate(step: int, num_steps: int, peak: float, *, warmup_ratio: float = 0.03, minimum: float = 0.0) -> float:
     """Learning rate of a step: a straight rise, then half a cosine down to ``minimum``.
 
     A pure function, so a resumed run needs no state for it.
@@ -23,11 +23,11 @@ def learning_rate(step: int, num_steps: int, peak: float, *, warmup: float = 0.0
         step: From 0.
         num_steps: Of the whole run.
         peak: Reached by the last step of the rise.
-        warmup: Share of the steps that rise, rounded up to whole steps.
+        warmup_ratio: Share of the steps that rise, rounded up to whole steps.
         minimum: Approached at the end.
     Source: SGDR, arXiv:1608.03983, equation 5, one period, with warm-up.
     """
-    rising = math.ceil(warmup * num_steps)
+    rising = math.ceil(warmup_ratio * num_steps)
     if step < rising:
         return peak * (step + 1) / rising
     progress = (step - rising) / max(1, num_steps - rising)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: complete folders that any number of processes can resume from, and the exported model.
+"""Checkpoints of a run: complete folders that any number of processes can resume from.
 
 A checkpoint is written as ``.step-N.partial`` and renamed to ``step-N`` when it is complete, so the newest ``step-N``
 is always usable. Tensors are in torch's distributed format (readable by the torch version that wrote it), the rest is
@@ -12,8 +12,7 @@ import json
 import os
 import re
 import shutil
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,13 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from sphinxkit import checkpoint
-from sphinxkit.tensor_source import MappingSource
 from sphinxkit.training.errors import TrainingError
-from sphinxkit.training.lora import merge_lora
-from sphinxkit.training.parallel import World
-from sphinxkit.training.plan import TrainPlan
+from sphinxkit.training.parallel import ParallelDims
+from sphinxkit.training.resume_state import model_state, optimizer_state, read_state, write_state
 from sphinxkit.training.step import LossModule
 
 RUN_FILE = "run.json"
+_RUN_KEYS = ("plan", "model", "data", "totals")
 _PARTIAL = ".partial"
 _SPARE_BYTES = 2**20  # metadata beside the tensors; our choice
 
@@ -83,18 +80,26 @@ class RunStore:
 
     Args:
         folder: Holds ``step-N`` folders.
-        world: The processes.
-        keep: How many of the newest are kept.
+        dims: The processes.
+        keep_checkpoints: How many of the newest are kept.
+        on_complete: Called in the first process with the step and folder of every complete checkpoint.
     """
 
-    def __init__(self, folder: Path, world: World, keep: int = 2) -> None:
-        self.folder, self.world, self.keep = folder, world, keep
+    def __init__(
+        self,
+        folder: Path,
+        dims: ParallelDims,
+        keep_checkpoints: int = 2,
+        on_complete: Callable[[int, Path], None] | None = None,
+    ) -> None:
+        self.folder, self.dims, self.keep_checkpoints = folder, dims, keep_checkpoints
+        self.on_complete = on_complete
         self._pending: tuple[int, Future[Any]] | None = None
-        if world.is_main:
+        if dims.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(f".step-*{_PARTIAL}"):
                 shutil.rmtree(leftover)
-        world.barrier()
+        dims.barrier()
 
     def steps(self) -> list[int]:
         """Steps that can be resumed from, oldest first."""
@@ -119,6 +124,9 @@ class RunStore:
             run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TrainingError(f"{path} cannot be read: {error}") from error
+        lacking = [key for key in _RUN_KEYS if not isinstance(run, dict) or not isinstance(run.get(key), dict)]
+        if lacking:
+            raise TrainingError(f"{path} cannot be read: it holds no {', '.join(lacking)}")
         return run
 
     def save(
@@ -136,37 +144,39 @@ class RunStore:
             TrainingError: The disk is full or fails; the checkpoints before are intact.
         """
         self.finish()
-        state = {"model": _model_state(module), "optimizer": _optimizer_state(module, optimizer)}
+        state = {"model": model_state(module), "optimizer": optimizer_state(module, optimizer)}
         partial = self._partial(step)
         try:
             self._prepare(partial, state, run)
             if wait:
-                _write(state, partial, self.world)
+                write_state(state, partial, self.dims)
                 self._commit(step)
             else:
                 self._pending = (step, self._write_later(state, partial))
         except (Exception, CheckpointException) as error:
             raise self._failed(step, error) from error
+        if wait:
+            self._tell(step)
 
     def _write_later(self, state: dict[str, Any], partial: Path) -> Future[Any]:
         from torch.distributed.checkpoint.filesystem import FileSystemWriter
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
-        if self.world.device.type == "cpu":
+        if self.dims.device.type == "cpu":
             state = _snapshot(state)
-        if self.world.mesh is None:
+        if self.dims.mesh is None:
             executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-            future = executor.submit(_write, state, partial, self.world)
+            future = executor.submit(write_state, state, partial, self.dims)
             executor.shutdown(wait=False)
             return future
         writer = FileSystemWriter(partial)
-        result = async_save(state, storage_writer=writer, process_group=self.world.checkpoint_group)
+        result = async_save(state, storage_writer=writer, process_group=self.dims.checkpoint_group)
         return result if isinstance(result, Future) else result.upload_completion
 
     def _prepare(self, partial: Path, state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-        needed = sum(self.world.gather(_local_bytes(state)))
-        fault: OSError | None = None
-        if self.world.is_main:
+        needed = sum(self.dims.gather(_local_bytes(state)))
+        failure: OSError | None = None
+        if self.dims.is_main:
             try:
                 free = shutil.disk_usage(self.folder).free
                 if needed + _SPARE_BYTES > free:
@@ -175,14 +185,12 @@ class RunStore:
                 partial.mkdir()
                 (partial / RUN_FILE).write_text(json.dumps(run, indent=1), encoding="utf-8")
             except OSError as error:
-                fault = error
-        fault = next((found for found in self.world.gather(fault) if found is not None), None)
-        if fault is not None:
-            raise fault
+                failure = error
+        self.dims.raise_any(failure)
 
     def _commit(self, step: int) -> None:
-        self.world.barrier()
-        if self.world.is_main:
+        self.dims.barrier()
+        if self.dims.is_main:
             target = self.path(step)
             if target.exists():
                 shutil.rmtree(target)
@@ -192,12 +200,16 @@ class RunStore:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            for old in self.steps()[: -self.keep]:
+            for old in self.steps()[: -self.keep_checkpoints]:
                 shutil.rmtree(self.path(old))
-        self.world.barrier()
+        self.dims.barrier()
+
+    def _tell(self, step: int) -> None:
+        if self.on_complete is not None and self.dims.is_main:
+            self.on_complete(step, self.path(step))
 
     def _failed(self, step: int, error: BaseException) -> TrainingError:
-        if self.world.is_main:
+        if self.dims.is_main:
             shutil.rmtree(self._partial(step), ignore_errors=True)
         steps = self.steps()
         before = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is none before it"
@@ -219,6 +231,7 @@ class RunStore:
             self._commit(step)
         except (Exception, CheckpointException) as error:
             raise self._failed(step, error) from error
+        self._tell(step)
 
     def poll(self) -> None:
         """Complete the checkpoint that is being written if every process has written its part.
@@ -226,7 +239,7 @@ class RunStore:
         Raises:
             TrainingError: It failed; the checkpoints before are intact.
         """
-        if self._pending is not None and not self.world.any(not self._pending[1].done()):
+        if self._pending is not None and not self.dims.any(not self._pending[1].done()):
             self.finish()
 
     def load(self, step: int, module: LossModule, optimizer: torch.optim.Optimizer) -> None:
@@ -239,83 +252,7 @@ class RunStore:
         Raises:
             TrainingError: It is damaged or of another model.
         """
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            set_model_state_dict,
-            set_optimizer_state_dict,
-        )
-        from torch.distributed.checkpoint.state_dict_loader import load
-
-        state = {"model": _model_state(module), "optimizer": _optimizer_state(module, optimizer)}
         try:
-            with warnings.catch_warnings():  # that there is no process group is meant
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                load(state, checkpoint_id=self.path(step), no_dist=self.world.mesh is None)
-            set_model_state_dict(module, state["model"], options=StateDictOptions(strict=False))
-            set_optimizer_state_dict(module, optimizer, state["optimizer"])
+            read_state(self.path(step), module, optimizer, self.dims)
         except (Exception, CheckpointException) as error:  # torch raises many kinds for a damaged file
             raise TrainingError(f"the checkpoint {self.path(step)} cannot be read: {_reason(error)}") from error
-
-
-def _write(state: dict[str, Any], folder: Path, world: World) -> None:
-    from torch.distributed.checkpoint.filesystem import FileSystemWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    with warnings.catch_warnings():  # that there is no process group is meant
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        save(
-            state,
-            storage_writer=FileSystemWriter(folder),
-            process_group=world.checkpoint_group,
-            no_dist=world.mesh is None,
-        )
-
-
-def _model_state(module: LossModule) -> dict[str, Any]:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    return dict(get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True)))
-
-
-def _optimizer_state(module: LossModule, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-
-    return dict(get_optimizer_state_dict(module, optimizer))
-
-
-def export(path: Path, module: LossModule, plan: TrainPlan, world: World, dtype: torch.dtype) -> None:
-    """Write the whole model as ``sphinxkit.load`` reads it; low-rank updates are merged.
-
-    Args:
-        path: Folder; it is replaced.
-        module: The trained model.
-        plan: Whose low-rank updates they are.
-        world: Every process calls; the first one writes.
-        dtype: Of the written weights.
-    Raises:
-        CheckpointError: The disk is full or fails.
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True) if world.mesh is not None else None
-    tensors: dict[str, Any] = dict(get_model_state_dict(module, options=options))
-    fault: Exception | None = None
-    if world.is_main:
-        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-        if plan.lora is not None:
-            tensors = merge_lora(tensors, plan.lora)
-        model = module.model
-        try:
-            checkpoint.save(
-                path,
-                MappingSource(tensors),
-                dtype=dtype,
-                recipe_yaml=model.recipe_yaml,
-                tokenizer=None if model.tokenizer is None else model.tokenizer.to_bytes(),
-                overwrite=True,
-            )
-        except Exception as error:
-            fault = error
-    fault = next((found for found in world.gather(fault) if found is not None), None)
-    if fault is not None:
-        raise fault

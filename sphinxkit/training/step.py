@@ -14,7 +14,7 @@ from sphinxkit.formatters.labels import IGNORE_INDEX
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.optim import gradient_norm, scale_gradients, set_learning_rate
-from sphinxkit.training.parallel import World
+from sphinxkit.training.parallel import ParallelDims
 
 
 class NonFiniteError(TrainingError):
@@ -51,12 +51,12 @@ class StepLosses:
     """What a step's forward passes gave, over all processes.
 
     Args:
-        loss: The weighted mean of the streams' means; what the gradients are of.
+        loss: The weighted mean of the streams' means; what the gradients are of. None: no stream had a token to learn.
         streams: Mean loss per learnt token of each stream that had any.
         num_learnt: Learnt tokens of each stream.
     """
 
-    loss: float
+    loss: float | None
     streams: dict[str, float]
     num_learnt: dict[str, int]
 
@@ -76,20 +76,20 @@ class TrainStep:
     Args:
         module: The loss; sharded or not.
         optimizer: Over the trained parameters.
-        world: The processes.
+        dims: The processes.
         weights: Of the streams.
-        clip: Largest norm of the gradients; None: no limit.
+        max_grad_norm: Largest norm of the gradients; None: no limit.
     """
 
     def __init__(
         self,
         module: LossModule,
         optimizer: torch.optim.Optimizer,
-        world: World,
+        dims: ParallelDims,
         weights: Mapping[str, float],
-        clip: float | None = None,
+        max_grad_norm: float | None = None,
     ) -> None:
-        self.module, self.optimizer, self.world, self.clip = module, optimizer, world, clip
+        self.module, self.optimizer, self.dims, self.max_grad_norm = module, optimizer, dims, max_grad_norm
         self.weights = dict(weights)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -102,13 +102,13 @@ class TrainStep:
             NonFiniteError: A loss is not finite; names the samples of the batches it came from.
         """
         names = list(self.weights)
-        world = self.world
+        dims = self.dims
         counts = torch.tensor(
-            [sum(batch.num_learnt for batch in batches.get(name, ())) for name in names], device=world.device
+            [sum(batch.num_learnt for batch in batches.get(name, ())) for name in names], device=dims.device
         )
-        passes = torch.tensor([len(batches.get(name, ())) for name in names], device=world.device)
-        num_learnt = world.reduce(counts).tolist()
-        num_passes = world.reduce(passes, dist.ReduceOp.MAX).tolist()
+        passes = torch.tensor([len(batches.get(name, ())) for name in names], device=dims.device)
+        num_learnt = dims.reduce(counts).tolist()
+        num_passes = dims.reduce(passes, dist.ReduceOp.MAX).tolist()
         total_weight = sum(self.weights[name] for name, count in zip(names, num_learnt, strict=True) if count)
         sums = torch.zeros(len(names), dtype=torch.float64)
         culprits: list[str] = []
@@ -117,20 +117,20 @@ class TrainStep:
             share = self.weights[name] / total_weight / num_learnt[index] if num_learnt[index] else 0.0
             losses = []
             for number in range(num_passes[index]):
-                batch = own[number].to(world.device) if number < len(own) else _idle_batch(world.device)
+                batch = own[number].to(dims.device) if number < len(own) else _idle_batch(dims.device)
                 loss = self.module(batch)
-                (loss * (share * world.dp_size)).backward()  # gradients are averaged over processes with other data
+                (loss * (share * dims.dp_size)).backward()  # gradients are averaged over processes with other data
                 losses.append(loss.detach().double())
             for loss, batch in zip(torch.stack(losses).tolist() if losses else [], own, strict=False):
                 sums[index] += loss
                 if not torch.isfinite(torch.tensor(loss)):
                     culprits += batch.ids
-        reduced = world.reduce(sums.to(world.device)).cpu()
+        reduced = dims.reduce(sums.to(dims.device)).cpu()
         if not torch.isfinite(reduced).all():
-            found = sorted({name for ids in world.gather(culprits) for name in ids})
+            found = sorted({name for ids in dims.gather(culprits) for name in ids})
             raise NonFiniteError(f"the loss is not finite; samples of the batches that gave it: {', '.join(found)}")
         means = {n: float(s) / c for n, s, c in zip(names, reduced, num_learnt, strict=True) if c}
-        loss = sum(self.weights[name] * mean for name, mean in means.items()) / total_weight if means else 0.0
+        loss = sum(self.weights[name] * mean for name, mean in means.items()) / total_weight if means else None
         return StepLosses(loss, means, dict(zip(names, num_learnt, strict=True)))
 
     def update(self, rate: float) -> float:
@@ -147,8 +147,8 @@ class TrainStep:
         value = float(norm)
         if not torch.isfinite(norm):
             raise NonFiniteError(f"the norm of the gradients is {value}, although every loss was finite")
-        if self.clip is not None:
-            scale_gradients(self.parameters, norm, self.clip)
+        if self.max_grad_norm is not None:
+            scale_gradients(self.parameters, norm, self.max_grad_norm)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sphinxkit.recipe import Recipe
 from sphinxkit.registry import Registry
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.training.errors import TrainingError
-from sphinxkit.training.parallel import World
+from sphinxkit.training.parallel import ParallelDims
 from sphinxkit.training.plan import StreamPlan, TrainPlan
 
 _MIXTURES: Registry[Mixture] = Registry("mixture", {"files": Mixture})
@@ -77,7 +77,7 @@ class Streams:
         plan: Which, and how they are packed.
         model: Whose tokenizer, template and image size count.
         num_image_tokens: Slots that one of its images takes.
-        world: Who shares the batches.
+        dims: Who shares the batches.
         folder: That relative paths may be relative to.
     Raises:
         RecipeError: A mixture is not valid.
@@ -85,7 +85,7 @@ class Streams:
     """
 
     def __init__(
-        self, plan: TrainPlan, model: SphinxModel, num_image_tokens: int, world: World, folder: Path | None = None
+        self, plan: TrainPlan, model: SphinxModel, num_image_tokens: int, dims: ParallelDims, folder: Path | None = None
     ) -> None:
         if model.tokenizer is None or model.conversation is None:
             raise RecipeError("training needs a model with a tokenizer and a conversation template")
@@ -105,13 +105,13 @@ class Streams:
                     num_image_tokens=self.num_image_tokens,
                     over_length=mixture.over_length,
                 ),
-                rank=world.dp_rank,
-                world_size=world.dp_size,
-                num_workers=plan.workers,
+                rank=dims.dp_rank,
+                world_size=dims.dp_size,
+                num_workers=plan.num_workers,
             )
             for name, mixture in self.mixtures.items()
         }
-        self._iterators: dict[str, Iterator[MixtureBatch]] = {}
+        self._iterators: dict[str, Generator[MixtureBatch, None, None]] = {}
 
     @property
     def num_steps(self) -> int:
@@ -146,7 +146,7 @@ class Streams:
                     raise
                 raise TrainingError(
                     f"data.{name}: a worker process died ({str(error).splitlines()[0]}); out of memory, or a file "
-                    "system that hangs? workers: 0 reads in the training process and shows the fault"
+                    "system that hangs? num_workers: 0 reads in the training process and shows the fault"
                 ) from error
         return StepData(
             batches={name: self.batches(batch.samples) for name, batch in found.items()},
@@ -169,6 +169,12 @@ class Streams:
         rows = pack(lengths, max(self.plan.pack_tokens, *lengths))
         return [collate_packed([examples[index] for index in row]) for row in rows]
 
+    def close(self) -> None:
+        """Stop the reading processes; ``read`` starts them again where each stream stands."""
+        for iterator in self._iterators.values():
+            iterator.close()
+        self._iterators.clear()
+
     def state(self) -> dict[str, Any]:
         """Where every stream stands; good for any number of processes."""
         return {name: loader.state_dict() for name, loader in self.loaders.items()}
@@ -179,7 +185,7 @@ class Streams:
         Raises:
             TrainingError: A stream's data are other than those of the state.
         """
-        self._iterators.clear()
+        self.close()
         for name, loader in self.loaders.items():
             try:
                 loader.load_state_dict(dict(state[name]))

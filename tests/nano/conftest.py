@@ -74,7 +74,7 @@ def micro_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             for stream in document["data"].values():
                 stream["batch_size"] = 4
-            document |= {"steps": 2, "workers": 0, "log_every": 1, "dtype": "float32", "async_save": False}
+            document |= {"steps": 2, "num_workers": 0, "log_every": 1, "dtype": "float32", "async_save": False}
         (folder / path.name).write_text(yaml.safe_dump(document))
     return folder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sphinxkit.training import TrainPlan, train
+from sphinxkit.training import Callback, TrainPlan, TrainResult, train
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "recipes" / "sphinx_micro.model"
@@ -93,12 +93,39 @@ def make_document(folder: Path, **changes: Any) -> dict[str, Any]:
         "dtype": "float32",
         "device": "cpu",
         "pack_tokens": 256,
-        "workers": 0,
+        "num_workers": 0,
         "save_every": 3,
         "async_save": False,
         "export": False,
     }
     return document | changes
+
+
+class Recorder(Callback):
+    """Keeps what a run tells; ``hook`` is called with every record."""
+
+    def __init__(self, hook: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        self.hook = hook
+        self.records: list[Any] = []
+        self.checkpoints: list[tuple[int, Path]] = []
+        self.results: list[TrainResult | None] = []
+
+    def on_step(self, record: Mapping[str, Any]) -> None:
+        self.records.append(record)
+        if self.hook is not None:
+            self.hook(record)
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        self.checkpoints.append((step, folder))
+
+    def on_end(self, result: TrainResult | None) -> None:
+        self.results.append(result)
+
+
+@pytest.fixture
+def recorder() -> type[Recorder]:
+    """A callback that keeps what a run tells."""
+    return Recorder
 
 
 @pytest.fixture(scope="session")
@@ -142,13 +169,14 @@ import torch
 torch.set_num_threads(1)
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch.*")
-from sphinxkit.training import TrainPlan, train
-def report(record):
-    if record["step"] + 1 == at:
-        os.kill(os.getpid(), getattr(signal, kill))
+from sphinxkit.training import Callback, TrainPlan, train
+class Killer(Callback):
+    def on_step(self, record):
+        if record["step"] + 1 == at:
+            os.kill(os.getpid(), getattr(signal, kill))
 exec(setup)
 try:
-    train(TrainPlan(**document), report=report)
+    train(TrainPlan(**document), callbacks=[Killer()])
 except BaseException:
     traceback.print_exc()
     sys.stderr.flush()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sphinxkit.training.log import RunLog, plot_losses, read_log
+from sphinxkit.training.log import RunLog, TensorBoard, plot_losses, read_log
 
 
 def record(step: int) -> dict:
@@ -15,14 +15,14 @@ def record(step: int) -> dict:
 def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 0)
     for step in range(4):
-        log.write(record(step))
-    log.close()
+        log.on_step(record(step))
+    log.on_end()
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
     assert len(read_log(tmp_path)) == 4
     log = RunLog(tmp_path, 2)
-    log.write(record(2) | {"again": True})
-    log.close()
+    log.on_step(record(2) | {"again": True})
+    log.on_end()
     assert [entry["step"] for entry in read_log(tmp_path)] == [0, 1, 2]
     assert read_log(tmp_path)[2]["again"]
     assert read_log(tmp_path / "nowhere") == []
@@ -31,9 +31,9 @@ def test_a_resumed_log_forgets_the_steps_that_are_done_again(tmp_path: Path) -> 
 def test_the_plot_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plot_losses(tmp_path) is None
     log = RunLog(tmp_path, 0)
-    log.write(record(0))
-    log.write({"step": 1, "skipped": "nan"})
-    log.close()
+    log.on_step(record(0))
+    log.on_step({"step": 1, "skipped": "nan"})
+    log.on_end()
     assert plot_losses(tmp_path) == tmp_path / "loss.png"
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert plot_losses(tmp_path) is None
@@ -55,7 +55,7 @@ def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
     module = type(sys)("torch.utils.tensorboard")
     module.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    log = RunLog(tmp_path, 0, tensorboard=True)
-    log.write(record(1) | {"data": "abc"})
-    log.close()
+    log = TensorBoard(tmp_path)
+    log.on_step(record(1) | {"data": "abc"})
+    log.on_end(None)
     assert written == [("loss", 0.5, 1), ("losses/a", 1.0, 1), ("lr", 0.1, 1), "closed"]

@@ -43,9 +43,13 @@ def test_what_a_run_leaves(straight: Path) -> None:
     assert run["step"] == run["num_steps"] == 8
 
 
-def test_reports_tell_the_time_left_and_the_utilisation(document) -> None:
-    reports: list[Any] = []
-    train(TrainPlan(**document(steps=3, log_every=2, peak_flops=1e12)), report=reports.append)
+def test_callbacks_are_told_the_time_left_and_the_utilisation(document, recorder) -> None:
+    told = recorder()
+    result = train(TrainPlan(**document(steps=3, log_every=2, peak_flops=1e12, save_every=1)), callbacks=[told])
+    reports = told.records
+    assert told.results == [result]
+    assert [step for step, _ in told.checkpoints] == [1, 2, 3]
+    assert told.checkpoints[-1][1] == result.folder / "checkpoints" / "step-00000003"
     assert [report["step"] for report in reports] == [1, 2]
     assert reports[0]["seconds_left"] > 0
     assert reports[1]["seconds_left"] == 0
@@ -81,7 +85,7 @@ def test_compiled_layers_change_nothing(document, tmp_path: Path, dtype: str, at
 
 
 def test_encoders_can_be_trained(document) -> None:
-    plan = TrainPlan(**document(train=["llm", "projectors", "tags", "encoders"], steps=2, export=True))
+    plan = TrainPlan(**document(train=["llm", "projectors", "image_delimiters", "encoders"], steps=2, export=True))
     train(plan)
     torch.manual_seed(plan.seed)
     start = build(plan.model, tokenizer=Tokenizer(plan.tokenizer)).state_dict()
@@ -107,7 +111,9 @@ def start(tmp_path_factory: pytest.TempPathFactory, straight: Path) -> Path:
 
 
 def test_a_run_starts_from_a_checkpoint(document, start: Path, straight: Path) -> None:
-    plan = TrainPlan(**document(init=str(start), allow_random_encoders=False, tokenizer=None, steps=1, warmup=0.0))
+    plan = TrainPlan(
+        **document(init_from=str(start), allow_random_encoders=False, tokenizer=None, steps=1, warmup_ratio=0.0)
+    )
     train(plan)
     [record] = read_log(Path(plan.output))
     assert record["loss"] < read_log(straight)[-1]["loss"] + 0.1
@@ -126,14 +132,16 @@ def test_projectors_may_be_new_but_not_frozen_encoders(document, start: Path, tm
 
     base = {"allow_random_encoders": False, "tokenizer": None, "steps": 1}
     new = without("vision.branches.0.projector", "new")
-    assert train(TrainPlan(**document(init=new, **base))).status == "done"
+    assert train(TrainPlan(**document(init_from=new, **base))).status == "done"
     output = str(tmp_path / "refused")
-    with pytest.raises(TrainingError, match=r"weights for the frozen vision.branches.0.encoders.0; name one in init"):
-        train(TrainPlan(**document(init=without("vision.branches.0.encoders", "blind"), output=output, **base)))
+    with pytest.raises(
+        TrainingError, match=r"weights for the frozen vision.branches.0.encoders.0; name one in init_from"
+    ):
+        train(TrainPlan(**document(init_from=without("vision.branches.0.encoders", "blind"), output=output, **base)))
     with pytest.raises(TrainingError, match="none of the checkpoints holds a language model"):
-        train(TrainPlan(**document(init=without("llm.", "mute"), output=output, **base)))
+        train(TrainPlan(**document(init_from=without("llm.", "mute"), output=output, **base)))
     with pytest.raises(CheckpointError, match=r"the language model is not complete, e.g. llm.norm.weight is missing"):
-        train(TrainPlan(**document(init=without("llm.norm", "half"), output=output, **base)))
+        train(TrainPlan(**document(init_from=without("llm.norm", "half"), output=output, **base)))
     with pytest.raises(TrainingError, match="weights for the frozen"):
         train(TrainPlan(**document(allow_random_encoders=False, output=output)))
 
@@ -161,13 +169,16 @@ def test_tensorboard_that_is_not_installed(document, monkeypatch) -> None:
         train(TrainPlan(**document(tensorboard=True)))
 
 
-def test_trained_encoders_count_in_the_utilisation(document, tmp_path: Path) -> None:
-    records: list[Any] = []
+def test_trained_encoders_count_in_the_utilisation(document, recorder, tmp_path: Path) -> None:
+    told = recorder()
     for extra in ([], ["encoders"]):
-        changes = {"train": ["llm", "projectors", "tags", *extra], "output": str(tmp_path / f"run{len(extra)}")}
-        train(TrainPlan(**document(steps=1, peak_flops=1.0, **changes)), report=records.append)
-    frozen, trained = (record["mfu"] * record["seconds"] for record in records)
-    forward = records[0]["images"] * vision_flops(build(document()["model"]))
+        changes = {
+            "train": ["llm", "projectors", "image_delimiters", *extra],
+            "output": str(tmp_path / f"run{len(extra)}"),
+        }
+        train(TrainPlan(**document(steps=1, peak_flops=1.0, **changes)), callbacks=[told])
+    frozen, trained = (record["mfu"] * record["seconds"] for record in told.records)
+    forward = told.records[0]["images"] * vision_flops(build(document()["model"]))
     assert trained - frozen == pytest.approx(2 * forward)
 
 
@@ -181,12 +192,12 @@ def test_a_mixture_of_another_kind(document, straight: Path) -> None:
 
 
 def test_a_model_without_a_template_cannot_be_trained(document) -> None:
-    from sphinxkit.training.parallel import World
+    from sphinxkit.training.parallel import ParallelDims
     from sphinxkit.training.streams import Streams
 
     model = build(document()["model"])
     with pytest.raises(RecipeError, match="training needs a model with a tokenizer and a conversation template"):
-        Streams(TrainPlan(**document()), model, 7, World(0, 1, torch.device("cpu")))
+        Streams(TrainPlan(**document()), model, 7, ParallelDims(0, 1, torch.device("cpu")))
 
 
 def test_an_export_never_replaces_what_is_not_a_model(document) -> None:
@@ -200,11 +211,11 @@ def test_an_export_never_replaces_what_is_not_a_model(document) -> None:
 
 def test_a_checkpoint_that_is_nowhere(document, start: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
-        train(TrainPlan(**document(init=str(tmp_path / "nowhere"))))
+        train(TrainPlan(**document(init_from=str(tmp_path / "nowhere"))))
     damaged = Path(shutil.copytree(start, tmp_path / "damaged"))
     (damaged / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="model.safetensors"):
-        train(TrainPlan(**document(init=str(damaged))))
+        train(TrainPlan(**document(init_from=str(damaged))))
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -236,13 +247,14 @@ def test_an_unreadable_image_is_left_out_and_told(own_samples) -> None:
     assert read_log(Path(plan.output))[-1]["total"]["bad"] == 1
 
 
-def test_what_is_too_long_is_counted(own_samples) -> None:
+def test_what_is_too_long_is_counted(own_samples, recorder) -> None:
     _, make = own_samples
     plan = make(steps=3, max_tokens=40)
     plan["data"]["captions"]["mixture"]["over_length"] = "skip"
     plan["data"]["texts"]["mixture"]["over_length"] = "truncate"
-    records: list[Any] = []
-    assert train(TrainPlan(**plan), report=records.append).status == "done"
+    told = recorder()
+    assert train(TrainPlan(**plan), callbacks=[told]).status == "done"
+    records = told.records
     total = records[-1]["total"]
     for key in ("too_long", "truncated"):
         assert total[key] == sum(record[key] for record in records) > 0
@@ -315,7 +327,7 @@ def test_a_step_that_is_not_finite_can_be_skipped(document, monkeypatch) -> None
 
 def test_a_run_that_only_skips_stops(document, monkeypatch) -> None:
     poison(monkeypatch, *range(100))
-    with pytest.raises(TrainingError, match="11 steps in a row without a finite loss"):
+    with pytest.raises(TrainingError, match="11 steps in a row updated nothing; the last: the loss is not finite"):
         train(TrainPlan(**document(pack_tokens=2000, on_nonfinite="skip", steps=30)))
 
 
@@ -331,5 +343,5 @@ def test_a_dead_worker(document, monkeypatch) -> None:
 
     original = streams.ExampleMaker
     monkeypatch.setattr(streams, "ExampleMaker", lambda **options: original(**options | {"template": Suicide()}))
-    with pytest.raises(TrainingError, match=r"step 1: data.captions: a worker process died .*workers: 0 reads"):
-        train(TrainPlan(**document(workers=1)))
+    with pytest.raises(TrainingError, match=r"step 1: data.captions: a worker process died .*num_workers: 0 reads"):
+        train(TrainPlan(**document(num_workers=1)))

@@ -37,7 +37,7 @@ def test_a_target_that_is_nowhere() -> None:
 
 
 def test_a_run_trains_updates_and_exports_them_merged(document) -> None:
-    changes = {"train": ["projectors", "tags"], "lora": {"rank": 4, "targets": ["q_proj", "down_proj"]}}
+    changes = {"train": ["projectors", "image_delimiters"], "lora": {"rank": 4, "targets": ["q_proj", "down_proj"]}}
     plan = TrainPlan(**document(**changes, export=True, stop_after=4))
     train(plan)
     assert train(TrainPlan(**document(**changes, export=True))).status == "done"

@@ -54,7 +54,7 @@ def test_processes_share_all_but_the_encoders(document) -> None:
 
 def test_what_is_frozen_has_no_gradients(document) -> None:
     lora = estimate(document, train=[], lora={"rank": 2})
-    tags = estimate(document, train=["tags"])
+    tags = estimate(document, train=["image_delimiters"])
     assert 0 < lora.gradients < 4 * count(document, "llm") / 4
     assert tags.gradients == 4 * 2 * 16  # two tokens of width 16
     assert tags.weights == 4 * count(document, "llm", "vision")

@@ -115,7 +115,7 @@ def test_processes_that_share_matrices_compute_what_one_does(
 ) -> None:
     base = document(optimizer="muon", steps=6, save_every=None)
     run_processes(base | {"output": str(tmp_path / "one")})
-    shared = base | {"output": str(tmp_path / "shared"), "fsdp": fsdp, "tensor_parallel": tensor}
+    shared = base | {"output": str(tmp_path / "shared"), "dp_shard": fsdp, "tensor_parallel": tensor}
     run_processes(shared | {"stop_after": 3}, processes)
     run_processes(shared, processes)
     expected, found = (read_log(tmp_path / name) for name in ("one", "shared"))

@@ -15,22 +15,22 @@ ADAM_RTOL = 1e-6
 
 def test_schedule_by_hand() -> None:
     # 100 steps, 3 rising: 1/3, 2/3, 3/3 of the peak, then the cosine over 97 steps
-    rates = [learning_rate(step, 100, 3.0, warmup=0.03) for step in range(100)]
+    rates = [learning_rate(step, 100, 3.0, warmup_ratio=0.03) for step in range(100)]
     assert rates[:3] == pytest.approx([1.0, 2.0, 3.0])
     assert rates[3] == 3.0
     assert rates[3 + 48] == pytest.approx(1.5 * (1 + math.cos(math.pi * 48 / 97)))
     assert 0 < rates[99] < 0.01
     assert learning_rate(100, 100, 3.0) == pytest.approx(0.0)
     assert learning_rate(99, 100, 3.0, minimum=2.0) == pytest.approx(2.0, abs=1e-3)
-    assert learning_rate(0, 10, 3.0, warmup=0.0) == 3.0
+    assert learning_rate(0, 10, 3.0, warmup_ratio=0.0) == 3.0
     assert learning_rate(0, 1, 3.0) == 3.0
 
 
 def test_adamw_by_its_formula(document) -> None:
     """Three steps in float64 from Adam's paper, with decay on matrices only."""
     matrix, vector = nn.Parameter(torch.full((1, 2), 2.0)), nn.Parameter(torch.full((2,), 2.0))
-    plan = TrainPlan(**document(weight_decay=0.1, lr_scale={"tags": 0.5}))
-    optimizer = make_optimizer({"llm": [matrix], "tags": [vector]}, plan)
+    plan = TrainPlan(**document(weight_decay=0.1, lr_scale={"image_delimiters": 0.5}))
+    optimizer = make_optimizer({"llm": [matrix], "image_delimiters": [vector]}, plan)
     expected = {"matrix": 2.0, "vector": 2.0}
     m = v = 0.0
     for step, grad in enumerate((0.3, -0.2, 0.5), 1):

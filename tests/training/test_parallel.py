@@ -12,8 +12,9 @@ import sphinxkit
 from sphinxkit.recipe import build
 from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.training import LossModule, TrainingError, TrainPlan, read_log, train
-from sphinxkit.training.assembly import choose_trained
-from sphinxkit.training.parallel import World, check_sizes, parallelize
+from sphinxkit.training.parallel import ParallelDims, check_heads, mesh_sizes
+from sphinxkit.training.sharding import parallelize
+from sphinxkit.training.trainable_model import choose_trained
 
 # float32 sums in another order, carried through 20 steps of Adam on losses of 5 to 6
 CURVE_ATOL = 1e-4
@@ -41,7 +42,7 @@ def test_parallel_equals_single(document, run_processes, tmp_path: Path) -> None
     assert expected[-1] < expected[0] - 1
     for name, (processes, fsdp, tensor) in LAYOUTS.items():
         output = tmp_path / name
-        run_processes(base | {"output": str(output), "fsdp": fsdp, "tensor_parallel": tensor}, processes)
+        run_processes(base | {"output": str(output), "dp_shard": fsdp, "tensor_parallel": tensor}, processes)
         assert curve(output) == pytest.approx(expected, abs=CURVE_ATOL), name
 
 
@@ -52,7 +53,7 @@ def test_a_run_of_two_goes_on_with_one_and_with_four(document, straight: Path, r
     output = tmp_path / "two"
     run_processes(base | {"output": str(output), "stop_after": 3}, 2)
     run_processes(base | {"output": str(output), "stop_after": 5}, 1)
-    run_processes(base | {"output": str(output), "fsdp": 2, "tensor_parallel": 2}, 4)
+    run_processes(base | {"output": str(output), "dp_shard": 2, "tensor_parallel": 2}, 4)
     found = read_log(output)
     assert [record["step"] for record in found] == list(range(8))
     for key in ("loss", "grad_norm"):
@@ -66,9 +67,11 @@ def test_weights_from_a_checkpoint_are_spread(document, run_processes, tmp_path:
     """The language model is never whole in one process: what it computes must be the same."""
     model = build(document()["model"], tokenizer=Tokenizer(document()["tokenizer"]))
     model.save(tmp_path / "init")
-    base = document(steps=2, save_every=None, init=str(tmp_path / "init"), allow_random_encoders=False, tokenizer=None)
+    base = document(
+        steps=2, save_every=None, init_from=str(tmp_path / "init"), allow_random_encoders=False, tokenizer=None
+    )
     run_processes(base | {"output": str(tmp_path / "one")})
-    run_processes(base | {"output": str(tmp_path / "four"), "fsdp": 2, "tensor_parallel": 2, "lr": 1e-2}, 4)
+    run_processes(base | {"output": str(tmp_path / "four"), "dp_shard": 2, "tensor_parallel": 2, "lr": 1e-2}, 4)
     assert curve(tmp_path / "four") == pytest.approx(curve(tmp_path / "one"), abs=CURVE_ATOL)
 
 
@@ -76,9 +79,9 @@ def test_weights_from_a_checkpoint_are_spread(document, run_processes, tmp_path:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"train": ["projectors", "tags"], "lora": {"rank": 2}},
+        {"train": ["projectors", "image_delimiters"], "lora": {"rank": 2}},
         {"train": ["projectors"]},
-        {"train": ["llm", "projectors", "tags", "encoders"]},
+        {"train": ["llm", "projectors", "image_delimiters", "encoders"]},
     ],
     ids=["lora", "projectors", "encoders"],
 )
@@ -105,13 +108,17 @@ def test_bfloat16_keeps_float32_weights(document, straight: Path, run_processes,
 @pytest.mark.parametrize(
     ("changes", "processes", "message"),
     [
-        ({"fsdp": 4}, 2, "fsdp x tensor_parallel is 4 x 1, but 2 processes were started"),
+        ({"dp_shard": 4}, 2, "dp_replicate x dp_shard x tensor_parallel is 1 x 4 x 1, but 2 processes were started"),
         ({"tensor_parallel": 4}, 4, "tensor_parallel 4 does not divide the model's 4 query and 2 key heads"),
     ],
 )
 def test_sizes_are_checked(document, changes: dict[str, Any], processes: int, message: str) -> None:
+    def check(plan: TrainPlan) -> None:
+        mesh_sizes(plan, processes)
+        check_heads(plan, num_heads=4, num_kv_heads=2)
+
     with pytest.raises(TrainingError, match=message):
-        check_sizes(TrainPlan(**document(**changes)), processes, num_heads=4, num_kv_heads=2)
+        check(TrainPlan(**document(**changes)))
 
 
 @pytest.mark.parametrize("trains", [True, False])
@@ -124,7 +131,7 @@ def test_encoders_trained_in_16_bit_on_a_cpu_attend_by_products(document, trains
     encoder = model.vision.branches[0].encoders[0]
     fused = []
     encoder.trunk.ln_post.register_forward_hook(lambda *_: fused.append(torch.backends.cuda.flash_sdp_enabled()))
-    parallelize(LossModule(model), model.llm, World(0, 1, torch.device("cpu")), plan)
+    parallelize(LossModule(model), model.llm, ParallelDims(0, 1, torch.device("cpu")), plan)
     encoder(torch.zeros(1, 3, 28, 28))
     assert fused == [not trains]
     assert torch.backends.cuda.flash_sdp_enabled()

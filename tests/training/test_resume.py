@@ -42,17 +42,18 @@ def test_a_killed_run_goes_on_bit_for_bit(document, straight: Path, run_processe
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_sigterm_saves_and_exits(document, straight: Path) -> None:
+def test_sigterm_saves_and_exits(document, recorder, straight: Path) -> None:
     plan = TrainPlan(**document(save_every=None))
     before = signal.getsignal(signal.SIGTERM)
-    result = train(plan, report=lambda record: os.kill(os.getpid(), signal.SIGTERM) if record["step"] == 3 else None)
+    told = recorder(lambda record: os.kill(os.getpid(), signal.SIGTERM) if record["step"] == 3 else None)
+    result = train(plan, callbacks=[told])
     assert (result.status, result.step, result.signal) == ("interrupted", 4, signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
     assert train(plan).status == "done"
     assert exact(Path(plan.output)) == exact(straight)
 
 
-def test_a_signal_to_the_whole_group_is_not_a_dead_worker(document, straight: Path) -> None:
+def test_a_signal_to_the_whole_group_is_not_a_dead_worker(document, recorder, straight: Path) -> None:
     """Ctrl-C and batch systems signal every process, those that read the data too."""
 
     def interrupt(record: Any) -> None:
@@ -62,8 +63,8 @@ def test_a_signal_to_the_whole_group_is_not_a_dead_worker(document, straight: Pa
             for process in (*readers, multiprocessing.current_process()):
                 os.kill(process.pid or 0, signal.SIGINT)
 
-    plan = TrainPlan(**document(save_every=None, workers=1))
-    result = train(plan, report=interrupt)
+    plan = TrainPlan(**document(save_every=None, num_workers=1))
+    result = train(plan, callbacks=[recorder(interrupt)])
     assert (result.status, result.step, result.signal) == ("interrupted", 4, signal.SIGINT)
     assert train(plan).status == "done"
     assert exact(Path(plan.output)) == exact(straight)
@@ -71,7 +72,7 @@ def test_a_signal_to_the_whole_group_is_not_a_dead_worker(document, straight: Pa
 
 def test_slices_are_one_run(document, straight: Path) -> None:
     for stop, status in ((2, "paused"), (2, "paused"), (8, "done")):
-        assert train(TrainPlan(**document(stop_after=stop, workers=stop // 8, async_save=True))).status == status
+        assert train(TrainPlan(**document(stop_after=stop, num_workers=stop // 8, async_save=True))).status == status
     assert exact(Path(document()["output"])) == exact(straight)
 
 
@@ -171,13 +172,13 @@ def test_a_log_that_cannot_be_written(document, straight: Path, monkeypatch) -> 
     plan = document()
     with monkeypatch.context() as patch:
 
-        def write(self: RunLog, record: Any, original: Any = RunLog.write) -> None:
+        def write(self: RunLog, record: Any, original: Any = RunLog.on_step) -> None:
             if record["step"] == 4:
                 self._file.close()
                 self._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
             original(self, record)
 
-        patch.setattr(RunLog, "write", write)
+        patch.setattr(RunLog, "on_step", write)
         with pytest.raises(TrainingError, match=r"full cannot be written: .*No space left on device"):
             train(TrainPlan(**plan))
     assert [path.name for path in (Path(plan["output"]) / "checkpoints").iterdir()] == ["step-00000003"]
@@ -187,7 +188,7 @@ def test_a_log_that_cannot_be_written(document, straight: Path, monkeypatch) -> 
 
 def test_another_recipe_is_refused_with_the_keys(document) -> None:
     train(TrainPlan(**document(stop_after=2)))
-    changed = document(lr=5e-3, betas=[0.9, 0.99], stop_after=None, keep=1, workers=1)
+    changed = document(lr=5e-3, betas=[0.9, 0.99], stop_after=None, keep_checkpoints=1, num_workers=1)
     changed["data"]["texts"]["weight"] = 0.25
     changed["model"] = json.loads(json.dumps(changed["model"]))
     with pytest.raises(TrainingError) as caught:
@@ -222,7 +223,7 @@ def test_other_data_are_refused(document, samples: Path, tmp_path: Path) -> None
 
 def test_a_run_is_not_overwritten_by_a_fresh_one(document) -> None:
     train(TrainPlan(**document(stop_after=1)))
-    with pytest.raises(TrainingError, match="holds a run that stands at step 1: resume it, or name another"):
+    with pytest.raises(TrainingError, match="holds a run at step 1: resume it, or name another"):
         train(TrainPlan(**document()), resume=False)
 
 
@@ -241,7 +242,7 @@ def test_a_damaged_checkpoint_is_an_error(document) -> None:
 
 
 def test_only_the_newest_checkpoints_are_kept(document) -> None:
-    plan = TrainPlan(**document(save_every=1, keep=3))
+    plan = TrainPlan(**document(save_every=1, keep_checkpoints=3))
     train(plan)
     folder = Path(plan.output) / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [f"step-0000000{step}" for step in (6, 7, 8)]

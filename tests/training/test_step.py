@@ -14,9 +14,9 @@ from sphinxkit.evaluation.parity import LOSS_ATOL, GoldenData
 from sphinxkit.recipe import build
 from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.training import LossModule, NonFiniteError, TrainPlan, TrainStep
-from sphinxkit.training.assembly import choose_trained
 from sphinxkit.training.optim import gradient_norm, make_optimizer
-from sphinxkit.training.parallel import World
+from sphinxkit.training.parallel import ParallelDims
+from sphinxkit.training.trainable_model import choose_trained
 
 # Both sides are float32 through encoders, decoder and backward pass; norms are sums of many squares.
 GRAD_NORM_RTOL = 1e-4
@@ -25,14 +25,14 @@ GRAD_ATOL = 1e-5
 # The same sums in another order, in float32
 ORDER_ATOL = 1e-6
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = ParallelDims(0, 1, torch.device("cpu"))
 CHECKPOINTS = ["llama_ens", "llama_ens5", "llama_ens_light", "llama_ens5_light"]
 
 
 def make_step(model: sphinxkit.Recipe | torch.nn.Module, document: dict, **weights: float) -> TrainStep:
     plan = TrainPlan(**document)
     optimizer = make_optimizer(choose_trained(model, plan), plan)
-    return TrainStep(LossModule(model), optimizer, ALONE, weights or {"all": 1.0}, clip=8.0)
+    return TrainStep(LossModule(model), optimizer, ALONE, weights or {"all": 1.0}, max_grad_norm=8.0)
 
 
 def gradients(step: TrainStep) -> dict[str, torch.Tensor]:
@@ -163,13 +163,19 @@ def test_frozen_encoders_have_no_graph(model, document) -> None:
     assert all(parameter.grad is None for parameter in encoder.parameters())
 
 
-def test_a_loss_that_is_not_finite_names_its_samples(model, document) -> None:
+def test_a_loss_that_is_not_finite_names_its_samples(model, document, monkeypatch) -> None:
     step = make_step(model, document())
     rows = examples(model)
-    rows[5].pixels[0, 0, 0] = float("nan")
+    batches = [collate_packed(rows[:4]), collate_packed(rows[4:6]), collate_packed(rows[6:])]
+    own = LossModule.forward
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return own(self, batch) * (float("nan") if batch.ids == batches[1].ids else 1.0)
+
+    monkeypatch.setattr(LossModule, "forward", forward)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(NonFiniteError, match=r"the loss is not finite; samples of the batches that gave it: s4, s5$"):
-        step.backward({"all": [collate_packed(rows[:4]), collate_packed(rows[4:6]), collate_packed(rows[6:])]})
+        step.backward({"all": batches})
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -185,7 +191,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing(model, document) -> None:
 
 def test_clipping_limits_the_update(model, document) -> None:
     step = make_step(model, document())
-    step.clip = 1e-3
+    step.max_grad_norm = 1e-3
     step.backward({"all": [collate_packed(examples(model))]})
     norm = float(gradient_norm(step.parameters))
     assert norm > 0.1

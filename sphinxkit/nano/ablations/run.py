@@ -84,7 +84,7 @@ def training_document(variant: Variant, plan: AblationPlan, seed: int, output: P
         stream["mixture"] |= {"seed": seed, "options": {**stream["mixture"].get("options", {}), **variant.options}}
     changes = {
         "model": model_document(variant, plan),
-        "init": str(start),
+        "init_from": str(start),
         "output": str(_run(variant.name, seed, output)),
         "data": data,
         "steps": plan.steps,

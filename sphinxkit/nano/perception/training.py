@@ -187,7 +187,7 @@ def train_encoders(
                 is_last = is_last or (should_stop is not None and should_stop())
                 if step % LOG_EVERY == 0 or is_last:
                     record = _record(encoders, loss, found, step, _speed(step - first, plan, began))
-                    log.write(record)
+                    log.on_step(record)
                     if report is not None:
                         report(record)
                 if step % plan.save_every == 0 or is_last:
@@ -195,7 +195,7 @@ def train_encoders(
                 if is_last:
                     break
     finally:
-        log.close()
+        log.on_end()
         for probe in probes:
             probe.release()
     for encoder in encoders:
@@ -242,7 +242,7 @@ def _learn(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     torch.nn.utils.clip_grad_norm_(parameters, plan.max_grad_norm)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, plan.steps, group["peak"], warmup=plan.warmup_steps / plan.steps)
+        group["lr"] = learning_rate(step, plan.steps, group["peak"], warmup_ratio=plan.warmup_steps / plan.steps)
     optimizer.step()
     optimizer.zero_grad()
     return loss.detach(), found

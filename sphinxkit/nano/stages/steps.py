@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinxkit.recipe import Recipe, shipped_folder
-from sphinxkit.training import TrainPlan, train
+from sphinxkit.training import Callback, TrainPlan, train
 
 Report = Callable[[str, Mapping[str, Any]], None]
 """Called with the name of a stage or variant, and a record of its log."""
@@ -51,9 +49,18 @@ def training_plan(name: str, output: str | Path) -> TrainPlan:
     """
     document = dict(Recipe.from_yaml(recipes() / f"{name}.yaml").document)
     del document["kind"]
-    for key in ("init", "output"):
+    for key in ("init_from", "output"):
         document[key] = str(document[key]).replace(RECIPES_OUTPUT, str(output), 1)
     return TrainPlan(**document)
+
+
+class _Report(Callback):
+    def __init__(self, report: Callable[[Mapping[str, Any]], None]) -> None:
+        self._report = report
+
+    def on_step(self, record: Mapping[str, Any]) -> None:
+        """Pass the record on."""
+        self._report(record)
 
 
 def train_until(plan: TrainPlan, limit: TimeLimit, report: Callable[[Mapping[str, Any]], None]) -> bool:
@@ -66,10 +73,5 @@ def train_until(plan: TrainPlan, limit: TimeLimit, report: Callable[[Mapping[str
     Returns:
         Whether the run is done.
     """
-
-    def told(record: Mapping[str, Any]) -> None:
-        report(record)
-        if limit.is_over:
-            os.kill(os.getpid(), signal.SIGTERM)  # the run saves and returns
-
-    return train(plan, folder=recipes(), report=told).status == "done"
+    recipe = Recipe(plan.document(), recipes() / "train.yaml")  # whose folder the paths are relative to
+    return train(recipe, should_stop=lambda: limit.is_over, callbacks=[_Report(report)]).status == "done"

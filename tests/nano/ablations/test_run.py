@@ -21,7 +21,7 @@ from sphinxkit.nano.ablations.run import AblationPlan, read_results, run_ablatio
 from sphinxkit.nano.ablations.variants import CLAIM_NAMES, SHARED, choose_variants, make_variants
 from sphinxkit.nano.stages import steps
 from sphinxkit.recipe import Recipe, build, shipped_folder
-from sphinxkit.training import loop
+from sphinxkit.training import log
 
 MIX_ATOL = 1e-6  # float32 sums of two products
 PLAN = AblationPlan(conversations=4, batch_size=4, num_scenes=2, seeds=(0,), llm={}, dtype="float32")
@@ -31,7 +31,7 @@ PLAN = AblationPlan(conversations=4, batch_size=4, num_scenes=2, seeds=(0,), llm
 def micro(micro_recipes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (run_module, steps):
         monkeypatch.setattr(module, "recipes", lambda: micro_recipes)
-    monkeypatch.setattr(loop, "plot_losses", lambda folder: None)  # a third of the time
+    monkeypatch.setattr(log, "plot_losses", lambda folder: None)  # a third of the time
     return micro_recipes
 
 
@@ -121,7 +121,7 @@ def test_a_variant_resumes_where_it_stopped(
         assert run_ablations(tmp_path, encoders, plan=plan, claim="weights", report=report) == "real-3"
     assert not (tmp_path / "results").exists()
     with monkeypatch.context() as patch:
-        more = iter([False, False, True])  # before the variant, behind its third step, before the next
+        more = iter([False, True])  # before the variant, before the next; not behind the last step
         patch.setattr(steps.TimeLimit, "is_over", property(lambda _: next(more)))
         assert run_ablations(tmp_path, encoders, plan=plan, claim="weights", report=report) == "synthetic-3"
     assert seen == [0, 1, 2]
@@ -138,7 +138,7 @@ def test_variants_are_the_shipped_recipes_but_for_what_they_say(tmp_path: Path) 
         Recipe(document)
         shipped = Recipe.find(f"nano/{variant.recipe}").document
         changed = {key for key, value in document.items() if shipped.get(key) != value}
-        assert changed <= {"model", "init", "output", "data", "steps", "seed", "dtype", "save_every"}, variant.name
+        assert changed <= {"model", "init_from", "output", "data", "steps", "seed", "dtype", "save_every"}, variant.name
         assert sum(stream["batch_size"] for stream in document["data"].values()) == plan.batch_size
         assert {stream["mixture"]["seed"] for stream in document["data"].values()} == {1}
         assert document["steps"] * plan.batch_size == plan.conversations

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
-from typer.testing import CliRunner
 
-import sphinxkit.training
-from sphinxkit.cli import app
 from sphinxkit.errors import RecipeError
 from sphinxkit.formatters import create as create_template
 from sphinxkit.nano.stages.steps import recipes, training_plan
 from sphinxkit.nano.world import World
 from sphinxkit.recipe import Recipe, build
 from sphinxkit.tokenizer import Tokenizer
-from sphinxkit.training import TrainPlan, TrainResult
-from sphinxkit.training.assembly import find_recipe
+from sphinxkit.training.overrides import read_plan
+from sphinxkit.training.trainable_model import find_recipe
 
 MODELS = ("nano/model", "nano/model_subimages")
 STAGES = ("pretrain_real", "pretrain_synthetic", "finetune", "finetune_more", "finetune_vqa", "finetune_subimages")
@@ -40,18 +34,8 @@ def test_nested_names_are_found() -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_train_finds_the_model_beside_the_recipe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[TrainPlan, Path | None]] = []
-
-    def run(plan: TrainPlan, *, folder: Path | None, **_: Any) -> TrainResult:
-        seen.append((plan, folder))
-        return TrainResult("done", 2, 2, tmp_path)
-
-    monkeypatch.setattr(sphinxkit.training, "train", run)
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["train", f"nano/{name}", "--set", "steps=2"], catch_exceptions=False)
-    assert result.exit_code == 0
-    ((plan, folder),) = seen
+def test_train_finds_the_model_beside_the_recipe(name: str) -> None:
+    plan, folder = read_plan(f"nano/{name}", {"steps": 2})
     assert plan.steps == 2
     expected = "model_subimages.yaml" if name == "finetune_subimages" else "model.yaml"
     assert find_recipe(plan, folder).source == recipes() / expected
@@ -60,7 +44,7 @@ def test_train_finds_the_model_beside_the_recipe(name: str, tmp_path: Path, monk
 @pytest.mark.parametrize(("name", "start"), list(zip(STAGES, STARTS, strict=True)))
 def test_every_stage_starts_where_the_one_before_ends(name: str, start: str) -> None:
     plan = training_plan(name, "some/where")
-    assert plan.init == f"some/where/{start}"
+    assert plan.init_from == f"some/where/{start}"
     assert plan.output == f"some/where/{name}"
 
 

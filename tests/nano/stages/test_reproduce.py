@@ -20,7 +20,7 @@ from sphinxkit.nano.stages import steps
 from sphinxkit.nano.stages.reproduce import STAGES, reproduce_nano
 from sphinxkit.nano.stages.scores import ROWS, evaluate_nano
 from sphinxkit.nano.stages.steps import TimeLimit
-from sphinxkit.training import loop, read_log
+from sphinxkit.training import log, read_log
 
 MIX_ATOL = 1e-6  # float32 sums of two halves
 
@@ -33,7 +33,7 @@ def micro(micro_recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PerceptionPlan", lambda: plan)
     few = partial(evaluate_nano, num_scenes=2, rows=ROWS[:1], baselines=False)
     monkeypatch.setattr(module, "evaluate_nano", few)
-    monkeypatch.setattr(loop, "plot_losses", lambda folder: None)  # a third of the time
+    monkeypatch.setattr(log, "plot_losses", lambda folder: None)  # a third of the time
 
 
 def test_stages_stop_when_the_time_is_over(micro: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

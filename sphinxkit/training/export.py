@@ -1,0 +1,51 @@
+"""The trained model as ``sphinxkit.load`` reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sphinxkit import checkpoint
+from sphinxkit.tensor_source import MappingSource
+from sphinxkit.training.lora import merge_lora
+from sphinxkit.training.parallel import ParallelDims
+from sphinxkit.training.plan import TrainPlan
+from sphinxkit.training.step import LossModule
+
+
+def export(path: Path, module: LossModule, plan: TrainPlan, dims: ParallelDims, dtype: torch.dtype) -> None:
+    """Write the whole model as ``sphinxkit.load`` reads it; low-rank updates are merged.
+
+    Args:
+        path: Folder; it is replaced.
+        module: The trained model.
+        plan: Whose low-rank updates they are.
+        dims: Every process calls; the first one writes.
+        dtype: Of the written weights.
+    Raises:
+        CheckpointError: The disk is full or fails.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True) if dims.mesh is not None else None
+    tensors: dict[str, Any] = dict(get_model_state_dict(module, options=options))
+    failure: Exception | None = None
+    if dims.is_main:
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        if plan.lora is not None:
+            tensors = merge_lora(tensors, plan.lora)
+        model = module.model
+        try:
+            checkpoint.save(
+                path,
+                MappingSource(tensors),
+                dtype=dtype,
+                recipe_yaml=model.recipe_yaml,
+                tokenizer=None if model.tokenizer is None else model.tokenizer.to_bytes(),
+                overwrite=True,
+            )
+        except Exception as error:
+            failure = error
+    dims.raise_any(failure)

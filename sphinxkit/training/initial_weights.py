@@ -1,0 +1,192 @@
+"""Weights that a run starts from: several checkpoints laid over each other, drawn where none holds a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sphinxkit import checkpoint
+from sphinxkit.errors import CheckpointError
+from sphinxkit.recipe import Recipe
+from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.tensor_source import TensorSource
+from sphinxkit.training.errors import TrainingError
+from sphinxkit.training.lora import initial_factors
+from sphinxkit.training.parallel import DTYPES
+from sphinxkit.training.plan import TrainPlan
+from sphinxkit.training.step import LossModule
+
+_LLM = "llm."
+_CHUNK_BYTES = 2**30  # of whole tensors that are spread over processes at a time; our choice
+
+
+class LayeredSource:
+    """Several checkpoints as one; a later one's tensors cover an earlier one's.
+
+    Args:
+        sources: In order.
+    """
+
+    def __init__(self, sources: Sequence[TensorSource]) -> None:
+        self._owner = {key: (source, key) for source in sources for key in source.keys()}  # noqa: SIM118
+
+    def _only(self, owner: dict[str, tuple[TensorSource, str]]) -> LayeredSource:
+        found = LayeredSource(())
+        found._owner = owner
+        return found
+
+    def among(self, names: Collection[str]) -> LayeredSource:
+        """The tensors whose name is in ``names``."""
+        return self._only({key: owner for key, owner in self._owner.items() if key in names})
+
+    def below(self, prefix: str) -> LayeredSource:
+        """The tensors below a prefix, named without it."""
+        owner = {key.removeprefix(prefix): owner for key, owner in self._owner.items() if key.startswith(prefix)}
+        return self._only(owner)
+
+    def keys(self) -> list[str]:
+        """Names of the tensors."""
+        return list(self._owner)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        source, name = self._owner[key]
+        return source.shape(name)
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Its dtype."""
+        source, name = self._owner[key]
+        return source.dtype(name)
+
+    def read(self, key: str) -> Tensor:
+        """The tensor."""
+        source, name = self._owner[key]
+        return source.read(name)
+
+
+def _encoder_prefixes(recipe: Recipe) -> Iterator[str]:
+    vision = recipe.document.get("vision") or {}
+    for index, branch in enumerate(vision.get("branches", ())):
+        for number in range(len(branch["encoders"])):
+            yield f"vision.branches.{index}.encoders.{number}."
+
+
+def has_every_part(recipe: Recipe, source: LayeredSource) -> bool:
+    """Whether checkpoints hold a language model and every encoder, or some tensor of each.
+
+    Args:
+        recipe: Of the model, whose encoders count.
+        source: The checkpoints.
+    """
+    keys = source.keys()
+    return all(any(key.startswith(part) for key in keys) for part in (_LLM, *_encoder_prefixes(recipe)))
+
+
+def check_missing(model: SphinxModel, missing: Sequence[str], plan: TrainPlan, *, has_sources: bool) -> None:
+    """Random projectors are what pre-training starts from; random frozen encoders or half a language model are not.
+
+    Args:
+        model: To be filled.
+        missing: Names that no checkpoint holds.
+        plan: What may be random.
+        has_sources: Whether there is a checkpoint at all.
+    Raises:
+        TrainingError: A frozen encoder or the language model has no weights.
+        CheckpointError: A part of the language model has none.
+    """
+    if not plan.allow_random_encoders and "encoders" not in plan.train:
+        encoders = sorted({name.rpartition(".trunk.")[0] for name in missing if ".encoders." in name})
+        if encoders:
+            raise TrainingError(
+                f"init_from: no checkpoint holds weights for the frozen {', '.join(encoders)}; name one in init_from, "
+                "train the encoders, or set allow_random_encoders for a test"
+            )
+    llm = [name for name in missing if name.startswith(_LLM)]
+    if has_sources and llm and len(llm) < sum(1 for _ in model.llm.parameters()):
+        raise CheckpointError(f"init_from: the language model is not complete, e.g. {llm[0]} is missing")
+    if has_sources and llm and not plan.allow_random_encoders:
+        raise TrainingError("init_from: none of the checkpoints holds a language model")
+
+
+def fill_vision(model: SphinxModel, source: LayeredSource, device: torch.device, plan: TrainPlan) -> None:
+    """Give the vision tower of a model on the meta device its memory: drawn, then filled from the checkpoints.
+
+    Args:
+        model: Changed in place.
+        source: Holds every encoder; projectors and image delimiters may be missing.
+        device: Of the weights.
+        plan: Frozen encoders take its dtype.
+    Raises:
+        CheckpointError: An encoder is not complete, or a shape does not fit.
+    """
+    vision = model.vision
+    if vision is None:
+        return
+    for projector in [branch.projector for branch in vision.branches]:
+        projector.to_empty(device=device)
+        for layer in projector.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    for name in ("start_token", "end_token"):
+        setattr(vision, name, nn.Parameter(torch.empty_like(getattr(vision, name), device=device)))
+    vision.init_weights()
+    frozen = torch.float32 if "encoders" in plan.train else DTYPES[plan.dtype]
+    for index, branch in enumerate(vision.branches):
+        for number, encoder in enumerate(branch.encoders):
+            below = source.below(f"vision.branches.{index}.encoders.{number}.")
+            checkpoint.load_into(encoder, below, device=device, dtype=frozen)
+        below = source.below(f"vision.branches.{index}.projector.")
+        checkpoint.load_into(branch.projector, below, device=device, dtype=torch.float32, strict=False)
+    known = set(source.keys())
+    for name in ("start_token", "end_token"):
+        if f"vision.{name}" in known:
+            with torch.no_grad():
+                getattr(vision, name).copy_(source.read(f"vision.{name}"))
+
+
+def fill_language_model(model: SphinxModel, source: LayeredSource, device: torch.device) -> None:
+    """Give the language model of a model on the meta device its weights; low-rank updates stay where they are.
+
+    Args:
+        model: Changed in place.
+        source: Holds the language model.
+        device: Of the weights.
+    Raises:
+        CheckpointError: A shape does not fit.
+    """
+    checkpoint.load_into(model.llm, source.below(_LLM), device=device, dtype=torch.float32, strict=False)
+
+
+def spread_language_model(module: LossModule, source: LayeredSource, seed: int) -> None:
+    """Give every process its shards of every tensor of the language model and of its low-rank updates.
+
+    Args:
+        module: Sharded, with memory.
+        source: Holds the language model.
+        seed: Of the low-rank updates; every process draws the same.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    llm = source.below(_LLM)
+    held = ((key, llm.read(key).float()) for key in llm.keys())  # noqa: SIM118
+    for chunk in _chunks(chain(held, initial_factors(module.model.llm, seed))):
+        set_model_state_dict(module, chunk, options=options)
+
+
+def _chunks(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Any]]:
+    chunk: dict[str, Any] = {}
+    size = 0
+    for key, tensor in tensors:
+        chunk[f"model.{_LLM}{key}"] = tensor
+        size += tensor.nbytes
+        if size > _CHUNK_BYTES:
+            yield chunk
+            chunk, size = {}, 0
+    if chunk:
+        yield chunk

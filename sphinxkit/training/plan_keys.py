@@ -1,0 +1,84 @@
+"""Keys of a training recipe: what older ones were called, and which may change when a run resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+RENAMED_KEYS: Mapping[str, str] = {
+    "clip": "max_grad_norm",
+    "fsdp": "dp_shard",
+    "init": "init_from",
+    "keep": "keep_checkpoints",
+    "warmup": "warmup_ratio",
+    "workers": "num_workers",
+}
+"""Old name of a key -> its name now. A recipe with an old name is an error; a saved run is translated."""
+
+RENAMED_PARTS: Mapping[str, str] = {"tags": "image_delimiters"}
+"""Old name of a part in ``train`` and ``lr_scale`` -> its name now."""
+
+FREE_KEYS = frozenset(
+    {
+        *("output", "data_root", "device", "dp_replicate", "dp_shard", "tensor_parallel"),
+        *("activation_checkpointing", "compile", "encoder_cache", "num_workers", "pack_tokens", "packing"),
+        *("micro_batch_size", "save_every", "keep_checkpoints", "async_save", "stop_after", "log_every"),
+        *("tensorboard", "export", "peak_flops", "on_nonfinite"),
+    }
+)
+"""Keys that may differ between save and resume: they change where and how fast a run computes, not what."""
+
+
+def translate_saved(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan of a saved run, with today's names.
+
+    Args:
+        document: As it lies beside a checkpoint, with the names of the time when it was written.
+    """
+    found = {RENAMED_KEYS.get(key, key): value for key, value in document.items()}
+    if isinstance(found.get("train"), list):
+        found["train"] = [RENAMED_PARTS.get(part, part) for part in found["train"]]
+    if isinstance(found.get("lr_scale"), Mapping):
+        found["lr_scale"] = {RENAMED_PARTS.get(part, part): scale for part, scale in found["lr_scale"].items()}
+    return found
+
+
+def changed_keys(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between the plan of a saved run and the one that is to resume it, as ``key: old -> new``.
+
+    ``FREE_KEYS`` do not count.
+
+    Args:
+        saved: The document beside the checkpoint.
+        current: The document now.
+        prefix: Of the keys, for nested mappings.
+    """
+    lines = []
+    for key in sorted(set(saved) | set(current), key=str):
+        if not prefix and key in FREE_KEYS:
+            continue
+        old, new = saved.get(key, "(absent)"), current.get(key, "(absent)")
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += changed_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return lines
+
+
+def part_errors(key: str, parts: Iterable[str], known: Iterable[str]) -> list[str]:
+    """One message for each part that does not exist.
+
+    Args:
+        key: That lists them.
+        parts: Their names.
+        known: Those that exist.
+    """
+    from sphinxkit.registry import suggest
+
+    errors = []
+    for part in parts:
+        if part in RENAMED_PARTS:
+            errors.append(f"{key}: {part!r} is now called {RENAMED_PARTS[part]!r}")
+        elif part not in known:
+            errors.append(f"{key}: expected parts of {', '.join(known)}, got {part!r}{suggest(part, known)}")
+    return errors

@@ -1,0 +1,39 @@
+"""Whether a run can be resumed, and from which step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.training.errors import TrainingError
+from sphinxkit.training.plan_keys import changed_keys, translate_saved
+from sphinxkit.training.state import RunStore
+
+
+def find_resume_step(store: RunStore, output: Path, document: Mapping[str, Any], *, resume: bool) -> int:
+    """The step that a run goes on from; 0: from its start.
+
+    Args:
+        store: The run's checkpoints.
+        output: Folder of the run, for messages.
+        document: ``plan`` and ``model`` of the run that is to go on.
+        resume: Whether it may go on.
+    Raises:
+        TrainingError: There is a former run and it may not go on, or its plan or model differs.
+    """
+    steps = store.steps()
+    if not steps:
+        return 0
+    if not resume:
+        raise TrainingError(f"{output} holds a run at step {steps[-1]}: resume it, or name another output folder")
+    saved, current = store.run(steps[-1]), json.loads(json.dumps(document))
+    changes = changed_keys(translate_saved(saved["plan"]), current["plan"])
+    changes += [f"model: {line}" for line in changed_keys(saved["model"], current["model"], " ")]
+    if changes:
+        lines = "".join(f"\n  {line}" for line in changes)
+        raise TrainingError(
+            f"{output} cannot be resumed from step {steps[-1]}: the recipe differs from the saved one:{lines}"
+        )
+    return steps[-1]

@@ -1,0 +1,134 @@
+"""How a model is split among processes: tensor parallelism, sharded weights, checkpointed layers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sphinxkit.encoders.base import Encoder
+from sphinxkit.training.parallel import DTYPES, ParallelDims
+from sphinxkit.training.plan import TrainPlan
+
+if TYPE_CHECKING:
+    from sphinxkit.llama import LlamaModel
+
+
+def _tensor_plan(llm: LlamaModel) -> dict[str, Any]:
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+
+    styles: dict[str, Any] = {
+        "embed_tokens": RowwiseParallel(input_layouts=Replicate()),
+        "lm_head": ColwiseParallel(output_layouts=Replicate()),
+    }
+    for index in range(llm.num_layers):
+        layer = f"layers.{index}."
+        styles |= {f"{layer}attention.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}
+        styles |= {f"{layer}mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")}
+        styles |= {f"{layer}attention.o_proj": RowwiseParallel(), f"{layer}mlp.down_proj": RowwiseParallel()}
+    return styles
+
+
+def checkpoint_layer(layer: nn.Module) -> None:
+    """Let a layer compute again in the backward pass what it does not keep; changed in place."""
+    from torch.utils.checkpoint import checkpoint
+
+    forward = layer.forward
+    layer.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def _compile_layer(layer: nn.Module) -> None:
+    """Compile what does not depend on the packing."""
+    for name in ("attention_norm", "mlp_norm", "mlp"):
+        part = layer.get_submodule(name)
+        part.forward = torch.compile(part.forward, dynamic=True)
+
+
+def _attend_plainly(encoder: nn.Module) -> None:
+    """Let an encoder that a CPU trains in 16 bit attend by matrix products in float32.
+
+    torch's fused CPU kernel has a backward pass that takes 5 times as long in bfloat16 as in float32 (65 tokens of 4
+    heads of 32 channels); products and softmax in float32 take a third of the time for both passes, and are more exact.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    forward = encoder.forward
+
+    def attend_plainly(*args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            return forward(*args, **kwargs)
+
+    encoder.forward = attend_plainly
+
+
+def _need_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    """Let the backward pass go through every layer of a frozen model, also where a batch has no image.
+
+    Processes gather weights in the backward pass together; a process whose text wants no gradient would not take part.
+    """
+    if torch.is_grad_enabled():
+        output.requires_grad_(True)
+
+
+def _attend_in_blocks(llm: LlamaModel) -> None:
+    """Where the recipe leaves the choice to us: the backward pass of torch's attention is slow on a CPU in bfloat16."""
+    if llm.attention == "auto":
+        from sphinxkit.acceleration import BlockedAttention
+
+        llm.attention_backend = BlockedAttention()
+
+
+def parallelize(root: nn.Module, llm: LlamaModel, dims: ParallelDims, plan: TrainPlan) -> None:
+    """Split matrices and weights among the processes and prepare the layers, in place.
+
+    Every process keeps all frozen parameters outside of the language model (encoders), so that a process without images
+    does not wait for one that has some.
+
+    Args:
+        root: Its ``forward`` is the training loss; holds ``llm`` and everything else.
+        llm: May be on the meta device.
+        dims: Rank, mesh and process groups.
+        plan: Checkpointing, compilation, dtype.
+    """
+    if dims.mesh is not None and dims.tp_size > 1:
+        from torch.distributed.tensor.parallel import parallelize_module
+
+        parallelize_module(llm, dims.mesh["tp"], _tensor_plan(llm))
+    for layer in llm.layers:
+        if plan.compile:
+            _compile_layer(layer)
+        if plan.activation_checkpointing:
+            checkpoint_layer(layer)
+    if dims.device.type == "cpu" and plan.dtype == "bfloat16":
+        _attend_in_blocks(llm)
+        for encoder in root.modules():
+            if isinstance(encoder, Encoder) and encoder.trainable:
+                _attend_plainly(encoder)
+    if dims.mesh is None:
+        return
+    if not llm.embed_tokens.weight.requires_grad:
+        llm.embed_tokens.register_forward_hook(_need_gradient)
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=DTYPES[plan.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False)
+    inside = {id(parameter) for parameter in llm.parameters()}
+    ignored = {p for p in root.parameters() if not p.requires_grad and id(p) not in inside}
+    mesh = dims.fsdp_mesh
+    for layer in llm.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(root, mesh=mesh, mp_policy=policy, ignored_params=ignored)
+
+
+def materialize(root: nn.Module, device: torch.device) -> None:
+    """Give memory to what is still on the meta device, and to nothing else.
+
+    Args:
+        root: Changed in place; the new memory holds anything.
+        device: Of the new memory.
+    """
+    root._apply(  # type: ignore[no-untyped-call]
+        lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
+    )

@@ -1,0 +1,192 @@
+"""The model that a plan trains: built once, filled from checkpoints, frozen and split among the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sphinxkit import checkpoint
+from sphinxkit.errors import RecipeError
+from sphinxkit.recipe import Recipe, build
+from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.tokenizer import Tokenizer
+from sphinxkit.training.initial_weights import (
+    LayeredSource,
+    check_missing,
+    fill_language_model,
+    fill_vision,
+    has_every_part,
+    spread_language_model,
+)
+from sphinxkit.training.lora import add_lora, draw_factors, is_factor
+from sphinxkit.training.parallel import DTYPES, ParallelDims, check_heads
+from sphinxkit.training.plan import PARTS, TrainPlan
+from sphinxkit.training.sharding import materialize, parallelize
+from sphinxkit.training.step import LossModule
+
+
+@dataclass(frozen=True)
+class TrainableModel:
+    """What a run trains.
+
+    Args:
+        module: The loss, sharded among the processes.
+        parts: Trained parameters by part; "lora" for low-rank updates.
+        random: Names that no checkpoint held.
+        num_image_tokens: Positions that one image takes.
+    """
+
+    module: LossModule
+    parts: dict[str, list[nn.Parameter]]
+    random: tuple[str, ...]
+    num_image_tokens: int
+
+    @property
+    def model(self) -> SphinxModel:
+        """The model inside."""
+        return self.module.model
+
+
+def part_parameters(model: SphinxModel, names: Iterable[str] = PARTS) -> dict[str, list[nn.Parameter]]:
+    """The parameters of some parts; parts that the model lacks are left out.
+
+    Args:
+        model: Sharded or not.
+        names: Of ``plan.PARTS``, or "lora".
+    """
+    vision = model.vision
+    branches = [] if vision is None else list(vision.branches)
+    parts = {
+        "llm": list(model.llm.parameters()),
+        "projectors": [parameter for branch in branches for parameter in branch.projector.parameters()],
+        "image_delimiters": [] if vision is None else [vision.start_token, vision.end_token],
+        "encoders": [p for branch in branches for encoder in branch.encoders for p in encoder.parameters()],
+        "lora": [parameter for name, parameter in model.llm.named_parameters() if is_factor(name)],
+    }
+    return {name: parts[name] for name in names if parts[name]}
+
+
+def choose_trained(model: SphinxModel, plan: TrainPlan) -> dict[str, list[nn.Parameter]]:
+    """Freeze everything but the plan's parts and set train and eval modes.
+
+    Args:
+        model: Changed in place.
+        plan: Which parts, and low-rank updates, whose factors are not drawn yet.
+    Returns:
+        The trained parameters by part.
+    Raises:
+        RecipeError: The model has none of the parts, or no layer of that name for low-rank updates.
+    """
+    if plan.lora is not None:
+        add_lora(model.llm, plan.lora)
+    if "encoders" in plan.train and model.vision is not None:
+        for branch in model.vision.branches:
+            for encoder in branch.encoders:
+                encoder.trainable = True
+    model.train()
+    model.requires_grad_(False)
+    names = [name for name in PARTS if name in plan.train]
+    trained = part_parameters(model, names if plan.lora is None else [*names, "lora"])
+    if not trained:
+        raise RecipeError("train: nothing of what is named is in the model")
+    for parameters in trained.values():
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+    return trained
+
+
+def find_recipe(plan: TrainPlan, folder: Path | None = None) -> Recipe:
+    """The plan's model recipe.
+
+    Args:
+        plan: Names it.
+        folder: That a path may be relative to: of the plan's own file.
+    Raises:
+        RecipeError: There is none, or it is not valid.
+    """
+    return Recipe.find(beside(folder, plan.model) if isinstance(plan.model, str) else plan.model)
+
+
+def beside(folder: Path | None, name: str) -> str:
+    """``name`` below ``folder`` if it exists there, else ``name``."""
+    below = None if folder is None else folder / name
+    return str(below) if below is not None and below.exists() else name
+
+
+def build_trainable(plan: TrainPlan, recipe: Recipe, dims: ParallelDims, folder: Path | None = None) -> TrainableModel:
+    """Build the model once, fill it and split it among the processes.
+
+    It is built on the meta device where the checkpoints hold a language model and every encoder, so that no process
+    ever holds the whole language model; else on the device, with random weights.
+
+    Args:
+        plan: What to train.
+        recipe: Of the model, from ``find_recipe``.
+        dims: The processes.
+        folder: That relative paths may be relative to.
+    Raises:
+        CheckpointError: A checkpoint cannot be read or does not fit.
+        TrainingError: No checkpoint holds weights for a frozen encoder or the language model; or the number of
+            processes that share a matrix does not divide the heads.
+        RecipeError: The recipe is not valid.
+    """
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(checkpoint.open(checkpoint.resolve(beside(folder, path)))) for path in plan.checkpoints
+        ]
+        tokenizer = None
+        if plan.tokenizer is not None:
+            tokenizer = Tokenizer(beside(folder, plan.tokenizer))
+        elif recipe.document.get("tokenizer") is None:
+            path = next((source.tokenizer_path for source in opened if source.tokenizer_path), None)
+            tokenizer = None if path is None else Tokenizer(path)
+        source = LayeredSource(opened)
+        is_filled = has_every_part(recipe, source)
+        torch.manual_seed(plan.seed)
+        model = build(recipe, device="meta" if is_filled else dims.device, dtype=torch.float32, tokenizer=tokenizer)
+        if model.tokenizer is None:
+            raise RecipeError("tokenizer: neither the plan, nor the model's recipe, nor a checkpoint has one")
+        check_heads(plan, model.llm.num_heads, model.llm.num_kv_heads)
+        names = set(model.state_dict())
+        source = source.among(names)
+        missing = sorted(names - set(source.keys()))
+        check_missing(model, missing, plan, has_sources=bool(opened))
+        return _fill(model, source, tuple(missing), plan, dims, is_filled=is_filled)
+
+
+def _fill(
+    model: SphinxModel,
+    source: LayeredSource,
+    missing: tuple[str, ...],
+    plan: TrainPlan,
+    dims: ParallelDims,
+    *,
+    is_filled: bool,
+) -> TrainableModel:
+    if is_filled:
+        fill_vision(model, source, dims.device, plan)
+    elif source.keys():
+        checkpoint.load_into(model, source, device=dims.device, dtype=torch.float32, strict=False)
+    trained = choose_trained(model, plan)
+    if model.vision is not None and "encoders" not in plan.train:
+        for branch in model.vision.branches:
+            for encoder in branch.encoders:
+                encoder.to(DTYPES[plan.dtype])
+    module = LossModule(model)
+    is_spread = is_filled and dims.mesh is not None  # each process takes its shards only, after the split
+    if not is_spread:
+        if is_filled:
+            fill_language_model(model, source, dims.device)
+        materialize(module, dims.device)
+        draw_factors(model.llm, plan.seed)
+    parallelize(module, model.llm, dims, plan)
+    if is_spread:
+        materialize(module, dims.device)
+        spread_language_model(module, source, plan.seed)
+    num_image_tokens = 0 if model.vision is None else model.vision.num_tokens
+    return TrainableModel(module, part_parameters(model, trained), missing, num_image_tokens)
