@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,6 +130,27 @@ class Tokenizer:
         text: str = self._processor.Decode(ids)
         return text
 
+    def decode_behind_text(self, ids: Sequence[int]) -> str:
+        """Token ids to text, as they read behind other text: spaces at the beginning are kept.
+
+        Args:
+            ids: They begin at the start of a character.
+        Raises:
+            DataError: An id is outside the vocabulary, or the model has no piece that is plain text.
+        """
+        anchor, text = self._anchor
+        return self.decode([anchor, *ids])[len(text) :]
+
+    @functools.cached_property
+    def _anchor(self) -> tuple[int, str]:
+        """A token with visible text, and its text: SentencePiece drops spaces in front of the first text only."""
+        for token in range(self.vocab_size):
+            if token not in self._control and token != self.unk_id and self._byte_of.get(token, 0) < 0x80:
+                text = self.decode([token])
+                if text and not text[:1].isspace() and text.isprintable():
+                    return token, text
+        raise DataError("tokenizer: no piece of the model stands for visible text")
+
     def _check_ids(self, ids: Sequence[int]) -> None:
         wrong = [token for token in ids if not 0 <= token < self.vocab_size]
         if wrong:
@@ -150,14 +172,6 @@ class Tokenizer:
             if byte < 0x80:
                 return 0
         return 0
-
-    def is_trailing_byte(self, token: int) -> bool:
-        """Whether a token is the second, third or fourth byte of a UTF-8 character."""
-        return 0x80 <= self._byte_of.get(token, 0) < 0xC0
-
-    def is_control(self, token: int) -> bool:
-        """Whether a token stands for no text (beginning and end of a sentence)."""
-        return token in self._control
 
     def to_bytes(self) -> bytes:
         """The model file's content, byte for byte."""
@@ -181,9 +195,7 @@ class IncrementalDecoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        # ids[0] opens the context in front of which SentencePiece would drop a space; text of ids[:_given] is out.
-        self._ids: list[int] = []
-        self._given = 0
+        self._ids: list[int] = []  # not given out; all of them until there is text, behind which spaces are kept
         self.text = ""
         """What has been given out so far."""
         self._is_finished = False
@@ -207,15 +219,11 @@ class IncrementalDecoder:
         return self._give(len(self._ids))
 
     def _give(self, end: int) -> str:
-        if end <= self._given:
+        ids = self._ids[:end]
+        if not ids:
             return ""
-        before = self._tokenizer.decode(self._ids[: self._given])
-        piece = self._tokenizer.decode(self._ids[:end])[len(before) :]
-        # What comes next needs one token of text in front of it to keep its leading space, from a character's start.
-        context = next((i for i in range(end - 1, 0, -1) if not self._tokenizer.is_control(self._ids[i])), 0)
-        while context > 0 and self._tokenizer.is_trailing_byte(self._ids[context]):
-            context -= 1
-        self._ids = self._ids[context:]
-        self._given = end - context
+        piece = self._tokenizer.decode_behind_text(ids) if self.text else self._tokenizer.decode(ids)
+        if piece or self.text:
+            self._ids = self._ids[end:]
         self.text += piece
         return piece

@@ -106,7 +106,7 @@ def answer_requests(
     tokenizer = model.require_tokenizer()
     source = iter(requests)
     upcoming: deque[Request] = deque()
-    batch = ContinuousBatch(model.llm, tokenizer, capacity_multiple=CAPACITY_MULTIPLE)
+    batch = ContinuousBatch(model.llm, tokenizer, end_ids=model.end_ids, capacity_multiple=CAPACITY_MULTIPLE)
     asked: dict[GeneratedSequence, Request] = {}
     pool = ThreadPoolExecutor(num_workers)
     try:

@@ -7,7 +7,7 @@ from sphinxkit.generation.continuous_batching import ContinuousBatch
 from sphinxkit.generation.decoding import Decoder
 from sphinxkit.generation.prefill import prefill_groups
 from sphinxkit.generation.prompt_lookup import PromptLookup
-from sphinxkit.generation.sampling import Sampling, stop_strings, top_p_probs
+from sphinxkit.generation.sampling import Sampling, TokenChoices, not_finite, stop_strings, top_p_probs
 from sphinxkit.generation.sequence import FinishReason, GeneratedSequence, Generation
 
 __all__ = [
@@ -18,8 +18,10 @@ __all__ = [
     "Generation",
     "PromptLookup",
     "Sampling",
+    "TokenChoices",
     "answer_length",
     "check_context",
+    "not_finite",
     "prefill_groups",
     "stop_strings",
     "top_p_probs",

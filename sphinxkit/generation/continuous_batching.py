@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from sphinxkit.errors import DataError
 from sphinxkit.generation.context import answer_length
 from sphinxkit.generation.prefill import pass_cost, prefill_groups
-from sphinxkit.generation.sampling import Sampler, Sampling
+from sphinxkit.generation.sampling import Sampler, Sampling, TokenChoices
 from sphinxkit.generation.sequence import GeneratedSequence
 from sphinxkit.to_device import to_device
 
@@ -59,7 +59,8 @@ class ContinuousBatch:
 
     Args:
         llm: The language model.
-        tokenizer: Turns tokens into text.
+        tokenizer: Turns tokens into text; ids beyond it are not generated.
+        end_ids: Ids that end an answer, beside the tokenizer's end-of-sentence.
         cache: A cache of one row; the first sequence may continue what it holds. None: a cache that fits is made.
         capacity_multiple: The cache's capacity is rounded up to this many tokens, which saves copies where sequences of
             all lengths come and go.
@@ -73,6 +74,7 @@ class ContinuousBatch:
         llm: LlamaModel,
         tokenizer: Tokenizer,
         *,
+        end_ids: Sequence[int] = (),
         cache: KVCache | None = None,
         capacity_multiple: int = 1,
         passes_per_step: int | None = None,
@@ -81,6 +83,8 @@ class ContinuousBatch:
             raise DataError(f"passes_per_step must be at least 1, or None; got {passes_per_step}")
         self._llm = llm
         self._tokenizer = tokenizer
+        self._end_ids = tuple(end_ids)
+        self._choices = TokenChoices(tokenizer.vocab_size, end_ids)
         self._passes_per_step = passes_per_step
         self.cache = cache
         """Keys and values of the running sequences; None before the first step."""
@@ -129,6 +133,7 @@ class ContinuousBatch:
             dataclasses.replace(sampling, max_new_tokens=length),
             prompt_ids=prompt_ids,
             num_draft_tokens=num_draft_tokens,
+            end_ids=self._end_ids,
         )
         self._pending.append(_PendingRequest(sequence, prompt, num_cached, num_positions + length))
         return sequence
@@ -175,14 +180,14 @@ class ContinuousBatch:
                 sequences.append(sequence)
                 pending[index].prompt = torch.empty(0)  # lets go of the embeddings
         self._last_tokens = None
-        chosen = Sampler(sequences, 1, cache.device).choose(torch.cat(logits))
+        chosen = Sampler(sequences, 1, cache.device, self._choices).choose(torch.cat(logits))
         for sequence, token in zip(sequences, chosen.tolist(), strict=True):
             sequence.append(token)
         return sequences
 
     def _prefill(self, prompts: list[Tensor], cache: KVCache) -> Tensor:
         """Read prompts into a cache that has a row for each; logits (B, V) of the next tokens."""
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device="cpu")
         embeds = pad_sequence(prompts, batch_first=True)
         return self._llm.prefill(embeds, cache, lengths)[:, -1]
 
@@ -233,10 +238,12 @@ class ContinuousBatch:
         if self._last_tokens is None:
             self._last_tokens = to_device([sequence.generated_ids[-1] for sequence in sequences], cache.device)
         num_passes = self._num_passes(cache, sequences)
-        sampler = Sampler(sequences, num_passes, cache.device)
+        sampler = Sampler(sequences, num_passes, cache.device, self._choices)
         chosen = []
         for _ in range(num_passes):
-            logits = self._llm.decode(self._last_tokens[:, None], cache)
+            logits = self._llm.decode(
+                self._last_tokens[:, None].clamp(min=0), cache
+            )  # a failed sequence reads anything
             self._last_tokens = sampler.choose(logits[:, -1])
             chosen.append(self._last_tokens)
         for sequence, tokens in zip(sequences, torch.stack(chosen, dim=1).tolist(), strict=True):
@@ -262,9 +269,9 @@ class ContinuousBatch:
         tokens = to_device(lines, cache.device)
         are_full = min(counts) == width
         logits = self._llm.prefill(self._llm.embed(tokens), cache, None if are_full else counts, all_positions=True)
-        chosen = logits.argmax(-1)
+        chosen = self._choices.most_likely(logits)
         # a sequence without a draft may be a sampled one
-        chosen[:, 0] = Sampler(sequences, 1, cache.device).choose(logits[:, 0])
+        chosen[:, 0] = Sampler(sequences, 1, cache.device, self._choices).choose(logits[:, 0])
         unread = []
         for sequence, draft, best in zip(sequences, drafts, chosen.tolist(), strict=True):
             agreed = next((index for index, token in enumerate(draft) if token != best[index]), len(draft))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,11 +25,12 @@ class Decoder:
         llm: The language model.
         tokenizer: Turns tokens into text, which decides where a stop string is.
         prompts: Embedded prompts, image tokens included.
-        sampling: For all prompts; prompt i draws from ``seed + i``.
+        sampling: For all prompts, or one for each.
         num_draft_tokens: Longest draft of prompt-lookup decoding (greedy only): what followed the same words earlier
-            in the row is read along with the next token, and kept as far as the model would have written it. The
+            in the sequence is read along with the next token, and kept as far as the model would have written it. The
             answers are those of plain greedy decoding, up to ties within rounding. None: off.
         token_ids: Each prompt's text, where drafts may come from.
+        end_ids: See ``ContinuousBatch``.
         passes_per_step: See ``ContinuousBatch``.
 
     Shape:
@@ -45,18 +45,17 @@ class Decoder:
         llm: LlamaModel,
         tokenizer: Tokenizer,
         prompts: Sequence[Tensor],
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         *,
         num_draft_tokens: int | None = None,
         token_ids: Sequence[Sequence[int]] | None = None,
+        end_ids: Sequence[int] = (),
         passes_per_step: int | None = None,
     ) -> None:
         self.sequences: list[GeneratedSequence] = []
-        self._batch = ContinuousBatch(llm, tokenizer, passes_per_step=passes_per_step)
+        self._batch = ContinuousBatch(llm, tokenizer, end_ids=end_ids, passes_per_step=passes_per_step)
         for index, prompt in enumerate(prompts):
-            own = sampling
-            if sampling.seed is not None:
-                own = dataclasses.replace(sampling, seed=sampling.seed + index)
+            own = sampling if isinstance(sampling, Sampling) else sampling[index]
             ids = token_ids[index] if token_ids is not None else ()
             self.sequences.append(
                 self._batch.add(prompt, own, prompt_ids=ids, num_draft_tokens=num_draft_tokens, name=f"prompt {index}")
@@ -84,3 +83,4 @@ class Decoder:
             piece = self.sequences[0].new_text()
             if piece:
                 yield piece
+        self.sequences[0].result()  # raises where the logits were not finite

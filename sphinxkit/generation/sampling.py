@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Protocol
@@ -17,14 +17,14 @@ from sphinxkit.to_device import to_device
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen, and when a row ends.
+    """How the next token is chosen, and when an answer ends.
 
     Args:
-        max_new_tokens: Per row.
+        max_new_tokens: Most tokens of an answer.
         temperature: 0 takes the most likely token; otherwise logits are divided by it.
         top_p: Tokens are kept in order of probability while the mass before them is at most this.
-        stop: Strings that end a row; they are looked for in what the model wrote, never in the prompt.
-        seed: Makes sampling repeatable; row i of a batch draws from ``seed + i``, whatever the other rows do.
+        stop: Strings that end an answer; they are looked for in what the model wrote, never in the prompt.
+        seed: Makes sampling repeatable: the sequence draws from a random generator of its own.
 
     Raises:
         DataError: A value out of its range.
@@ -114,6 +114,67 @@ def top_p_probs(logits: Tensor, temperature: float, top_p: float) -> tuple[Tenso
     return probs / probs.sum(-1, keepdim=True), ids
 
 
+NOT_FINITE = -1
+"""Stands for the next token where no logit could be compared: the largest is NaN or infinite."""
+
+
+def not_finite(what: str) -> DataError:
+    """The error for logits that are not finite.
+
+    Args:
+        what: Whose logits they are.
+    """
+    return DataError(
+        f"{what}: the logits are not finite (NaN or infinity). Either the weights hold such values (sphinxkit verify; "
+        "another copy of the checkpoint), or 16 bits are too few for this model (dtype float32, or bfloat16 instead of "
+        "float16)"
+    )
+
+
+class TokenChoices:
+    """Restricts logits to the tokens that may be generated: the tokenizer's, and those that end an answer.
+
+    A language model may have more rows than its tokenizer has tokens: padding to a multiple of 64, or tokens that were
+    added later. They stand for no text.
+
+    Args:
+        num_tokens: Tokens of the tokenizer; ids from there on are not chosen.
+        end_ids: Ids that end an answer, which are chosen wherever they lie.
+    """
+
+    def __init__(self, num_tokens: int, end_ids: Iterable[int] = ()) -> None:
+        self._num_tokens = num_tokens
+        self._beyond = sorted(token for token in end_ids if token >= num_tokens)
+        self._forbidden: Tensor | None = None
+
+    def restrict(self, logits: Tensor) -> Tensor:
+        """Logits in which tokens that may not be generated are missing, or minus infinity.
+
+        Shape:
+            logits: (..., V)
+            return: (..., V), or fewer where all ids behind are forbidden
+        """
+        size = logits.shape[-1]
+        if size <= self._num_tokens:
+            return logits
+        if not self._beyond:
+            return logits[..., : self._num_tokens]
+        if self._forbidden is None or self._forbidden.device != logits.device:
+            forbidden = [token >= self._num_tokens and token not in self._beyond for token in range(size)]
+            self._forbidden = to_device(forbidden, logits.device, torch.bool)
+        return logits.masked_fill(self._forbidden, -math.inf)
+
+    def most_likely(self, logits: Tensor) -> Tensor:
+        """The most likely token, or ``NOT_FINITE``.
+
+        Shape:
+            logits: (..., V)
+            return: (...) int64
+        """
+        highest, tokens = self.restrict(logits).max(dim=-1)  # NaN counts as the highest
+        return tokens.masked_fill(~highest.isfinite(), NOT_FINITE)
+
+
 class Sampled(Protocol):
     """What a ``Sampler`` needs of a sequence; ``sequence.GeneratedSequence`` is one."""
 
@@ -137,22 +198,25 @@ class Sampler:
         sequences: Whose tokens are chosen, in the order of the logits' rows.
         num_steps: How often ``choose`` will be called.
         device: Of the logits.
+        choices: Tokens that may be chosen.
     """
 
-    def __init__(self, sequences: Sequence[Sampled], num_steps: int, device: torch.device) -> None:
+    def __init__(
+        self, sequences: Sequence[Sampled], num_steps: int, device: torch.device, choices: TokenChoices
+    ) -> None:
+        self._choices = choices
         alike: dict[tuple[float, float], list[int]] = {}
         for index, sequence in enumerate(sequences):
             if sequence.sampling.temperature > 0:
                 alike.setdefault((sequence.sampling.temperature, sequence.sampling.top_p), []).append(index)
         self._groups: list[tuple[float, float, Tensor, Iterator[Tensor]]] = []
         for (temperature, top_p), members in alike.items():
-            draws = torch.stack(
-                [torch.cat([sequences[index].draw() for _ in range(num_steps)]) for index in members], dim=1
-            )
-            self._groups.append((temperature, top_p, to_device(members, device), iter(to_device(draws, device))))
+            draws = [torch.cat([sequences[index].draw() for _ in range(num_steps)]) for index in members]
+            on_device = to_device(torch.stack(draws, dim=1), device)
+            self._groups.append((temperature, top_p, to_device(members, device), iter(on_device)))
 
     def choose(self, logits: Tensor) -> Tensor:
-        """The next token of each row.
+        """The next token of each sequence; ``NOT_FINITE`` where its logits are not finite.
 
         Args:
             logits: Of the next token.
@@ -160,15 +224,18 @@ class Sampler:
             logits: (B, V)
             return: (B,) int64
         """
-        chosen = logits.argmax(dim=-1)
+        chosen = self._choices.most_likely(logits)
+        if self._groups:
+            logits = self._choices.restrict(logits)
         for temperature, top_p, where, draws in self._groups:
-            chosen[where] = _sample(logits[where], temperature, top_p, next(draws))
+            sampled = _sample(logits[where], temperature, top_p, next(draws))
+            chosen[where] = torch.where(chosen[where] == NOT_FINITE, chosen[where], sampled)
         return chosen
 
 
 def _sample(logits: Tensor, temperature: float, top_p: float, draws: Tensor) -> Tensor:
     probs, ids = top_p_probs(logits, temperature, top_p)
     index = (probs.cumsum(-1) <= draws[:, None]).sum(-1, keepdim=True)
-    # the last kept token, should rounding leave the total below the draw
-    index = torch.minimum(index, (probs > 0).sum(-1, keepdim=True) - 1)
+    # the last kept token, should rounding leave the total below the draw; the first one where nothing can be compared
+    index = torch.minimum(index, (probs > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
     return ids.gather(-1, index).squeeze(-1)

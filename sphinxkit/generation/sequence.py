@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sphinxkit.errors import DataError
 from sphinxkit.generation.prompt_lookup import PromptLookup
-from sphinxkit.generation.sampling import Sampling
+from sphinxkit.generation.sampling import NOT_FINITE, Sampling, not_finite
 
 if TYPE_CHECKING:
     from sphinxkit.tokenizer import Tokenizer
 
-FinishReason = Literal["eos", "stop", "length"]
+FinishReason = Literal["eos", "stop", "length", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class Generation:
     Args:
         text: Without the stop string.
         token_ids: The tokens of ``text``: no end-of-sentence, nothing of a stop string.
-        finish_reason: "eos", "stop" (a stop string appeared) or "length" (``max_new_tokens`` or the context used up).
+        finish_reason: "eos" (an id that ends an answer), "stop" (a stop string appeared) or "length"
+            (``max_new_tokens`` or the context used up).
         num_drafted: Tokens that speculative decoding guessed; two answers are equal whatever it guessed.
         num_accepted: How many of them the model confirmed.
     """
@@ -49,6 +50,7 @@ class GeneratedSequence:
         sampling: Of this sequence; ``seed`` is its own, ``max_new_tokens`` is its longest length.
         prompt_ids: The prompt's text, where drafts may come from.
         num_draft_tokens: Longest draft of prompt-lookup decoding; None: no drafts.
+        end_ids: Ids that end it, beside the tokenizer's end-of-sentence.
     Raises:
         DataError: Drafts for a sequence that is not greedy, or of no length.
     """
@@ -60,6 +62,7 @@ class GeneratedSequence:
         *,
         prompt_ids: Sequence[int] = (),
         num_draft_tokens: int | None = None,
+        end_ids: Iterable[int] = (),
     ) -> None:
         if num_draft_tokens is not None and num_draft_tokens < 1:
             raise DataError(f"num_draft_tokens must be at least 1 token, or None; got {num_draft_tokens}")
@@ -73,7 +76,7 @@ class GeneratedSequence:
         self.finish_reason: FinishReason | None = None
         self.num_drafted = 0
         self.num_accepted = 0
-        self._eos_id = tokenizer.eos_id
+        self._end_ids = frozenset((tokenizer.eos_id, *end_ids))
         self._decoder = tokenizer.stream()
         self._incomplete_bytes = tokenizer.incomplete_bytes
         self._num_draft_tokens = num_draft_tokens
@@ -93,7 +96,7 @@ class GeneratedSequence:
 
     def draw(self) -> Tensor:
         """The next uniform random number (1,) of this sequence."""
-        return torch.rand(1, generator=self._generator)
+        return torch.rand(1, generator=self._generator, dtype=torch.float32, device="cpu")
 
     @property
     def num_remaining(self) -> int:
@@ -112,11 +115,14 @@ class GeneratedSequence:
         return self._lookup.draft(min(self._num_draft_tokens, self.num_remaining - 1))
 
     def append(self, token: int) -> None:
-        """Take the next token."""
+        """Take the next token; ``sampling.NOT_FINITE`` ends the sequence with an error."""
+        if token == NOT_FINITE:
+            self._finish("error")
+            return
         self.generated_ids.append(token)
         if self._lookup is not None:
             self._lookup.append(token)
-        if token == self._eos_id:
+        if token in self._end_ids:
             self._finish("eos")
             return
         self.token_ids.append(token)
@@ -161,8 +167,14 @@ class GeneratedSequence:
         return text[: len(text) - held]
 
     def result(self) -> Generation:
-        """The finished sequence."""
+        """The finished sequence.
+
+        Raises:
+            DataError: The model's logits were not finite.
+        """
         reason = self.finish_reason or "length"
+        if reason == "error":
+            raise not_finite(f"after {len(self.generated_ids)} generated tokens")
         return Generation("".join(self._pieces), self.token_ids, reason, self.num_drafted, self.num_accepted)
 
 

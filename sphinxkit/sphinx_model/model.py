@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +40,7 @@ class SphinxModel(nn.Module):
         vision: Turns pixels into tokens of the language model's width; None for text alone.
         tokenizer: Needed by everything that takes or gives text.
         conversation: The template of ``chat``.
+        end_ids: Ids that end an answer, beside the tokenizer's end-of-sentence (end of turn, tokens that were added).
         recipe_yaml: What ``save`` writes beside the weights so that ``sphinxkit.load`` can assemble the model again.
 
     Source: SPHINX, arXiv:2311.07575.
@@ -51,6 +53,7 @@ class SphinxModel(nn.Module):
         *,
         tokenizer: Tokenizer | None = None,
         conversation: ConversationTemplate | None = None,
+        end_ids: Sequence[int] = (),
         recipe_yaml: str | None = None,
     ) -> None:
         super().__init__()
@@ -58,6 +61,7 @@ class SphinxModel(nn.Module):
         self.vision = vision
         self.tokenizer = tokenizer
         self.conversation = conversation
+        self.end_ids = tuple(end_ids)
         self.recipe_yaml = recipe_yaml
 
     # -- what the model is --------------------------------------------------------------------------------------------
@@ -222,7 +226,7 @@ class SphinxModel(nn.Module):
         temperature: float = 0.0,
         top_p: float = 1.0,
         stop: str | Sequence[str] | None = ("\n###",),
-        seed: int | None = None,
+        seed: int | Sequence[int | None] | None = None,
         truncate: Literal["left"] | None = None,
         num_draft_tokens: int | None = None,
     ) -> list[Generation]:
@@ -236,19 +240,22 @@ class SphinxModel(nn.Module):
             temperature: 0 is greedy.
             top_p: See ``generation.Sampling``.
             stop: Strings that end an answer.
-            seed: Of the sampling.
-            truncate: "left" drops text after the beginning-of-sentence token (and the image) until an over-long prompt
-                and ``max_new_tokens`` fit; None makes such a prompt an error.
+            seed: Of the sampling. A number holds for each prompt alone, so a prompt's answer does not depend on the
+                others (equal prompts have equal answers); a sequence has one seed for each prompt.
+            truncate: "left" drops text behind the beginning-of-sentence token until prompt, image and
+                ``max_new_tokens`` fit into the context. None: an answer ends where the context ends, and a prompt that
+                leaves no room for one is an error.
             num_draft_tokens: Draft up to this many tokens by prompt lookup; see ``generation.Decoder``.
 
         Returns:
             One ``Generation`` for each prompt, in order.
 
         Raises:
-            DataError: Empty or over-long prompts, more images than prompts or fewer, an image that cannot be read.
+            DataError: Empty or over-long prompts, more images or seeds than prompts or fewer, an image that cannot be
+                read, or logits that are not finite.
         """
-        sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop), seed)
-        return self._decoder(prompts, images, sampling, truncate, num_draft_tokens).run()
+        sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop))
+        return self._decoder(prompts, images, sampling, seed, truncate, num_draft_tokens).run()
 
     def stream(
         self,
@@ -263,8 +270,8 @@ class SphinxModel(nn.Module):
         num_draft_tokens: int | None = None,
     ) -> Iterator[str]:
         """As ``generate`` for one prompt, piece by piece: never half a character, never a part of a stop string."""
-        sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop), seed)
-        return self._decoder([prompt], [image], sampling, truncate, num_draft_tokens).stream()
+        sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop))
+        return self._decoder([prompt], [image], sampling, seed, truncate, num_draft_tokens).stream()
 
     def chat(
         self,
@@ -409,17 +416,24 @@ class SphinxModel(nn.Module):
         prompts: str | Sequence[str],
         images: ImageInput | Sequence[ImageInput | None] | None,
         sampling: Sampling,
+        seed: int | Sequence[int | None] | None,
         truncate: Literal["left"] | None,
         num_draft_tokens: int | None,
     ) -> Decoder:
+        count = 1 if isinstance(prompts, str) or not isinstance(prompts, Sequence) else len(prompts)
+        seeds = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed] * count
+        if len(seeds) != count:
+            raise DataError(f"{len(seeds)} seeds for {count} prompts; give one, or one each")
+        own = [dataclasses.replace(sampling, seed=each) for each in seeds]
         given = self.embed_prompts(prompts, images, truncate, sampling.max_new_tokens)
         return Decoder(
             self.llm,
             self.require_tokenizer(),
             [prompt.embeds for prompt in given],
-            sampling,
+            own,
             num_draft_tokens=num_draft_tokens,
             token_ids=[prompt.token_ids for prompt in given],
+            end_ids=self.end_ids,
         )
 
     def score(

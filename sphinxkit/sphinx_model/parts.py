@@ -19,6 +19,7 @@ class ModelParts(Protocol):
     """The parts of a model that answers; ``SphinxModel`` is one."""
 
     llm: LlamaModel
+    end_ids: tuple[int, ...]
 
     @property
     def device(self) -> torch.device:

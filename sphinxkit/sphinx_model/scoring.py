@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sphinxkit.errors import DataError
-from sphinxkit.generation import check_context
+from sphinxkit.generation import TokenChoices, check_context, not_finite
 from sphinxkit.sphinx_model.images import ImageInput, encode_each, list_images
 from sphinxkit.sphinx_model.multimodal import hidden_states, num_positions
 from sphinxkit.sphinx_model.parts import ModelParts
@@ -49,6 +49,7 @@ def score(
     if len(contexts) != len(continuations) or not contexts:
         raise DataError(f"score: {len(contexts)} contexts but {len(continuations)} continuations")
     pictures = list_images(images, len(contexts))
+    choices = TokenChoices(tokenizer.vocab_size, model.end_ids)
     scores = []
     for row, (context, continuation, picture) in enumerate(zip(contexts, continuations, pictures, strict=True)):
         ids = tokenizer.encode(context + continuation, bos=True)
@@ -61,9 +62,11 @@ def score(
         images_of_row = None if picture is None else torch.stack(encode_each(model, [picture]))
         token_ids = to_device([ids], model.device)
         hidden = hidden_states(model.llm, token_ids, images_of_row)[0, start - 1 : -1]
-        log_probs = torch.log_softmax(model.llm.lm_head(hidden).float(), dim=-1)
+        logits = model.llm.lm_head(hidden).float()
+        if not bool(logits.isfinite().all()):
+            raise not_finite(f"score: row {row}")
         targets = token_ids[0, start:]
-        chosen = log_probs.gather(-1, targets[:, None]).sum()
-        is_greedy = bool((log_probs.argmax(-1) == targets).all())
+        chosen = torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).sum()
+        is_greedy = bool((choices.most_likely(logits) == targets).all())
         scores.append(Score(float(chosen), len(targets), is_greedy))
     return scores

@@ -142,7 +142,13 @@ class ChatSession:
         if self._cache is not None:
             self._cache.lengths.fill_(num_cached)
             self._cached_ids = ids[: num_text_tokens(num_cached, self._num_image_tokens)]
-        batch = ContinuousBatch(self._model.llm, tokenizer, cache=self._cache, capacity_multiple=CAPACITY_MULTIPLE)
+        batch = ContinuousBatch(
+            self._model.llm,
+            tokenizer,
+            end_ids=self._model.end_ids,
+            cache=self._cache,
+            capacity_multiple=CAPACITY_MULTIPLE,
+        )
         sequence = batch.add(
             embeds, sampling, prompt_ids=ids, num_draft_tokens=self._num_draft_tokens, num_cached=num_cached
         )

@@ -82,3 +82,56 @@ def test_no_images_are_text(model: SphinxModel) -> None:
 def test_named_errors(model: SphinxModel, call: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         call(model)
+
+
+def test_a_seed_holds_for_each_prompt_alone(model: SphinxModel) -> None:
+    how: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.0, "stop": None}
+    first, second = model.generate(["Where is it?", "Why?"], seed=3, **how)
+    assert model.generate("Why?", seed=3, **how) == [second]
+    assert model.generate(["Why?", "Where is it?"], seed=3, **how) == [second, first]
+    several = model.generate(["Why?"] * 3, seed=[3, 4, None], **how)
+    assert several[:2] == [second, *model.generate("Why?", seed=4, **how)]
+    assert several[0] != several[1]
+    with pytest.raises(DataError, match="2 seeds for 1 prompts; give one, or one each"):
+        model.generate("Why?", seed=[1, 2], **how)
+
+
+def test_numbers_that_are_not_finite(model: SphinxModel, tmp_path: Path) -> None:
+    from sphinxkit.batch_inference import Request, answer_requests
+
+    weight = model.llm.layers[1].mlp.up_proj.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight[3] = torch.nan
+    try:
+        for call in (
+            lambda: model.generate("a", max_new_tokens=3),
+            lambda: model.generate("a", max_new_tokens=3, temperature=0.7, seed=1),
+            lambda: list(model.stream("a", max_new_tokens=3)),
+            lambda: model.chat("a", max_new_tokens=3),
+            lambda: model.session().ask("a", max_new_tokens=3),
+            lambda: model.score(["a"], [" b"]),
+        ):
+            with pytest.raises(DataError, match="the logits are not finite"):
+                call()
+        [answer] = answer_requests(model, [Request(0, "a")])
+        assert answer.error is not None
+        assert "not finite" in answer.error
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+
+
+def test_truncation_leaves_something_of_the_prompt(model: SphinxModel) -> None:
+    limit = model.llm.max_seq_len
+    words = "word " * 5000
+    with pytest.raises(DataError, match=r"max_new_tokens 4090 with 0 image tokens leaves 6 of"):
+        model.generate(words, max_new_tokens=limit - 6, truncate="left")
+    [shortened] = model.embed_prompts(words, truncate="left", max_new_tokens=limit - 16)
+    assert len(shortened.token_ids) == 16
+    ids = model.require_tokenizer().encode(words, bos=True)
+    [whole] = model.embed_prompts(words[: 2 * limit], truncate="left", max_new_tokens=100)
+    assert len(whole.token_ids) == limit - 100  # near the context, too: until both fit
+    assert whole.token_ids[0] == ids[0]
+    [short] = model.embed_prompts("a", truncate="left", max_new_tokens=10**6)  # short prompts stay whole
+    assert short.token_ids == model.require_tokenizer().encode("a", bos=True)
