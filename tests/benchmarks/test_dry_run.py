@@ -58,7 +58,9 @@ def test_benchmark_says_what_it_is(name: str) -> None:
 QUICK = ("attention", "encoders", "formatters", "interpolation", "llm", "loading", "mixers", "projectors", "tilers")
 
 
-def test_every_part_has_quick_sizes() -> None:
+def test_every_part_has_quick_sizes_and_its_command_in_the_docs() -> None:
+    text = (harness.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"python -m benchmarks run (\w+) --quick", text)) == set(QUICK)
     assert {name for name in harness.names() if getattr(harness.module(name), "QUICK", False)} >= set(QUICK)
 
 
