@@ -191,7 +191,7 @@ class CompiledAccelerator(FusedAccelerator):
         is_replayed = embeds.is_cuda and width == 1
         if is_replayed:  # not copied into the recorded graph's own memory, which is what the others are
             _keep_in_place([*cache.keys, *cache.values, *_weights_of(layers)])
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         logits: Tensor = graph(model, layers, _attention(model), *places)
         return logits.clone() if is_replayed else logits  # the next replay writes where this one did
 

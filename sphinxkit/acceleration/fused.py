@@ -144,7 +144,7 @@ def _check_layers(layers: Sequence[LlamaBlock]) -> bool:
             together = [
                 other for _, other in plain if other.untyped_storage()._cdata == weight.untyped_storage()._cdata
             ]
-            if weight.device.type == "cpu" and weight.is_shared():
+            if weight.device.type == "cpu" and weight.is_shared():  # type: ignore[no-untyped-call]
                 raise TypeError(f"the weight of {name} is in memory shared with other processes")
             if storage_uses(weight) > len(together) or id(weight) in seen:
                 raise TypeError(f"another tensor shares the memory of the weight of {name}")
@@ -200,7 +200,7 @@ def _join(groups: Sequence[Sequence[nn.Linear]]) -> list[Tensor]:
         size = sum(part.numel() for part in parts)
         if region is None:
             joint = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
-            places = list(joint.split([len(part) for part in parts]))
+            places = list(torch.split(joint, [len(part) for part in parts]))
         else:
             joint = region.tensor(start, size).view(-1, parts[0].shape[1])
             torch.cat(parts, out=joint)
@@ -220,7 +220,8 @@ def _head_weight(lm_head: nn.Module) -> Weight | None:
         return lm_head if lm_head.bits == 8 else None
     if type(lm_head) is not nn.Linear or type(lm_head.weight) is not nn.Parameter or lm_head.weight.is_inference():
         return None
-    return lm_head.weight.detach() if lm_head.bias is None and lm_head.weight.is_contiguous() else None
+    is_alone = lm_head._parameters["bias"] is None
+    return lm_head.weight.detach() if is_alone and lm_head.weight.is_contiguous() else None
 
 
 def _gemv_for(weights: Sequence[Weight], found: Gemv | None = None) -> Gemv | None:

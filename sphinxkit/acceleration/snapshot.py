@@ -48,7 +48,8 @@ class Snapshot:
 
     def is_watched(self) -> bool:
         """Whether a hook or a replaced ``forward`` wants the modules to be called."""
-        return any(self._hooks) or any("forward" in own for own in self._own) or torch_module._has_any_global_hook()
+        of_all: bool = torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]
+        return of_all or any(self._hooks) or any("forward" in own for own in self._own)
 
 
 def storage_uses(tensor: Tensor) -> int:
