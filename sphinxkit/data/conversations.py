@@ -71,6 +71,65 @@ def read_conversation(record: Mapping[str, Any], where: str) -> tuple[Message, .
     return tuple(messages)
 
 
+def read_image(record: Mapping[str, Any], where: str) -> str:
+    """The path of a record's image, or "" for a text: ``image`` or ``images``, a path or a list of one.
+
+    Args:
+        record: The record.
+        where: "file:line", for messages.
+    Raises:
+        DataError: There is more than one image, something that is no path, or a video.
+    """
+    if record.get("video"):
+        raise DataError(f"{where}: it has a 'video', which is not supported: a sample has one image at most")
+    paths: set[str] = set()
+    for key in ("image", "images"):
+        value = record.get(key)
+        found = value if isinstance(value, list) else [] if value is None or value == "" else [value]
+        if not all(isinstance(path, str) and path.strip() for path in found):
+            raise DataError(f"{where}: {key!r} must be a path, or a list of one, got {value!r:.60}")
+        if len(found) > 1:
+            raise DataError(f"{where}: {key!r} names {len(found)} images; a sample has one at most")
+        paths.update(found)
+    if len(paths) > 1:
+        raise DataError(f"{where}: 'image' and 'images' name different images; a sample has one at most")
+    return next(iter(paths), "")
+
+
+def read_record(record: Mapping[str, Any], where: str) -> tuple[tuple[Message, ...], str]:
+    """The messages of a conversation record and the path of its image, "" for a text.
+
+    A top-level ``system`` is the system message.
+
+    Args:
+        record: See ``read_conversation`` and ``read_image``.
+        where: "file:line", for messages.
+    Raises:
+        DataError: As those; ``system`` is no text or there is another system message; or the placeholders ``<image>``
+            do not fit: one at most, in a question, and none without an image.
+    """
+    messages, image = read_conversation(record, where), read_image(record, where)
+    system = record.get("system")
+    if system is not None and not isinstance(system, str):
+        raise DataError(f"{where}: 'system' must be a text, got {system!r:.60}")
+    if system and messages[0]["role"] == "system":
+        raise DataError(f"{where}: there is a 'system' and a system message as well; expected one of them")
+    if system:
+        messages = ({"role": "system", "content": system}, *messages)
+    count = 0
+    for index, message in enumerate(messages):
+        found = message["content"].count(IMAGE_PLACEHOLDER)
+        if found and message["role"] != "user":
+            raise DataError(
+                f"{where}: message {index} ({message['role']}) holds {IMAGE_PLACEHOLDER}; only questions may"
+            )
+        count += found
+    if count > bool(image):
+        named = "one image" if image else "no image"
+        raise DataError(f"{where}: the questions hold {IMAGE_PLACEHOLDER} {count} times, but the record has {named}")
+    return messages, image
+
+
 def write_conversation(
     sample_id: str, messages: Sequence[Message], *, image: str = "", task: str = ""
 ) -> dict[str, Any]:
@@ -106,22 +165,20 @@ def read_sample(record: Mapping[str, Any], sample_id: str, where: str, root: Pat
         record: The record.
         sample_id: Names the sample in reports.
         where: "file:line".
-        root: Folder that the record's ``image`` is relative to.
+        root: Folder that the image's path is relative to.
         task: For records that name none.
     Raises:
-        DataError: As ``read_conversation``; or the text is empty, or ``image`` is not a path.
+        DataError: As ``read_record``; or the text is empty.
     """
-    image = record.get("image")
-    if image is not None and (not isinstance(image, str) or not image):
-        raise DataError(f"{where}: 'image' must be a path, got {image!r:.60}")
-    path = root / image if isinstance(image, str) else None
     name = str(record.get("task") or task)
     if "text" in record and "conversations" not in record and "messages" not in record:
         text = record["text"]
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: 'text' must be a text that is not empty, got {text!r:.60}")
-        return Sample(sample_id, name, (), text, path, where)
-    return Sample(sample_id, name, read_conversation(record, where), "", path, where)
+        image = read_image(record, where)
+        return Sample(sample_id, name, (), text, root / image if image else None, where)
+    messages, image = read_record(record, where)
+    return Sample(sample_id, name, messages, "", root / image if image else None, where)
 
 
 def encode_sample(

@@ -8,9 +8,11 @@ Source: batches of one type: LLaMA2-Accessory, accessory/data/conversation/datas
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -32,7 +34,8 @@ class MixtureSource:
         name: For reports; unique. None: the file's stem.
         task: For records that name none.
         root: Folder that the records' images are relative to. "": the file's folder.
-        type: What its samples are; batches hold one type.
+        type: What its samples are; batches hold one type. Records of an ``image-text`` source that name no image are a
+            part of their own, of type ``text``.
         ratio: The share of it that an epoch holds, in (0, 1].
         repeat: How often the epoch holds that share; fractions are allowed.
         weight: Its share of the epoch relative to the others' weights; then ``ratio`` and ``repeat`` are 1.
@@ -91,6 +94,10 @@ class OpenedSource(Protocol):
         """Records."""
         ...
 
+    def sample_id(self, index: int) -> str:
+        """Names a record in reports."""
+        ...
+
     def read(self, index: int, sample_id: str) -> Sample:
         """One record as a sample of that name; raises ``DataError`` where it cannot be used."""
         ...
@@ -98,18 +105,37 @@ class OpenedSource(Protocol):
 
 @dataclass(slots=True)
 class _FileSource:
+    """A file, or its records of one type.
+
+    Args:
+        spec: The source.
+        name: For reports; unique.
+        file: The file.
+        root: Folder that its images are relative to.
+        records: Their numbers; None: all.
+        count: Samples in an epoch.
+    """
+
     spec: MixtureSource
     name: str
     file: JsonLinesFile
     root: Path
+    records: array[int] | None = None
     count: int = 0
 
     def __len__(self) -> int:
-        return len(self.file)
+        return len(self.file if self.records is None else self.records)
+
+    def _record(self, index: int) -> int:
+        return index if self.records is None else self.records[index]
+
+    def sample_id(self, index: int) -> str:
+        return f"{self.spec.name or self.file.path.stem}:{self._record(index)}"
 
     def read(self, index: int, sample_id: str) -> Sample:
-        where = self.file.where(index)
-        sample = read_sample(self.file.read(index), sample_id, where, self.root, self.spec.task)
+        record = self._record(index)
+        where = self.file.where(record)
+        sample = read_sample(self.file.read(record), sample_id, where, self.root, self.spec.task)
         if sample.type != self.spec.type:
             raise DataError(f"{where}: the sample is {sample.type}, its source {self.name!r} is {self.spec.type}")
         return sample
@@ -164,7 +190,7 @@ class Mixture:
         self.batch_size, self.seed, self.remainder = batch_size, seed, remainder
         self.over_length, self.max_bad_rate, self.temperature = over_length, max_bad_rate, temperature
         base = Path(folder)
-        self._sources: Sequence[OpenedSource] = [_open(spec, base) for spec in specs]
+        self._sources: Sequence[OpenedSource] = [part for spec in specs for part in _open(spec, base)]
         self._set_counts(epoch_size)
         self._groups = self._make_groups()
 
@@ -178,8 +204,13 @@ class Mixture:
                 self._share_out(weights, epoch_size)
             return
         power = 0.0 if self.temperature is None else 1 / self.temperature
+        sizes = Counter[str]()  # of whole files, whose parts share its weight
+        for source in self._sources:
+            sizes[_name(source.spec)] += len(source)
         weights = [
-            len(source) ** power * (1.0 if source.spec.weight is None else source.spec.weight)
+            (1.0 if source.spec.weight is None else source.spec.weight)
+            * sizes[_name(source.spec)] ** power
+            * (len(source) / sizes[_name(source.spec)])
             for source in self._sources
         ]
         self._share_out(weights, sum(len(source) for source in self._sources) if epoch_size is None else epoch_size)
@@ -283,7 +314,7 @@ class Mixture:
 
     def sample_id(self, ref: SampleRef) -> str:
         """Names a sample in reports: source and record."""
-        return f"{self._sources[ref.source].name}:{ref.index}"
+        return self._sources[ref.source].sample_id(ref.index)
 
     def read(self, ref: SampleRef) -> Sample:
         """Read one sample.
@@ -346,10 +377,21 @@ def _as_source(index: int, source: MixtureSource | Mapping[str, Any]) -> Mixture
         raise DataError(f"mixture: sources[{index}]: {error}") from error
 
 
-def _open(spec: MixtureSource, base: Path) -> _FileSource:
+def _name(spec: MixtureSource) -> str:
+    return spec.name or Path(spec.path).stem
+
+
+def _open(spec: MixtureSource, base: Path) -> list[_FileSource]:
+    """The source; one that holds images and texts is two, so that batches hold one type."""
     path = base / spec.path
     root = base / spec.root if spec.root else path.parent
-    return _FileSource(spec, spec.name or path.stem, JsonLinesFile(path), root)
+    file, name = JsonLinesFile(path), _name(spec)
+    texts = [] if spec.type == "text" else [index for index in range(len(file)) if not file.may_have_image(index)]
+    if not texts:
+        return [_FileSource(spec, name, file, root)]
+    images = [index for index in range(len(file)) if file.may_have_image(index)]
+    parts = [_FileSource(replace(spec, type="text"), f"{name} (text)", file, root, array("Q", texts))]
+    return [_FileSource(spec, name, file, root, array("Q", images)), *parts] if images else parts
 
 
 def _faults(
@@ -379,7 +421,7 @@ def _faults(
         (not any(weighted) or epoch_size is not None, "weights need an epoch_size"),
         (not any(weighted) or sum(spec.weight or 0 for spec in specs) > 0, "the weights add up to 0"),
     ]
-    names = [spec.name or Path(spec.path).stem for spec in specs]
+    names = [_name(spec) for spec in specs]
     for index, spec in enumerate(specs):
         where = f"sources[{index}] ({names[index]})"
         drawn = spec.weight is not None or temperature is not None

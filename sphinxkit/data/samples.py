@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SampleType = Literal["text", "image-text"]
 
+IMAGE_KEY = b'"image'  # begins the keys "image" and "images" in a line of JSON
 NEW_FILE_HINT = "make one with `sphinxkit convert-data FILE --format llava --output FILE.jsonl`"
 
 
@@ -65,7 +66,7 @@ class Sample:
 class JsonLinesFile:
     """A JSON-lines file with the place of every line, so that any record can be read at once.
 
-    The places take 8 bytes a line. Files are opened anew in every process, so an instance may be carried into workers.
+    The places take 17 bytes a line. Files are opened anew in every process, so an instance may be carried into workers.
 
     Args:
         path: The file; lines that are empty are passed over.
@@ -76,11 +77,12 @@ class JsonLinesFile:
     path: Path
     _offsets: array[int] = field(init=False, repr=False)
     _lines: array[int] = field(init=False, repr=False)
+    _images: bytearray = field(init=False, repr=False)
     _file: BinaryIO | None = field(init=False, repr=False, default=None)
     _pid: int = field(init=False, repr=False, default=-1)
 
     def __post_init__(self) -> None:
-        self._offsets, self._lines = array("Q"), array("Q")
+        self._offsets, self._lines, self._images = array("Q"), array("Q"), bytearray()
         try:
             with self.path.open("rb") as file:
                 offset = 0
@@ -90,6 +92,7 @@ class JsonLinesFile:
                     if not line.isspace():
                         self._offsets.append(offset)
                         self._lines.append(number)
+                        self._images.append(IMAGE_KEY in line)
                     offset += len(line)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
@@ -99,11 +102,11 @@ class JsonLinesFile:
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def __getstate__(self) -> tuple[Path, array[int], array[int]]:
-        return self.path, self._offsets, self._lines
+    def __getstate__(self) -> tuple[Path, array[int], array[int], bytearray]:
+        return self.path, self._offsets, self._lines, self._images
 
-    def __setstate__(self, state: tuple[Path, array[int], array[int]]) -> None:
-        self.path, self._offsets, self._lines = state
+    def __setstate__(self, state: tuple[Path, array[int], array[int], bytearray]) -> None:
+        self.path, self._offsets, self._lines, self._images = state
         self._file, self._pid = None, -1
 
     def __del__(self) -> None:
@@ -114,6 +117,10 @@ class JsonLinesFile:
         if self._file is not None:
             self._file.close()
         self._file, self._pid = None, -1
+
+    def may_have_image(self, index: int) -> bool:
+        """Whether record ``index`` may name an image; False is certain, as the line holds no such key."""
+        return bool(self._images[index])
 
     def where(self, index: int) -> str:
         """File and line of record ``index``, as "file:line"."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sphinxkit.errors import DataError
@@ -28,6 +28,7 @@ MME_PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork"),
     "OCR",
 )
+MME_QUESTIONS = 2  # about each image
 MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 NO_GEOMETRY = ImageGeometry(1, 1)  # the parsers of words look at no image
@@ -163,16 +164,32 @@ def _mme_category(annotation: Annotation) -> str:
     return found[-1]
 
 
-def _id_order(record: Record) -> tuple[bool, int | str]:
-    """Numbers before texts, so that any mixture of ids can be sorted."""
-    question_id = record.annotation.question_id
-    return isinstance(question_id, str), question_id
+def _mme_images(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """One category's questions by image."""
+    images: dict[str, list[Record]] = {}
+    for record in records:
+        images.setdefault(record.annotation.image_path, []).append(record)
+    return images
 
 
 def _mme_score(records: Sequence[Record], read: Callable[[str], str]) -> float:
-    hits = [read(record.prediction) == _yes_no_gold(record.annotation) for record in sorted(records, key=_id_order)]
-    pairs = sum(first and second for first, second in zip(hits[::2], hits[1::2], strict=False))
-    return 100 * (sum(hits) / len(hits) + 2 * pairs / len(hits))
+    def is_right(record: Record) -> bool:
+        return read(record.prediction) == _yes_no_gold(record.annotation)
+
+    pairs = [pair for pair in _mme_images(records).values() if len(pair) == MME_QUESTIONS]
+    return 100 * (_mean([is_right(each) for each in records]) + _mean([all(map(is_right, pair)) for pair in pairs]))
+
+
+def _mme_odd_images(groups: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """A note for each category with images that do not have exactly two questions."""
+    for name, group in groups.items():
+        odd = {path: len(found) for path, found in _mme_images(group).items() if len(found) != MME_QUESTIONS}
+        if odd:
+            path, count = next(iter(odd.items()))
+            yield (
+                f"category {name} has {len(odd)} images that do not have exactly two questions; accuracy+ leaves them "
+                f"out; the first is {path} with {count}"
+            )
 
 
 def _lenient_yes_no(prediction: str) -> str:
@@ -185,7 +202,8 @@ def _lenient_yes_no(prediction: str) -> str:
 def mme(records: Sequence[Record]) -> MetricResult:
     """MME: per category 100 * (accuracy + accuracy+), summed over the perception and the cognition categories.
 
-    Accuracy+ counts the images both of whose questions are right: consecutive pairs in the order of ``question_id``.
+    Accuracy+ is the share of images both of whose questions are right; images that do not have exactly two questions
+    are left out of it, and a note says so.
     Source: Fu et al., MME, arXiv:2306.13394, section 2.
     """
     groups: dict[str, list[Record]] = {}
@@ -201,7 +219,7 @@ def mme(records: Sequence[Record]) -> MetricResult:
         }
 
     notes = [f"category {name} is absent" for name in (*MME_PERCEPTION, *MME_COGNITION) if name not in groups]
-    notes += [f"category {name} has an odd number of questions" for name, group in groups.items() if len(group) % 2]
+    notes += _mme_odd_images(groups)
     unparsable = sum(read_yes_no(record.prediction) == "other" for record in records)
     return MetricResult(score(read_yes_no), unparsable, score(_lenient_yes_no), tuple(notes))
 

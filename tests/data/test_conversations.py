@@ -11,6 +11,7 @@ from sphinxkit.data.conversations import (
     OverLengthError,
     encode_sample,
     read_conversation,
+    read_record,
     read_sample,
     write_conversation,
 )
@@ -89,8 +90,74 @@ def test_plain_text_and_bad_records() -> None:
     assert (sample.text, sample.task, sample.messages, sample.type) == ("Once.", "web", (), "text")
     with pytest.raises(DataError, match=r"a:1: 'text' must be a text that is not empty, got ' '"):
         read_sample({"text": " "}, "s:0", "a:1", Path())
-    with pytest.raises(DataError, match=r"a:1: 'image' must be a path, got \['a'\]"):
-        read_sample({"text": "x", "image": ["a"]}, "s:0", "a:1", Path())
+    assert read_sample({"text": "x", "image": ["a"]}, "s:0", "a:1", Path("r")).image == Path("r/a")
+    with pytest.raises(DataError, match=r"a:1: 'image' names 2 images"):
+        read_sample({"text": "x", "image": ["a", "b"]}, "s:0", "a:1", Path())
+
+
+ASKED = {"from": "human", "value": "<image>\nWhat?"}
+SAID = {"from": "gpt", "value": "A bus."}
+PLAIN = {"from": "human", "value": "What?"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "image"),
+    [
+        ({"image": "a.jpg"}, "a.jpg"),
+        ({"image": ["a.jpg"]}, "a.jpg"),
+        ({"images": ["a.jpg"]}, "a.jpg"),
+        ({"images": "a.jpg"}, "a.jpg"),
+        ({"image": "a.jpg", "images": ["a.jpg"], "video": None}, "a.jpg"),
+    ],
+)
+def test_one_image_in_its_forms(fields: dict[str, Any], image: str) -> None:
+    for question in (ASKED, PLAIN):  # without a placeholder the image stands in front
+        assert read_record({**fields, "conversations": [question, SAID]}, "x")[1] == image
+
+
+@pytest.mark.parametrize("fields", [{}, {"image": ""}, {"image": None}, {"images": []}, {"video": ""}])
+def test_no_image_in_its_forms(fields: dict[str, Any]) -> None:
+    assert read_record({**fields, "conversations": [PLAIN, SAID]}, "x")[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"image": ["a", "b"], "conversations": [ASKED, SAID]}, "x: 'image' names 2 images; a sample has one at most"),
+        ({"images": ["a", "b"], "conversations": [ASKED, SAID]}, "x: 'images' names 2 images"),
+        ({"image": "a", "images": ["b"], "conversations": [ASKED, SAID]}, "name different images"),
+        ({"image": {"path": "a"}, "conversations": [ASKED, SAID]}, "'image' must be a path, or a list of one, got"),
+        ({"image": [" "], "conversations": [ASKED, SAID]}, "'image' must be a path, or a list of one, got"),
+        ({"image": True, "conversations": [ASKED, SAID]}, "'image' must be a path, or a list of one, got True"),
+        ({"video": "a.mp4", "conversations": [PLAIN, SAID]}, "it has a 'video', which is not supported"),
+        ({"conversations": [ASKED, SAID]}, "the questions hold <image> 1 times, but the record has no image"),
+        (
+            {"image": "a", "conversations": [ASKED, SAID, ASKED, SAID]},
+            "the questions hold <image> 2 times, but the record has one image",
+        ),
+        (
+            {"image": "a", "conversations": [PLAIN, {"from": "gpt", "value": "See <image>."}]},
+            r"message 1 .assistant. holds <image>; only questions may",
+        ),
+        ({"system": 3, "conversations": [PLAIN, SAID]}, "'system' must be a text, got 3"),
+        (
+            {"system": "Be kind.", "conversations": [{"from": "system", "value": "Be."}, PLAIN, SAID]},
+            "there is a 'system' and a system message as well",
+        ),
+    ],
+)
+def test_records_that_are_not_one_image_and_text(record: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_record(record, "x")
+    with pytest.raises(DataError, match=message):
+        read_sample(record, "s:0", "x", Path())
+
+
+def test_a_system_text_beside_the_conversation() -> None:
+    messages, _ = read_record({"system": "Be kind.", "conversations": [PLAIN, SAID]}, "x")
+    assert messages[0] == {"role": "system", "content": "Be kind."}
+    assert len(messages) == 3
+    assert len(read_record({"system": "", "conversations": [PLAIN, SAID]}, "x")[0]) == 2
 
 
 @pytest.fixture(scope="module")

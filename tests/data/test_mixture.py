@@ -145,8 +145,49 @@ def test_reading(folder: Path) -> None:
     sample = mixture.read(SampleRef(0, 4, 0))
     assert sample.image == folder / "pictures" / "4.png"
     assert (sample.id, sample.task, sample.where) == ("a:4", "vqa", f"{folder / 'a.jsonl'}:5")
-    with pytest.raises(DataError, match=r"t\.jsonl:1: the sample is text, its source 't' is image-text"):
-        mixture.read(SampleRef(1, 0, 0))
+    (folder / "empty.jsonl").write_text('{"text": "x", "image": ""}\n')
+    mixture = make(folder, {"path": "empty.jsonl"})
+    with pytest.raises(DataError, match=r"empty\.jsonl:1: the sample is text, its source 'empty' is image-text"):
+        mixture.read(SampleRef(0, 0, 0))
+
+
+@pytest.fixture
+def both(folder: Path) -> Path:
+    """Every third of 24 records is a text."""
+    lines = [(folder / name).read_text().splitlines() for name in ("a.jsonl", "t.jsonl")]
+    rows = [lines[1][index // 3] if index % 3 == 2 else lines[0][index % 23] for index in range(24)]
+    (folder / "both.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_a_file_of_images_and_texts(both: Path) -> None:
+    mixture = make(both, {"path": "both.jsonl", "repeat": 2}, {"path": "b.jsonl"}, batch_size=4)
+    assert [(row.name, row.type, row.size, row.count) for row in mixture.table()] == [
+        ("both", "image-text", 16, 32),
+        ("both (text)", "text", 8, 16),
+        ("b", "image-text", 10, 10),
+    ]
+    assert counts(mixture) == {f"both:{i}": 2 for i in range(24)} | {f"b:{i}": 1 for i in range(10)}
+    for position in range(0, mixture.num_samples, 4):
+        kind, refs = mixture.batch(position)
+        for ref in refs:
+            sample = mixture.read(ref)
+            assert sample.type == kind
+            assert sample.where == f"{both / sample.id.split(':')[0]}.jsonl:{int(sample.id.split(':')[1]) + 1}"
+
+
+def test_parts_of_a_file_share_its_weight(both: Path) -> None:
+    sources = ({"path": "both.jsonl", "weight": 3.0}, {"path": "b.jsonl", "weight": 1.0})
+    assert [row.count for row in make(both, *sources, epoch_size=120).table()] == [60, 30, 30]
+    sizes = [row.count for row in make(both, {"path": "both.jsonl"}, {"path": "c.jsonl"}, temperature=2.0).table()]
+    assert sum(sizes) == 25
+    assert sizes[2] == round(25 / (1 + 24**0.5))
+
+
+def test_texts_alone_need_no_type(folder: Path) -> None:
+    mixture = make(folder, {"path": "t.jsonl"})
+    assert [(row.name, row.type, row.count) for row in mixture.table()] == [("t (text)", "text", 13)]
+    assert mixture.read(SampleRef(0, 3, 0)).text == "t3"
 
 
 def test_the_fingerprint_follows_the_order(folder: Path) -> None:

@@ -40,8 +40,8 @@ def test_the_lenient_reading_takes_whatever_the_strict_one_takes() -> None:
     ):
         result = metrics.score(metric, _records([(answer, gold)]))
         assert result.scores[metric] == result.lenient[metric] == 1.0
-    result = metrics.score("mme", _records([("know", "no")], ["mme/OCR/1.jpg"]))
-    assert result.scores["categories"] == result.lenient["categories"] == {"OCR": 100.0}
+    result = metrics.score("mme", _records([("know", "no")] * 2, ["mme/OCR/1.jpg"] * 2))
+    assert result.scores["categories"] == result.lenient["categories"] == {"OCR": 200.0}
 
 
 def test_accuracy_takes_the_best_of_several_gold_answers() -> None:
@@ -78,18 +78,39 @@ def test_mme_by_hand() -> None:
         "mme/OCR/1.jpg",
     ]
     records = _records(answers, paths, [0, 1, 2, 3, 0, 1])
-    result = metrics.score("mme", list(reversed(records)))  # the order of the file plays no part where ids differ
+    result = metrics.score("mme", list(reversed(records)))  # the order of the file plays no part
     assert result.scores == {"perception": 125.0, "cognition": 0.0, "categories": {"OCR": 0.0, "color": 125.0}}
     assert result.unparsable == 2
     assert result.lenient["categories"] == {"OCR": 50.0, "color": 125.0}
     assert "category scene is absent" in result.notes
 
 
-def test_mme_ids_of_both_kinds_can_be_sorted_and_an_odd_count_is_said() -> None:
-    records = _records([("yes", "yes"), ("yes", "yes"), ("yes", "yes")], ["count/x.jpg"] * 3, ["b", 1, "a"])
-    result = metrics.score("mme", records)
-    assert result.scores["categories"]["count"] == pytest.approx(100 * (1 + 2 / 3))
-    assert "category count has an odd number of questions" in result.notes
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [str(n) for n in range(24)],  # sorted as text: "0", "1", "10", "11", ...
+        [n // 2 + 12 * (n % 2) for n in range(24)],  # the first questions of all images, then the second ones
+        [-1] * 24,
+    ],
+)
+def test_mme_pairs_questions_by_image(ids: list[Any]) -> None:
+    """A model that says yes to everything has half of the questions right and no image."""
+    answers = [("yes", "yes" if n % 2 == 0 else "no") for n in range(24)]
+    paths = [f"MME/existence/{n // 2:04}.jpg" for n in range(24)]
+    result = metrics.score("mme", _records(answers, paths, ids))
+    assert result.scores["categories"] == {"existence": 50.0}
+    assert not [note for note in result.notes if "exactly two" in note]
+
+
+def test_mme_images_without_exactly_two_questions_are_reported() -> None:
+    paths = [*["count/three.jpg"] * 3, "count/one.jpg", *["count/two.jpg"] * 2]
+    answers = [("yes", "yes")] * 4 + [("yes", "yes"), ("yes", "no")]
+    result = metrics.score("mme", _records(answers, paths))
+    assert result.scores["categories"]["count"] == pytest.approx(100 * 5 / 6)  # accuracy+ of the one pair is 0
+    assert [note for note in result.notes if "exactly two" in note] == [
+        "category count has 2 images that do not have exactly two questions; accuracy+ leaves them out; the first is "
+        "count/three.jpg with 3"
+    ]
 
 
 def test_mme_category_by_folder_before_any_place_in_the_path() -> None:

@@ -121,6 +121,19 @@ def an_object(value: Any) -> dict[str, Any]:
     return value
 
 
+def name_of(value: Any, *keys: str) -> str:
+    """``"id 5: "``, to put in front of a complaint; "" where the record is no object or has no such field.
+
+    A file may be one line, so that file and line do not tell which record is meant.
+
+    Args:
+        value: The record.
+        keys: Fields that name it; the first that is there is taken.
+    """
+    found = next((key for key in keys if isinstance(value, dict) and value.get(key) is not None), None)
+    return "" if found is None else f"{found} {value[found]!s:.60}: "
+
+
 def a_list(record: dict[str, Any], key: str) -> list[Any]:
     """``record[key]`` as a list.
 

@@ -7,7 +7,7 @@ Source: cocodataset.org, data format; PubLayNet, arXiv:1908.07836; DocLayNet, ar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sphinxkit.data.converters.base import (
@@ -21,6 +21,7 @@ from sphinxkit.data.converters.base import (
     an_id,
     an_object,
     box_of,
+    name_of,
 )
 from sphinxkit.data.converters.disk_tables import DiskTables
 from sphinxkit.data.json_stream import is_finite_number, iter_json_members
@@ -28,38 +29,75 @@ from sphinxkit.formatters.tasks import CaptionSample, DetectionSample, Keypoints
 from sphinxkit.geometry import Box, ImageGeometry, Point
 
 KeepFields = Callable[[dict[str, Any]], Any]
-MakeSamples = Callable[["_Page"], Iterator[Converted]]
+Categories = dict[str, dict[str, Any] | None]  # by id; None: the id is there more than once, with different content
 
 
-def _image(record: dict[str, Any]) -> list[Any]:
-    return [a_text(record, "file_name"), *a_size(record)]
+def _is_crowd(record: dict[str, Any]) -> bool:
+    """Whether an annotation is of a crowd: ``iscrowd`` is 1, "1" or true; 0, "0", false or absent if not.
+
+    Raises:
+        RecordError: It is something else.
+    """
+    value = record.get("iscrowd")
+    if value is None or value in (0, "0"):
+        return False
+    if value in (1, "1"):
+        return True
+    raise RecordError(f"'iscrowd' must be 0 or 1, got {value!r:.60}")
+
+
+def _add_category(
+    categories: Categories, record: dict[str, Any], problems: Problems, source: Source, line: int
+) -> None:
+    key, category = str(an_id(record, "id")), {**record, "name": a_text(record, "name")}
+    if key not in categories:
+        categories[key] = category
+        return
+    is_same = categories[key] == category
+    what = "each time the same" if is_same else "with different content; what refers to it is left out"
+    problems.add(source.path, line, f"categories: id {key} is there more than once, {what}")
+    if not is_same:
+        categories[key] = None
 
 
 def _fill(
     tables: DiskTables, source: Source, problems: Problems, keep: KeepFields, needs_categories: bool
-) -> dict[str, dict[str, Any]]:
-    """Read the whole file: images into the tables, ``keep(annotation)`` as rows by image; returns the categories."""
-    categories: dict[str, dict[str, Any]] = {}
+) -> Categories:
+    """Read the file: images into the tables, (id, ``keep(annotation)``) as rows by image; returns the categories."""
+    categories: Categories = {}
     members = ["images", "annotations", *(["categories"] if needs_categories else [])]
     for member, item in iter_json_members(source.path, members, problems.on(source.path)):
         try:
             record = an_object(item.value)
             if member == "images":
-                tables.put("images", an_id(record, "id"), _image(record))
+                tables.put("images", an_id(record, "id"), [a_text(record, "file_name"), *a_size(record)], item.line)
             elif member == "categories":
-                categories[str(an_id(record, "id"))] = {**record, "name": a_text(record, "name")}
-            elif not record.get("iscrowd"):
-                tables.add(an_id(record, "image_id"), item.line, keep(record))
+                _add_category(categories, record, problems, source, item.line)
+            elif not _is_crowd(record):
+                name = "" if record.get("id") is None else str(record["id"])
+                tables.add(an_id(record, "image_id"), item.line, [name, keep(record)])
         except RecordError as error:
-            problems.add(source.path, item.line, f"{member}: {error}")
+            problems.add(source.path, item.line, f"{member}: {name_of(item.value, 'id')}{error}")
+    tables.report_repeated("images", problems, source.path)
     return categories
 
 
-def _category(categories: dict[str, dict[str, Any]], category_id: Any) -> dict[str, Any]:
-    found = categories.get(str(category_id))
-    if found is None:
+def _category(categories: Categories, category_id: Any) -> dict[str, Any]:
+    if str(category_id) not in categories:
         raise RecordError(f"category_id {category_id!r} is not among the categories")
+    found = categories[str(category_id)]
+    if found is None:
+        raise RecordError(f"category_id {category_id!r} is there more than once, with different content")
     return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Annotation:
+    """One annotation: its line, its id ("" without one) and what ``keep`` left of it."""
+
+    line: int
+    id: str
+    kept: Any
 
 
 def _per_image(
@@ -73,12 +111,33 @@ def _per_image(
     with DiskTables() as tables:
         known = _fill(tables, source, problems, keep, categories)
         for image_id, rows in tables.groups():
-            image = tables.get("images", image_id)
-            if image is None:
-                for line, _ in rows:
-                    problems.add(source.path, line, f"annotations: image_id {image_id} is not among the images")
+            annotations = [_Annotation(line, name, kept) for line, (name, kept) in rows]
+            try:
+                image = tables.get("images", image_id)
+                if image is None:
+                    raise RecordError(f"id {image_id} is not among the images")
+            except RecordError as error:
+                for annotation in annotations:
+                    _report(problems, source, annotation, f"image_{error}")
                 continue
-            yield from make(_Page(source, problems, known, image_id, image[0], ImageGeometry(*image[1:]), rows))
+            unique = list(_without_repeated(annotations, problems, source))
+            yield from make(_Page(source, problems, known, image_id, image[0], ImageGeometry(*image[1:]), unique))
+
+
+def _report(problems: Problems, source: Source, annotation: _Annotation, reason: object) -> None:
+    name = f"id {annotation.id}: " if annotation.id else ""
+    problems.add(source.path, annotation.line, f"annotations: {name}{reason}")
+
+
+def _without_repeated(annotations: Iterable[_Annotation], problems: Problems, source: Source) -> Iterator[_Annotation]:
+    """One image's annotations; one that is there again, with the same id and content, is reported and left out."""
+    seen: dict[str, Any] = {}
+    for annotation in annotations:
+        if annotation.id and annotation.id in seen and seen[annotation.id] == annotation.kept:
+            _report(problems, source, annotation, "is there more than once, with the same content")
+            continue
+        seen[annotation.id] = annotation.kept
+        yield annotation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,19 +146,25 @@ class _Page:
 
     source: Source
     problems: Problems
-    categories: dict[str, dict[str, Any]]
+    categories: Categories
     id: str
     file_name: str
     geometry: ImageGeometry
-    rows: list[tuple[int, Any]]
+    annotations: list[_Annotation]
 
     def boxes(self) -> Iterator[tuple[int, str, Box]]:
-        """(line, category, box) of the rows that can be used."""
-        for line, (category_id, values) in self.rows:
+        """(line, category, box) of the annotations that can be used."""
+        for annotation in self.annotations:
+            category_id, values = annotation.kept
             try:
-                yield line, str(_category(self.categories, category_id)["name"]), box_of(values, self.geometry)
+                category, box = str(_category(self.categories, category_id)["name"]), box_of(values, self.geometry)
             except RecordError as error:
-                self.problems.add(self.source.path, line, f"annotations: {error}")
+                self.report(annotation, error)
+                continue
+            yield annotation.line, category, box
+
+    def report(self, annotation: _Annotation, error: RecordError) -> None:
+        _report(self.problems, self.source, annotation, error)
 
     def converted(self, sample_id: str, sample: object, line: int) -> Converted:
         return Converted(sample_id, self.file_name, sample, self.source.path, line)
@@ -134,7 +199,7 @@ def layout(source: Source, problems: Problems) -> Iterator[Converted]:
             found.setdefault(category, []).append(box)
         if found:
             regions = {category: tuple(boxes) for category, boxes in found.items()}
-            yield page.converted(page.id, LayoutSample(regions, page.geometry), page.rows[0][0])
+            yield page.converted(page.id, LayoutSample(regions, page.geometry), page.annotations[0].line)
 
     return _per_image(source, problems, _keep_box, make, categories=True)
 
@@ -146,10 +211,11 @@ def pose(source: Source, problems: Problems) -> Iterator[Converted]:
         values = a_list(record, "keypoints")
         if len(values) % 3 or not all(map(is_finite_number, values)):
             raise RecordError(f"'keypoints' must be triples of numbers, got {len(values)} values")
-        return [an_id(record, "category_id"), a_list(record, "bbox"), values, str(record.get("id", ""))]
+        return [an_id(record, "category_id"), a_list(record, "bbox"), values]
 
     def make(page: _Page) -> Iterator[Converted]:
-        for line, (category_id, values, flat, annotation_id) in page.rows:
+        for annotation in page.annotations:
+            category_id, values, flat = annotation.kept
             try:
                 names = a_list(_category(page.categories, category_id), "keypoints")
                 if len(names) * 3 != len(flat):
@@ -160,9 +226,9 @@ def pose(source: Source, problems: Problems) -> Iterator[Converted]:
                     continue
                 sample = PoseSample(Keypoints(points), box_of(values, page.geometry), page.geometry)
             except RecordError as error:
-                page.problems.add(page.source.path, line, f"annotations: {error}")
+                page.report(annotation, error)
                 continue
-            yield page.converted(annotation_id or f"{page.id}:{line}", sample, line)
+            yield page.converted(annotation.id or f"{page.id}:{annotation.line}", sample, annotation.line)
 
     return _per_image(source, problems, keep, make, categories=True)
 
@@ -171,10 +237,8 @@ def caption(source: Source, problems: Problems) -> Iterator[Converted]:
     """One sample per caption."""
 
     def make(page: _Page) -> Iterator[Converted]:
-        for line, (text, annotation_id) in page.rows:
-            yield page.converted(annotation_id or f"{page.id}:{line}", CaptionSample(text), line)
+        for annotation in page.annotations:
+            sample = CaptionSample(annotation.kept)
+            yield page.converted(annotation.id or f"{page.id}:{annotation.line}", sample, annotation.line)
 
-    def keep(record: dict[str, Any]) -> Any:
-        return [a_text(record, "caption"), str(record.get("id", ""))]
-
-    return _per_image(source, problems, keep, make, categories=False)
+    return _per_image(source, problems, lambda record: a_text(record, "caption"), make, categories=False)

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sphinxkit.data.converters.base import Problems, RecordError
+
 CACHE_KIB = 32 * 1024  # SQLite's page cache; our choice
 BATCH = 5_000  # rows per insert; our choice
 
@@ -31,10 +33,10 @@ class DiskTables:
         self._base.executescript(
             f"pragma journal_mode=off; pragma synchronous=off; pragma cache_size=-{CACHE_KIB};"
             "create table rows (key text, line integer, value text);"
-            "create table entries (space text, key text, value text, primary key (space, key)) without rowid;"
+            "create table entries (space text, key text, line integer, value text);"
         )
         self._rows: list[tuple[str, int, str]] = []
-        self._entries: list[tuple[str, str, str]] = []
+        self._entries: list[tuple[str, str, int, str]] = []
 
     def __enter__(self) -> DiskTables:
         return self
@@ -51,20 +53,42 @@ class DiskTables:
         if len(self._rows) >= BATCH:
             self._flush()
 
-    def put(self, space: str, key: int | str, value: Any) -> None:
-        """Set entry ``key`` of the dictionary ``space``; a later one replaces it."""
-        self._entries.append((space, str(key), json.dumps(value)))
+    def put(self, space: str, key: int | str, value: Any, line: int = 0) -> None:
+        """Set entry ``key`` of the dictionary ``space``. ``repeated`` tells which keys were set more than once."""
+        self._entries.append((space, str(key), line, json.dumps(value)))
         if len(self._entries) >= BATCH:
             self._flush()
 
     def get(self, space: str, key: int | str) -> Any:
-        """Entry ``key`` of the dictionary ``space``, or None."""
+        """Entry ``key`` of the dictionary ``space``, or None.
+
+        Raises:
+            RecordError: It was set more than once, to different values.
+        """
+        self._index()
+        found = self._base.execute(
+            "select distinct value from entries where space = ? and key = ? limit 2", (space, str(key))
+        ).fetchall()
+        if len(found) > 1:
+            raise RecordError(f"id {key} is there more than once among the {space}, with different content")
+        return json.loads(found[0][0]) if found else None
+
+    def report_repeated(self, space: str, problems: Problems, path: Path) -> None:
+        """Report every key of a dictionary that was set more than once."""
+        self._index()
+        rows = self._base.execute(
+            "select key, max(line), count(*), count(distinct value) from entries where space = ? "
+            "group by key having count(*) > 1 order by min(rowid)",
+            (space,),
+        )
+        for key, line, count, num_values in rows:
+            what = "each time the same" if num_values == 1 else "with different content; what refers to it is left out"
+            problems.add(path, line, f"{space}: id {key} is there {count} times, {what}")
+
+    def _index(self) -> None:
         if self._entries:
             self._flush()
-        found = self._base.execute(
-            "select value from entries where space = ? and key = ?", (space, str(key))
-        ).fetchone()
-        return None if found is None else json.loads(found[0])
+        self._base.execute("create index if not exists keys on entries (space, key)")
 
     def groups(self) -> Iterator[tuple[str, list[tuple[int, Any]]]]:
         """(key, its rows as (line, value) in the order they came), keys in the order of their first row."""
@@ -78,6 +102,6 @@ class DiskTables:
 
     def _flush(self) -> None:
         self._base.executemany("insert into rows values (?, ?, ?)", self._rows)
-        self._base.executemany("insert or replace into entries values (?, ?, ?)", self._entries)
+        self._base.executemany("insert into entries values (?, ?, ?, ?)", self._entries)
         self._rows.clear()
         self._entries.clear()

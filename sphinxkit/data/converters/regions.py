@@ -26,6 +26,7 @@ from sphinxkit.data.converters.base import (
     an_id,
     an_object,
     box_of,
+    name_of,
 )
 from sphinxkit.data.converters.disk_tables import DiskTables
 from sphinxkit.data.json_stream import iter_json, iter_json_members
@@ -78,18 +79,20 @@ def refcoco(source: Source, problems: Problems) -> Iterator[Converted]:
             try:
                 record = an_object(item.value)
                 if member == "images":
-                    tables.put("images", an_id(record, "id"), [a_text(record, "file_name"), *a_size(record)])
+                    tables.put("images", an_id(record, "id"), [a_text(record, "file_name"), *a_size(record)], item.line)
                 else:
-                    tables.put("boxes", an_id(record, "id"), a_list(record, "bbox"))
+                    tables.put("annotations", an_id(record, "id"), a_list(record, "bbox"), item.line)
             except RecordError as error:
-                problems.add(instances, item.line, f"{member}: {error}")
+                problems.add(instances, item.line, f"{member}: {name_of(item.value, 'id')}{error}")
+        for space in ("images", "annotations"):
+            tables.report_repeated(space, problems, instances)
         for index, ref in enumerate(refs):
             try:
                 record = an_object(ref)
                 if source.split is not None and record.get("split") != source.split:
                     continue
                 image = tables.get("images", an_id(record, "image_id"))
-                values = tables.get("boxes", an_id(record, "ann_id"))
+                values = tables.get("annotations", an_id(record, "ann_id"))
                 if image is None or values is None:
                     ids = f"image_id {record['image_id']} or ann_id {record['ann_id']}"
                     raise RecordError(f"{ids} is not in {instances.name}")
@@ -100,7 +103,7 @@ def refcoco(source: Source, problems: Problems) -> Iterator[Converted]:
                     sample_id = str(sentence.get("sent_id", f"{record.get('ref_id', index)}:{phrase}"))
                     yield Converted(sample_id, image[0], RegionSample(phrase, box, geometry), path, 0)
             except RecordError as error:
-                problems.add(path, 0, f"expression {index}: {error}")
+                problems.add(path, 0, f"expression {index}: {name_of(ref, 'ref_id')}{error}")
 
 
 def _genome_images(tables: DiskTables, source: Source, problems: Problems) -> None:
@@ -110,9 +113,10 @@ def _genome_images(tables: DiskTables, source: Source, problems: Problems) -> No
             record = an_object(item.value)
             parts = PurePosixPath(urlsplit(str(record.get("url", ""))).path).parts[-2:]
             key = an_id(record, "image_id" if "image_id" in record else "id")
-            tables.put("images", key, ["/".join(parts) or f"{key}.jpg", *a_size(record)])
+            tables.put("images", key, ["/".join(parts) or f"{key}.jpg", *a_size(record)], item.line)
         except RecordError as error:
-            problems.add(path, item.line, str(error))
+            problems.add(path, item.line, f"{name_of(item.value, 'image_id', 'id')}{error}")
+    tables.report_repeated("images", problems, path)
 
 
 def _genome(
@@ -130,10 +134,10 @@ def _genome(
                 image_id = an_id(record, "image_id" if "image_id" in record else "id")
                 image = tables.get("images", image_id)
                 if image is None:
-                    raise RecordError(f"image {image_id} is not in image_data.json")
+                    raise RecordError("the image is not in image_data.json")
                 entries = a_list(record, member)
             except RecordError as error:
-                problems.add(source.path, item.line, str(error))
+                problems.add(source.path, item.line, f"{name_of(item.value, 'image_id', 'id')}{error}")
                 continue
             geometry = ImageGeometry(*image[1:])
             for index, entry in enumerate(entries):
@@ -141,7 +145,8 @@ def _genome(
                     sample = make(an_object(entry), geometry)
                     sample_id = str(entry.get(id_key, f"{image_id}:{index}"))
                 except RecordError as error:
-                    problems.add(source.path, item.line, f"{member}[{index}]: {error}")
+                    name = name_of(entry, id_key) or f"entry {index}: "
+                    problems.add(source.path, item.line, f"{member} of image {image_id}: {name}{error}")
                     continue
                 yield Converted(sample_id, image[0], sample, source.path, item.line)
 

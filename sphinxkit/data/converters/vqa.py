@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from sphinxkit.data.conversations import read_conversation
+from sphinxkit.data.conversations import read_record
 from sphinxkit.data.converters.base import (
     Converted,
     Problems,
@@ -23,6 +23,7 @@ from sphinxkit.data.converters.base import (
     a_text,
     an_id,
     an_object,
+    name_of,
 )
 from sphinxkit.data.converters.disk_tables import DiskTables
 from sphinxkit.data.json_stream import iter_json, iter_json_members, iter_records
@@ -59,16 +60,17 @@ def vqav2(source: Source, problems: Problems) -> Iterator[Converted]:
                     continue
                 record = an_object(item.value)
                 entry = [an_id(record, "image_id"), a_text(record, "question")]
-                tables.put("questions", an_id(record, "question_id"), entry)
+                tables.put("questions", an_id(record, "question_id"), entry, item.line)
             except RecordError as error:
-                problems.add(questions, item.line, f"questions: {error}")
+                problems.add(questions, item.line, f"questions: {name_of(item.value, 'question_id')}{error}")
+        tables.report_repeated("questions", problems, questions)
         for _, item in iter_json_members(annotations, ["annotations"], problems.on(annotations)):
             try:
                 record = an_object(item.value)
                 question_id = an_id(record, "question_id")
                 found = tables.get("questions", question_id)
                 if found is None:
-                    raise RecordError(f"question_id {question_id} is not among the questions")
+                    raise RecordError("it is not among the questions")
                 image_id, question = found
                 sample = QuestionSample(question, _vqav2_answer(record))
                 if not str(image_id).isdecimal():
@@ -76,7 +78,7 @@ def vqav2(source: Source, problems: Problems) -> Iterator[Converted]:
                 image = f"COCO_{subset}_{int(image_id):012d}.jpg"
                 yield Converted(str(question_id), image, sample, annotations, item.line)
             except RecordError as error:
-                problems.add(annotations, item.line, f"annotations: {error}")
+                problems.add(annotations, item.line, f"annotations: {name_of(item.value, 'question_id')}{error}")
 
 
 def _vqav2_answer(record: dict[str, Any]) -> str:
@@ -97,7 +99,7 @@ def gqa(source: Source, problems: Problems) -> Iterator[Converted]:
             sample = QuestionSample(a_text(record, "question"), a_text(record, "answer"))
             yield Converted(str(item.key), image, sample, source.path, item.line)
         except RecordError as error:
-            problems.add(source.path, item.line, str(error))
+            problems.add(source.path, item.line, f"question {item.key}: {error}")
 
 
 def ocrvqa(source: Source, problems: Problems) -> Iterator[Converted]:
@@ -112,14 +114,14 @@ def ocrvqa(source: Source, problems: Problems) -> Iterator[Converted]:
                 raise RecordError(f"{len(questions)} questions but {len(answers)} answers")
             suffix = PurePosixPath(urlsplit(a_text(record, "imageURL")).path).suffix or ".jpg"
         except RecordError as error:
-            problems.add(source.path, item.line, str(error))
+            problems.add(source.path, item.line, f"image {item.key}: {error}")
             continue
         for index, (question, answer) in enumerate(zip(questions, answers, strict=True)):
             try:
                 pair = {"question": question, "answer": answer}
                 sample = QuestionSample(a_text(pair, "question"), a_text(pair, "answer"))
             except RecordError as error:
-                problems.add(source.path, item.line, f"question {index}: {error}")
+                problems.add(source.path, item.line, f"image {item.key}: question {index}: {error}")
                 continue
             yield Converted(f"{item.key}:{index}", f"{item.key}{suffix}", sample, source.path, item.line)
 
@@ -138,7 +140,7 @@ def textcaps(source: Source, problems: Problems) -> Iterator[Converted]:
                 sample_id = str(record.get("caption_id", f"{image_id}:{index}"))
                 yield Converted(sample_id, image, CaptionSample(text), source.path, item.line)
         except RecordError as error:
-            problems.add(source.path, item.line, str(error))
+            problems.add(source.path, item.line, f"{name_of(item.value, 'caption_id', 'image_id')}{error}")
 
 
 def llava(source: Source, problems: Problems) -> Iterator[Converted]:
@@ -147,10 +149,10 @@ def llava(source: Source, problems: Problems) -> Iterator[Converted]:
         try:
             record = an_object(item.value)
             sample_id = str(record.get("id", item.line))
-            image = str(record["image"]) if record.get("image") else ""
-            messages = read_conversation(record, f"{source.path}:{item.line}")
+            messages, image = read_record(record, where := f"{source.path}:{item.line}")
             yield Converted(sample_id, image, messages, source.path, item.line)
         except RecordError as error:
             problems.add(source.path, item.line, str(error))
         except DataError as error:
-            problems.add(source.path, item.line, str(error).removeprefix(f"{source.path}:{item.line}: "))
+            reason = str(error).removeprefix(f"{where}: ")
+            problems.add(source.path, item.line, f"{name_of(item.value, 'id')}{reason}")

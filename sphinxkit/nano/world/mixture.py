@@ -85,6 +85,9 @@ class _Part:
     def __len__(self) -> int:
         return self.source.num_scenes
 
+    def sample_id(self, index: int) -> str:
+        return f"{self.name}:{index}"
+
     def read(self, index: int, sample_id: str) -> Sample:
         where, task = f"{self.world.name}:{index}", self.source.task
         if task == TEXT_TASK:

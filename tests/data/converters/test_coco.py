@@ -122,12 +122,12 @@ def test_layout(tmp_path: Path, name: str, labels: list[str]) -> None:
 @pytest.mark.parametrize(
     ("annotation", "reason"),
     [
-        (instance(9, 5, 18, [1, 1, 2, 2]), "annotations: image_id 5 is not among the images"),
-        (instance(9, 397133, 5, [1, 1, 2, 2]), "annotations: category_id 5 is not among the categories"),
-        (instance(9, 397133, 18, [1, 1, 0, 2]), "annotations: the box has no area: [1, 1, 0, 2]"),
-        (instance(9, 397133, 18, [1, 1, 2]), "annotations: the box must be [x, y, width, height], got [1, 1, 2]"),
-        (instance(9, 397133, 18, [1, 1, 2, "x"]), "annotations: the box must have four finite numbers"),
-        (instance(9, 397133, 18, [1, 1, 2, float("nan")]), "annotations: the box must have four finite numbers"),
+        (instance(9, 5, 18, [1, 1, 2, 2]), "annotations: id 9: image_id 5 is not among the images"),
+        (instance(9, 397133, 5, [1, 1, 2, 2]), "annotations: id 9: category_id 5 is not among the categories"),
+        (instance(9, 397133, 18, [1, 1, 0, 2]), "annotations: id 9: the box has no area: [1, 1, 0, 2]"),
+        (instance(9, 397133, 18, [1, 1, 2]), "annotations: id 9: the box must be [x, y, width, height], got [1, 1, 2]"),
+        (instance(9, 397133, 18, [1, 1, 2, "x"]), "annotations: id 9: the box must have four finite numbers"),
+        (instance(9, 397133, 18, [1, 1, 2, float("nan")]), "annotations: id 9: the box must have four finite numbers"),
         (instance(9, 397133, 18, [190, 10, 50, 5]), "lies outside the image of 200x100"),
         ({"image_id": 397133, "category_id": 18}, "annotations: 'bbox' must be a list, got None"),
         (
@@ -153,14 +153,17 @@ def test_malformed_annotations_are_left_out_with_their_line(tmp_path: Path, anno
     [
         (
             {"images": [{"id": 1, "file_name": "", "width": 1, "height": 1}]},
-            "images: 'file_name' must be a text that is not empty",
+            "images: id 1: 'file_name' must be a text that is not empty",
         ),
         (
             {"images": [{"id": 1, "file_name": "a", "width": 0, "height": 1}]},
-            "images: width and height must be positive, got 0x1",
+            "images: id 1: width and height must be positive, got 0x1",
         ),
-        ({"images": [{"id": 1, "file_name": "a", "width": 1}]}, "images: 'height' must be a finite number, got None"),
-        ({"categories": [{"id": 1}]}, "categories: 'name' must be a text"),
+        (
+            {"images": [{"id": 1, "file_name": "a", "width": 1}]},
+            "images: id 1: 'height' must be a finite number, got None",
+        ),
+        ({"categories": [{"id": 1}]}, "categories: id 1: 'name' must be a text"),
     ],
 )
 def test_malformed_images_and_categories(tmp_path: Path, members: dict[str, Any], reason: str) -> None:
@@ -185,3 +188,72 @@ def test_malformed_poses(tmp_path: Path, keypoints: list[Any], category: int, re
     records, problems = run(write(tmp_path / "k.json", [person]), "coco", "pose")
     assert records == []
     assert reason in problems.listed[0].reason
+
+
+# -- files that were joined -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["detection", "pose", "caption"])
+@pytest.mark.parametrize("order", ["iac", "aic"])
+def test_boxes_of_a_repeated_image_id_are_left_out(tmp_path: Path, task: str, order: str) -> None:
+    images = [*IMAGES, {"id": 397133, "file_name": "b.jpg", "height": 480, "width": 640}]
+    annotations = [
+        instance(71, 397133, 1, [20, 10, 100, 50], keypoints=[30, 20, 2] * 17, caption="one"),
+        instance(72, 37777, 1, [0, 0, 10, 20], keypoints=[3, 2, 2] * 17, caption="two"),
+        instance(73, 397133, 1, [300, 300, 50, 60], keypoints=[310, 310, 2] * 17, caption="three"),
+    ]
+    records, problems = run(write(tmp_path / "joined.json", annotations, order=order, images=images), "coco", task)
+    assert [record["image"] for record in records] == ["000000037777.jpg"]
+    assert [problem.reason for problem in problems.listed] == [
+        "images: id 397133 is there 2 times, with different content; what refers to it is left out",
+        *(
+            f"annotations: id {number}: image_id 397133 is there more than once among the images, "
+            "with different content"
+            for number in (71, 73)
+        ),
+    ]
+
+
+def test_an_image_that_is_listed_twice_keeps_its_boxes(tmp_path: Path) -> None:
+    path = write(tmp_path / "twice.json", [INSTANCES[0], INSTANCES[0]], images=[*IMAGES, IMAGES[0]])
+    (record,), problems = run(path, "coco", "detection")
+    assert record["conversations"][1]["value"] == "<p>dog</p>[0.100,0.300,0.600,0.550]"  # the box is not there twice
+    assert [problem.reason for problem in problems.listed] == [
+        "images: id 397133 is there 2 times, each time the same",
+        "annotations: id 1: is there more than once, with the same content",
+    ]
+
+
+def test_a_person_does_not_become_a_cat(tmp_path: Path) -> None:
+    same, other = CATEGORIES[1], {"id": 1, "name": "cat"}
+    path = write(tmp_path / "instances.json", INSTANCES, categories=[*CATEGORIES, same, other, CATEGORIES[0]])
+    records, problems = run(path, "coco", "detection")
+    assert [record["id"] for record in records] == ["397133:dog"]
+    reasons = [problem.reason for problem in problems.listed]
+    assert reasons[0] == "categories: id 18 is there more than once, each time the same"
+    left_out = "categories: id 1 is there more than once, with different content; what refers to it is left out"
+    assert reasons[1:3] == [left_out] * 2
+    assert sorted(reasons[3:]) == [
+        f"annotations: id {number}: category_id 1 is there more than once, with different content" for number in (2, 3)
+    ]
+
+
+# -- crowds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "is_kept"),
+    [(0, True), ("0", True), (False, True), (None, True), (1, False), ("1", False), (True, False), (1.0, False)],
+)
+def test_crowds_are_left_out(tmp_path: Path, value: Any, is_kept: bool) -> None:
+    annotations = [instance(1, 397133, 18, [20, 10, 100, 50], iscrowd=value)]
+    records, problems = run(write(tmp_path / "instances.json", annotations), "coco", "detection")
+    assert (len(records) == 1, problems.count) == (is_kept, 0)
+
+
+@pytest.mark.parametrize("value", ["no", "", 2, [], {}])
+def test_a_crowd_that_is_neither(tmp_path: Path, value: Any) -> None:
+    annotations = [instance(1, 397133, 18, [20, 10, 100, 50], iscrowd=value)]
+    records, problems = run(write(tmp_path / "instances.json", annotations), "coco", "detection")
+    assert records == []
+    assert problems.listed[0].reason == f"annotations: id 1: 'iscrowd' must be 0 or 1, got {value!r}"

@@ -46,7 +46,7 @@ def test_malformed_records_are_listed_in_a_file_of_their_own(gqa: Path, tmp_path
     report = convert(Source(gqa), "gqa", output=output)
     listing = tmp_path / "o.jsonl.malformed.jsonl"
     assert report.malformed_file == str(listing)
-    reason = "'answer' must be a text that is not empty, got ''"
+    reason = "question 1: 'answer' must be a text that is not empty, got ''"
     wanted = {"file": str(gqa), "line": 7, "reason": reason}
     assert [json.loads(line) for line in listing.read_text().splitlines()] == [wanted]
     assert json.loads(json.dumps(report.as_dict()))["malformed"] == [wanted]
@@ -58,7 +58,7 @@ def test_malformed_records_are_listed_in_a_file_of_their_own(gqa: Path, tmp_path
 
 def test_strict_is_fatal_and_leaves_nothing_behind(gqa: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(DataError, match=r"gqa\.json:7: 'answer' must be a text"):
+    with pytest.raises(DataError, match=r"gqa\.json:7: question 1: 'answer' must be a text"):
         convert(Source(gqa), "gqa", output=tmp_path / "o.jsonl", strict=True)
     assert sorted(tmp_path.iterdir()) == before
 

@@ -81,7 +81,7 @@ def test_refcoco_faults(refcoco: Path) -> None:
     records, problems = run("refcoco", refcoco)
     assert len(records) == 2
     assert [(p.line, p.reason) for p in problems.listed] == [
-        (0, "expression 1: image_id 581857 or ann_id 2 is not in instances.json")
+        (0, "expression 1: ref_id 1: image_id 581857 or ann_id 2 is not in instances.json")
     ]
     (refcoco / "refs(google).p").write_bytes(b"")
     with pytest.raises(
@@ -150,10 +150,10 @@ def test_visual_genome_regions(tmp_path: Path) -> None:
     assert [record["image"] for record in records] == ["VG_100K_2/1.jpg"]
     assert turns(records[0])[1] == "the clock is green"
     assert [problem.reason for problem in problems.listed] == [
-        "regions[1]: the box has no area: [20.0, 10.0, -1.0, 50.0]",
-        "regions[2]: 'x' must be a finite number, got None",
-        "image 2 is not in image_data.json",
-        "'regions' must be a list, got None",
+        "regions of image 1: region_id 1382: the box has no area: [20.0, 10.0, -1.0, 50.0]",
+        "regions of image 1: region_id 1382: 'x' must be a finite number, got None",
+        "id 2: the image is not in image_data.json",
+        "id 1: 'regions' must be a list, got None",
     ]
     elsewhere = tmp_path / "other" / "r.json"
     elsewhere.parent.mkdir()
@@ -173,14 +173,16 @@ def test_visual_genome_relationships(tmp_path: Path) -> None:
         "<p>shade</p>[0.100,0.300,0.600,0.550] <p>street</p>[0.700,0.300,0.900,0.600]",
     )
     assert records[0]["id"] == "15927"
-    assert [problem.reason for problem in problems.listed] == ["relationships[1]: expected an object, got NoneType"]
+    assert [problem.reason for problem in problems.listed] == [
+        "relationships of image 1: relationship_id 15927: expected an object, got NoneType"
+    ]
 
 
 def test_bad_image_data(tmp_path: Path) -> None:
     path = genome(tmp_path, "region_descriptions.json", [])
     (tmp_path / "image_data.json").write_text('[{"image_id": 1, "width": 3}]')
     _, problems = run("visual_genome", path)
-    assert [problem.reason for problem in problems.listed] == ["'height' must be a finite number, got None"]
+    assert [problem.reason for problem in problems.listed] == ["image_id 1: 'height' must be a finite number, got None"]
 
 
 def xml(objects: str, size: str = "<width>200</width><height>100</height><depth>3</depth>") -> str:

@@ -85,9 +85,9 @@ def test_vqav2_faults(tmp_path: Path) -> None:
     assert records == []
     assert [(Path(problem.file), problem.reason) for problem in problems.listed] == [
         (questions, "questions: 'question' must be a text that is not empty, got None"),
-        (annotations, "annotations: question_id 1 is not among the questions"),
-        (annotations, "annotations: 'answers' is empty"),
-        (annotations, "annotations: 'answers' must be a list, got None"),
+        (annotations, "annotations: question_id 1: it is not among the questions"),
+        (annotations, "annotations: question_id 9001: 'answers' is empty"),
+        (annotations, "annotations: question_id 9002: 'answers' must be a list, got None"),
     ]
     with pytest.raises(DataError, match=r"VQAv2's annotations file .* is needed as well: give it as the companion"):
         run("vqav2", questions)
@@ -102,7 +102,7 @@ def test_vqav2_image_ids_are_numbers(tmp_path: Path) -> None:
     write(tmp_path / "a_annotations.json", {"annotations": [{"question_id": 1, "answers": answers("x")}]})
     records, problems = run("vqav2", tmp_path)
     assert records == []
-    assert problems.listed[0].reason == "annotations: image_id 'COCO_1.jpg' is not one of COCO's"
+    assert problems.listed[0].reason == "annotations: question_id 1: image_id 'COCO_1.jpg' is not one of COCO's"
 
 
 def test_gqa(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_gqa(tmp_path: Path) -> None:
     records, problems = run("gqa", write(tmp_path / "val_balanced_questions.json", content))
     assert records == [("02930152", "2354786.jpg", "Is the sky dark?" + SHORT, "yes")]
     assert [(problem.line, problem.reason) for problem in problems.listed] == [
-        (11, "'answer' must be a text that is not empty, got ''")
+        (11, "question 07333408: 'answer' must be a text that is not empty, got ''")
     ]
 
 
@@ -147,8 +147,8 @@ def test_ocrvqa(tmp_path: Path) -> None:
         ("B00:0", "B00.jpg", "Genre?" + SHORT, "Law"),
     ]
     assert [problem.reason for problem in problems.listed] == [
-        "question 1: 'answer' must be a text that is not empty, got ' '",
-        "1 questions but 0 answers",
+        "image B00: question 1: 'answer' must be a text that is not empty, got ' '",
+        "image B01: 1 questions but 0 answers",
     ]
     assert [record[0] for record in run("ocrvqa", path, split="test")[0]] == ["B00:0"]
 
@@ -176,15 +176,17 @@ def test_textcaps(tmp_path: Path) -> None:
         ("11:0", "11.jpg", "one"),
         ("11:1", "11.jpg", "two"),
     ]
-    assert problems.count == 1
+    (problem,) = problems.listed
+    assert problem.reason.startswith("image_id 12: 'caption_str' must be a text")
 
 
 def test_llava_in_both_forms(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "A bus."}]
-    content = [
+    content: list[Any] = [
         {"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations": turns},
-        {"id": "text", "conversations": turns},
+        {"id": "text", "conversations": [{"from": "human", "value": "What?"}, turns[1]]},
         {"id": "bad", "conversations": turns[:1]},
+        {"id": "two", "image": ["a.jpg", "b.jpg"], "conversations": turns},
         3,
     ]
     for path in (write(tmp_path / "a.json", content), tmp_path / "a.jsonl"):
@@ -199,9 +201,23 @@ def test_llava_in_both_forms(tmp_path: Path) -> None:
                 "task": "detailed_caption",
                 "conversations": turns,
             },
-            {"id": "text", "task": "detailed_caption", "conversations": turns},
+            {"id": "text", "task": "detailed_caption", "conversations": content[1]["conversations"]},
         ]
         assert [problem.reason for problem in problems.listed] == [
-            "the last message is the user's, expected the assistant's",
+            "id bad: the last message is the user's, expected the assistant's",
+            "id two: 'image' names 2 images; a sample has one at most",
             "expected an object, got int",
         ]
+
+
+def test_vqav2_questions_with_one_id(tmp_path: Path) -> None:
+    """Two files were joined: whose answer it is cannot be known."""
+    asked = [{"image_id": n, "question": f"Why {n}?", "question_id": 7} for n in (1, 2)]
+    write(tmp_path / "a_questions.json", {"data_subtype": "val2014", "questions": asked})
+    write(tmp_path / "a_annotations.json", {"annotations": [{"question_id": 7, "answers": answers("x")}]})
+    records, problems = run("vqav2", tmp_path)
+    assert records == []
+    assert [problem.reason for problem in problems.listed] == [
+        "questions: id 7 is there 2 times, with different content; what refers to it is left out",
+        "annotations: question_id 7: id 7 is there more than once among the questions, with different content",
+    ]
