@@ -43,7 +43,7 @@ def evaluate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     import sphinxkit
-    from sphinxkit.cli.score import tell_report
+    from sphinxkit.cli.score import print_report
     from sphinxkit.evaluation import benchmarks
 
     name = benchmarks.get(benchmark).name
@@ -64,4 +64,6 @@ def evaluate(
             run_facts={"model": tell_checkpoint(checkpoint), "device": str(model.device)},
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    tell_report(report, as_json)
+    print_report(report, as_json)
+    if report.is_doubtful:
+        raise typer.Exit(1)

@@ -37,7 +37,7 @@ def score(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Score a file of predictions by the benchmark's own rules. The exit code is 1 where no answer could be read.
+    """Score a file of predictions by the benchmark's own rules.
 
     Example:
 
@@ -45,20 +45,14 @@ def score(
     """
     import sphinxkit
 
-    tell_report(sphinxkit.score(benchmark, annotations, predictions), as_json)
+    print_report(sphinxkit.score(benchmark, annotations, predictions), as_json)
 
 
-def tell_report(report: Report, as_json: bool) -> None:
-    """Print a report as one JSON object or as a table; exit code 1 where it is doubtful."""
+def print_report(report: Report, as_json: bool) -> None:
+    """Print a report as one JSON object or as a table."""
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
-    else:
-        _print(report)
-    if report.is_doubtful:
-        raise typer.Exit(1)
-
-
-def _print(report: Report) -> None:
+        return
     typer.echo(f"{report.benchmark}: {report.count} questions, metric {report.metric}")
     rows = [(name, _number(value), _number(lenient)) for name, value, lenient in _rows(report.scores, report.lenient)]
     width = max(len(name) for name, _, _ in rows)

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 SampleType = Literal["text", "image-text"]
 
 IMAGE_KEY = b'"image'  # begins the keys "image" and "images" in a line of JSON
+HEAD = 4096  # bytes that are looked at to tell text from other files; our choice
+MAGICS = {
+    b"\x1f\x8b": "gzip file",
+    b"PK\x03\x04": "zip archive",
+    b"\x28\xb5\x2f\xfd": "zstd file",
+    b"PAR1": "Parquet file",
+    b"BZh": "bzip2 file",
+    b"\xfd7zXZ": "xz file",
+}
 NEW_FILE_HINT = "make one with `sphinxkit convert-data FILE --format llava --output FILE.jsonl`"
 
 
@@ -62,6 +71,22 @@ class Sample:
             raise DataError(f"sample {self.id}: {error}") from error
 
 
+def _refuse_binary(path: Path, head: bytes) -> None:
+    """Refuse archives, compressed files and tables, which hold zero bytes or no UTF-8.
+
+    Raises:
+        DataError: The file begins like one.
+    """
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        text = "" if error.start >= len(head) - 3 else "\0"  # a character may be cut off at the end
+    if "\0" in text:
+        kind = next((name for magic, name in MAGICS.items() if head.startswith(magic)), None)
+        kind = kind or ("tar archive" if head[257:262] == b"ustar" else "binary file")
+        raise DataError(f"{path}: expected JSON lines, got a {kind}; unpack or convert it first")
+
+
 @dataclass(slots=True)
 class JsonLinesFile:
     """A JSON-lines file with the place of every line, so that any record can be read at once.
@@ -71,7 +96,7 @@ class JsonLinesFile:
     Args:
         path: The file; lines that are empty are passed over.
     Raises:
-        DataError: It cannot be read, holds no records, or is a JSON list.
+        DataError: It cannot be read, holds no records, or is a JSON list or a binary file.
     """
 
     path: Path
@@ -85,6 +110,8 @@ class JsonLinesFile:
         self._offsets, self._lines, self._images = array("Q"), array("Q"), bytearray()
         try:
             with self.path.open("rb") as file:
+                _refuse_binary(self.path, file.read(HEAD))
+                file.seek(0)
                 offset = 0
                 for number, line in enumerate(file, 1):
                     if not self._offsets and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):

@@ -21,6 +21,7 @@ from sphinxkit.evaluation.text import (
 )
 from sphinxkit.evaluation.vqa import normalize_vqa_answer, vqa_accuracy
 from sphinxkit.formatters import tasks
+from sphinxkit.formatters.tasks.multiple_choice import LETTERS
 from sphinxkit.geometry import ImageGeometry
 
 # Source: Fu et al., MME, arXiv:2306.13394, table 1; the names are those of its folders.
@@ -60,10 +61,13 @@ def _empty(records: Sequence[Record]) -> int:
 
 
 def _lenient_choice(prediction: str, gold: str) -> bool:
-    """``choice_match``, or the task's parser finds the letter ("The answer is (B)"); other text is VQA-normalised."""
+    """``choice_match``, or the task's parser finds the letter ("The answer is (B)"); other text is VQA-normalised.
+
+    The reference's letter rule ends with E; here every capital letter alone is one.
+    """
     if choice_match(prediction, gold):
         return True
-    if gold in OPTION_LETTERS:
+    if len(gold) == 1 and gold in LETTERS:
         return tasks.create("multiple_choice").parse(prediction, NO_GEOMETRY).items == (gold,)
     return normalize_vqa_answer(prediction) == normalize_vqa_answer(gold)
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import pickle
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,24 @@ def test_images(tmp_path: Path) -> None:
     assert text.type == "text"
     with pytest.raises(DataError, match="sample s:2: it has no image"):
         text.open_image()
+
+
+def test_binary_files_are_refused_when_they_are_opened(tmp_path: Path) -> None:
+    plain = tmp_path / "a.jsonl"
+    plain.write_text('{"text": "' + "ä" * 4000 + '"}\n')
+    assert len(JsonLinesFile(plain)) == 1  # the last character of the head is cut off
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(plain, "a.jsonl")
+    (tmp_path / "a.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1\x15\x04\x00\x15")
+    (tmp_path / "a.bin").write_bytes(b"\x00\x01")
+    for name, kind in (
+        ("tar", "tar archive"),
+        ("gz", "gzip file"),
+        ("parquet", "Parquet file"),
+        ("bin", "binary file"),
+    ):
+        with pytest.raises(
+            DataError, match=rf"a\.{name}: expected JSON lines, got a {kind}; unpack or convert it first"
+        ):
+            JsonLinesFile(tmp_path / f"a.{name}")

@@ -44,6 +44,23 @@ def test_the_lenient_reading_takes_whatever_the_strict_one_takes() -> None:
     assert result.scores["categories"] == result.lenient["categories"] == {"OCR": 200.0}
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "strict", "lenient"),
+    [
+        ("**B**", "B", 0.0, 1.0),
+        ("E. fish", "E", 1.0, 1.0),
+        ("F. fish", "F", 0.0, 1.0),  # the reference's rule ends with E
+        ("The answer is F", "F", 0.0, 1.0),
+        ("The answer is Z.", "Z", 0.0, 1.0),
+        ("G. goat", "F", 0.0, 0.0),
+        ("The answer is B", "C", 0.0, 0.0),
+    ],
+)
+def test_letters_of_choices(answer: str, gold: str, strict: float, lenient: float) -> None:
+    result = metrics.score("accuracy", _records([(answer, gold)]))
+    assert (result.scores["accuracy"], result.lenient["accuracy"]) == (strict, lenient)
+
+
 def test_accuracy_takes_the_best_of_several_gold_answers() -> None:
     assert metrics.score("accuracy", _records([("two", ["2", "two"]), ("3", 3)])).scores == {"accuracy": 1.0}
 

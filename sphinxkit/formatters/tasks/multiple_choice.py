@@ -22,8 +22,12 @@ _PLACES = (
 )
 
 
+_MARKUP = re.compile("[*`]")  # Markdown's bold, italics and code
+
+
 def _find_letter(words: str) -> str | None:
     """The letter in an answer of other words."""
+    words = _MARKUP.sub("", words).strip()
     if len(words) == 1 and words.upper() in LETTERS:
         return words.upper()
     return next((found.group(1) for place in _PLACES if (found := place.search(words))), None)
@@ -103,7 +107,7 @@ class MultipleChoice(Task[MultipleChoiceSample, str]):
         return LETTERS[sample.answer]
 
     def parse(self, text: str, geometry: ImageGeometry | None = None) -> ParseResult[str]:
-        """The letter: alone (a small one is a repair), first ("B. Low", "(B)") or stated ("the answer is B")."""
+        """The letter: alone (a small one is a repair), first ("B. Low", "(B)") or stated ("the answer is **B**")."""
         words = text.strip()
         strict = words.removeprefix(self.answer_start).strip() if self.answer_start else words
         if len(strict) == 1 and strict in LETTERS:
