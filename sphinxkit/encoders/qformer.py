@@ -1,4 +1,4 @@
-"""BLIP-2's EVA ViT-g tower and Q-Former: a fixed number of query tokens that read an image."""
+"""BLIP-2's Q-Former on its EVA tower: a fixed number of query tokens that read an image."""
 
 from __future__ import annotations
 
@@ -7,162 +7,16 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
+from sphinxkit.encoders.eva import INIT_STD, EvaVisionTower, LayerStack
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.blip2 import BLIP2_FORMATS
 from sphinxkit.encoders.layers import attend, count_layers
 from sphinxkit.encoders.positions import grid_side, resample_positions
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
-
-# Standard deviation of random weights. Source: BERT, arXiv:1810.04805 (initializer_range).
-_INIT_STD = 0.02
-
-
-class _VisionEmbeddings(nn.Module):
-    """Patch convolution with bias, class token and positions: (B, 3, S, S) -> (B, 1 + H*W, D)."""
-
-    def __init__(self, dim: int, patch_size: int, num_patches: int) -> None:
-        super().__init__()
-        self.class_embedding = nn.Parameter(torch.randn(1, 1, dim) * _INIT_STD)
-        self.position_embedding = nn.Parameter(torch.randn(1, num_patches + 1, dim) * _INIT_STD)
-        self.patch_embedding = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Run it.
-
-        Shape:
-        pixels: (B, 3, S, S)
-        return: (B, 1 + H*W, D)
-        """
-        patches = rearrange(self.patch_embedding(pixels), "b d h w -> b (h w) d")
-        class_token = self.class_embedding.expand(patches.shape[0], -1, -1)
-        return torch.cat([class_token, patches], dim=1) + self.position_embedding
-
-
-class _VisionAttention(nn.Module):
-    """Self-attention of the tower; one projection with one bias gives queries, keys and values."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.projection = nn.Linear(dim, dim)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Run it.
-
-        Shape:
-        hidden, return: (B, N, D)
-        """
-        query, key, value = self.qkv(hidden).chunk(3, dim=-1)
-        out: Tensor = self.projection(attend(query, key, value, self.num_heads))
-        return out
-
-
-class _VisionMlp(nn.Module):
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Run it.
-
-        Shape:
-        hidden, return: (B, N, D)
-        """
-        out: Tensor = self.fc2(F.gelu(self.fc1(hidden)))
-        return out
-
-
-class _VisionBlock(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, dim: int, num_heads: int, hidden_dim: int, norm_eps: float) -> None:
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.self_attn = _VisionAttention(dim, num_heads)
-        self.layer_norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = _VisionMlp(dim, hidden_dim)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Run it.
-
-        Shape:
-        hidden, return: (B, N, D)
-        """
-        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
-        out: Tensor = hidden + self.mlp(self.layer_norm2(hidden))
-        return out
-
-
-class _Layers(nn.Module):
-    """A stack under a given attribute name, as the checkpoints have it (``layers`` and ``layer``)."""
-
-    def __init__(self, attribute: str, blocks: list[nn.Module]) -> None:
-        super().__init__()
-        self.attribute = attribute
-        self.add_module(attribute, nn.ModuleList(blocks))
-
-    def forward(self, hidden: Tensor, *context: Tensor) -> Tensor:
-        """Run it.
-
-        Shape:
-        hidden, return: (B, N, D)
-        context: (B, M, C), for blocks that take it
-        """
-        for block in self.get_submodule(self.attribute).children():
-            hidden = block(hidden, *context)
-        return hidden
-
-
-class EvaVisionTower(nn.Module):
-    """EVA's ViT as BLIP-2 uses it: pre-norm blocks, no norm before them, the last norm on every token.
-
-    Args:
-        image_size: Side of the input in pixels.
-        patch_size: Side of a patch in pixels.
-        embed_dim: Width D.
-        num_layers: Blocks.
-        num_heads: Attention heads.
-        hidden_dim: Width of the feed-forward layers.
-        norm_eps: Epsilon of every LayerNorm.
-    Shape:
-        pixels: (B, 3, image_size, image_size)
-        return: (B, 1 + H*W, D), class token first
-    Source: EVA, arXiv:2211.07636; BLIP-2, arXiv:2301.12597, section 3.1.
-    """
-
-    def __init__(
-        self,
-        image_size: int,
-        patch_size: int,
-        embed_dim: int,
-        num_layers: int,
-        num_heads: int,
-        hidden_dim: int,
-        norm_eps: float,
-    ) -> None:
-        super().__init__()
-        self.embeddings = _VisionEmbeddings(embed_dim, patch_size, (image_size // patch_size) ** 2)
-        self.encoder = _Layers(
-            "layers", [_VisionBlock(embed_dim, num_heads, hidden_dim, norm_eps) for _ in range(num_layers)]
-        )
-        self.post_layernorm = nn.LayerNorm(embed_dim, eps=norm_eps)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Tokens of a batch of views.
-
-        Shape:
-            pixels: (B, 3, image_size, image_size)
-            return: (B, 1 + H*W, D), class token first
-        """
-        out: Tensor = self.post_layernorm(self.encoder(self.embeddings(pixels)))
-        return out
 
 
 class _QueryAttention(nn.Module):
@@ -176,11 +30,11 @@ class _QueryAttention(nn.Module):
         self.value = nn.Linear(context_dim, dim)
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """Run it.
+        """Run the module.
 
         Shape:
-        hidden, return: (B, N, D)
-        context: (B, M, C)
+            hidden, return: (B, N, D)
+            context: (B, M, C)
         """
         return attend(self.query(hidden), self.key(context), self.value(context), self.num_heads)
 
@@ -194,11 +48,11 @@ class _ResidualOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
-        """Run it.
+        """Run the module.
 
         Shape:
-        hidden: (B, N, in_dim)
-        residual, return: (B, N, D)
+            hidden: (B, N, in_dim)
+            residual, return: (B, N, D)
         """
         out: Tensor = self.LayerNorm(self.dense(hidden) + residual)
         return out
@@ -211,11 +65,11 @@ class _QueryAttentionBlock(nn.Module):
         self.output = _ResidualOutput(dim, dim, norm_eps)
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """Run it.
+        """Run the module.
 
         Shape:
-        hidden, return: (B, N, D)
-        context: (B, M, C)
+            hidden, return: (B, N, D)
+            context: (B, M, C)
         """
         out: Tensor = self.output(self.attention(hidden, context), hidden)
         return out
@@ -227,11 +81,11 @@ class _Intermediate(nn.Module):
         self.dense = nn.Linear(dim, hidden_dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run it.
+        """Run the module.
 
         Shape:
-        hidden: (B, N, D)
-        return: (B, N, hidden_dim)
+            hidden: (B, N, D)
+            return: (B, N, hidden_dim)
         """
         return F.gelu(self.dense(hidden))
 
@@ -249,11 +103,11 @@ class _QueryLayer(nn.Module):
         self.output_query = _ResidualOutput(hidden_dim, dim, norm_eps)
 
     def forward(self, hidden: Tensor, image_tokens: Tensor) -> Tensor:
-        """Run it.
+        """Run the module.
 
         Shape:
-        hidden, return: (B, N, D)
-        image_tokens: (B, M, C)
+            hidden, return: (B, N, D)
+            image_tokens: (B, M, C)
         """
         hidden = self.attention(hidden, hidden)
         if self.has_cross_attention:
@@ -295,7 +149,7 @@ class QFormer(nn.Module):
         super().__init__()
         self.layernorm = nn.LayerNorm(embed_dim, eps=norm_eps)
         contexts = [context_dim if index % cross_attention_frequency == 0 else None for index in range(num_layers)]
-        self.encoder = _Layers(
+        self.encoder = LayerStack(
             "layer", [_QueryLayer(embed_dim, context, num_heads, hidden_dim, norm_eps) for context in contexts]
         )
 
@@ -303,9 +157,9 @@ class QFormer(nn.Module):
         """Let the queries read the image.
 
         Shape:
-            queries: (B, N, D)
-            image_tokens: (B, M, context_dim)
-            return: (B, N, D)
+                queries: (B, N, D)
+                image_tokens: (B, M, context_dim)
+                return: (B, N, D)
         """
         out: Tensor = self.encoder(self.layernorm(queries), image_tokens)
         return out
@@ -326,7 +180,7 @@ class Blip2Trunk(nn.Module):
 
     def __init__(self, vision_model: EvaVisionTower, qformer: QFormer, num_query_tokens: int, embed_dim: int) -> None:
         super().__init__()
-        self.query_tokens = nn.Parameter(torch.randn(1, num_query_tokens, embed_dim) * _INIT_STD)
+        self.query_tokens = nn.Parameter(torch.randn(1, num_query_tokens, embed_dim) * INIT_STD)
         self.vision_model = vision_model
         self.qformer = qformer
 
@@ -334,8 +188,8 @@ class Blip2Trunk(nn.Module):
         """Let the learnt queries read each view.
 
         Shape:
-            pixels: (B, 3, S, S)
-            return: (B, N, D)
+                pixels: (B, 3, S, S)
+                return: (B, N, D)
         """
         image_tokens = self.vision_model(pixels)
         out: Tensor = self.qformer(self.query_tokens.expand(image_tokens.shape[0], -1, -1), image_tokens)
@@ -358,8 +212,8 @@ class QFormerEncoder(Encoder):
         """Bicubic, not antialiased. Source: salesforce/LAVIS, lavis/models/eva_vit.py, interpolate_pos_embed.
 
         Shape:
-            positions: (1, 1 + n*n, D)
-            return: (1, 1 + grid*grid, D)
+                positions: (1, 1 + n*n, D)
+                return: (1, 1 + grid*grid, D)
         """
         return resample_positions(positions, grid, antialias=False)
 
@@ -401,8 +255,8 @@ class QFormerEncoder(Encoder):
         """Run the network on prepared pixels.
 
         Shape:
-            pixels: (B, 3, input_size, input_size)
-            return: prefix (B, N, D), patches (B, 0, D)
+                pixels: (B, 3, input_size, input_size)
+                return: prefix (B, N, D), patches (B, 0, D)
         """
         queries = self.trunk(pixels)
         return VisionFeatures(prefix=queries, patches=queries[:, :0], grid=(0, 0))

@@ -39,8 +39,8 @@ class TimmEncoder(Encoder):
         """Run the network on prepared pixels.
 
         Shape:
-            pixels: (B, 3, input_size, input_size)
-            return: prefix (B, P, D), patches (B, H*W, D)
+                pixels: (B, 3, input_size, input_size)
+                return: prefix (B, P, D), patches (B, H*W, D)
         """
         trunk: Any = self.trunk
         hidden: Tensor = trunk.forward_features(pixels)
@@ -62,7 +62,7 @@ class _ForwardFeatures(nn.Module):
         """Run the trunk.
 
         Shape:
-            pixels: (B, 3, S, S)
+                pixels: (B, 3, S, S)
         """
         trunk: Any = self.trunk
         return trunk.forward_features(pixels)

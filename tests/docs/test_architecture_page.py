@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 import threading
@@ -14,8 +15,11 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import sphinxkit
+from sphinxkit.data.converters import Source, convert
+from sphinxkit.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(sphinxkit.__file__).parent
@@ -126,3 +130,27 @@ def test_an_image_and_a_question_to_an_answer(checkpoint: Path) -> None:
 
 def test_two_checkpoints_to_a_mixed_one(checkpoint: Path, tmp_path: Path) -> None:
     check_order(MIX, lambda: sphinxkit.mix([checkpoint, checkpoint], tmp_path / "mixed", beta=0.5))
+
+
+@pytest.mark.usefixtures("checkpoint")  # its libraries are imported then, which counts for no test
+def test_a_coco_annotation_to_a_loss(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    annotations = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 30, 20], "iscrowd": 0}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(annotations))
+    lines = tmp_path / "detection.jsonl"
+    stream = {"mixture": {"sources": [{"path": str(lines), "type": "image-text"}]}, "batch_size": 1}
+    recipe = {
+        **{"kind": "train", "model": "sphinx_micro", "allow_random_encoders": True, "data": {"captions": stream}},
+        **{"steps": 1, "lr": 1e-3, "device": "cpu", "dtype": "float32", "pack_tokens": 512, "num_workers": 0},
+        **{"output": str(tmp_path / "run"), "export": False, "save_every": None},
+    }
+
+    def learn() -> None:
+        convert(Source(tmp_path / "coco.json"), "coco", "detection", lines)
+        train(recipe)
+
+    check_order(COCO, learn)
