@@ -241,9 +241,8 @@ class ContinuousBatch:
         sampler = Sampler(sequences, num_passes, cache.device, self._choices)
         chosen = []
         for _ in range(num_passes):
-            logits = self._llm.decode(
-                self._last_tokens[:, None].clamp(min=0), cache
-            )  # a failed sequence reads anything
+            tokens = self._last_tokens[:, None].clamp(min=0)  # a sequence that failed reads anything
+            logits = self._llm.decode(tokens, cache)
             self._last_tokens = sampler.choose(logits[:, -1])
             chosen.append(self._last_tokens)
         for sequence, tokens in zip(sequences, torch.stack(chosen, dim=1).tolist(), strict=True):

@@ -421,7 +421,7 @@ class SphinxModel(nn.Module):
         num_draft_tokens: int | None,
     ) -> Decoder:
         count = 1 if isinstance(prompts, str) or not isinstance(prompts, Sequence) else len(prompts)
-        seeds = list(seed) if isinstance(seed, Sequence) and not isinstance(seed, str) else [seed] * count
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
         if len(seeds) != count:
             raise DataError(f"{len(seeds)} seeds for {count} prompts; give one, or one each")
         own = [dataclasses.replace(sampling, seed=each) for each in seeds]
