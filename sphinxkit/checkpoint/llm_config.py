@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,19 @@ def embedding_rows(tensors: Mapping[str, LazyTensor]) -> int | None:
     return tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else None
 
 
-def model_recipe(llm: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A recipe of kind model from its parts; without ``vision`` of a text-only model."""
+def model_recipe(
+    llm: Mapping[str, Any], vision: Mapping[str, Any] | None = None, end_ids: Sequence[int] = ()
+) -> dict[str, Any]:
+    """A recipe of kind model from its parts.
+
+    Args:
+        llm: The language model.
+        vision: The vision tower; None for a text-only model.
+        end_ids: Ids that end an answer, beside the tokenizer's end-of-sentence.
+    """
     seen = {} if vision is None else {"vision": dict(vision)}
-    return {"kind": "model", **seen, "llm": dict(llm), "conversation": "sphinx_v1"}
+    ends = {"end_ids": list(end_ids)} if end_ids else {}
+    return {"kind": "model", **seen, "llm": dict(llm), "conversation": "sphinx_v1", **ends}
 
 
 def refuse_experts(names: Iterable[str], where: str) -> None:

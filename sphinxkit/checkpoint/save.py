@@ -15,7 +15,7 @@ from sphinxkit.atomic import atomic_directory
 from sphinxkit.checkpoint.formats import Format, get_format
 from sphinxkit.checkpoint.llm_config import EMBEDDING
 from sphinxkit.checkpoint.opened import Checkpoint
-from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME
+from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME, tokenizer_size
 from sphinxkit.checkpoint.writing import Progress, TensorInput, WriteOptions, specs_of
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_source import TensorSource
@@ -88,6 +88,8 @@ def save(
     num_bytes = sum(spec.num_bytes for part_ in (chosen, carried) if part_ is not None for spec in specs_of(part_))
     try:
         content = Path(tokenizer).read_bytes() if isinstance(tokenizer, str | Path) else tokenizer
+        if content is not None:
+            _check_vocabulary(target, content, chosen, layout)
         options = WriteOptions(recipe, recipe_yaml, num_shards or 1, max_shard_bytes, checksum, delta, content)
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
@@ -100,8 +102,6 @@ def save(
                 (folder / name).write_text(text, encoding="utf-8", newline="\n")
             if content is not None:
                 (folder / TOKENIZER_NAME).write_bytes(content)
-                rows = chosen.shape(EMBEDDING)[0] if EMBEDDING in chosen.keys() else None  # noqa: SIM118
-                layout.tokenizer(folder, rows)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(f"{target}: the disk is full; nothing was left behind") from error
@@ -121,6 +121,22 @@ def _check_target(target: Path, overwrite: bool) -> None:
         )
     if items and not overwrite:
         raise CheckpointError(f"{target}: exists already; pass overwrite=True (--overwrite) to replace it")
+
+
+def _check_vocabulary(target: Path, tokenizer: bytes, source: TensorInput, format: Format) -> None:
+    if EMBEDDING not in source.keys():  # noqa: SIM118
+        return
+    rows, size = source.shape(EMBEDDING)[0], tokenizer_size(tokenizer)
+    if size > rows:
+        raise CheckpointError(
+            f"{target}: the tokenizer has {size} pieces but the embedding has {rows} rows; it is not the tokenizer "
+            "this model was trained with"
+        )
+    if size < rows and not format.may_pad_vocabulary:
+        raise CheckpointError(
+            f"{target}: the embedding has {rows} rows and the tokenizer {size} pieces; format {format.name!r} has no "
+            "place for rows beyond the tokenizer (padding, tokens that were added); write format sphinxkit or hf"
+        )
 
 
 def _check_contents(

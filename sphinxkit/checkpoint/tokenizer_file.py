@@ -9,18 +9,23 @@ from sphinxkit.errors import CheckpointError
 TOKENIZER_NAME = "tokenizer.model"
 
 
-def tokenizer_size(path: Path) -> int:
+def tokenizer_size(model: Path | bytes) -> int:
     """Number of pieces in a SentencePiece model.
 
+    Args:
+        model: Its file, or the file's content.
     Raises:
-        CheckpointError: The file is not one.
+        CheckpointError: It is not one.
     """
     from sentencepiece import SentencePieceProcessor
 
     try:
-        return int(SentencePieceProcessor(model_file=str(path)).get_piece_size())
+        if isinstance(model, bytes):
+            return int(SentencePieceProcessor(model_proto=model).get_piece_size())
+        return int(SentencePieceProcessor(model_file=str(model)).get_piece_size())
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a SentencePiece model: {error}") from error
+        where = "the tokenizer" if isinstance(model, bytes) else str(model)
+        raise CheckpointError(f"{where}: not a SentencePiece model: {error}") from error
 
 
 def find_tokenizer(folder: Path, rows: int | None, allow_more_rows: bool = False) -> Path | None:

@@ -183,12 +183,16 @@ def assemble(recipe: Recipe, place: Place, place_llm: Place, tokenizer: Tokenize
             f"recipe {recipe.source or recipe.name}: the tokenizer has {tokenizer.vocab_size} pieces, but "
             f"llm.vocab_size is {llm.vocab_size}"
         )
+    beyond = [token for token in spec.end_ids if token >= llm.vocab_size]
+    if beyond:
+        raise RecipeError(f"end_ids: {beyond[0]} is outside the vocabulary of {llm.vocab_size} (llm.vocab_size)")
     template = partial(formatters.create, spec.conversation.type, **spec.conversation.options)
     return SphinxModel(
         llm,
         vision,
         tokenizer=tokenizer,
         conversation=_at("conversation", _call, template),
+        end_ids=spec.end_ids,
         recipe_yaml=Recipe(recipe.resolved() | {"tokenizer": None}).to_yaml(),
     )
 

@@ -88,6 +88,7 @@ class ModelSpec(_Strict):
     llm: Component
     conversation: Component = ComponentSpec("sphinx_v1")
     tokenizer: str | None = None  # a SentencePiece model beside the recipe
+    end_ids: list[Annotated[int, Field(ge=0)]] = []  # they end an answer, beside the tokenizer's end-of-sentence
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,3 +96,14 @@ def test_parts_that_do_not_fit(micro: dict[str, Any]) -> None:
     model = build(changed(micro, branches=branches[1:]))
     with pytest.raises(ShapeError, match="has no patches"):
         model.encode_images(torch.zeros(1, 3, 448, 448))
+
+
+def test_end_ids() -> None:
+    document = {"kind": "model", "llm": {"type": "llama", "vocab_size": 512, "embed_dim": 8, "num_layers": 1}}
+    document["llm"] |= {"num_heads": 2, "hidden_dim": 8}
+    assert build(document).end_ids == ()
+    assert build(document | {"end_ids": [2, 511]}).end_ids == (2, 511)
+    with pytest.raises(RecipeError, match=r"end_ids: 512 is outside the vocabulary of 512"):
+        build(document | {"end_ids": [2, 512]})
+    with pytest.raises(RecipeError, match=r"end_ids\[1\]"):
+        build(document | {"end_ids": [2, -1]})

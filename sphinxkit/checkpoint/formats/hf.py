@@ -40,10 +40,12 @@ from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.tensor_files.files import read_json, read_tensor_files
 
 CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
 _INDEX = "model.safetensors.index.json"
 _HEAD = "llm.lm_head.weight"
 _HF_EMBEDDING = "model.embed_tokens.weight"
 _MAX_POSITIONS = 2048  # transformers' default of max_position_embeddings, LlamaConfig
+_LLAMA_EOS = 2  # transformers' default of eos_token_id, LlamaConfig; it is Llama's tokenizer's own
 _NORM_EPS = 1e-6  # transformers' default of rms_norm_eps, LlamaConfig
 
 _HF_LAYER, _OUR_LAYER = "model.layers.{}.", "llm.layers.{}."
@@ -187,6 +189,20 @@ def hf_from_numbers(numbers: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     }
 
 
+def _end_ids(folder: Path, config: Mapping[str, Any], vocab_size: int) -> list[int]:
+    """Ids of ``eos_token_id`` (one or a list), where they are others than Llama's own."""
+    files = [config]
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        files.append(read_json(folder / GENERATION_CONFIG_NAME))
+    found: list[int] = []
+    for content in files:
+        value = content.get("eos_token_id")
+        for token in value if isinstance(value, list) else [value]:
+            if isinstance(token, int) and 0 <= token < vocab_size and token not in found:
+                found.append(token)
+    return [] if found == [_LLAMA_EOS] else found
+
+
 def _check_tie(tensors: Mapping[str, MergedTensor], config_path: Path) -> None:
     head, embedding = tensors.get(_HEAD), tensors[EMBEDDING]
     if head is not None and not bitwise_equal(head.read(), embedding.read()):
@@ -263,7 +279,7 @@ class HuggingFace(Format):
             self.name,
             merged,
             files,
-            recipe=model_recipe(llm),
+            recipe=model_recipe(llm, end_ids=_end_ids(folder, config, llm["vocab_size"])),
             tokenizer_path=self.tokenizer(folder, embedding_rows(merged)),
             metadata={"config": config, "num_shards": len(files)},
             checks=partial(torch_files_checks, [file for file in files if file.suffix != ".safetensors"]),
@@ -279,7 +295,10 @@ class HuggingFace(Format):
         )
         pieces = pieces_of(source, hf_key_map(), conversion=convert)
         weight_map, written = write_safetensors_shards(folder, source, pieces, options.max_shard_bytes, checksum=False)
-        texts = {CONFIG_NAME: json_text(hf_from_numbers(numbers, str(source.dtype(EMBEDDING)).removeprefix("torch.")))}
+        config = hf_from_numbers(numbers, str(source.dtype(EMBEDDING)).removeprefix("torch."))
+        if options.recipe is not None and options.recipe.get("end_ids"):
+            config["eos_token_id"] = options.recipe["end_ids"]
+        texts = {CONFIG_NAME: json_text(config)}
         if len(written) > 1:
             total = sum(piece.spec.num_bytes for piece in pieces)
             texts[_INDEX] = json_text({"metadata": {"total_size": total}, "weight_map": weight_map})

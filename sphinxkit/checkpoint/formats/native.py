@@ -98,6 +98,7 @@ class Native(Format):
     name = NAME
     looks_like = "sphinxkit's index"
     has_unused = True
+    may_pad_vocabulary = True
 
     def detect(self, folder: Path) -> bool:
         """Whether the folder's index says that it is sphinxkit's own."""

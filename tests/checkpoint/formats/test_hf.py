@@ -209,7 +209,7 @@ def test_a_tokenizer_may_have_fewer_pieces_than_rows_but_not_more(
     source, recipe = text_model
     tokenizer = golden / "llama_ens" / "tokenizer.model"
     with pytest.raises(
-        CheckpointError, match=r"tokenizer.model: the tokenizer has 512 pieces but the embedding has 24"
+        CheckpointError, match=r"hf: the tokenizer has 512 pieces but the embedding has 24 rows; it is not the"
     ):
         checkpoint.save(tmp_path / "hf", source, format="hf", recipe=recipe, tokenizer=tokenizer)
     assert list(tmp_path.iterdir()) == []
@@ -222,6 +222,54 @@ def test_a_tokenizer_may_have_fewer_pieces_than_rows_but_not_more(
     with checkpoint.open(folder) as opened:
         assert opened.tokenizer_path == folder / "tokenizer.model"
         assert opened.recipe["llm"]["vocab_size"] == 520
+
+
+@pytest.mark.parametrize(
+    ("config", "generation_config", "expected"),
+    [
+        ({"eos_token_id": 2}, None, None),
+        ({"eos_token_id": None}, None, None),
+        ({"eos_token_id": 5}, None, [5]),
+        ({"eos_token_id": [2, 5]}, None, [2, 5]),
+        ({"eos_token_id": 2}, {"eos_token_id": [2, 7, 5]}, [2, 7, 5]),
+        ({"eos_token_id": [5, 99999]}, {}, [5]),  # an id without a row is never written
+    ],
+)
+def test_ids_that_end_an_answer(
+    folder: Path,
+    tmp_path: Path,
+    write_json: Callable[..., Path],
+    config: dict[str, object],
+    generation_config: dict[str, object] | None,
+    expected: list[int] | None,
+) -> None:
+    write_json(folder / "config.json", **config)
+    if generation_config is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation_config))
+    with checkpoint.open(folder) as opened:
+        assert opened.recipe.get("end_ids") == expected
+        again = checkpoint.save(tmp_path / "again", opened, format="hf")
+    assert json.loads((again / "config.json").read_text()).get("eos_token_id") == expected
+
+
+def test_rows_beyond_the_tokenizer(tmp_path: Path, text_model: Model, golden: Path) -> None:
+    """Formats that have a place for them keep them; the others say so before anything is written."""
+    source, recipe = text_model
+    padded = {key: source.read(key) for key in source.keys()}  # noqa: SIM118
+    for key in ("llm.embed_tokens.weight", "llm.lm_head.weight"):
+        padded[key] = torch.ones(513, 32)
+    how = {"recipe": recipe, "tokenizer": golden / "llama_ens" / "tokenizer.model"}
+    for name in ("sphinxkit", "hf"):
+        folder = checkpoint.save(tmp_path / name, MappingSource(padded), format=name, **how)
+        with checkpoint.open(folder) as opened:
+            assert opened.shape("llm.embed_tokens.weight") == (513, 32)
+            assert opened.tokenizer_path == folder / "tokenizer.model"
+    for name in ("sphinx", "meta"):
+        with pytest.raises(
+            CheckpointError, match=rf"513 rows and the tokenizer 512 pieces; format '{name}' has no place"
+        ):
+            checkpoint.save(tmp_path / name, MappingSource(padded), format=name, **how)
+        assert not (tmp_path / name).exists()
 
 
 def test_a_head_of_its_own_beside_tied_embeddings(folder: Path, write_json: Callable[..., Path]) -> None:
