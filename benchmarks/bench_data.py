@@ -84,10 +84,10 @@ def convert_ours_setup(path: str) -> None:
 
 def convert_ours(path: str) -> Sample:
     """``sphinxkit convert-data``, without the command line."""
-    from sphinxkit.data.converters import Source, convert
+    from sphinxkit.data.converters import Source, convert_data
 
     begin = time.perf_counter()
-    report = convert(Source(Path(path)), "coco", "detection", Path(path).with_suffix(".ours.jsonl"))
+    report = convert_data(Source(Path(path)), "coco", "detection", Path(path).with_suffix(".ours.jsonl"))
     return Sample(time.perf_counter() - begin, extra={"conversations": report.num_written})
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sphinxkit.version import __version__
 
 if TYPE_CHECKING:
+    from sphinxkit.data.converters.convert import convert_data
     from sphinxkit.evaluation.benchmarks import score
     from sphinxkit.evaluation.parity import verify
     from sphinxkit.evaluation.run import evaluate
@@ -34,6 +35,7 @@ _HOMES = {
     "build": "sphinxkit.recipe.build",
     "check": "sphinxkit.recipe.check",
     "convert": "sphinxkit.recipe.convert",
+    "convert_data": "sphinxkit.data.converters.convert",
     "diff": "sphinxkit.recipe.differences",
     "evaluate": "sphinxkit.evaluation.run",
     "extract_delta": "sphinxkit.recipe.deltas",
@@ -63,6 +65,7 @@ __all__ = [
     "build",
     "check",
     "convert",
+    "convert_data",
     "diff",
     "evaluate",
     "extract_delta",

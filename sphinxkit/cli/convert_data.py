@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,22 +41,21 @@ def convert_data(
 
     `sphinxkit convert-data questions.json --format vqav2 --companion annotations.json --task vqa -o vqa.jsonl`
     """
-    import json
-    import sys
-
     from rich.console import Console
 
-    from sphinxkit.data import converters
+    import sphinxkit
 
     if as_json and output is None:
         raise typer.BadParameter("--json needs --output, as the conversations would go to stdout as well")
     console = Console(stderr=True)
     with console.status(f"converting {source}") as status:
-        report = converters.convert(
-            converters.Source(source, companion, split),
+        report = sphinxkit.convert_data(
+            source,
             format_name,
             task,
             output,
+            companion=companion,
+            split=split,
             stream=sys.stdout if output is None else None,
             image_prefix=image_prefix,
             strict=strict,

@@ -30,7 +30,7 @@ def test_to_stdout(app: typer.Typer, source: Path) -> None:
     assert result.exit_code == 0
     (line,) = result.stdout.splitlines()
     assert json.loads(line)["image"] == "5.jpg"
-    assert f"malformed: {source}:7: 'imageId' must be an integer or a text" in result.stderr
+    assert f"malformed: {source}:7: question 2: 'imageId' must be an integer or a text" in result.stderr
     assert "stdout: 1 conversations, 1 malformed records left out" in result.stderr
 
 
@@ -64,7 +64,7 @@ def test_options_reach_the_converter(app: typer.Typer, tmp_path: Path) -> None:
 def test_strict_and_wrong_usage(app: typer.Typer, source: Path) -> None:
     result = CliRunner().invoke(app, [str(source), "--format", "gqa", "--strict"])
     assert isinstance(result.exception, DataError)
-    assert "gqa.json:7: 'imageId'" in str(result.exception)
+    assert "gqa.json:7: question 2: 'imageId'" in str(result.exception)
     assert CliRunner().invoke(app, [str(source), "--format", "gqa", "--json"]).exit_code == 2
 
 

@@ -144,12 +144,14 @@ def convert_records(
         yield write_conversation(converted.id, messages, image=image, task=chosen)
 
 
-def convert(
-    source: Source,
+def convert_data(
+    source: str | Path | Source,
     format_name: str,
     task: str | None = None,
     output: str | Path | None = None,
     *,
+    companion: str | Path | None = None,
+    split: str | None = None,
     stream: IO[str] | None = None,
     image_prefix: str = "",
     strict: bool = False,
@@ -161,22 +163,28 @@ def convert(
     Malformed records are left out, counted, and listed with file and line in ``<output>.malformed.jsonl``.
 
     Args:
-        source: Where to read.
+        source: Annotation file or folder; or a ``Source``, which has companion and split of its own.
         format_name: A key of ``FORMATS``.
         task: One of the format's tasks; None: its first.
         output: File to write, whole or not at all; None: write to ``stream``.
+        companion: The format's second file: VQAv2's annotations, image_data.json, refs(...).p.
+        split: Only this split, where records name one.
         stream: Where lines go without ``output``.
         image_prefix: Put in front of every image path.
         strict: A malformed record is an error, and nothing is written.
         limit: Stop after this many conversations.
         progress: Called with the number written, now and then.
     Raises:
-        DataError: As ``convert_records``; neither output nor stream; a file that cannot be read or written.
+        DataError: As ``convert_records``; neither output nor stream; a file that cannot be read or written; the output
+            is one of the inputs.
     """
+    if not isinstance(source, Source):
+        source = Source(Path(source), None if companion is None else Path(companion), split)
     if output is None and stream is None:
-        raise DataError("convert: there is neither an output file nor a stream")
+        raise DataError("convert-data: there is neither an output file nor a stream")
     if not source.path.exists():
         raise DataError(f"{source.path}: there is no such file or folder")
+    _refuse_own_input(source, output)
     name, chosen, _ = _choose(format_name, task)
     listing = None if output is None else Path(f"{output}.malformed.jsonl")
     with _named(output), ExitStack() as stack:
@@ -208,6 +216,13 @@ def convert(
         malformed=problems.listed,
         malformed_file=str(listing) if listing is not None and problems.count else None,
     )
+
+
+def _refuse_own_input(source: Source, output: str | Path | None) -> None:
+    target = None if output is None else Path(output)
+    for path in (source.path, source.companion):
+        if path is not None and target is not None and path.is_file() and target.exists() and target.samefile(path):
+            raise DataError(f"output {output} is the input; write to another file")
 
 
 @contextmanager

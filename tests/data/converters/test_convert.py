@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sphinxkit.data.converters import FORMATS, Problems, Source, convert, convert_records
+from sphinxkit.data.converters import FORMATS, Problems, Source, convert_data, convert_records
 from sphinxkit.data.converters.base import LISTED
 from sphinxkit.data.mixture import Mixture, MixtureSource
 from sphinxkit.errors import DataError
@@ -33,7 +33,7 @@ def test_every_format_has_tasks_that_exist() -> None:
 
 def test_a_converted_file_is_a_source_of_a_mixture(gqa: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "gqa.jsonl"
-    report = convert(Source(gqa), "gqa", output=output, image_prefix="images/")
+    report = convert_data(Source(gqa), "gqa", output=output, image_prefix="images/")
     assert (report.num_written, report.num_malformed, report.task) == (3, 1, "vqa")
     mixture = Mixture([MixtureSource(str(output), root=str(tmp_path))])
     samples = [mixture.read(ref) for ref in mixture.order()]
@@ -43,7 +43,7 @@ def test_a_converted_file_is_a_source_of_a_mixture(gqa: Path, tmp_path: Path) ->
 
 def test_malformed_records_are_listed_in_a_file_of_their_own(gqa: Path, tmp_path: Path) -> None:
     output = tmp_path / "o.jsonl"
-    report = convert(Source(gqa), "gqa", output=output)
+    report = convert_data(Source(gqa), "gqa", output=output)
     listing = tmp_path / "o.jsonl.malformed.jsonl"
     assert report.malformed_file == str(listing)
     reason = "question 1: 'answer' must be a text that is not empty, got ''"
@@ -52,14 +52,14 @@ def test_malformed_records_are_listed_in_a_file_of_their_own(gqa: Path, tmp_path
     assert json.loads(json.dumps(report.as_dict()))["malformed"] == [wanted]
     fixed = tmp_path / "fixed.json"
     fixed.write_text(gqa.read_text().replace('"answer": ""', '"answer": "b"'))
-    assert convert(Source(fixed), "gqa", output=output).malformed_file is None
+    assert convert_data(Source(fixed), "gqa", output=output).malformed_file is None
     assert not listing.exists()
 
 
 def test_strict_is_fatal_and_leaves_nothing_behind(gqa: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DataError, match=r"gqa\.json:7: question 1: 'answer' must be a text"):
-        convert(Source(gqa), "gqa", output=tmp_path / "o.jsonl", strict=True)
+        convert_data(Source(gqa), "gqa", output=tmp_path / "o.jsonl", strict=True)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -68,7 +68,7 @@ def test_an_old_output_survives_a_failure(gqa: Path, tmp_path: Path) -> None:
     output.write_text("old")
     gqa.write_text(gqa.read_text()[:-3])
     with pytest.raises(DataError, match=r"gqa\.json:\d+: the file ends inside this record"):
-        convert(Source(gqa), "gqa", output=output)
+        convert_data(Source(gqa), "gqa", output=output)
     assert output.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gqa.json", "o.jsonl"]
 
@@ -78,7 +78,7 @@ def test_to_a_stream_with_a_limit_and_progress(tmp_path: Path) -> None:
     path.write_text(json.dumps({str(i): {"question": "q", "imageId": i, "answer": "a"} for i in range(2500)}))
     seen: list[int] = []
     stream = io.StringIO()
-    report = convert(Source(path), "gqa", stream=stream, limit=2400, progress=seen.append)
+    report = convert_data(Source(path), "gqa", stream=stream, limit=2400, progress=seen.append)
     assert (report.num_written, len(stream.getvalue().splitlines()), seen) == (2400, 2400, [1000, 2000])
     assert report.output is None
 
@@ -86,7 +86,7 @@ def test_to_a_stream_with_a_limit_and_progress(tmp_path: Path) -> None:
 def test_only_the_first_malformed_records_are_kept_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({str(index): 1 for index in range(LISTED + 5)}))
-    report = convert(Source(path), "gqa", output=tmp_path / "o.jsonl")
+    report = convert_data(Source(path), "gqa", output=tmp_path / "o.jsonl")
     assert (report.num_malformed, len(report.malformed)) == (LISTED + 5, LISTED)
     assert len((tmp_path / "o.jsonl.malformed.jsonl").read_text().splitlines()) == LISTED + 5
 
@@ -102,10 +102,10 @@ def test_a_sample_that_the_task_refuses_is_malformed(tmp_path: Path) -> None:
 
 
 def test_names_of_formats_are_forgiving(gqa: Path) -> None:
-    assert convert(Source(gqa), "GQA", stream=io.StringIO()).format == "gqa"
+    assert convert_data(Source(gqa), "GQA", stream=io.StringIO()).format == "gqa"
     for name, message in (("Visual Genome", "image_data.json: cannot be read"), ("RefCOCO+", "refs")):
         with pytest.raises(DataError, match=message):
-            convert(Source(gqa), name, stream=io.StringIO())
+            convert_data(Source(gqa), name, stream=io.StringIO())
 
 
 @pytest.mark.parametrize(
@@ -117,14 +117,14 @@ def test_names_of_formats_are_forgiving(gqa: Path) -> None:
 )
 def test_unknown_names(gqa: Path, name: str, task: str | None, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        convert(Source(gqa), name, task, stream=io.StringIO())
+        convert_data(Source(gqa), name, task, stream=io.StringIO())
 
 
 def test_nowhere_to_read_or_write(gqa: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither an output file nor a stream"):
-        convert(Source(gqa), "gqa")
+        convert_data(Source(gqa), "gqa")
     with pytest.raises(DataError, match="none: there is no such file or folder"):
-        convert(Source(tmp_path / "none"), "gqa", stream=io.StringIO())
+        convert_data(Source(tmp_path / "none"), "gqa", stream=io.StringIO())
 
 
 NUM_ANNOTATIONS = 200_000  # benchmarks/bench_data.py takes a million
@@ -133,7 +133,7 @@ MEMORY_BOUND = 80_000  # KiB of anonymous memory beyond the start: SQLite's cach
 WATCH = """
 import sys
 from pathlib import Path
-from sphinxkit.data.converters import Source, convert
+from sphinxkit.data.converters import Source, convert_data
 
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
@@ -144,7 +144,7 @@ def progress(count):
     global peak
     peak = max(peak, anonymous())
 
-report = convert(Source(Path(sys.argv[1])), "coco", "detection", Path(sys.argv[2]), progress=progress)
+report = convert_data(Source(Path(sys.argv[1])), "coco", "detection", Path(sys.argv[2]), progress=progress)
 print(report.num_written, report.num_malformed, max(peak, anonymous()) - start)
 """
 
@@ -317,7 +317,7 @@ def test_half_a_surrogate_pair_is_malformed(tmp_path: Path) -> None:
         '"2": {"imageId": "\\ud800", "question": "q", "answer": "a"},\n'
         '"3": {"imageId": "\\u00e9", "question": "\\ud83d\\ude00", "answer": "a"}}'
     )
-    report = convert(Source(path), "gqa", output=tmp_path / "out.jsonl")
+    report = convert_data(Source(path), "gqa", output=tmp_path / "out.jsonl")
     assert (report.num_written, report.num_malformed) == (1, 2)
     assert [problem.line for problem in report.malformed] == [1, 2]
     assert "half of a surrogate pair cannot be written" in report.malformed[0].reason
@@ -327,8 +327,20 @@ def test_half_a_surrogate_pair_is_malformed(tmp_path: Path) -> None:
 def test_files_that_cannot_be_opened_are_named(gqa: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file/out.jsonl: cannot be written: .*(Not a directory|File exists)"):
-        convert(Source(gqa), "gqa", output=tmp_path / "file" / "out.jsonl")
+        convert_data(Source(gqa), "gqa", output=tmp_path / "file" / "out.jsonl")
     monkeypatch.setattr("os.fsync", lambda descriptor: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     with pytest.raises(DataError, match=r"out.jsonl: cannot be written: .*No space left on device"):
-        convert(Source(gqa), "gqa", output=tmp_path / "out.jsonl")
+        convert_data(Source(gqa), "gqa", output=tmp_path / "out.jsonl")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "gqa.json"}
+
+
+def test_an_output_is_not_one_of_the_inputs(gqa: Path, tmp_path: Path) -> None:
+    before = gqa.read_bytes()
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(gqa)
+    for output in (gqa, link):
+        with pytest.raises(DataError, match=r"output .* is the input; write to another file"):
+            convert_data(gqa, "gqa", output=output)
+    with pytest.raises(DataError, match="is the input"):
+        convert_data(tmp_path, "vqav2", output=gqa, companion=gqa)
+    assert gqa.read_bytes() == before
