@@ -23,7 +23,6 @@ T = TypeVar("T")
 B = TypeVar("B", bound=Callable[..., Any])
 
 ENTRY_POINT_GROUP = "sphinxkit.plugins"
-_plugins_loaded: dict[str, str] = {}  # entry point -> "" or why it failed; loading them twice would register twice
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -32,18 +31,33 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _load_plugins() -> None:
-    from importlib.metadata import entry_points
+class _Plugins:
+    """Installed plug-ins, looked for once in a process: that reads the metadata of every installed package.
 
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name in _plugins_loaded:
-            continue
-        _plugins_loaded[point.name] = ""
-        try:
-            point.load()
-        except Exception as error:  # somebody else's module: whatever it raises must not stop ours
-            _plugins_loaded[point.name] = f"{type(error).__name__}: {error}"
-            warnings.warn(f"sphinxkit plug-in {point.name!r} failed to load: {error}", RuntimeWarning, stacklevel=3)
+    Attributes:
+        failures: Of each that could not be loaded, why.
+    """
+
+    def __init__(self) -> None:
+        self.failures: dict[str, str] = {}
+        self._is_loaded = False
+
+    def load(self) -> None:
+        """Import every plug-in, unless that was done."""
+        if self._is_loaded:
+            return
+        self._is_loaded = True
+        from importlib.metadata import entry_points
+
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            try:
+                point.load()
+            except Exception as error:  # somebody else's module: whatever it raises must not stop ours
+                self.failures[point.name] = f"{type(error).__name__}: {error}"
+                warnings.warn(f"sphinxkit plug-in {point.name!r} failed to load: {error}", RuntimeWarning, stacklevel=4)
+
+
+_plugins = _Plugins()
 
 
 class Registry(Generic[T]):
@@ -80,7 +94,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Every registered name, plug-ins included, sorted."""
-        _load_plugins()
+        _plugins.load()
         return sorted(self._builders)
 
     def get(self, name: str) -> Callable[..., T]:
@@ -96,7 +110,7 @@ class Registry(Generic[T]):
         known = self.names()
         if name in self._builders:
             return self._builders[name]
-        failed = [f"{plugin} ({why})" for plugin, why in _plugins_loaded.items() if why]
+        failed = [f"{plugin} ({why})" for plugin, why in _plugins.failures.items()]
         raise RegistryError(
             f"unknown {self.family} {name!r}{suggest(name, known) or '.'} Known: {', '.join(known)}"
             + (f". Plug-ins that failed to load: {', '.join(failed)}" if failed else "")

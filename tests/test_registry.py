@@ -37,7 +37,7 @@ def boxes() -> Registry[object]:
 @pytest.fixture
 def plugins(monkeypatch: pytest.MonkeyPatch):
     """Sets the entry points that are installed; nothing is remembered from or for other tests."""
-    monkeypatch.setattr(module, "_plugins_loaded", {})
+    monkeypatch.setattr(module, "_plugins", module._Plugins())
     loads: list[str] = []
 
     class Point:
