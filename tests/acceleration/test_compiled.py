@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sphinxkit.acceleration import CompiledAccelerator, FusedAccelerator, accelerate
+from sphinxkit.acceleration import CompiledAccelerator, FusedAccelerator, accelerate, compiled
 from sphinxkit.acceleration.compiled import MIN_BUCKET, bucket, compiler_fault
 from sphinxkit.errors import DataError, RegistryError, ShapeError
 from sphinxkit.llama import KVCache, LlamaModel
@@ -227,6 +227,21 @@ def test_copies_compile_for_themselves(model: LlamaModel) -> None:
         assert isinstance(copied.accelerator, CompiledAccelerator)
         assert copied.accelerator.num_graphs == 0
         close(answer(copied, copied.make_cache(1, 50), [9]), expected)
+
+
+def test_only_decoding_on_cuda_is_recorded(model: LlamaModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(torch, "compile", lambda run, *, mode=None, **options: asked.append(mode))
+    for has_cuda in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_cuda=has_cuda: has_cuda)
+        steps = CompiledAccelerator()
+        for run, *key in (
+            (compiled._first_pass, 1, 64),
+            (compiled._cached_pass, 1, 64, 72),
+            (compiled._cached_pass, 1, 1, 72),
+        ):
+            steps._graph(run, model.run_layers, *key)
+    assert asked == [None, None, "reduce-overhead", None, None, None]
 
 
 class TestModes:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from sphinxkit.acceleration.cpu import attention
 from sphinxkit.acceleration.cpu.attention import BlockedAttention, causal_attention, packed_attention
-from sphinxkit.llama import AttentionPattern, backends
+from sphinxkit.llama import AttentionPattern, LlamaModel, backends
+from sphinxkit.training.sharding import _attend_in_blocks
 
 # bfloat16 has 8 bits: the weights, the output and every product of the backward pass are rounded to 2^-9 of their size,
 # and a few such roundings add up; torch's own kernel has 1.7e-3 to 4.6e-3 on these sizes
@@ -168,6 +171,16 @@ def test_it_has_a_name_and_is_sdpa_elsewhere() -> None:
         pattern = AttentionPattern(1, 20, torch.device("cpu"), seq_lens=seq_lens)
         expected = backends.registry.build("sdpa").attend(q, *grouped, pattern, None)
         assert torch.equal(backend.attend(q, *grouped, pattern, None), expected)
+
+
+def test_training_in_bfloat16_on_a_cpu_takes_it_where_the_choice_is_open(
+    small_llama: Callable[..., LlamaModel],
+) -> None:
+    left, named = small_llama(attention="auto"), small_llama(attention="sdpa")
+    for llm in (left, named):
+        _attend_in_blocks(llm)
+    assert type(left.attention_backend) is BlockedAttention
+    assert type(named.attention_backend) is backends.SDPAAttention
 
 
 def test_grouped_heads_learn_too() -> None:

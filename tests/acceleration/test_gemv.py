@@ -30,13 +30,13 @@ Builder = Callable[..., LlamaModel]
 # sums of 300 products a little more
 TOLERANCE = {torch.bfloat16: 0.03, torch.float32: 5e-6}
 LOGITS_TOLERANCE = 1e-5  # see test_fused.py
-TARGETS = ["native"]
+TARGETS: list[Any] = ["native"]
 if platform.machine() == "x86_64":
     TARGETS.append("x86-64")  # without AVX: registers of 128 bits
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
-        TARGETS.append("x86-64-v3")
+        TARGETS.append(pytest.param("x86-64-v3", marks=pytest.mark.slow))
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        TARGETS.append("x86-64-v4")  # without the instruction for bfloat16
+        TARGETS.append(pytest.param("x86-64-v4", marks=pytest.mark.slow))  # without the instruction for bfloat16
 
 
 @cache
