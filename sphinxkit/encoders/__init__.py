@@ -9,7 +9,16 @@ from sphinxkit.encoders.convnext import ConvNextEncoder, convnext_xxlarge
 from sphinxkit.encoders.dinov2 import Dinov2Encoder, dinov2_vit_giant_patch14
 from sphinxkit.encoders.qformer import QFormerEncoder, blip2_qformer
 from sphinxkit.encoders.timm import TimmEncoder, timm
-from sphinxkit.encoders.weights import PRETRAINED, LoadedWeights, create, load_weights, published_source
+from sphinxkit.encoders.weights import (
+    PRETRAINED,
+    LoadedWeights,
+    PublishedWeights,
+    create,
+    load_weights,
+    open_weights,
+    published_source,
+    wanted_names,
+)
 
 __all__ = [
     "PRETRAINED",
@@ -19,6 +28,7 @@ __all__ = [
     "Encoder",
     "EncoderInfo",
     "LoadedWeights",
+    "PublishedWeights",
     "QFormerEncoder",
     "TimmEncoder",
     "blip2_qformer",
@@ -29,8 +39,10 @@ __all__ = [
     "dinov2_vit_giant_patch14",
     "load_weights",
     "names",
+    "open_weights",
     "published_source",
     "register",
     "registry",
     "timm",
+    "wanted_names",
 ]

@@ -29,6 +29,10 @@ _CONFIGS = ("config.json", "open_clip_config.json")
 _MAX_NAMED = 8  # file names in a message; our choice
 
 
+Choice = Callable[[Collection[str]], Collection[str]]
+"""Of the names of all tensors those that are wanted."""
+
+
 class Folder(Protocol):
     """Files by name, on disk or on the hub."""
 
@@ -160,23 +164,36 @@ class WeightFiles:
     is_joined: bool = False
 
 
-def open_weights(source: str | Path, choose: Callable[[Collection[str]], Collection[str]]) -> WeightFiles:
+def needed_files(folder: Folder, chosen: list[str], choose: Choice) -> tuple[list[str], list[str]]:
+    """The configurations and the files of tensors to open; of an index only those that hold a tensor that is wanted.
+
+    Args:
+        folder: As :func:`find_folder` gives it.
+        chosen: Likewise.
+        choose: Given the names of all tensors in an index, those that are wanted.
+    Raises:
+        CheckpointError: An index that is damaged or cannot be fetched.
+    """
+    configs = [name for name in _CONFIGS if name in folder.names()]
+    if len(chosen) == 1 and chosen[0].endswith(_INDEX):
+        weight_map = _weight_map(folder.file(chosen[0]))
+        return [*configs, chosen[0]], sorted({weight_map[name] for name in choose(weight_map)})
+    return configs, chosen
+
+
+def open_files(source: str | Path, choose: Choice) -> WeightFiles:
     """Open the files that a source names; of an index only those that hold a tensor that is wanted.
 
     Args:
         source: A file, a folder, or ``hf://org/repo[@revision][/path]``.
-        choose: Given the names of all tensors in an index, those that are wanted.
+        choose: As :func:`needed_files` takes it.
     Raises:
         CheckpointError: No such source, no tensors, a damaged file, a TorchScript archive, or a name that two files
             have.
     """
     folder, chosen = find_folder(source)
-    configs = {name: read_json(folder.file(name)) for name in _CONFIGS if name in folder.names()}
-    if len(chosen) == 1 and chosen[0].endswith(_INDEX):
-        weight_map = _weight_map(folder.file(chosen[0]))
-        files = sorted({weight_map[name] for name in choose(weight_map)})
-    else:
-        files = chosen
+    texts, files = needed_files(folder, chosen, choose)
+    configs = {name: read_json(folder.file(name)) for name in texts if name in _CONFIGS}
     tensors: dict[str, StoredTensor] = {}
     paths = []
     for name in files:

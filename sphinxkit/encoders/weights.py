@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from sphinxkit.encoders.base import Encoder, registry
 from sphinxkit.encoders.formats.base import FoundTensor, Translation, WeightFormat
 from sphinxkit.encoders.positions import grid_side
-from sphinxkit.encoders.weight_files import WeightFiles, open_weights
+from sphinxkit.encoders.weight_files import open_files
 from sphinxkit.errors import CheckpointError, ShapeError, raise_errors
 
 PRETRAINED = "pretrained"
@@ -27,15 +28,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What ``load_weights`` read, for logs and reports.
+    """What was found at a source of weights, for logs and reports.
 
     Args:
         source: The file, folder or repository.
         format: The format that was found.
         files: The files that were opened.
-        num_bytes: Bytes of the tensors that were read, as they are stored.
+        num_bytes: Bytes of the tensors that are read, as they are stored.
         skipped: Names of tensors that SPHINX does not use: text towers, heads.
-        activation: What the feed-forward layers compute now.
+        activation: What the feed-forward layers compute.
         resampled: Position tables that were brought to another size, in words.
     """
 
@@ -92,6 +93,49 @@ def published_source(encoder: Encoder) -> str:
     return encoder.info.weights
 
 
+class PublishedWeights:
+    """Published weights under an encoder's own names, read one at a time; a ``TensorSource``.
+
+    Made by :func:`open_weights`, which has checked that every tensor is there and fits.
+
+    Args:
+        report: What was found.
+        tensors: By the encoder's names.
+        read: Makes a tensor of the encoder's shape.
+        shapes: Of the encoder's tensors.
+    Attributes:
+        report: As above.
+    """
+
+    def __init__(
+        self,
+        report: LoadedWeights,
+        tensors: Mapping[str, FoundTensor],
+        read: Callable[[str], Tensor],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self.report = report
+        self._tensors = tensors
+        self._read = read
+        self._shapes = shapes
+
+    def keys(self) -> Iterable[str]:
+        """The encoder's names, in its order."""
+        return self._shapes.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor, as the encoder has it."""
+        return self._shapes[key]
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Stored dtype of one tensor."""
+        return self._tensors[key].parts[0].dtype
+
+    def read(self, key: str) -> Tensor:
+        """One tensor on the CPU in its stored dtype, in the encoder's shape; do not write to it."""
+        return self._read(key)
+
+
 def load_weights(encoder: Encoder, source: str | Path, activation: str | None = None) -> LoadedWeights:
     """Fill an encoder with published weights, whatever format they are in; what was found is logged and returned.
 
@@ -109,15 +153,73 @@ def load_weights(encoder: Encoder, source: str | Path, activation: str | None = 
         CheckpointError: The source cannot be read, is of no known format, or does not fit; one error lists every tensor
             that is missing, unexpected or of another shape. The encoder is then unchanged.
     """
-    where = published_source(encoder) if source == PRETRAINED else source
     if any(parameter.is_meta for parameter in encoder.parameters()):
         raise CheckpointError(f"encoder {encoder.name}: is on the meta device; build it on a real one to load weights")
-    opened = open_weights(where, lambda names: _wanted(encoder, names, str(where)))
+    weights = open_weights(encoder, source, activation)
+    encoder.set_activation(weights.report.activation)
+    with torch.no_grad():
+        for name, slot in encoder.state_dict(keep_vars=True).items():
+            slot.copy_(weights.read(name))
+    return weights.report
+
+
+def open_weights(encoder: Encoder, source: str | Path, activation: str | None = None) -> PublishedWeights:
+    """Published weights for an encoder, opened and checked but not read; what was found is logged.
+
+    Args:
+        encoder: Whom they are for, on any device, the meta device too; it stays as it is.
+        source: As :func:`load_weights` takes it.
+        activation: As there.
+    Raises:
+        CheckpointError: As there.
+    """
+    where = published_source(encoder) if source == PRETRAINED else source
+    opened = open_files(where, lambda names: wanted_names(encoder, names, str(where)))
     format = _detect(encoder, opened.tensors, opened.label)
     if opened.is_joined and not format.joins_files:
         names = ", ".join(file.name for file in opened.files)
         raise CheckpointError(f"{opened.label}: holds several files of tensors ({names}); name one of them")
-    return _fill(encoder, opened, format, activation)
+    translation = format.translate(opened.tensors, encoder.trunk)
+    slots: dict[str, Tensor] = encoder.state_dict(keep_vars=True)
+    stated = format.options(opened.configs)
+    errors = _errors(encoder, slots, translation, stated)
+    if any(name not in translation.found for name in slots) and format.note:
+        errors.insert(0, format.note)
+    label = f"{opened.label} ({format.name}) does not fit encoder {encoder.name}"
+    raise_errors(label + _hint(encoder, translation, errors), errors)
+    report = LoadedWeights(
+        opened.label,
+        format.name,
+        opened.files,
+        sum(found.num_bytes for found in translation.found.values()),
+        tuple(translation.skipped),
+        stated.get("activation") or activation or format.usual_activation or encoder.info.activation,
+        (*translation.resampled, *_resampled(encoder, translation, slots)),
+    )
+    _log(encoder, format, report, is_stated=bool(stated.get("activation") or activation))
+    shapes = {name: tuple(slot.shape) for name, slot in slots.items()}
+
+    def read(name: str) -> Tensor:
+        tensor = translation.found[name].read()
+        if tensor.numel() != math.prod(shapes[name]):
+            table = tensor.reshape(1, -1, tensor.shape[-1])
+            tensor = encoder.resample_positions(table, grid_side(shapes[name][-2], name))
+        return tensor.reshape(shapes[name])
+
+    return PublishedWeights(report, translation.found, read, shapes)
+
+
+def _log(encoder: Encoder, format: WeightFormat, report: LoadedWeights, is_stated: bool) -> None:
+    _logger.info("encoder %s: %s", encoder.name, report)
+    if not is_stated and format.usual_activation:
+        _logger.warning(
+            "encoder %s: %s does not say which activation its weights were trained with; %s is taken, as %s weights "
+            "mostly have it. Say activation= if it is another",
+            encoder.name,
+            report.source,
+            report.activation,
+            format.name,
+        )
 
 
 def _detect(encoder: Encoder, names: Collection[str], label: str) -> WeightFormat:
@@ -132,50 +234,18 @@ def _detect(encoder: Encoder, names: Collection[str], label: str) -> WeightForma
     )
 
 
-def _wanted(encoder: Encoder, names: Collection[str], label: str) -> list[str]:
+def wanted_names(encoder: Encoder, names: Collection[str], label: str) -> list[str]:
+    """Of the names of a published model's tensors those that the encoder needs.
+
+    Args:
+        encoder: Whom they are for.
+        names: Of all tensors, as an index of several files lists them.
+        label: Where they are, for messages.
+    Raises:
+        CheckpointError: They are in no format that is known for the encoder.
+    """
     format = _detect(encoder, names, label)
     return [name for name in names if not format.skips(name)]
-
-
-def _fill(encoder: Encoder, opened: WeightFiles, format: WeightFormat, activation: str | None) -> LoadedWeights:
-    translation = format.translate(opened.tensors, encoder.trunk)
-    slots: dict[str, Tensor] = encoder.state_dict(keep_vars=True)
-    stated = format.options(opened.configs)
-    errors = _errors(encoder, slots, translation, stated)
-    label = f"{opened.label} ({format.name}) does not fit encoder {encoder.name}"
-    if any(name not in translation.found for name in slots) and format.note:
-        errors.insert(0, format.note)
-    raise_errors(label + _hint(encoder, translation, errors), errors)
-    chosen = stated.get("activation") or activation or format.usual_activation
-    if chosen and chosen != encoder.info.activation:
-        encoder.set_activation(chosen)
-    with torch.no_grad():
-        for name, slot in slots.items():
-            found = translation.found[name]
-            tensor = found.read()
-            if tensor.numel() != slot.numel():
-                tensor = _resample(encoder, tensor, slot)
-            slot.copy_(tensor.reshape(slot.shape))
-    report = LoadedWeights(
-        opened.label,
-        format.name,
-        opened.files,
-        sum(found.num_bytes for found in translation.found.values()),
-        tuple(translation.skipped),
-        encoder.info.activation,
-        (*translation.resampled, *_resampled(encoder, translation, slots)),
-    )
-    _logger.info("encoder %s: %s", encoder.name, report)
-    if not stated.get("activation") and not activation and format.usual_activation:
-        _logger.warning(
-            "encoder %s: %s does not say which activation its weights were trained with; %s is taken, as %s weights "
-            "mostly have it. Say activation= if it is another",
-            encoder.name,
-            opened.label,
-            chosen,
-            format.name,
-        )
-    return report
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -221,11 +291,6 @@ def _can_resample(encoder: Encoder, name: str, found: FoundTensor, slot: Tensor)
     except ShapeError:
         return False
     return True
-
-
-def _resample(encoder: Encoder, tensor: Tensor, slot: Tensor) -> Tensor:
-    table = tensor.reshape(1, -1, tensor.shape[-1])
-    return encoder.resample_positions(table, grid_side(slot.shape[-2], encoder.position_table))
 
 
 def _resampled(encoder: Encoder, translation: Translation, slots: Mapping[str, Tensor]) -> list[str]:

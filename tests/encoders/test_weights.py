@@ -17,6 +17,7 @@ from sphinxkit.encoders import Encoder, weight_files
 from sphinxkit.encoders.weight_files import choose_files, find_folder
 from sphinxkit.errors import CheckpointError, RegistryError
 from sphinxkit.hub import HubFile, HubListing, HubPath
+from sphinxkit.tensor_source import TensorSource
 
 TINY: dict[str, Any] = {"image_size": 28, "embed_dim": 16, "num_layers": 2, "num_heads": 2}
 NAME = "clip_vit_large_patch14"
@@ -326,3 +327,18 @@ def test_pretrained_is_where_the_encoders_facts_say(fake_hub: FakeHub, monkeypat
 def test_where_published_weights_are(name: str, options: dict[str, Any], weights: str) -> None:
     with torch.device("meta"):
         assert encoders.create(name, **options).info.weights == weights
+
+
+def test_opened_weights_are_a_source_of_the_encoders_tensors(source: Path) -> None:
+    with torch.device("meta"):
+        encoder = encoders.create(NAME, **{**TINY, "image_size": 42})
+    weights = encoders.open_weights(encoder, source, activation="quick_gelu")
+    assert isinstance(weights, TensorSource)
+    assert list(weights.keys()) == list(encoder.state_dict())
+    assert all(weights.shape(name) == tuple(tensor.shape) for name, tensor in encoder.state_dict().items())
+    loaded = encoders.create(NAME, weights=source, **{**TINY, "image_size": 42})
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(weights.read(name), tensor)
+        assert weights.dtype(name) == torch.float32
+    assert weights.report.activation == "quick_gelu"
+    assert next(encoder.parameters()).is_meta
