@@ -86,3 +86,32 @@ class ChunkedSource(TensorSource, Protocol):
     def chunks(self, key: str) -> Iterator[Tensor]:
         """One tensor as flat pieces in row-major order, each like ``read`` otherwise."""
         ...
+
+
+class PrefixedSource:
+    """The tensors of a source with a prefix before their names, such as a part's as the whole model calls them.
+
+    Args:
+        source: Where they come from.
+        prefix: Before every name.
+    """
+
+    def __init__(self, source: TensorSource, prefix: str) -> None:
+        self._source = source
+        self._prefix = prefix
+
+    def keys(self) -> Iterable[str]:
+        """Names with the prefix, in the source's order."""
+        return [f"{self._prefix}{key}" for key in self._source.keys()]  # noqa: SIM118 - a TensorSource is no mapping
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self._source.shape(key.removeprefix(self._prefix))
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Stored dtype of one tensor."""
+        return self._source.dtype(key.removeprefix(self._prefix))
+
+    def read(self, key: str) -> Tensor:
+        """One tensor on the CPU in its stored dtype; do not write to it."""
+        return self._source.read(key.removeprefix(self._prefix))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sphinxkit.errors import CheckpointError
-from sphinxkit.tensor_source import MappingSource, ModuleSource, TensorSource
+from sphinxkit.tensor_source import MappingSource, ModuleSource, PrefixedSource, TensorSource
 
 
 def test_mapping_is_a_source() -> None:
@@ -30,3 +30,11 @@ def test_a_model_without_weights_cannot_be_read() -> None:
     assert source.shape("weight") == (2, 2)
     with pytest.raises(CheckpointError, match="'weight' is on the meta device: the model has no weights yet"):
         source.read("weight")
+
+
+def test_a_prefix_before_every_name() -> None:
+    source = PrefixedSource(MappingSource({"a.b": torch.ones(2), "c": torch.zeros(3, dtype=torch.int64)}), "part.")
+    assert isinstance(source, TensorSource)
+    assert list(source.keys()) == ["part.a.b", "part.c"]
+    assert (source.shape("part.c"), source.dtype("part.c")) == ((3,), torch.int64)
+    assert torch.equal(source.read("part.a.b"), torch.ones(2))

@@ -164,5 +164,5 @@ def _check_contents(
     if format.is_text_only and beside:
         raise CheckpointError(
             f"format {format.name!r} holds a language model alone, but there is also {beside[0]!r} (and "
-            f"{len(beside) - 1} more); pass part='llm' (--llm-only) to leave them out"
+            f"{len(beside) - 1} more); pass part='llm' to leave them out"
         )

@@ -9,27 +9,30 @@ import typer
 
 from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import (
-    Checkpoint,
     LlamaType,
     NoVerify,
     RecipeOption,
     Replicas,
     parse_dtype,
+    parse_part,
     parse_replicas,
 )
 
 
 def convert(
-    source: Checkpoint,
+    source: Annotated[
+        str, typer.Argument(help="Checkpoint directory or hf://org/repo; with --part encoders also a model recipe.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it appears when it is complete.")],
     to: Annotated[str, typer.Option("--to", help="sphinxkit, sphinx (as released), meta or hf.")] = "sphinxkit",
     num_shards: Annotated[
         int | None, typer.Option("--shards", min=1, help="Tensor-parallel shards (sphinx and meta; default 1).")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
-    llm_only: Annotated[
-        bool, typer.Option("--llm-only", help="The language model alone; meta and hf hold no more.")
-    ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", help="llm (meta and hf hold no more) or encoders alone; default: everything."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
     recipe: RecipeOption = None,
     no_verify: NoVerify = False,
@@ -44,7 +47,9 @@ def convert(
 
     `sphinxkit convert released/sphinx_1k -o sphinx_1k`
 
-    `sphinxkit convert sphinx_1k -o hf_llama --to hf --llm-only --dtype bfloat16`
+    `sphinxkit convert sphinx_13b -o sphinx_encoders --part encoders --dtype bfloat16` (a recipe's public encoders)
+
+    `sphinxkit convert sphinx_1k -o hf_llama --to hf --part llm --dtype bfloat16`
     """
     import sphinxkit
     from sphinxkit.cli.progress import byte_progress
@@ -56,7 +61,7 @@ def convert(
             format=to,
             num_shards=num_shards,
             dtype=None if dtype is None else parse_dtype(dtype),
-            llm_only=llm_only,
+            part=parse_part(part),
             recipe=recipe,
             overwrite=overwrite,
             verify=not no_verify,

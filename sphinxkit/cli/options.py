@@ -139,6 +139,17 @@ def parse_replicas(name: str) -> Literal["equal", "first"]:
     return "first" if name == "first" else "equal"
 
 
+def parse_part(name: str | None) -> Literal["llm", "encoders"] | None:
+    """A part of a checkpoint, by name; None is all of it.
+
+    Raises:
+        DataError: Neither llm nor encoders.
+    """
+    if name not in (None, "llm", "encoders"):
+        raise DataError(f"--part {name!r}: expected llm or encoders")
+    return "llm" if name == "llm" else "encoders" if name else None
+
+
 def load_model(
     checkpoint: str,
     recipe: str | None,

@@ -1,17 +1,23 @@
-"""Converting a checkpoint from any format to any other."""
+"""Converting a checkpoint from any format to any other, or a recipe's public encoders to a folder of our own format."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from sphinxkit import checkpoint
+from sphinxkit.errors import CheckpointError, RecipeError
+from sphinxkit.interpolation.sources import JoinedSource
 from sphinxkit.recipe.open_checkpoints import Progress, everything, with_total
-from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.recipe.recipe import Recipe, shipped_recipes
+from sphinxkit.recipe.weights import open_encoder_weights, require_sources
+
+Part = Literal["llm", "encoders"]
 
 
 def convert(
@@ -19,9 +25,9 @@ def convert(
     output: str | os.PathLike[str],
     *,
     format: str = "sphinxkit",
+    part: Part | None = None,
     num_shards: int | None = None,
     dtype: torch.dtype | None = None,
-    llm_only: bool = False,
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
     overwrite: bool = False,
     verify: bool = True,
@@ -35,12 +41,14 @@ def convert(
     a place for it.
 
     Args:
-        source: Directory of a checkpoint, or ``hf://org/repo``.
+        source: Directory of a checkpoint, or ``hf://org/repo``. With ``part="encoders"`` also a model recipe (a shipped
+            name or a ``.yaml`` file): its encoders are then read from where its ``weights:`` say.
         output: Directory to write; it appears when it is complete.
         format: A name of ``sphinxkit.checkpoint.formats``: "sphinxkit", "sphinx" (as released), "meta" or "hf".
+        part: "llm" writes the language model alone ("meta" and "hf" hold no more), "encoders" the vision encoders
+            alone ("sphinxkit"), which training starts from; None writes everything.
         num_shards: Tensor-parallel shards ("sphinx" and "meta"); None: 1.
         dtype: Of every floating-point tensor; None: as stored.
-        llm_only: Whether to write the language model alone; "meta" and "hf" hold no more.
         recipe: Overrides what the checkpoint says about the model's structure.
         overwrite: Whether a checkpoint at ``output`` may be replaced.
         verify: Whether to compare the checksums that the checkpoint's files carry.
@@ -51,26 +59,71 @@ def convert(
     Returns:
         ``output``.
     Raises:
-        CheckpointError: The checkpoint cannot be opened, or the format cannot hold it.
-        RecipeError: The recipe is not valid.
+        CheckpointError: The checkpoint cannot be opened, or the format cannot hold it; an encoder's weights cannot be
+            read or do not fit.
+        RecipeError: The recipe is not valid, or does not say where its encoders' weights are.
     """
     layout = checkpoint.formats.get_format(format)
+    target = Path(output)
+    if part not in (None, "llm", "encoders"):
+        raise CheckpointError(f"part={part!r}: expected 'llm', 'encoders' or None")
+    if part == "encoders" and format != "sphinxkit":
+        raise CheckpointError(f"part='encoders': only format 'sphinxkit' holds encoders alone, got {format!r}")
+    if part == "encoders" and _is_recipe(source):
+        return _convert_published(Recipe.find(os.fspath(source)), target, dtype, overwrite, progress)
     with checkpoint.open(checkpoint.resolve(os.fspath(source)), replicas=replicas, llama_type=llama_type) as opened:
         found = Recipe.find(recipe) if recipe is not None else None
         if found is None and opened.has_recipe:
             found = Recipe.of_checkpoint(opened)
-        carried = layout.has_unused and not llm_only
+        document = None if found is None else found.resolved()
+        if part == "encoders":
+            towers = JoinedSource([opened], lambda key: ".encoders." in key)
+            with opened.verifying() if verify else nullcontext():
+                return checkpoint.save(
+                    target,
+                    towers,
+                    dtype=dtype,
+                    recipe=document,
+                    overwrite=overwrite,
+                    progress=with_total(progress, towers, dtype),
+                )
+        carried = layout.has_unused and part is None
         return checkpoint.save(
-            Path(output),
+            target,
             opened,
             format=format,
-            part="llm" if llm_only else None,
+            part=part,
             num_shards=num_shards,
             dtype=dtype,
-            recipe=None if found is None else found.resolved(),
+            recipe=document,
             tokenizer=opened.tokenizer_path,
             unused=opened.unused if carried else None,
             overwrite=overwrite,
-            progress=with_total(progress, everything(opened, llm_only) if carried or llm_only else opened, dtype),
+            progress=with_total(progress, everything(opened, part == "llm") if carried or part else opened, dtype),
             verify=verify,
         )
+
+
+def _is_recipe(source: str | os.PathLike[str]) -> bool:
+    name = os.fspath(source)
+    return Path(name).suffix in (".yaml", ".yml") or (name in shipped_recipes() and not Path(name).is_dir())
+
+
+def _convert_published(
+    recipe: Recipe, target: Path, dtype: torch.dtype | None, overwrite: bool, progress: Progress | None
+) -> Path:
+    if recipe.kind != "model":
+        raise RecipeError(f"recipe {recipe.source or recipe.name}: expected kind model, got kind {recipe.kind}")
+    places = require_sources(recipe)
+    silent = [place.path for place in places if place.source is None]
+    if silent:
+        raise RecipeError(f"recipe {recipe.source or recipe.name}: {', '.join(silent)} has no weights:")
+    opened = open_encoder_weights(places)
+    return checkpoint.save(
+        target,
+        opened.tensors,
+        dtype=dtype,
+        recipe=opened.followed(recipe.resolved()) | {"tokenizer": None},
+        overwrite=overwrite,
+        progress=with_total(progress, opened.tensors, dtype),
+    )

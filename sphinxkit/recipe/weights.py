@@ -1,19 +1,25 @@
-"""Published weights into a model's encoders, as the recipe's ``weights:`` keys say."""
+"""Published weights for a model's encoders, as the recipe's ``weights:`` keys say."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sphinxkit import encoders, hub
-from sphinxkit.errors import CheckpointError, RecipeError
-from sphinxkit.recipe.recipe import Recipe
-from sphinxkit.recipe.schema import ModelSpec
-from sphinxkit.sphinx_model import SphinxModel
+import torch
 
+from sphinxkit import encoders, hub
+from sphinxkit.encoders import Encoder, PublishedWeights
+from sphinxkit.errors import CheckpointError, RecipeError
+from sphinxkit.interpolation.sources import JoinedSource
+from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.recipe.schema import WEIGHTS, ModelSpec
+from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.tensor_source import PrefixedSource, TensorSource
+
+_ASSEMBLY = ("tile_size", WEIGHTS)  # keys beside an encoder that are not its builder's
 _logger = logging.getLogger(__name__)
 
 
@@ -40,24 +46,102 @@ class EncoderSource:
         """Its place in the recipe."""
         return f"vision.branches[{self.branch}].encoders[{self.position}]"
 
+    @property
+    def prefix(self) -> str:
+        """What is before the names of its tensors in the model."""
+        return f"vision.branches.{self.branch}.encoders.{self.position}."
+
+    def on_meta(self) -> Encoder:
+        """The encoder itself, without memory."""
+        with torch.device("meta"):
+            return encoders.create(self.type, **self.options)
+
 
 def encoder_sources(recipe: Recipe) -> list[EncoderSource]:
     """The encoders of a recipe of kind ``model`` and what their ``weights:`` say; a path beside the recipe is found."""
     spec = ModelSpec.model_validate(recipe.document)
     folder = recipe.source.parent if recipe.source else Path()
-    return [
-        EncoderSource(
-            i, j, encoder.type, _beside(folder, encoder.options.get("weights")), encoder.options
-        )
-        for i, branch in enumerate(spec.vision.branches if spec.vision else [])
-        for j, encoder in enumerate(branch.encoders)
-    ]  # fmt: skip
+    found = []
+    for i, branch in enumerate(spec.vision.branches if spec.vision else []):
+        for j, encoder in enumerate(branch.encoders):
+            options = {key: value for key, value in encoder.options.items() if key not in _ASSEMBLY}
+            found.append(EncoderSource(i, j, encoder.type, _beside(folder, encoder.options.get(WEIGHTS)), options))
+    return found
 
 
 def _beside(folder: Path, source: str | None) -> str | None:
     if source is None or source == encoders.PRETRAINED or hub.is_hub_path(source):
         return source
     return str(folder / source) if (folder / source).exists() else source
+
+
+@dataclass(frozen=True)
+class OpenedEncoders:
+    """Published weights of encoders, opened and checked, under the model's names.
+
+    Args:
+        tensors: All of them.
+        activations: What came with the weights, by the encoder's place (branch, position).
+    """
+
+    tensors: TensorSource
+    activations: Mapping[tuple[int, int], str]
+
+    def followed(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """A resolved recipe whose encoders have the activations of their weights."""
+        return with_activations(document, self.activations)
+
+
+def open_encoder_weights(places: Sequence[EncoderSource]) -> OpenedEncoders:
+    """Open the weights of encoders without building any of them.
+
+    Args:
+        places: Encoders whose ``source`` is given.
+    Raises:
+        CheckpointError: A source cannot be read or does not fit; the message names the encoder's place.
+    """
+    parts, activations = [], {}
+    for place in places:
+        weights = _open(place)
+        parts.append(PrefixedSource(weights, place.prefix))
+        activations[place.branch, place.position] = weights.report.activation
+    return OpenedEncoders(JoinedSource(parts), activations)
+
+
+def _open(place: EncoderSource) -> PublishedWeights:
+    try:
+        return encoders.open_weights(place.on_meta(), place.source or "", place.options.get("activation"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{place.path}: {error}") from error
+
+
+def with_activations(document: Mapping[str, Any], activations: Mapping[tuple[int, int], str]) -> dict[str, Any]:
+    """A resolved recipe whose encoders have the activations that came with their weights.
+
+    Args:
+        document: As ``Recipe.resolved`` gives it; changed in place.
+        activations: By branch and position; an encoder whose builder has no such option is left alone.
+    """
+    for (branch, position), activation in activations.items():
+        options = document["vision"]["branches"][branch]["encoders"][position]
+        if "activation" in options:
+            options["activation"] = activation
+    return dict(document)
+
+
+def require_sources(recipe: Recipe) -> list[EncoderSource]:
+    """The encoders of a recipe.
+
+    Raises:
+        RecipeError: None of them has a ``weights:`` key.
+    """
+    places = encoder_sources(recipe)
+    if not any(place.source for place in places):
+        raise RecipeError(
+            f"recipe {recipe.source or recipe.name}: no encoder says where its weights are; write "
+            "`weights: pretrained`, a path or hf://org/repo beside its type"
+        )
+    return places
 
 
 def load_encoder_weights(model: SphinxModel, recipe: Recipe) -> None:
@@ -70,23 +154,17 @@ def load_encoder_weights(model: SphinxModel, recipe: Recipe) -> None:
         RecipeError: No encoder of the recipe has a ``weights:`` key.
         CheckpointError: A source cannot be read or does not fit; the message names the encoder's place.
     """
-    sources = encoder_sources(recipe)
-    if model.vision is None or not any(source.source for source in sources):
-        raise RecipeError(
-            f"recipe {recipe.source or recipe.name}: no encoder says where its weights are; write "
-            "`weights: pretrained`, a path or hf://org/repo beside its type"
-        )
-    document = recipe.resolved()
-    for place in sources:
+    activations = {}
+    for place in require_sources(recipe):
         if place.source is None:
             _logger.warning("%s: %s has no weights: in the recipe and keeps random ones", place.path, place.type)
             continue
-        encoder: Any = model.vision.branches[place.branch].encoders[place.position]
+        vision: Any = model.vision
+        encoder = vision.branches[place.branch].encoders[place.position]
         try:
             report = encoders.load_weights(encoder, place.source, place.options.get("activation"))
         except CheckpointError as error:
             raise CheckpointError(f"{place.path}: {error}") from error
-        options = document["vision"]["branches"][place.branch]["encoders"][place.position]
-        if "activation" in options:
-            options["activation"] = report.activation
+        activations[place.branch, place.position] = report.activation
+    document = with_activations(recipe.resolved(), activations)
     model.recipe_yaml = Recipe(document | {"tokenizer": None}).to_yaml()

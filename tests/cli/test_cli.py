@@ -159,7 +159,7 @@ def test_convert_there_and_back_is_bitwise(golden: Path, tmp_path: Path) -> None
 
 
 def test_convert_the_language_model_to_hugging_face(golden: Path, tmp_path: Path) -> None:
-    run("convert", str(golden / "llama_ens_light"), "-o", str(tmp_path / "hf"), "--to", "hf", "--llm-only")
+    run("convert", str(golden / "llama_ens_light"), "-o", str(tmp_path / "hf"), "--to", "hf", "--part", "llm")
     import torch
     from transformers import AutoModelForCausalLM
 
