@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from sphinxkit import encoders, formatters, llama, mixers, projectors, tilers
 from sphinxkit.errors import DataError, RecipeError, RegistryError, ShapeError
-from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.recipe.recipe import Recipe, document_to_yaml
 from sphinxkit.recipe.schema import WEIGHTS, ComponentSpec, ModelSpec, VisionSpec
 from sphinxkit.recipe.weights import encoder_sources, load_encoder_weights
 from sphinxkit.sphinx_model import SphinxModel
@@ -193,7 +193,7 @@ def assemble(recipe: Recipe, place: Place, place_llm: Place, tokenizer: Tokenize
         tokenizer=tokenizer,
         conversation=_at("conversation", _call, template),
         end_ids=spec.end_ids,
-        recipe_yaml=Recipe(recipe.resolved() | {"tokenizer": None}).to_yaml(),
+        recipe_yaml=document_to_yaml(recipe.resolved() | {"tokenizer": None}),
     )
 
 

@@ -122,10 +122,19 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """The document as YAML, keys in the file's order."""
-        import yaml
+        return document_to_yaml(self.document)
 
-        text: str = yaml.safe_dump(_copy(self.document), sort_keys=False, allow_unicode=True, width=120)
-        return text
+
+def document_to_yaml(document: Mapping[str, Any]) -> str:
+    """A recipe's document as YAML, keys in its order; it is not validated.
+
+    Args:
+        document: Of a recipe.
+    """
+    import yaml
+
+    text: str = yaml.safe_dump(_copy(document), sort_keys=False, allow_unicode=True, width=120)
+    return text
 
 
 def _copy(value: Any) -> Any:

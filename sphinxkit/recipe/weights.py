@@ -14,7 +14,7 @@ from sphinxkit import encoders, hub
 from sphinxkit.encoders import Encoder, PublishedWeights
 from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.interpolation.sources import JoinedSource
-from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.recipe.recipe import Recipe, document_to_yaml
 from sphinxkit.recipe.schema import WEIGHTS, ModelSpec
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tensor_source import PrefixedSource, TensorSource
@@ -167,4 +167,4 @@ def load_encoder_weights(model: SphinxModel, recipe: Recipe) -> None:
             raise CheckpointError(f"{place.path}: {error}") from error
         activations[place.branch, place.position] = report.activation
     document = with_activations(recipe.resolved(), activations)
-    model.recipe_yaml = Recipe(document | {"tokenizer": None}).to_yaml()
+    model.recipe_yaml = document_to_yaml(document | {"tokenizer": None})

@@ -107,3 +107,15 @@ def test_end_ids() -> None:
         build(document | {"end_ids": [2, 512]})
     with pytest.raises(RecipeError, match=r"end_ids\[1\]"):
         build(document | {"end_ids": [2, -1]})
+
+
+def test_building_validates_a_recipe_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sphinxkit.recipe import recipe as module
+
+    validated: list[Any] = []
+    find_errors = module.find_errors
+    monkeypatch.setattr(module, "find_errors", lambda *given: (validated.append(given), find_errors(*given))[1])
+    model = build("sphinx_micro", device="meta")
+    assert len(validated) == 1
+    assert model.recipe_yaml is not None
+    assert "kind: model" in model.recipe_yaml
