@@ -19,10 +19,13 @@ def to_device(values: Tensor | Sequence[Any], device: torch.device | str, dtype:
     Args:
         values: A tensor, or numbers.
         device: Where they are wanted.
-        dtype: None: the tensor's, or torch's default for the numbers.
+        dtype: None: the tensor's; of numbers int64, bool, or float32 whatever torch's default is.
     Source: CUDA's API synchronization behavior, cudaMemcpyAsync from pageable memory.
     """
-    given = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
-    if dtype is not None:
-        given = given.to(dtype)
+    if isinstance(values, Tensor):
+        given = values if dtype is None else values.to(dtype)
+    else:
+        given = torch.as_tensor(values, dtype=dtype, device="cpu")
+        if dtype is None and given.is_floating_point():
+            given = torch.as_tensor(values, dtype=torch.float32, device="cpu")
     return given.to(device, non_blocking=given.device.type == "cpu" and not given.is_pinned())

@@ -23,3 +23,15 @@ def test_the_default_device_does_not_matter() -> None:
     with torch.device("meta"):
         assert to_device([1, 2], "cpu").tolist() == [1, 2]
         assert to_device(tensor, "cpu") is tensor
+
+
+def test_numbers_have_a_dtype_whatever_the_host_programs_default_is() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert to_device([0.1], torch.device("cpu")).dtype == torch.float32
+        exact = to_device([0.1], torch.device("cpu"), torch.float64)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert exact.item() == 0.1
+    assert to_device([1, 2], torch.device("cpu")).dtype == torch.int64
+    assert to_device([True], torch.device("cpu")).dtype == torch.bool

@@ -47,8 +47,8 @@ def answer_file(
     sampling: Sampling | None = None,
     *,
     raw: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
+    rank: int | None = None,
+    world_size: int | None = None,
     batch_size: int = 8,
     num_workers: int = 2,
     num_draft_tokens: int | None = None,
@@ -74,8 +74,9 @@ def answer_file(
         sampling: For what rows do not say; with a ``seed``, row i draws from ``seed + i``; without ``stop``, the
             template's holds. None: ``Sampling()``.
         raw: Do not put prompts through the chat template.
-        rank: This process; it takes rows ``rank, rank + world_size, ...``.
+        rank: This process; it takes rows ``rank, rank + world_size, ...``. None: what torchrun says, else 0.
         world_size: Processes at work on the file, each with its own model; they share the file system, nothing else.
+            None: what torchrun says, else 1.
         batch_size: See ``answer_requests``.
         num_workers: See ``answer_requests``.
         num_draft_tokens: See ``answer_requests``.
@@ -87,6 +88,8 @@ def answer_file(
             ``answer_requests``.
     """
     source, output = Path(source), Path(output)
+    rank = _from_torchrun("RANK", 0) if rank is None else rank
+    world_size = _from_torchrun("WORLD_SIZE", 1) if world_size is None else world_size
     if not 0 <= rank < world_size:
         raise DataError(f"rank {rank} is not one of {world_size} (from 0)")
     if source.resolve() == output.resolve():
@@ -129,6 +132,14 @@ def answer_file(
     is_complete = finish_part(output, rank, world_size, num_rows)
     where = output if is_complete else part_path(output, rank, world_size, is_done=True)
     return Summary(num_rows, run.num_answered, run.num_errors, run.num_skipped, where, is_complete)
+
+
+def _from_torchrun(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    try:
+        return int(value)
+    except ValueError as error:
+        raise DataError(f"{name} in the environment must be a number, got {value!r}") from error
 
 
 class _Run:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -118,12 +117,9 @@ def generate(
         answering.max_new_tokens, answering.temperature, answering.top_p, tuple(stop or ()), answering.seed
     )
     if source is not None and output is not None:
-        rank, world_size = read_ranks()
         model = loading.load(checkpoint)
         options: dict[str, Any] = {
             "raw": raw,
-            "rank": rank,
-            "world_size": world_size,
             "batch_size": batch_size,
             "num_workers": num_workers,
             "num_draft_tokens": answering.num_draft_tokens,
@@ -216,18 +212,6 @@ def _show_places(result: ParseResult[Any], question: Question, draw: Path | None
         "items": [item if isinstance(item, str) else dataclasses.asdict(item) for item in items],
         "unread": [error._asdict() for error in result.failures],
     }
-
-
-def read_ranks() -> tuple[int, int]:
-    """This process's rank and how many there are, as torchrun says it; (0, 1) without torchrun.
-
-    Raises:
-        DataError: The variables are not numbers.
-    """
-    try:
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError as error:
-        raise DataError(f"RANK and WORLD_SIZE in the environment must be numbers: {error}") from error
 
 
 def _answer_file(

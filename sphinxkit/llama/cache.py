@@ -168,7 +168,7 @@ class KVCache:
         Raises:
             ShapeError: The indices are not ascending row numbers.
         """
-        kept = torch.as_tensor(rows).tolist()
+        kept = rows.tolist() if isinstance(rows, Tensor) else list(rows)
         if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.batch_size:
             raise ShapeError(f"KV cache: expected ascending rows between 0 and {self.batch_size - 1}, got {kept}")
         longest = int(self.lengths.max())
@@ -251,7 +251,8 @@ class KVCache:
         """``counts`` as a tensor on the cache's device, and as numbers where the host should have them."""
         if counts is None:
             return None, None
-        given = torch.as_tensor(counts, dtype=torch.int64)
+        given = counts if isinstance(counts, Tensor) else torch.tensor(counts, dtype=torch.int64, device="cpu")
+        given = given.to(torch.int64)
         if given.shape != (self.batch_size,):
             raise ShapeError(f"lengths: expected {self.batch_size} numbers, one per row, got {tuple(given.shape)}")
         known = given.tolist() if given.device.type == "cpu" or width > 1 else None

@@ -451,7 +451,9 @@ def _compute_dtype(embeds: Tensor) -> torch.dtype:
 
 def last_positions(lengths: Sequence[int] | Tensor | None) -> Tensor | slice:
     """Each row's last real column, as ``output_positions``; ``lengths`` are the real columns of each row, or None."""
-    return slice(-1, None) if lengths is None else torch.as_tensor(lengths) - 1
+    if lengths is None:
+        return slice(-1, None)
+    return (lengths if isinstance(lengths, Tensor) else torch.tensor(lengths, device="cpu")) - 1
 
 
 def select_positions(hidden: Tensor, output_positions: Tensor | slice | None) -> Tensor:

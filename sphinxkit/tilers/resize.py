@@ -110,8 +110,8 @@ def _is_float32(value: float) -> bool:
 def _is_on_edge(first: int, last: int, side: int, scale: float) -> bool:
     """Whether rounding errors in the filter positions could change a fixed-point weight."""
     stretch = max(scale, 1.0)
-    centers = (torch.arange(first, last, dtype=torch.float64) + 0.5) * scale
-    taps = torch.arange(-ceil(SUPPORT * stretch) - 1, ceil(SUPPORT * stretch) + 2, dtype=torch.float64)
+    centers = (torch.arange(first, last, dtype=torch.float64, device="cpu") + 0.5) * scale
+    taps = torch.arange(-ceil(SUPPORT * stretch) - 1, ceil(SUPPORT * stretch) + 2, dtype=torch.float64, device="cpu")
     places = centers.floor()[:, None] + taps
     x = ((places - centers[:, None] + 0.5) / stretch).abs()
     near = ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1

@@ -51,10 +51,12 @@ def test_sampled_rows_do_not_depend_on_the_batch(model, rows, write, expected, t
     assert read(tmp_path / "a.jsonl") == expected(rows[:5], temperature=1.0, top_p=0.9, seed=3)
 
 
-def test_two_ranks_give_the_file_of_one(model, rows, write, tmp_path: Path) -> None:
+def test_two_ranks_give_the_file_of_one(model, rows, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, output = write(rows), tmp_path / "two.jsonl"
     answer_file(model, source, tmp_path / "one.jsonl", DEFAULTS, batch_size=3)
-    first = answer_file(model, source, output, DEFAULTS, rank=0, world_size=2, batch_size=3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    first = answer_file(model, source, output, DEFAULTS, batch_size=3)
     assert not first.is_complete
     assert first.output == part_path(output, 0, 2, is_done=True)
     assert {line["index"] for line in read(first.output)} == {0, 2, 4, 6, 8, 10}
@@ -64,6 +66,9 @@ def test_two_ranks_give_the_file_of_one(model, rows, write, tmp_path: Path) -> N
     assert second.num_answered == 5
     assert output.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert not list(tmp_path.glob("two.jsonl.*"))
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(DataError, match="RANK in the environment must be a number, got 'first'"):
+        answer_file(model, source, output, DEFAULTS)
 
 
 @pytest.mark.slow

@@ -11,9 +11,7 @@ from typer.testing import CliRunner
 
 import sphinxkit
 from sphinxkit.cli import app
-from sphinxkit.cli.generate import read_ranks
 from sphinxkit.cli.options import pick_device
-from sphinxkit.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -51,20 +49,12 @@ def test_a_file_of_prompts_and_drafts(golden: Path, tmp_path: Path) -> None:
     assert fields["num_accepted"] <= fields["num_drafted"]
 
 
-def test_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert read_ranks() == (0, 1)
+def test_with_torchrun_a_process_has_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto") == torch.device("cuda")
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert read_ranks() == (3, 8)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:1")
     assert pick_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == torch.device("cpu")
-    monkeypatch.setenv("RANK", "first")
-    with pytest.raises(DataError, match="RANK and WORLD_SIZE in the environment must be numbers"):
-        read_ranks()

@@ -135,3 +135,29 @@ def test_truncation_leaves_something_of_the_prompt(model: SphinxModel) -> None:
     assert whole.token_ids[0] == ids[0]
     [short] = model.embed_prompts("a", truncate="left", max_new_tokens=10**6)  # short prompts stay whole
     assert short.token_ids == model.require_tokenizer().encode("a", bos=True)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("meta", torch.float64), ("cpu", torch.bfloat16)])
+def test_the_host_programs_defaults_change_nothing(
+    model: SphinxModel, golden: Path, device: str, dtype: torch.dtype
+) -> None:
+    image = golden / "images" / "wide.png"
+
+    def answers(asked: SphinxModel) -> list[Any]:
+        prompts = ["Where is it?", "a b a b"]
+        return [
+            asked.chat("What is it?", image, max_new_tokens=4),
+            asked.generate(prompts, [image, None], max_new_tokens=4, temperature=1.0, seed=3),
+            asked.generate(prompts, max_new_tokens=6, num_draft_tokens=2),
+            asked.score(["a"], [" b c"], [image]),
+            asked.session(image).ask("What is it?", max_new_tokens=3),
+        ]
+
+    expected = answers(model)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            assert answers(model) == expected
+            assert answers(sphinxkit.load(golden / "llama_ens_light")) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
