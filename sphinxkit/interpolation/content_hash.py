@@ -51,6 +51,8 @@ class Hasher:
         Args:
             key: Its name.
             parts: Model index -> tensor, not to be changed until :meth:`wait`.
+        Shape:
+            parts: all the same, any
         """
         for index, part in parts.items():
             if index in self._wanted and key not in self._lines[index]:

@@ -18,6 +18,8 @@ def will_need(tensor: Tensor) -> None:
 
     Args:
         tensor: Contiguous.
+    Shape:
+        tensor: any
     """
     if _MADV_WILLNEED is None or tensor.device.type != "cpu" or not tensor.numel():
         return

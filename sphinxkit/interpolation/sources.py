@@ -82,7 +82,11 @@ class SelectedSource:
         return self.source.read(key)
 
     def read_into(self, key: str, out: Tensor) -> None:
-        """Write the tensor ``key`` into ``out``; see :meth:`MixedSource.read_into`."""
+        """Write the tensor ``key`` into ``out``; see :meth:`MixedSource.read_into`.
+
+        Shape:
+            out: ``shape(key)``
+        """
         self.source.read_into(key, out)
 
     def chunks(self, key: str) -> Iterator[Tensor]:

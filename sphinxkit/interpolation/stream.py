@@ -128,7 +128,9 @@ class MixedSource:
 
         Args:
             key: Name.
-            out: Of ``shape(key)``; overwritten in place.
+            out: Overwritten in place.
+        Shape:
+            out: ``shape(key)``
         Raises:
             CheckpointError: As :meth:`read`, or ``out`` has another shape.
         """
@@ -324,7 +326,11 @@ class _Job:
 
 
 def within(tensor: Tensor, limit: float) -> bool:
-    """Whether every element is finite and of magnitude at most ``limit``."""
+    """Whether every element is finite and of magnitude at most ``limit``.
+
+    Shape:
+        tensor: any
+    """
     if not tensor.numel():
         return True
     if tensor.dtype.itemsize == 1:
@@ -334,7 +340,11 @@ def within(tensor: Tensor, limit: float) -> bool:
 
 
 def count_nonfinite(tensor: Tensor) -> tuple[int, int]:
-    """How many NaN and how many Inf a tensor holds, looked at chunk by chunk."""
+    """How many NaN and how many Inf a tensor holds, looked at chunk by chunk.
+
+    Shape:
+        tensor: any
+    """
     nans = infs = 0
     flat = tensor.reshape(-1)
     if not flat.dtype.is_floating_point:
@@ -350,7 +360,11 @@ class InPlaceSource(TensorSource, Protocol):
     """A source that can write a tensor where it is wanted; checkpoints and mixes are such."""
 
     def read_into(self, key: str, out: Tensor) -> None:
-        """Write the tensor ``key`` into ``out``, of the same shape, whatever its dtype and device."""
+        """Write the tensor ``key`` into ``out``, whatever its dtype and device.
+
+        Shape:
+            out: as the tensor
+        """
         ...
 
 
@@ -360,6 +374,8 @@ def update_in_place(tensors: Mapping[str, Tensor], source: InPlaceSource) -> Non
     Args:
         tensors: By the source's names, for example a module's ``state_dict()``; any dtype and device.
         source: The mix.
+    Shape:
+        tensors: each as ``source.shape`` of its name
     Raises:
         CheckpointError: The names are not the same.
     """

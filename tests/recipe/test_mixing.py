@@ -112,6 +112,22 @@ def test_a_greedy_soup_by_a_function(texts: tuple[Path, Path], tmp_path: Path) -
     assert result.to_dict()["soup"]["members"] == [str(texts[best])]
 
 
+def test_a_score_may_generate_text(golden: Path, tmp_path: Path) -> None:
+    """The model in memory answers with the weights of each beta, although what speeds it up was made for the first."""
+    pair = (golden / "llama_ens5", models.perturbed(golden / "llama_ens5", tmp_path / "other", seed=4))
+    question, image = "What is in the image?", golden / "images" / "wide.png"
+    answers: list[list[int]] = []
+
+    def score(model: SphinxModel) -> float:
+        answers.append(model.generate(question, image, max_new_tokens=4)[0].token_ids)
+        return 0.0
+
+    sphinxkit.mix(pair, sweep=[1.0, 0.0], score=score)
+    plain = [sphinxkit.load(path, accelerate=None) for path in pair]
+    assert answers == [model.generate(question, image, max_new_tokens=4)[0].token_ids for model in plain]
+    assert answers[0] != answers[1]
+
+
 def test_bad_calls(texts: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="name the models to mix"):
         sphinxkit.mix([], tmp_path / "out")
