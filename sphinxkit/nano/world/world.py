@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sphinxkit.data.conversations import write_conversation
 from sphinxkit.errors import DataError
@@ -13,6 +17,7 @@ from sphinxkit.formatters import tasks
 from sphinxkit.geometry import Point
 from sphinxkit.nano.world.composition import Style, compose
 from sphinxkit.nano.world.prose import prose
+from sphinxkit.nano.world.render import render
 from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.scene import Domain, Scene
 from sphinxkit.nano.world.task_samples import KINDS_OF_TASK, MAKERS, Weights
@@ -86,6 +91,19 @@ def _reworded(task: str, wording: str) -> tasks.Task[Any, Any]:
     return changed
 
 
+class DrawnScene(Scene):
+    """A scene with its picture."""
+
+    @cached_property
+    def image(self) -> NDArray[np.uint8]:
+        """The picture, drawn when it is first asked for.
+
+        Shape:
+            return: (height, width, 3) uint8, red, green, blue
+        """
+        return render(self)
+
+
 class World:
     """Scenes, samples and conversations by number; every one is a function of the arguments and its number.
 
@@ -141,7 +159,7 @@ class World:
     def _rng(self, *parts: object) -> Rng:
         return Rng("sphinxkit.world", VERSION, self.seed, self.style.domain, self.style.split, *parts)
 
-    def scene_of_kind(self, index: int, kind: str, attempt: int = 0) -> Scene:
+    def scene_of_kind(self, index: int, kind: str, attempt: int = 0) -> DrawnScene:
         """Scene ``index`` of a kind.
 
         Args:
@@ -153,9 +171,10 @@ class World:
         """
         if index < 0:
             raise DataError(f"world: scenes are numbered from 0, got {index}")
-        return compose(self._rng("scene", kind, index, attempt), self.style, kind)
+        scene = compose(self._rng("scene", kind, index, attempt), self.style, kind)
+        return DrawnScene(**{field.name: getattr(scene, field.name) for field in fields(scene)})
 
-    def _find(self, index: int, task: str) -> tuple[Scene, list[Any]]:
+    def _find(self, index: int, task: str) -> tuple[DrawnScene, list[Any]]:
         if task not in MAKERS:
             raise DataError(f"world: there are no scenes for task {task!r}{suggest(task, TASKS)}")
         kind = self._rng("kind", task, index).weighted(KINDS_OF_TASK[task])
@@ -168,7 +187,7 @@ class World:
             f"world {self.name}: no sample of task {task!r} in {MAX_ATTEMPTS} scenes; is the style too narrow?"
         )
 
-    def scene(self, index: int, task: str = "vqa") -> Scene:
+    def scene(self, index: int, task: str = "vqa") -> DrawnScene:
         """The scene that sample ``index`` of a task is about.
 
         Where two tasks take the same kind of scene for an index, it is nearly always the same scene.
