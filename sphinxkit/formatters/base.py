@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sphinxkit.errors import DataError
+from sphinxkit.formatters.coordinate_grid import move_to_grid
 from sphinxkit.formatters.labels import IGNORE_INDEX, label_spans
 from sphinxkit.formatters.messages import Message, check_messages, clean_content
 from sphinxkit.registry import Registry
@@ -71,6 +72,10 @@ class ConversationTemplate:
         roles: What stands before a user's and an assistant's message, by "user" and "assistant".
         separator: After every message.
         stop: Strings that end an answer.
+        coordinate_grid: Coordinates in a user's message are rounded to whole steps of 1/``coordinate_grid`` of the
+            padded square's side; None: they stay as they are.
+    Raises:
+        DataError: ``coordinate_grid`` is below 1.
     """
 
     name: str
@@ -79,6 +84,11 @@ class ConversationTemplate:
     roles: Mapping[str, str]
     separator: str
     stop: tuple[str, ...]
+    coordinate_grid: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.coordinate_grid is not None and self.coordinate_grid < 1:
+            raise DataError(f"conversation: coordinate_grid must be at least 1, or None; got {self.coordinate_grid}")
 
     def render(self, messages: Sequence[Message], answer_start: str = "") -> RenderedConversation:
         """The conversation as one text, with the places of the answers.
@@ -102,6 +112,8 @@ class ConversationTemplate:
                 length += len(content) - len(self.system)
                 parts[0] = content
                 continue
+            if role == "user" and self.coordinate_grid is not None:
+                content = move_to_grid(content, self.coordinate_grid)
             start = length + len(self.roles[role])
             parts.append(f"{self.roles[role]} {content}{self.separator}")
             length += len(parts[-1])
