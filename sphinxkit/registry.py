@@ -26,7 +26,12 @@ ENTRY_POINT_GROUP = "sphinxkit.plugins"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the closest known name, or an empty string."""
+    """``"; did you mean 'x'?"`` for the closest known name, or an empty string.
+
+    Args:
+        name: What came.
+        known: What exists.
+    """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -63,13 +68,13 @@ _plugins = _Plugins()
 class Registry(Generic[T]):
     """The builders of one component family, by name.
 
-    A builder is any callable with keyword arguments: a class or a function. Besides registered names,
-    ``package.module:builder`` names any importable builder, and plug-ins (entry-point group ``sphinxkit.plugins``:
-    modules that register on import) are loaded when a name is first missed or the names are listed.
+    A builder is any callable with keyword arguments: a class or a function. ``package.module:builder`` names any
+    importable builder without registration. Plug-ins are modules in the entry-point group ``sphinxkit.plugins`` that
+    register builders when they are imported; they are loaded when a name is unknown or the names are listed.
 
     Args:
         family: What the components are, for messages: "encoder".
-        builders: Builders known from the start.
+        builders: Builders that are registered at once.
     """
 
     def __init__(self, family: str, builders: Mapping[str, Callable[..., T]] | None = None) -> None:
@@ -78,10 +83,12 @@ class Registry(Generic[T]):
         self._imported: set[str] = set()
 
     def register(self, name: str) -> Callable[[B], B]:
-        """Decorator that registers a builder under ``name``.
+        """Decorator that registers a builder.
 
+        Args:
+            name: Its name in recipes and ``create``.
         Raises:
-            RegistryError: The name is taken.
+            RegistryError: The name is already registered.
         """
 
         def decorator(builder: B) -> B:
@@ -100,6 +107,8 @@ class Registry(Generic[T]):
     def get(self, name: str) -> Callable[..., T]:
         """The builder called ``name``, or the one at ``package.module:builder``.
 
+        Args:
+            name: Registered name or import path.
         Raises:
             RegistryError: There is none; the message lists the known names.
         """
@@ -137,10 +146,13 @@ class Registry(Generic[T]):
         return typing.cast("Callable[..., T]", builder)
 
     def build(self, name: str, **options: Any) -> T:
-        """Build the component ``name`` with keyword options.
+        """Build the component ``name``.
 
+        Args:
+            name: Registered name or ``package.module:builder``.
+            **options: Keyword arguments of the builder.
         Raises:
-            RegistryError: Unknown name, unknown option or a required option that is missing.
+            RegistryError: Unknown name, unknown option or a missing required option.
         """
         builder = self.get(name)
         signature = inspect.signature(builder)
@@ -157,7 +169,7 @@ class Registry(Generic[T]):
 
         Args:
             name: Registered name or ``package.module:builder``.
-            wired: Parameters that assembly fills in; they are left out, so writing them is an error.
+            wired: Parameters that the recipe's builder sets; they are left out, so a recipe that names one is an error.
         Raises:
             RegistryError: Unknown name.
         """

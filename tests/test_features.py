@@ -30,6 +30,7 @@ def test_queries_without_patches() -> None:
         ((2, 3), (2, 6, 3), (2, 3), r"expected prefix \(B, P, D\) .* got \(2, 3\) and \(2, 6, 3\)"),
         ((2, 1, 3), (2, 6, 3), (2, 2), "6 patches do not fill the grid 2x2"),
         ((2, 1, 3), (2, 6, 3), (-2, -3), r"grid must be a pair .* at least 0, got \(-2, -3\)"),
+        ((2, 1, 3), (2, 6, 3), 6, r"vision features: grid must be a pair \(H, W\) .* got 6"),
         ((2, 1, 4), (2, 6, 3), (2, 3), "differ in batch or width"),
         ((1, 1, 3), (2, 6, 3), (2, 3), "differ in batch or width"),
     ],

@@ -14,6 +14,9 @@ from sphinxkit.mixers.base import register
 from sphinxkit.mixers.resample import RESAMPLE_MODES, pool_patches, resample_patches
 from sphinxkit.registry import suggest
 
+# Longest side of a grid in patches, our choice: a view of 3584 pixels in patches of 14. Beyond it a typing error costs
+# gigabytes.
+MAX_GRID_SIDE = 256
 PREFIX_MODES = ("error", "first", "mean", "drop")
 
 
@@ -23,8 +26,8 @@ class ChannelMixer(nn.Module):
 
     Args:
         embed_dims: Width of each encoder, in order; the output width is their sum.
-        grid: Common (H, W) in patches; features on another grid are resampled first. None: all features must come on
-            one grid, which is kept.
+        grid: Common (H, W) in patches, 256 a side at most; features on another grid are resampled first. None: all
+            features must come on one grid, which is kept.
         resample: "nearest" (repeats tokens) or "bilinear".
         prefix: What to do about the tokens without a place in the image. "error": every encoder must bring the same
             number, and they are concatenated one by one. "first": the first of each encoder (a class token before
@@ -57,6 +60,8 @@ class ChannelMixer(nn.Module):
         self.tile_pool = tile_pool
         if not self.embed_dims or min(self.embed_dims) < 1:
             raise ShapeError(f"channel mixer: expected at least one positive width, got embed_dims={self.embed_dims}")
+        if self.grid is not None and max(self.grid) > MAX_GRID_SIDE:
+            raise ShapeError(f"channel mixer: grid sides may be {MAX_GRID_SIDE} patches at most, got {self.grid}")
         if tile_pool < 1 or (self.grid is not None and (self.grid[0] % tile_pool or self.grid[1] % tile_pool)):
             raise ShapeError(f"channel mixer: tile_pool={tile_pool} does not divide the grid {self.grid}")
         for option, value, known in (("resample", resample, RESAMPLE_MODES), ("prefix", prefix, PREFIX_MODES)):

@@ -171,6 +171,12 @@ def test_pooling_halves_height_and_width_each_on_its_own(height: int, width: int
     torch.testing.assert_close(mixed.patches[0, :, 0], expected, atol=0, rtol=0)
 
 
+def test_a_grid_cannot_cost_gigabytes() -> None:
+    assert ChannelMixer([3], grid=(256, 256)).grid == (256, 256)
+    with pytest.raises(ShapeError, match=r"grid sides may be 256 patches at most, got \(16, 1000000000\)"):
+        ChannelMixer([3], grid=(16, 10**9))
+
+
 @pytest.mark.parametrize("grid", [16, (16,), (16, 16.0), "16", (0, 4), (True, 2)])
 def test_a_grid_is_a_pair(grid: object) -> None:
     with pytest.raises(ShapeError, match=r"channel mixer: grid must be a pair \(H, W\)"):

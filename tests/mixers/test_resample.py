@@ -70,6 +70,13 @@ def test_refusals() -> None:
         resample_patches(patches, (2, 3), (4, 4), "nearset")
     with pytest.raises(ShapeError, match=r"resample_patches: grid must be a pair .* at least 1, got \(0, 0\)"):
         resample_patches(patches[:, :0], (0, 0), (4, 4))
+    for call in (lambda: resample_patches(patches, 6, (4, 4)), lambda: resample_patches(patches, (2, 3), 16)):
+        with pytest.raises(ShapeError, match=r"resample_patches: grid must be a pair \(H, W\) of ints .* got (6|16)"):
+            call()
+    with pytest.raises(ShapeError, match=r"pool_patches: grid must be a pair .* got 2"):
+        pool_patches(patches, 2, 2)
+    with pytest.raises(ShapeError, match=r"pool_patches: expected patches \(B, 4, D\) for a 2x2 grid"):
+        pool_patches(patches, (2, 2), 2)
     with pytest.raises(ShapeError, match=r"expected patches \(B, 9, D\) for a 3x3 grid, got \(1, 6, 2\)"):
         resample_patches(patches, (3, 3), (4, 4))
     with pytest.raises(ShapeError, match="a 2x3 grid cannot be pooled in blocks of 2x2"):

@@ -149,6 +149,8 @@ def test_refusals() -> None:
     for name in ("rows", "cols", "tile_size"):
         with pytest.raises(ShapeError, match=f"{name} must be an int of at least 1, got 0"):
             GridTiler(**{name: 0})
+        with pytest.raises(ShapeError, match=f"{name} must be an int of at least 1, got 2.5"):
+            GridTiler(**{name: 2.5})
     tiler = GridTiler(2, 2, 8)
     with pytest.raises(ShapeError, match=r"an image of 16x16 pixels \(2x2 tiles of 8\), got 16x8"):
         tiler(torch.zeros(1, 3, 16, 8))
