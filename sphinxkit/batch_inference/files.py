@@ -75,7 +75,7 @@ def answer_file(
             template's holds. None: ``Sampling()``.
         raw: Do not put prompts through the chat template.
         rank: This process; it takes rows ``rank, rank + world_size, ...``. None: what torchrun says, else 0.
-        world_size: Processes at work on the file, each with its own model; they share the file system, nothing else.
+        world_size: Processes that share the file, each with its own model and the same file system.
             None: what torchrun says, else 1.
         batch_size: See ``answer_requests``.
         num_workers: See ``answer_requests``.

@@ -1,4 +1,4 @@
-"""What tells one model from another."""
+"""A fingerprint of a model: equal for equal models."""
 
 from __future__ import annotations
 

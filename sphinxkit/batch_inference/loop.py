@@ -98,7 +98,7 @@ def answer_requests(
         truncate: See ``SphinxModel.generate``.
     Raises:
         DataError: ``batch_size`` or ``num_workers`` is not positive, or there is no tokenizer. What is wrong with a
-            single request is told in its answer.
+            single request stands in its answer.
     """
     for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
         if value < 1:

@@ -161,8 +161,8 @@ def _request(index: int, row: dict[str, Any], defaults: Defaults, chat_prompt: C
     if ("prompt" in row) == ("messages" in row):
         raise DataError("expected either prompt or messages")
     prompt, ends = _prompt(row, defaults.is_raw, chat_prompt)
-    if not prompt.strip():
-        raise DataError("the prompt is empty")
+    if not prompt.strip() and "image" not in row:
+        raise DataError("the prompt is empty, and there is no image")
     seed = None if defaults.sampling.seed is None else defaults.sampling.seed + index
     own = {key: row[key] for key in ("max_new_tokens", "temperature", "top_p") if key in row}
     stop = stop_strings(stop) if "stop" in row or stop else ends

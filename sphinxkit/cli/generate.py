@@ -52,7 +52,7 @@ def generate(
         typer.Option("--input", help="JSON lines {prompt, image, ...}; image paths are relative to its folder."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON lines of answers; gone on with if it is there.")
+        Path | None, typer.Option("--output", "-o", help="JSON lines of answers; if it exists, the run continues.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of the input that are answered at once.")] = 8,
     num_workers: Annotated[int, typer.Option(min=1, help="Threads that load the input's images.")] = 2,
@@ -74,7 +74,7 @@ def generate(
 
     A row of --input may hold id, prompt (or messages), image, max_new_tokens, temperature, top_p, stop, seed and meta,
     which is copied to the answer; row i draws from --seed + i. Answers are written to OUTPUT.rank-0-of-1.part as they
-    come, and to OUTPUT in the input's order when all are there. The same command goes on after a kill. With torchrun
+    come, and to OUTPUT in the input's order when all are there. The same command continues after a kill. With torchrun
     every process takes its share of the rows.
 
     Examples:
@@ -178,7 +178,7 @@ class Question:
 def read_question(
     prompt: str | None, image: Path | None, task: str | None, box: str | None, draw: Path | None
 ) -> Question:
-    """What the options ask; whatever is wrong with it is told before a model is loaded."""
+    """What the options ask; errors come before a model is loaded."""
     from sphinxkit.cli.task_options import read_task
     from sphinxkit.formatters.draw import check_target
     from sphinxkit.geometry import ImageGeometry

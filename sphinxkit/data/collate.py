@@ -44,7 +44,7 @@ class ExampleMaker:
     Args:
         template: How conversations are written down.
         tokenizer: With character spans.
-        image_size: Side of the preprocessed image in pixels; 0: the model has no eyes, and images are faults.
+        image_size: Side of the preprocessed image in pixels; 0: a text-only model, for which images are errors.
         max_tokens: The longest row, image slots included.
         num_image_tokens: Slots that one image takes.
         over_length: What happens to a longer sample; see ``conversations.encode_sample``.

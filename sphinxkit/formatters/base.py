@@ -94,10 +94,10 @@ class ConversationTemplate:
         """The conversation as one text, with the places of the answers.
 
         Args:
-            messages: An optional system message, then user and assistant in turn. If the user has the last word, the
-                text ends where the assistant's answer begins. Image placeholders and the white space around a message
-                are taken out.
-            answer_start: Words put into the assistant's mouth at the open answer (ScienceQA's "The answer is").
+            messages: An optional system message, then user and assistant in turn. If the last message is the user's,
+                the text ends where the assistant's answer begins. Image placeholders and the white space around a
+                message are taken out.
+            answer_start: The first words of the open answer (ScienceQA's "The answer is").
         Raises:
             DataError: No messages, a message that is not ``{"role", "content"}``, an unknown role, roles out of turn,
                 empty content, or ``answer_start`` without an open answer.
@@ -123,7 +123,7 @@ class ConversationTemplate:
             start_words = answer_start.strip()
             parts.append(self.roles["assistant"] + (f" {start_words}" if start_words else ""))
         elif answer_start:
-            raise DataError(f"conversation: answer_start {answer_start!r} needs the user to have the last word")
+            raise DataError(f"conversation: answer_start {answer_start!r} needs a last message of the user")
         return RenderedConversation("".join(parts), tuple(spans))
 
     def prompt(self, messages: Sequence[Message], answer_start: str = "") -> str:

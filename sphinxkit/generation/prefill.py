@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-# What a forward pass costs whatever it does (reading the weights), in tokens' worth of arithmetic: the ratio of the
+# The fixed cost of a forward pass (reading the weights), in tokens' worth of arithmetic: the ratio of the
 # matmul rate to the memory's bandwidth, times bytes per weight over FLOPs per weight and token. Measured: 636 GFLOP/s
 # to 70 GB/s on two cores with bf16, about 9; data sheet of an H200: 990 TFLOP/s to 4.8 TB/s, about 200.
 PASS_COST = {"cpu": 9}

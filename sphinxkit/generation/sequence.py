@@ -28,7 +28,7 @@ class Generation:
         token_ids: The tokens of ``text``: no end-of-sentence, nothing of a stop string.
         finish_reason: "eos" (an id that ends an answer), "stop" (a stop string appeared) or "length"
             (``max_new_tokens`` or the context used up).
-        num_drafted: Tokens that speculative decoding guessed; two answers are equal whatever it guessed.
+        num_drafted: Tokens that speculative decoding drafted; not compared by ``==``.
         num_accepted: How many of them the model confirmed.
     """
 
@@ -158,7 +158,7 @@ class GeneratedSequence:
             self._pending = ["".join(self._pending)[: cut - self._length]]
 
     def new_text(self) -> str:
-        """Text that was not returned before and can no longer become part of a stop string."""
+        """Text that was not returned before and cannot become part of a stop string."""
         text = "".join(self._pending)
         held = 0
         if self.finish_reason is None:

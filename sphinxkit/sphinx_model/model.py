@@ -233,7 +233,8 @@ class SphinxModel(nn.Module):
         r"""Continue prompts of any lengths, each with an image or without.
 
         Args:
-            prompts: Raw text; the beginning-of-sentence token is added, no template is applied.
+            prompts: Raw text; the beginning-of-sentence token is added, no template is applied. A text may be empty
+                where there is an image.
             images: One for each prompt, None where a prompt has none; or None. See ``ImageInput`` for what may stand
                 for an image; the same image given several times is encoded once.
             max_new_tokens: For each row.
@@ -379,7 +380,7 @@ class SphinxModel(nn.Module):
     def session(
         self, image: ImageInput | None = None, system: str | None = None, num_draft_tokens: int | None = None
     ) -> ChatSession:
-        """A conversation that is gone on with: what was read stays read, an image is encoded once.
+        """A conversation that continues: each question costs its own tokens, an image is encoded once.
 
         Args:
             image: What it is about.
@@ -468,7 +469,7 @@ class SphinxModel(nn.Module):
             overwrite: Whether an existing checkpoint there may be replaced.
 
         Raises:
-            CheckpointError: The model was assembled by hand and has no recipe; or ``path`` exists.
+            CheckpointError: The model was assembled without a recipe; or ``path`` exists.
         """
         from sphinxkit import checkpoint
         from sphinxkit.tensor_source import ModuleSource

@@ -45,8 +45,8 @@ def tokenize_prompts(
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise DataError(f"prompt {row} is not text but {type(prompt).__name__}")
-        if not prompt.strip():
-            raise DataError(f"prompt {row} is empty")
+        if not prompt.strip() and pictures[row] is None:
+            raise DataError(f"prompt {row} is empty, and there is no image")
         token_ids.append(tokenizer.encode(prompt, bos=True))
     num_image_tokens = model.require_vision().num_tokens if any(picture is not None for picture in pictures) else 0
     limit = model.llm.max_seq_len

@@ -137,7 +137,7 @@ class ChatSession:
                 "the conversation", positions, limit, num_new_tokens=1, num_image_tokens=self._num_image_tokens
             )
         except DataError as error:
-            raise DataError(f"{error}; begin anew with reset()") from error
+            raise DataError(f"{error}; start a new one with reset()") from error
         embeds, num_cached = self._uncached(ids)
         if self._cache is not None:
             self._cache.lengths.fill_(num_cached)

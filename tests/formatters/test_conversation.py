@@ -216,5 +216,5 @@ def test_bad_conversations(messages: Any, message: str, template: ConversationTe
 
 
 def test_answer_start_needs_an_open_answer(template: ConversationTemplate) -> None:
-    with pytest.raises(DataError, match="answer_start 'x' needs the user to have the last word"):
+    with pytest.raises(DataError, match="answer_start 'x' needs a last message of the user"):
         template.prompt(dialogue("a", "b"), answer_start="x")

@@ -141,6 +141,12 @@ def test_the_prompt_takes_no_part_in_a_stop_match(model: SphinxModel) -> None:
     assert again == free
 
 
+def test_an_image_without_words(model: SphinxModel, images: list[Image.Image]) -> None:
+    [answer] = model.generate([""], [images[0]], max_new_tokens=4, stop=None)
+    logits = model(ids([1]), model.preprocess(images[0]))
+    assert answer.token_ids[0] == int(logits[0, 0].argmax())
+
+
 def test_chat_applies_the_template(model: SphinxModel, images: list[Image.Image]) -> None:
     question = [{"role": "user", "content": "What is this?"}]
     prompt, stop = model.chat_prompt(question)

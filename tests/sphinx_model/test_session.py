@@ -105,7 +105,7 @@ def test_bad_questions_change_nothing(model: SphinxModel, images) -> None:
     session = model.session(images[0])
     first = session.ask(QUESTIONS[0], max_new_tokens=4)
     before = list(session.messages)
-    with pytest.raises(DataError, match=r"takes \d+ positions, 291 of them image tokens.*begin anew with reset"):
+    with pytest.raises(DataError, match=r"takes \d+ positions, 291 of them image tokens.*start a new one with reset"):
         session.ask("why " * 5000)
     with pytest.raises(DataError, match="is empty"):
         session.ask("  ")
