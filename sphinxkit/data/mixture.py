@@ -240,6 +240,11 @@ class Mixture:
         return [source.name for source in self._sources]
 
     @property
+    def files(self) -> list[Path]:
+        """The files of samples that are read, one for each source that is a file."""
+        return [source.file.path for source in self._sources if isinstance(source, _FileSource)]
+
+    @property
     def num_batches(self) -> int:
         """Batches in an epoch."""
         full = sum(group.size // self.batch_size for group in self._groups)

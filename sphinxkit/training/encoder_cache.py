@@ -3,30 +3,79 @@
 from __future__ import annotations
 
 import hashlib
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sphinxkit.atomic import atomic_file
 from sphinxkit.encoders.base import Encoder
 from sphinxkit.features import VisionFeatures
 from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.version import __version__
 
 
-def _digest(*tensors: Tensor) -> str:
-    total = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        total.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-        total.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+def _digest(tensor: Tensor) -> str:
+    total = hashlib.blake2b(repr((tuple(tensor.shape), tensor.dtype)).encode(), digest_size=16)
+    total.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def _describe(value: Any) -> str:
+    """A setting of a module in words that are the same in every process; values that are no settings by their type."""
+    if isinstance(value, str | bytes | int | float | bool | torch.dtype | torch.Size | None):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_describe(key)}: {_describe(nested)}' for key, nested in value.items())}}}"
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = [_describe(nested) for nested in value]
+        return f"[{', '.join(sorted(parts) if isinstance(value, set | frozenset) else parts)}]"
+    if isinstance(value, partial):
+        return f"partial({_describe(value.func)}, {_describe(value.args)}, {_describe(value.keywords)})"
+    if is_dataclass(value) and not isinstance(value, type):
+        return f"{type(value).__qualname__}({_describe({f.name: getattr(value, f.name) for f in fields(value)})})"
+    if isinstance(value, types.MethodType):
+        return _describe(value.__func__)
+    if isinstance(value, types.FunctionType):
+        inside = [cell.cell_contents for cell in value.__closure__ or ()]
+        return f"{value.__module__}.{value.__qualname__}{_describe([value.__defaults__, value.__kwdefaults__, inside])}"
+    kind = value if isinstance(value, type | types.BuiltinFunctionType) else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def network_digest(module: nn.Module) -> str:
+    """Changes with whatever decides what a network computes: weights, buffers, kinds of layers and their settings.
+
+    Args:
+        module: In eval mode.
+    """
+    total = hashlib.blake2b(__version__.encode(), digest_size=16)
+    for name, layer in module.named_modules():
+        settings = {key: value for key, value in vars(layer).items() if not _is_machinery(key)}
+        total.update(f"{name}: {type(layer).__module__}.{type(layer).__qualname__} {_describe(settings)}\n".encode())
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        total.update(f"{name}: {_digest(tensor)}\n".encode())
+    return total.hexdigest()
+
+
+def _is_machinery(key: str) -> bool:
+    """What ``nn.Module`` keeps for itself; parameters, buffers and layers below are walked."""
+    return key in _MACHINERY or key.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
+
+
+_MACHINERY = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training", "forward"})
 
 
 class FeatureCache:
     """What ``Encoder.forward`` gives, kept in files.
 
-    A file belongs to the encoder's weights and the pixels of one view, so nothing stale is ever found: other weights,
-    another dtype or another image are other names. A file that cannot be read is made anew.
+    A file belongs to a network (see ``network_digest``) and the pixels of one view: other weights, another activation,
+    dtype or image have other names. A file that cannot be read is made anew.
 
     Args:
         encoder: Frozen.
@@ -35,7 +84,7 @@ class FeatureCache:
 
     def __init__(self, encoder: Encoder, folder: Path) -> None:
         self.encoder = encoder
-        self.folder = folder / f"{encoder.name}-{_digest(*encoder.parameters())}"
+        self.folder = folder / f"{encoder.name}-{network_digest(encoder)}"
         self.hits, self.misses = 0, 0
         self._forward = encoder.forward
 

@@ -15,6 +15,7 @@ from sphinxkit.errors import DataError, RecipeError
 from sphinxkit.recipe import Recipe
 from sphinxkit.registry import Registry
 from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.training.data_files import changed_files, content_digest
 from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.parallel import ParallelDims
 from sphinxkit.training.plan import StreamPlan, TrainPlan
@@ -111,7 +112,22 @@ class Streams:
             )
             for name, mixture in self.mixtures.items()
         }
+        self._files = {name: list(getattr(mixture, "files", ())) for name, mixture in self.mixtures.items()}
+        self._digests = self._read_digests(dims)
         self._iterators: dict[str, Generator[MixtureBatch, None, None]] = {}
+
+    def _read_digests(self, dims: ParallelDims) -> dict[str, list[str]]:
+        """The first process reads the files for all."""
+        digests: dict[str, list[str]] = {}
+        error: DataError | None = None
+        if dims.is_main:
+            try:
+                digests = {name: [content_digest(path) for path in paths] for name, paths in self._files.items()}
+            except DataError as found:
+                error = found
+        dims.raise_any(error)
+        found_by_first: dict[str, list[str]] = dims.gather(digests)[0]
+        return found_by_first
 
     @property
     def num_steps(self) -> int:
@@ -177,7 +193,7 @@ class Streams:
 
     def state(self) -> dict[str, Any]:
         """Where every stream stands; good for any number of processes."""
-        return {name: loader.state_dict() for name, loader in self.loaders.items()}
+        return {name: {**loader.state_dict(), "files": self._digests[name]} for name, loader in self.loaders.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state.
@@ -191,3 +207,10 @@ class Streams:
                 loader.load_state_dict(dict(state[name]))
             except DataError as error:
                 raise TrainingError(f"data.{name} cannot go on where the run stopped: {error}") from error
+            changed = changed_files(self._files[name], state[name].get("files", ()), self._digests[name])
+            if changed:
+                names = ", ".join(map(str, changed))
+                raise TrainingError(
+                    f"data.{name} cannot go on where the run stopped: the content of {names} has changed since. Put "
+                    "the old files back, or start another run from this one's model (init_from)"
+                )

@@ -278,6 +278,29 @@ def test_too_many_bad_samples_stop_the_run_with_its_state_intact(own_samples, st
     assert [r["loss"] for r in read_log(Path(plan["output"]))] == [r["loss"] for r in read_log(straight)]
 
 
+def test_a_step_without_a_usable_sample_has_no_loss_and_updates_nothing(own_samples, recorder) -> None:
+    folder, make = own_samples
+    for number in range(24):
+        (folder / f"{number}.png").write_bytes(b"no picture")
+    plan = make(steps=2, export=True)
+    del plan["data"]["texts"]
+    plan["data"]["captions"]["mixture"]["max_bad_rate"] = 1.0
+    told = recorder()
+    assert train(TrainPlan(**plan), callbacks=[told]).status == "done"
+    for record in read_log(Path(plan["output"])):
+        assert "loss" not in record
+        assert record["skipped"] == "no sample of this step has a token to learn"
+        assert len(record["bad"]) == 8
+    assert told.records[-1]["total"]["skipped_steps"] == 2
+    torch.manual_seed(0)
+    start = build(plan["model"], tokenizer=Tokenizer(plan["tokenizer"])).state_dict()
+    found = sphinxkit.load(Path(plan["output"]) / "model").state_dict()
+    assert all(torch.equal(found[name], start[name]) for name in start)
+    plan |= {"steps": 20, "output": plan["output"] + "-long"}
+    with pytest.raises(TrainingError, match="11 steps in a row updated nothing; the last: no sample of this step"):
+        train(TrainPlan(**plan))
+
+
 def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """The loss of these calls of the loss (two to a step here) is not a number."""
     from sphinxkit.training.step import LossModule

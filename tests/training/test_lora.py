@@ -9,26 +9,52 @@ from torch import nn
 import sphinxkit
 from sphinxkit.errors import RecipeError
 from sphinxkit.training import LoraPlan, TrainPlan, read_log, train
-from sphinxkit.training.lora import LoraLinear, add_lora, merge_lora
+from sphinxkit.training.lora import LoraLinear, add_lora, draw_factors, is_factor, merge_lora
 
 # float32: one product instead of two
 MERGE_ATOL = 1e-5
+# float32: an update of exactly 0, in another order of additions
+START_ATOL = 1e-5
+# bfloat16 has 8 bits of mantissa; losses of 5 to 6
+BF16_ATOL = 2e-2
 
 
-def test_update_by_hand() -> None:
-    layer = LoraLinear(nn.Linear(3, 2), rank=1, alpha=4.0)
+@pytest.mark.parametrize(("rank", "alpha"), [(1, 4.0), (2, 8.0), (2, 1.0), (4, 4.0)])
+def test_update_by_hand(rank: int, alpha: float) -> None:
+    layer = LoraLinear(nn.Linear(3, 2), rank, alpha)
     x = torch.tensor([[1.0, 2.0, 3.0]])
     plain = x @ layer.weight.T + layer.bias
-    layer.init_weights()
+    layer.init_weights(torch.Generator().manual_seed(0))
     assert torch.equal(layer(x), plain)
     with torch.no_grad():
-        layer.lora_down.copy_(torch.tensor([[1.0, 0.0, 1.0]]))
-        layer.lora_up.copy_(torch.tensor([[1.0], [-2.0]]))
-    assert torch.allclose(layer(x), plain + torch.tensor([[16.0, -32.0]]))  # 4/1 * (1 + 3) * (1, -2)
+        layer.lora_down.zero_()
+        layer.lora_down[-1] = torch.tensor([1.0, 0.0, 1.0])
+        layer.lora_up[:, -1] = torch.tensor([1.0, -2.0])
+    update = alpha / rank * torch.tensor([[4.0, -8.0]])  # (1 + 3) * (1, -2)
+    assert torch.allclose(layer(x), plain + update)
     assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["lora_down", "lora_up"]
-    merged = merge_lora({f"a.{key}": value for key, value in layer.state_dict().items()}, LoraPlan(1, 4.0))
+    merged = merge_lora({f"a.{key}": value for key, value in layer.state_dict().items()}, LoraPlan(rank, alpha))
     assert merged.keys() == {"a.weight", "a.bias"}
-    assert torch.allclose(x @ merged["a.weight"].T + merged["a.bias"], layer(x), atol=MERGE_ATOL)
+    assert torch.allclose(x @ merged["a.weight"].T + merged["a.bias"], plain + update, atol=MERGE_ATOL)
+
+
+def test_factors_depend_on_seed_and_name_alone() -> None:
+    def drawn(seed: int, *names: str) -> dict[str, torch.Tensor]:
+        module = nn.ModuleDict({name: nn.Linear(3, 2) for name in names})
+        add_lora(module, LoraPlan(rank=2, targets=list(names)))
+        draw_factors(module, seed)
+        found = dict(module.named_parameters())
+        assert all(found[name].requires_grad is is_factor(name) for name in found)
+        return {name: value.detach() for name, value in found.items() if is_factor(name)}
+
+    both, one = drawn(1, "q_proj", "k_proj"), drawn(1, "k_proj")
+    assert both.keys() == {f"{name}.{factor}" for name in ("q_proj", "k_proj") for factor in ("lora_down", "lora_up")}
+    assert all(torch.equal(both[name], one[name]) for name in one)
+    assert not torch.equal(both["q_proj.lora_down"], both["k_proj.lora_down"])
+    assert not torch.equal(drawn(2, "k_proj")["k_proj.lora_down"], one["k_proj.lora_down"])
+    bound = 1 / 3**0.5
+    assert 0 < one["k_proj.lora_down"].abs().max() <= bound
+    assert not one["k_proj.lora_up"].any()
 
 
 def test_a_target_that_is_nowhere() -> None:
@@ -54,6 +80,21 @@ def test_a_run_trains_updates_and_exports_them_merged(document) -> None:
         "end_token",
     }
     assert not any(".encoders." in name for name in changed)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", START_ATOL), ("bfloat16", BF16_ATOL)])
+def test_updates_of_a_complete_checkpoint_start_from_its_loss(
+    document, straight: Path, tmp_path: Path, dtype: str, atol: float
+) -> None:
+    """The language model is then built on the meta device, its factors with it."""
+    base = {"init_from": str(straight / "model"), "allow_random_encoders": False, "tokenizer": None, "dtype": dtype}
+    curves = []
+    for name, lora in (("plain", None), ("lora", {"rank": 4, "alpha": 8.0})):
+        plan = TrainPlan(**document(**base, train=["projectors"], lora=lora, steps=4, output=str(tmp_path / name)))
+        assert train(plan).status == "done"
+        curves.append([record["loss"] for record in read_log(tmp_path / name)])
+    assert curves[1][0] == pytest.approx(curves[0][0], abs=atol)
+    assert curves[1][-1] < curves[1][0]
 
 
 def test_projectors_alone(document) -> None:

@@ -13,6 +13,7 @@ from sphinxkit.recipe import build
 from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.training import LossModule, TrainingError, TrainPlan, read_log, train
 from sphinxkit.training.parallel import ParallelDims, check_heads, mesh_sizes
+from sphinxkit.training.run_lock import lock_folder
 from sphinxkit.training.sharding import parallelize
 from sphinxkit.training.trainable_model import choose_trained
 
@@ -22,7 +23,7 @@ RESUME_ATOL = 1e-5  # the same over the few steps after a resume
 # bfloat16 has 8 bits of mantissa
 BF16_ATOL = 5e-2
 
-LAYOUTS = {"fsdp 2": (2, 2, 1), "tp 2": (2, 1, 2), "2 x 2": (4, 2, 2)}
+LAYOUTS = {"fsdp 2": (2, 1, 2, 1), "tp 2": (2, 1, 1, 2), "fsdp 2 x tp 2": (4, 1, 2, 2), "hsdp 2 x 2": (4, 2, 2, 1)}
 
 
 def curve(folder: Path) -> list[float]:
@@ -40,9 +41,10 @@ def test_parallel_equals_single(document, run_processes, tmp_path: Path) -> None
     expected = curve(tmp_path / "one")
     assert len(expected) == 20
     assert expected[-1] < expected[0] - 1
-    for name, (processes, fsdp, tensor) in LAYOUTS.items():
+    for name, (processes, replicate, shard, tensor) in LAYOUTS.items():
         output = tmp_path / name
-        run_processes(base | {"output": str(output), "dp_shard": fsdp, "tensor_parallel": tensor}, processes)
+        sizes = {"dp_replicate": replicate, "dp_shard": shard, "tensor_parallel": tensor}
+        run_processes(base | {"output": str(output)} | sizes, processes)
         assert curve(output) == pytest.approx(expected, abs=CURVE_ATOL), name
 
 
@@ -58,6 +60,8 @@ def test_a_run_of_two_goes_on_with_one_and_with_four(document, straight: Path, r
     assert [record["step"] for record in found] == list(range(8))
     for key in ("loss", "grad_norm"):
         assert [record[key] for record in found] == pytest.approx([r[key] for r in expected], abs=RESUME_ATOL), key
+    # of the samples of all processes, not of the first one's
+    assert [record["data"] for record in found] == [record["data"] for record in expected]
     one, two = (sphinxkit.load(folder / "model").state_dict() for folder in (straight, output))
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
@@ -73,6 +77,32 @@ def test_weights_from_a_checkpoint_are_spread(document, run_processes, tmp_path:
     run_processes(base | {"output": str(tmp_path / "one")})
     run_processes(base | {"output": str(tmp_path / "four"), "dp_shard": 2, "tensor_parallel": 2, "lr": 1e-2}, 4)
     assert curve(tmp_path / "four") == pytest.approx(curve(tmp_path / "one"), abs=CURVE_ATOL)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", RESUME_ATOL), ("bfloat16", BF16_ATOL)])
+def test_updates_of_a_complete_checkpoint_on_two(
+    document, straight: Path, run_processes, tmp_path: Path, dtype: str, atol: float
+) -> None:
+    """Every process draws the same factors and keeps its part of them."""
+    start = {"init_from": str(straight / "model"), "allow_random_encoders": False, "tokenizer": None, "dtype": dtype}
+    base = document(**start, train=["projectors"], steps=4, save_every=None)
+    lora = {"lora": {"rank": 4, "alpha": 8.0}}
+    for name, changes in (("plain", {"steps": 1}), ("one", lora)):
+        train(TrainPlan(**base | changes | {"output": str(tmp_path / name)}))
+    run_processes(base | lora | {"output": str(tmp_path / "two")}, 2)
+    assert curve(tmp_path / "two")[0] == pytest.approx(curve(tmp_path / "plain")[0], abs=atol)
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), abs=atol)
+    assert curve(tmp_path / "two")[-1] < curve(tmp_path / "two")[0]
+
+
+@pytest.mark.distributed
+def test_a_run_of_two_is_refused_where_another_run_trains(document, run_processes, tmp_path: Path) -> None:
+    plan = document(steps=2)
+    with lock_folder(Path(plan["output"])):
+        assert run_processes(plan, 2, kill="SIGKILL") == [1, 1]
+    for rank in (0, 1):
+        assert "is in use by another training run" in (tmp_path / f"process{rank}.log").read_text()
 
 
 @pytest.mark.distributed
@@ -108,6 +138,11 @@ def test_bfloat16_keeps_float32_weights(document, straight: Path, run_processes,
 @pytest.mark.parametrize(
     ("changes", "processes", "message"),
     [
+        (
+            {"dp_replicate": 4},
+            2,
+            "dp_replicate x dp_shard x tensor_parallel is 4 x 1 x 1, but 2 processes were started",
+        ),
         ({"dp_shard": 4}, 2, "dp_replicate x dp_shard x tensor_parallel is 1 x 4 x 1, but 2 processes were started"),
         ({"tensor_parallel": 4}, 4, "tensor_parallel 4 does not divide the model's 4 query and 2 key heads"),
     ],

@@ -18,23 +18,43 @@ def test_there_are_stages() -> None:
     assert {"pretrain_13b", "pretrain_7b", "pretrain_synthetic_13b", "finetune_13b", "finetune_1k_13b"} <= set(STAGES)
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_published_values(name: str) -> None:
-    """Source: SPHINX, arXiv:2311.07575, and its authors' training scripts."""
+def stage(name: str) -> TrainPlan:
     document = dict(Recipe.find(name).document)
     assert document.pop("kind") == "train"
-    plan = TrainPlan(**document)
+    return TrainPlan(**document)
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name.startswith("finetune")])
+def test_published_values_of_fine_tuning(name: str) -> None:
+    """Source: LLaMA2-Accessory, SPHINX's fine-tuning scripts."""
+    plan = stage(name)
     assert (plan.betas, plan.lr, plan.min_lr, plan.warmup_ratio) == ((0.9, 0.95), 2e-5, 0.0, 0.03)
     assert (plan.weight_decay, plan.max_grad_norm, plan.dtype, plan.epochs) == (0.0, 8.0, "bfloat16", 1.0)
     assert sum(stream.batch_size for stream in plan.data.values()) == 128
     assert "encoders" not in plan.train
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name.startswith("pretrain")])
+def test_pretraining_is_fine_tuning_on_captions_and_text(name: str) -> None:
+    """Our choice of every number: what fine-tuning publishes. From the paper: text beside captions, frozen encoders."""
+    plan, tuning = stage(name), stage(f"finetune_{name.rpartition('_')[2]}")
+    for key in ("betas", "lr", "min_lr", "warmup_ratio", "weight_decay", "max_grad_norm", "dtype", "epochs", "train"):
+        assert getattr(plan, key) == getattr(tuning, key), key
+    assert sum(stream.batch_size for stream in plan.data.values()) == 128
+    kinds = {key: {s.get("type", "image-text") for s in v.mixture["sources"]} for key, v in plan.data.items()}
+    assert kinds == {"captions": {"image-text"}, "text": {"text"}}
+    text = shipped_recipes()[name].read_text()
+    assert "very number is our choice" in text
+    assert "# Published" not in text
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_models_and_mixtures_of_stages_exist(name: str) -> None:
+    plan = stage(name)
     assert Recipe.find(plan.model).kind == "model"
     for stream in plan.data.values():
         mixture = stream.mixture if isinstance(stream.mixture, dict) else dict(Recipe.find(stream.mixture).document)
         Recipe({"kind": "mixture"} | mixture)
-    if name.startswith("pretrain"):
-        kinds = {key: {s.get("type", "image-text") for s in v.mixture["sources"]} for key, v in plan.data.items()}
-        assert kinds == {"captions": {"image-text"}, "text": {"text"}}
 
 
 def test_nested_plans_are_built() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -13,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
 
 import sphinxkit
 from sphinxkit.training import TrainingError, TrainPlan, read_log, train
@@ -221,6 +225,64 @@ def test_other_data_are_refused(document, samples: Path, tmp_path: Path) -> None
         train(TrainPlan(**plan))
 
 
+def test_the_same_number_of_other_lines_is_refused_by_name(document, samples: Path, tmp_path: Path) -> None:
+    texts = Path(shutil.copy(samples / "texts.jsonl", tmp_path))
+    plan = document(stop_after=2)
+    plan["data"]["texts"]["mixture"]["sources"][0]["path"] = str(texts)
+    train(TrainPlan(**plan))
+    texts.write_text("".join(reversed(texts.read_text().splitlines(keepends=True))))
+    with pytest.raises(TrainingError, match=r"data.texts cannot go on .*: the content of .*texts.jsonl has changed"):
+        train(TrainPlan(**plan))
+    shutil.copy(samples / "texts.jsonl", texts)
+    plan["stop_after"] = 3
+    assert train(TrainPlan(**plan)).step == 3
+
+
+class Planted:
+    """Unpickled plainly, it calls."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.flag}",)
+
+
+def test_resuming_calls_nothing_that_a_checkpoint_names(document, tmp_path: Path) -> None:
+    plan = TrainPlan(**document(stop_after=1))
+    train(plan)
+    metadata = Path(plan.output) / "checkpoints" / "step-00000001" / ".metadata"
+    honest = pickle.loads(metadata.read_bytes())
+    metadata.write_bytes(pickle.dumps(Planted(tmp_path / "flag")))
+    with pytest.raises(TrainingError, match=r"cannot be read: .*\.metadata names posix.system, which no checkpoint"):
+        train(TrainPlan(**document()))
+    metadata.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(TrainingError, match=r"\.metadata holds dict, expected torch's Metadata"):
+        train(TrainPlan(**document()))
+    index = next(iter(honest.storage_data))
+    honest.storage_data[index] = dataclasses.replace(honest.storage_data[index], relative_path="../../elsewhere")
+    metadata.write_bytes(pickle.dumps(honest))
+    with pytest.raises(TrainingError, match=r"\.metadata names the file '../../elsewhere', expected one beside it"):
+        train(TrainPlan(**document()))
+    assert not (tmp_path / "flag").exists()
+
+
+def test_plain_values_of_a_checkpoint_call_nothing(tmp_path: Path) -> None:
+    """They lie in the shards, each pickled by torch."""
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    from sphinxkit.training.resume_state import _Planner, _Reader
+
+    with pytest.warns(UserWarning, match="torch.distributed is disabled"):
+        save({"value": Planted(tmp_path / "flag")}, checkpoint_id=tmp_path / "saved", no_dist=True)
+    with (
+        pytest.warns(UserWarning, match="torch.distributed is disabled"),
+        pytest.raises(CheckpointException, match="Weights only load failed"),
+    ):
+        load({"value": 0}, storage_reader=_Reader(tmp_path / "saved"), planner=_Planner(), no_dist=True)
+    assert not (tmp_path / "flag").exists()
+
+
 def test_a_run_is_not_overwritten_by_a_fresh_one(document) -> None:
     train(TrainPlan(**document(stop_after=1)))
     with pytest.raises(TrainingError, match="holds a run at step 1: resume it, or name another"):
@@ -236,9 +298,10 @@ def test_a_damaged_checkpoint_is_an_error(document) -> None:
         damage()
         with pytest.raises(TrainingError, match=r"the checkpoint .*step-00000001 cannot be read"):
             train(TrainPlan(**document()))
-    (folder / "run.json").write_text("{")
-    with pytest.raises(TrainingError, match=r"run.json cannot be read"):
-        train(TrainPlan(**document()))
+    for text, why in (("{", ""), ('{"plan": {}}', "it holds no model, data, totals"), ("[]", "it holds no plan")):
+        (folder / "run.json").write_text(text)
+        with pytest.raises(TrainingError, match=rf"run.json cannot be read: .*{why}"):
+            train(TrainPlan(**document()))
 
 
 def test_only_the_newest_checkpoints_are_kept(document) -> None:

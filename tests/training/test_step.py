@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import sphinxkit
 from sphinxkit import checkpoint
@@ -144,6 +145,32 @@ def test_a_stream_without_samples_does_not_weigh(model, document) -> None:
     losses = step.backward({"a": [collate_packed(rows)], "b": []})
     assert losses.loss == losses.streams["a"]
     assert losses.num_learnt["b"] == 0
+
+
+class Twins(ParallelDims):
+    """Two processes that read the same, as each of them sees it; FSDP takes the mean of their gradients."""
+
+    @property
+    def dp_size(self) -> int:
+        return 2
+
+    def reduce(self, values: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> torch.Tensor:
+        return values.mul_(2) if op == dist.ReduceOp.SUM else values
+
+
+def test_gradients_are_those_of_all_processes_together(model, document) -> None:
+    """Twice the same samples have the same mean loss, and so the same gradients."""
+    step = make_step(model, document())
+    batches = {"all": [collate_packed(examples(model)[:4]), collate_packed(examples(model)[4:])]}
+    alone = step.backward(batches)
+    expected = gradients(step)
+    step.clear()
+    step.dims = Twins(0, 2, torch.device("cpu"))
+    together = step.backward(batches)
+    assert together.loss == pytest.approx(alone.loss)
+    assert together.num_learnt["all"] == 2 * alone.num_learnt["all"]
+    found = gradients(step)
+    assert all(torch.allclose(found[name], expected[name], atol=ORDER_ATOL) for name in expected)
 
 
 def test_a_batch_without_images_reaches_every_trained_parameter(model, document) -> None:
