@@ -68,7 +68,7 @@ def convert_data(
         where = f", all of them in {report.malformed_file}" if report.malformed_file else ""
         typer.echo(f"malformed: {report.num_malformed - len(report.malformed)} more{where}", err=True)
     if as_json:
-        typer.echo(json.dumps(report.as_dict()))
+        typer.echo(json.dumps(report.to_dict()))
     else:
         summary = f"{report.num_written} conversations, {report.num_malformed} malformed records left out"
         typer.echo(f"{report.output or 'stdout'}: {summary}", err=output is None)

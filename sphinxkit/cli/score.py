@@ -51,7 +51,7 @@ def score(
 def print_report(report: Report, as_json: bool) -> None:
     """Print a report as one JSON object or as a table."""
     if as_json:
-        typer.echo(json.dumps(report.as_dict()))
+        typer.echo(json.dumps(report.to_dict()))
         return
     typer.echo(f"{report.benchmark}: {report.count} questions, metric {report.metric}")
     rows = [(name, _number(value), _number(lenient)) for name, value, lenient in _rows(report.scores, report.lenient)]

@@ -216,7 +216,7 @@ def iter_json_members(
         path: A file in UTF-8 that holds one object; members that are not asked for are passed over.
         members: The names of the members whose elements are wanted; all must be there. One that is neither array nor
             object counts as its own one element.
-        on_malformed: As for ``iter_json``.
+        on_malformed: See ``iter_json``.
     Yields:
         (member, its element).
     Raises:
@@ -253,7 +253,7 @@ def iter_json_lines(path: str | Path, on_malformed: OnMalformed | None = None) -
 
     Args:
         path: A file in UTF-8, one JSON value per line.
-        on_malformed: As for ``iter_json``.
+        on_malformed: See ``iter_json``.
     Raises:
         DataError: The file cannot be read, or a line is not JSON and ``on_malformed`` is None.
     """

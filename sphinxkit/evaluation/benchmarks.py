@@ -20,7 +20,7 @@ class Benchmark:
     """One benchmark.
 
     Args:
-        name: As its annotation file's stem.
+        name: Stem of its annotation file.
         metric: Name in ``metrics.registry``.
         task: Name of the task whose instruction asks its questions; "" where a question is the whole instruction.
         max_new_tokens: Longest answer. Source: LLaMA2-Accessory, accessory/eval_mm/annotations; our choice for the
@@ -113,12 +113,12 @@ class Report:
     """One benchmark's outcome.
 
     Args:
-        benchmark: Name.
-        metric: Name.
+        benchmark: Name of the benchmark.
+        metric: Name of the metric.
         count: Number of questions.
-        scores: By the benchmark's own rules.
+        scores: Scores by the benchmark's own rules.
         unparsable: How many answers these rules could not read.
-        lenient: With the tolerant reading, where it is defined.
+        lenient: Scores of the tolerant reading, where it is defined.
         notes: What a reader of the numbers must know.
         manifest: How the answers were made (as the predictions file tells), the files' hashes, the versions.
     """
@@ -138,8 +138,8 @@ class Report:
         errors = self.manifest.get("generation", {}).get("errors", 0)
         return bool(errors) or 0 < self.count == self.unparsable
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {
             "benchmark": self.benchmark,
             "metric": self.metric,

@@ -28,9 +28,9 @@ class Annotation:
     """One question with its gold answer.
 
     Args:
-        question_id: Of the benchmark; not always unique.
-        image_path: As the file has it.
-        question: Likewise.
+        question_id: The benchmark's id; not always unique.
+        image_path: The image's path in the file.
+        question: The question in the file.
         gold: ``gt_answers``: a string, a list of strings, a box, or what the task's metric takes.
         where: "file:line", for messages.
         size: (width, height) of the image in pixels where the file tells, by ``width`` and ``height`` or within

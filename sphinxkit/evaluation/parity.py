@@ -115,7 +115,7 @@ def verify(
     Args:
         checkpoint: Directory with ``golden.json`` and ``golden.safetensors``, such as those in ``tests/golden``.
         device: Where to compute.
-        dtype: Of the weights; float32 is held to rounding.
+        dtype: Dtype of the weights; float32 is held to rounding.
         progress: Called with each quantity when it has been compared.
     Returns:
         Every quantity; ``is_equal`` says whether it agrees.

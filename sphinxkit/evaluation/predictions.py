@@ -39,7 +39,7 @@ class Prediction:
     finish_reason: str
     error: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """A line of the predictions file."""
         fields: dict[str, Any] = {
             "key": self.question.key,

@@ -27,7 +27,7 @@ class Question:
 
     Args:
         index: Its place in the annotations.
-        question_id: Of the benchmark; not always unique.
+        question_id: The benchmark's id; not always unique.
         prompt: Raw text in the model's template.
         image: The image's path, or None where the annotation names none.
     """

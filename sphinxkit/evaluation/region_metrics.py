@@ -142,7 +142,7 @@ def detection(task: str, **options: Any) -> Metric:
     """F1, precision and recall of labelled boxes at IoU 0.5, F1 per label, COCO's AP where pycocotools is installed.
 
     Args:
-        task: Whose parser reads the answers.
+        task: The task whose parser reads the answers.
         options: The task's.
     """
 
@@ -197,7 +197,7 @@ def phrase_recall(task: str) -> Metric:
     """Recall of gold (phrase, box) pairs at IoU 0.5, and ``exact``, the share of images with all of them.
 
     Args:
-        task: Whose parser reads the answers.
+        task: The task whose parser reads the answers.
     """
 
     def score(predictions: list[list[LabelledBox]], golds: list[list[LabelledBox]]) -> dict[str, Any]:

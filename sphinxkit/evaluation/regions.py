@@ -79,7 +79,7 @@ def match_boxes(
 
     Args:
         predictions: Labelled boxes of one image.
-        golds: Likewise.
+        golds: Labelled gold boxes of the same image.
         iou: Smallest overlap of a pair.
     Returns:
         (index of prediction, index of gold) pairs.
@@ -150,7 +150,7 @@ def pck(
         prediction: Points by name; a name that is missing is wrong.
         gold: The points that are annotated.
         box: The person's box.
-        fraction: Of max(width, height) of ``box``.
+        fraction: Radius as a fraction of max(width, height) of ``box``.
     Returns:
         (correct, annotated).
     Source: Yang and Ramanan, TPAMI 2013, section 5 (PCK).

@@ -14,7 +14,7 @@ class MetricResult:
     """The outcome of one metric over one set of records.
 
     Args:
-        scores: By name; numbers, or one level of numbers by label.
+        scores: Scores by name; numbers, or one level of numbers by label.
         unparsable: How many answers the strict rule could not read.
         lenient: The scores that the tolerant reading gives, where it is defined.
         notes: What a reader of the numbers must know (a policy, a category that is absent).

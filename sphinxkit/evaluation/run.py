@@ -83,7 +83,7 @@ def evaluate(
     rest = [question for question in questions if question.index not in lines]
     with place.open("ab") as file:
         for prediction in ask(model, rest, chosen.max_new_tokens, batch_size):
-            line = json.dumps(prediction.as_dict()).encode() + b"\n"
+            line = json.dumps(prediction.to_dict()).encode() + b"\n"
             file.write(line)
             file.flush()
             lines[prediction.question.index] = line

@@ -40,7 +40,7 @@ def load(**options: Any) -> SphinxModel:
     """Load SPHINX-nano; ``sphinxkit.nano.load().chat([{"role": "user", "content": question}], image)``.
 
     Args:
-        options: As ``sphinxkit.load`` takes them (``device``, ``dtype``, ...).
+        options: Options of ``sphinxkit.load`` (``device``, ``dtype``, ...).
     Raises:
         CheckpointError: This installation was made without the weights, or they are damaged.
     """

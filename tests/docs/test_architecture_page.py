@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import sphinxkit
-from sphinxkit.data.converters import Source, convert
+from sphinxkit.data.converters import convert_data
 from sphinxkit.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,7 +150,7 @@ def test_a_coco_annotation_to_a_loss(tmp_path: Path) -> None:
     }
 
     def learn() -> None:
-        convert(Source(tmp_path / "coco.json"), "coco", "detection", lines)
+        convert_data(tmp_path / "coco.json", "coco", "detection", lines)
         train(recipe)
 
     check_order(COCO, learn)

@@ -89,7 +89,7 @@ def test_a_task_is_a_benchmark(tmp_path: Path) -> None:
 def test_the_manifest_says_how_and_from_what(tmp_path: Path) -> None:
     annotation = {"question_id": 0, "gt_answers": "yes"}
     predictions = {"predictions": ["yes"], "manifest": {"template": "sphinx_v1", "temperature": 0.0}}
-    report = _score(tmp_path, "vsr_val", [annotation], predictions).as_dict()
+    report = _score(tmp_path, "vsr_val", [annotation], predictions).to_dict()
     assert report["manifest"]["generation"] == predictions["manifest"]
     assert len(report["manifest"]["annotations"]["sha256"]) == 64
     assert set(report["manifest"]["versions"]) == {"sphinxkit", "python"}

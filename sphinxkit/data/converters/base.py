@@ -96,8 +96,8 @@ class Converted:
         id: Unique within the source.
         image: Path of the image, relative to the image folder; "" for a text.
         sample: The task's own sample, or a conversation's messages.
-        file: Where it came from, for reports.
-        line: Likewise; 0: of no line.
+        file: The file that it came from, for reports.
+        line: The line that it came from; 0: of no line.
     """
 
     id: str

@@ -80,8 +80,8 @@ class ConversionReport:
     malformed: list[Malformed]
     malformed_file: str | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
 

@@ -180,7 +180,7 @@ def run_variant(
         plan: The budget.
         output: Folder of all variants.
         encoders: Gives the model with trained encoders.
-        limit: When to stop.
+        limit: Time limit of the call.
         report: Called with the variant's name and each record.
     Returns:
         Whether its result is written.

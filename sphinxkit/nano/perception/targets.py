@@ -54,7 +54,7 @@ class Targets:
         point_seen: Whether each key point is drawn and inside the view.
         characters: Index in ``CHARACTERS`` of what covers each mark, or ``NO_CHARACTER``.
         counts: Kind of the scene, then how many shapes, people, words, blocks and bars there are.
-        pairs: Which colours are there in which shape.
+        pairs: 1 for each pair of colour and shape that is there.
     Shape:
         thing, color: (64,) int64
         box: (64, 4) int64
@@ -142,7 +142,7 @@ def make_targets(scene: Scene, view: View) -> Targets:
 
     Args:
         scene: What is drawn.
-        view: Which part of it is seen.
+        view: The part of the picture that is seen.
     """
     thing = np.full((CELLS, CELLS), NO_THING, dtype=np.int64)
     color = np.full((CELLS, CELLS), NO_COLOR, dtype=np.int64)

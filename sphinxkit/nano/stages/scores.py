@@ -33,7 +33,7 @@ class TableRow:
     Args:
         name: Name of the line.
         task: The task whose scenes the questions are about.
-        score: Which of the task's scores.
+        score: Name of the task's score.
         goal: The score that the model should reach.
         max_new_tokens: Longest answer.
     """

@@ -23,7 +23,7 @@ class TimeLimit:
     """How long a call may work.
 
     Args:
-        minutes: From now on; None: without limit.
+        minutes: Minutes from now on; None: no limit.
     """
 
     minutes: float | None = None
@@ -68,7 +68,7 @@ def train_until(plan: TrainPlan, limit: TimeLimit, report: Callable[[Mapping[str
 
     Args:
         plan: The run; its paths may be relative to SPHINX-nano's recipes.
-        limit: When to stop.
+        limit: Time limit of the call.
         report: Called with each record of the log.
     Returns:
         Whether the run is done.

@@ -72,7 +72,7 @@ def train_tokenizer(size: int = 64) -> bytes:
     """Train the tokenizer; the same bytes every time.
 
     Args:
-        size: Of the world's pictures, in pixels; it hardly matters.
+        size: Side of the world's pictures, in pixels; it makes little difference.
     Returns:
         A SentencePiece model, as ``Tokenizer`` takes it.
     """

@@ -97,7 +97,7 @@ def caption(scene: Scene, rng: Rng) -> CaptionDraft:
     """One sentence in the synthetic domain, some words in the real one.
 
     Args:
-        scene: With at least one thing.
+        scene: A scene of at least one thing.
         rng: For the real domain's carelessness.
     """
     found = things(scene)
@@ -119,7 +119,7 @@ def detailed_caption(scene: Scene, rng: Rng) -> CaptionDraft:
     """A sentence on everything, from left to right; in the real domain on some things only.
 
     Args:
-        scene: With at least one thing.
+        scene: A scene of at least one thing.
         rng: For the real domain's carelessness.
     """
     found, is_wrong = things(scene), False
@@ -145,7 +145,7 @@ def grounded_caption(scene: Scene) -> GroundedCaptionSample:
     """A true sentence that names everything once, with boxes; the same in both domains.
 
     Args:
-        scene: With at least one thing.
+        scene: A scene of at least one thing.
     """
     groups = _groups(things(scene))
     phrases = [counted(name, len(group)) for name, group in groups]

@@ -22,9 +22,9 @@ def draw_chart(rng: Rng, width: int, height: int, scale: int, held_out: bool) ->
 
     Args:
         rng: Random choices.
-        width: Of the picture, in pixels.
-        height: Likewise.
-        scale: Of the text.
+        width: Width of the picture, in pixels.
+        height: Height of the picture, in pixels.
+        scale: Pixels per pixel of the font.
         held_out: Whether the labels are words that training never sees.
     """
     is_horizontal = rng.chance(60)

@@ -48,8 +48,8 @@ class Style:
     """How scenes are made.
 
     Args:
-        width: Of the picture, in pixels.
-        height: Likewise.
+        width: Width of the picture, in pixels.
+        height: Height of the picture, in pixels.
         domain: ``real`` or ``synthetic``.
         split: ``train``, ``val`` or ``test``.
         max_objects: Shapes at most.

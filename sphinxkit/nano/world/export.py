@@ -69,7 +69,7 @@ def annotation(world: World, index: int, task: str) -> dict[str, Any]:
 
     Args:
         world: Where it is from.
-        index: Of the scene.
+        index: Number of the scene.
         task: A name of ``task_samples.KINDS_OF_TASK``.
     Returns:
         ``question_id``, ``image_path``, ``width``, ``height``, ``question``, ``gt_answers`` and what the task needs

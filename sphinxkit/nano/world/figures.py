@@ -74,7 +74,7 @@ def draw_pose(rng: Rng, held_out: bool) -> Pose:
 
     Args:
         rng: Random choices.
-        held_out: Which of the two.
+        held_out: Whether training never sees it.
     """
     while True:
         limbs = []
@@ -110,7 +110,7 @@ def joints(pose: Pose, height: int) -> dict[str, Offset]:
 
     Args:
         pose: The pose.
-        height: Of the figure when it stands straight, in pixels.
+        height: Height of the figure in pixels when it stands straight.
     """
 
     def scaled(thousandths: int) -> int:
@@ -170,7 +170,7 @@ def figure(pose: Pose, height: int) -> Figure:
 
     Args:
         pose: The pose.
-        height: Of the figure when it stands straight, in pixels.
+        height: Height of the figure in pixels when it stands straight.
     Raises:
         DataError: It is less than ``MIN_HEIGHT``.
     """

@@ -58,7 +58,7 @@ class WorldSource:
         num_turns: Questions about a scene, at most.
         name: For reports; unique. None: domain and task.
         num_scenes: How many scenes there are; an epoch that wants more has some twice.
-        options: Of ``World``, over those of the mixture.
+        options: Options of ``World``; they replace those of the mixture.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
@@ -105,14 +105,14 @@ class WorldMixture(Mixture):
     Args:
         sources: ``WorldSource``, its fields as mappings, or tasks' names.
         batch_size: Samples in a batch over all ranks.
-        seed: Of the order, and of the scenes.
+        seed: Seed of the order and of the scenes.
         epoch_size: Samples in an epoch; every epoch draws other scenes.
         split: ``train``, ``val`` or ``test``.
-        size: Of the pictures: a square's side, or (width, height).
+        size: Size of the pictures: a square's side, or (width, height).
         options: Further options of ``World``.
         remainder: See ``Mixture``.
-        over_length: Likewise.
-        max_bad_rate: Likewise.
+        over_length: See ``Mixture``.
+        max_bad_rate: See ``Mixture``.
     Raises:
         DataError: There are no sources, one of them is not possible, or a name is there twice.
     """

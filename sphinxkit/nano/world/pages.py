@@ -41,9 +41,9 @@ def draw_page(rng: Rng, width: int, height: int, scale: int, held_out: bool) -> 
 
     Args:
         rng: Random choices.
-        width: Of the page, in pixels.
-        height: Likewise.
-        scale: Of a title's text.
+        width: Width of the page, in pixels.
+        height: Height of the page, in pixels.
+        scale: Pixels per pixel of the font, of a title.
         held_out: Whether layout and words are such that training never sees.
     """
     margin = max(3, min(width, height) * 6 // 100)

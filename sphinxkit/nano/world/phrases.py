@@ -19,7 +19,7 @@ class Thing:
 
     Args:
         noun: What it is: "circle", "person", "word".
-        name: With its colour or text: "red circle", "person in red", 'word "KAB"'.
+        name: Name with colour or text: "red circle", "person in red", 'word "KAB"'.
         rect: Its pixels' extent.
         source: What the scene holds.
     """

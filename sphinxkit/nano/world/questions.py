@@ -30,7 +30,7 @@ class Question:
     """A question.
 
     Args:
-        text: As it is asked.
+        text: The question's words.
         answer: A word, a numeral or a few words.
         others: Wrong answers of the same kind.
     """
@@ -201,7 +201,7 @@ def questions(scene: Scene, rng: Rng) -> list[Question]:
 
     Args:
         scene: The scene.
-        rng: Which of the possible questions are asked.
+        rng: Random choices of the questions.
     """
     makers: list[tuple[bool, Callable[[Scene, Rng], list[Question]]]] = [
         (bool(scene.shapes), _about_one),

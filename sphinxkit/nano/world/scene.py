@@ -48,10 +48,10 @@ class Shape:
     """One coloured shape.
 
     Args:
-        shape: Its name.
-        color: Likewise.
+        shape: Name of the shape.
+        color: Name of the colour.
         size: Name of its size.
-        side: Of the square that it is drawn in, in pixels.
+        side: Side of the square that it is drawn in, in pixels.
         rect: Its pixels' extent.
         rgb: The colour that it is painted in.
     """
@@ -89,7 +89,7 @@ class Person:
 
     Args:
         pose: How it stands.
-        height: When it stands straight, in pixels.
+        height: Height in pixels when it stands straight.
         color: Name of its clothes' colour.
         rect: Its pixels' extent.
         rgb: The clothes' colour.
@@ -151,7 +151,7 @@ class Bar:
         color: Name of its colour.
         rect: Its pixels' extent.
         label_at: Top left corner of the label's ink.
-        value_at: Likewise of the value's.
+        value_at: Top left corner of the value's ink.
     """
 
     label: str
@@ -168,8 +168,8 @@ class Chart:
 
     Args:
         is_horizontal: Whether the bars grow to the right, not upwards.
-        scale: Of its text.
-        bars: From the top, or from the left.
+        scale: Pixels per pixel of the font.
+        bars: The bars, from the top or from the left.
         axis: The line that the bars stand on.
     """
 
@@ -184,16 +184,16 @@ class Scene:
     """One scene: everything that can be asked about it. ``render.render`` draws its picture.
 
     Args:
-        width: Of the picture, in pixels.
-        height: Likewise.
+        width: Width of the picture, in pixels.
+        height: Height of the picture, in pixels.
         domain: ``real`` or ``synthetic``.
         split: ``train``, ``val`` or ``test``.
-        kind: What it is of: a name of ``composition.KINDS``.
+        kind: Kind of the scene: a name of ``composition.KINDS``.
         tint: Colour behind everything.
         noise_seed: Seed of texture and noise.
         shapes: The first is the one that is asked about in ``test``.
-        words: In reading order.
-        people: From left to right.
+        words: Words in reading order.
+        people: People from left to right.
         columns: A page's blocks, column by column.
         chart: The chart, or None.
     """

@@ -63,7 +63,7 @@ def shape_mask(shape: str, side: int) -> Mask:
 
     Args:
         shape: One of ``SHAPES``.
-        side: Of the square that it is drawn in, in pixels.
+        side: Side of the square that it is drawn in, in pixels.
     Raises:
         DataError: The shape is unknown, or the side less than 5 pixels.
     Shape:

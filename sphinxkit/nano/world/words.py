@@ -16,7 +16,7 @@ def draw_word(rng: Rng, held_out: bool, longest: int = 5, numerals: bool = True)
 
     Args:
         rng: Random choices.
-        held_out: Which of the two.
+        held_out: Whether training never sees it.
         longest: Letters at most; at least 3.
         numerals: Whether it may be a numeral of two or three digits.
     """

@@ -111,7 +111,7 @@ class World:
         domain: ``real`` (texture, noise, short and partly wrong captions) or ``synthetic`` (clean, template captions).
         split: ``train``, ``val`` (other scenes alike) or ``test`` (other scenes, made of what training never sees);
             see ``splits``.
-        size: Of the pictures in pixels: a square's side, or (width, height).
+        size: Size of the pictures in pixels: a square's side, or (width, height).
         seed: Another seed, other scenes.
         max_objects: Shapes in a scene at most.
         sizes: Names of the shapes' sizes; see ``composition.SIZES``.

@@ -49,7 +49,7 @@ def test_malformed_records_are_listed_in_a_file_of_their_own(gqa: Path, tmp_path
     reason = "question 1: 'answer' must be a text that is not empty, got ''"
     wanted = {"file": str(gqa), "line": 7, "reason": reason}
     assert [json.loads(line) for line in listing.read_text().splitlines()] == [wanted]
-    assert json.loads(json.dumps(report.as_dict()))["malformed"] == [wanted]
+    assert json.loads(json.dumps(report.to_dict()))["malformed"] == [wanted]
     fixed = tmp_path / "fixed.json"
     fixed.write_text(gqa.read_text().replace('"answer": ""', '"answer": "b"'))
     assert convert_data(Source(fixed), "gqa", output=output).malformed_file is None

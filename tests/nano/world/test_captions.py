@@ -49,7 +49,7 @@ def test_real_captions_are_short_and_wrong_at_the_stated_rate() -> None:
             incomplete += bool(shown(scene) - names)
             wrong += draft.is_wrong
             total += 1
-        assert WRONG_PERCENT == 20  # as docs/procedural.md states
+        assert WRONG_PERCENT == 20  # as docs/nano_world.md states
         assert abs(wrong / total - WRONG_PERCENT / 100) < RATE_SLACK
         assert incomplete > total / 4
 

@@ -1,4 +1,4 @@
-"""Draw docs/images/procedural.png: a row of scenes, one of each kind, for three worlds."""
+"""Draw docs/images/nano_world.png: a row of scenes, one of each kind, for three worlds."""
 
 from pathlib import Path
 
@@ -18,4 +18,4 @@ def contact_sheet() -> Image.Image:
 
 
 if __name__ == "__main__":
-    contact_sheet().save(Path(__file__).parent / "images" / "procedural.png", optimize=True)
+    contact_sheet().save(Path(__file__).parent / "images" / "nano_world.png", optimize=True)
