@@ -97,16 +97,26 @@ def _place_on_meta(builder: Callable[[], Any], dtype: torch.dtype) -> nn.Module:
 
 
 class _NoValues(TorchFunctionMode):
-    """Leaves out what only fills a tensor with values: on meta it changes nothing, and torch follows it in Python."""
+    """Leaves out what only fills a tensor with values: on meta it changes nothing, and torch follows it in Python.
+
+    That alone would import ``torch._dynamo``, which takes longer than to build a model.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and isinstance(args[0], Tensor) and args[0].is_meta and getattr(func, "__name__", "") in _FILLS:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")  # torch.nn.init names its tensor
+        if isinstance(target, Tensor) and target.is_meta and _only_fills(func):
+            return target
+        return func(*args, **kwargs)
+
+
+def _only_fills(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name in _FILLS or (name.endswith("_") and getattr(func, "__module__", "") == "torch.nn.init")
 
 
 _FILLS = frozenset({"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_"})
-"""What constructors and ``torch.nn.init`` change weights by, in place."""
+"""What constructors change weights by, in place."""
 
 
 def check_place(device: str | torch.device, dtype: torch.dtype | str) -> tuple[torch.device, torch.dtype]:

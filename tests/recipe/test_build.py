@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sphinxkit.errors import RecipeError, ShapeError
 from sphinxkit.recipe import Recipe, build
@@ -119,3 +120,18 @@ def test_building_validates_a_recipe_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(validated) == 1
     assert model.recipe_yaml is not None
     assert "kind: model" in model.recipe_yaml
+
+
+def test_nothing_is_filled_on_meta() -> None:
+    """Following an initialiser on meta imports torch._dynamo, which takes longer than to build a model."""
+    seen: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        build("sphinx_micro", device="meta")
+    assert not seen & {"normal_", "uniform_", "erfinv_", "fill_", "zero_", "clamp_"}
+    assert "empty" in seen
