@@ -69,16 +69,15 @@ def test_the_picture_matters(golden: Path, photo: Image.Image) -> None:
     assert not seen[0].allclose(seen[1], atol=1e-2)
 
 
-def test_a_turned_picture_is_turned_upright_only_when_we_open_it(
-    golden: Path, photo: Image.Image, tmp_path: Path
-) -> None:
-    rotated(photo, tmp_path / "rotated.jpg")
+def test_a_turned_picture_is_turned_upright_in_every_form(golden: Path, photo: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "rotated.jpg"
+    rotated(photo, path)
     model = sphinxkit.load(golden / "llama_ens")
-    opened = Image.open(tmp_path / "rotated.jpg")
-    assert model.preprocess(tmp_path / "rotated.jpg").equal(
-        model.preprocess(opened.convert("RGB").rotate(-90, expand=True))
-    )
-    assert not model.preprocess(tmp_path / "rotated.jpg").equal(model.preprocess(opened))
+    opened = Image.open(path)
+    upright = model.preprocess(Image.fromarray(np.asarray(opened.convert("RGB"))).rotate(-90, expand=True))
+    assert not model.preprocess(np.asarray(opened.convert("RGB"))).equal(upright)
+    for form in (path, opened, path.read_bytes()):
+        assert model.preprocess(form).equal(upright)
 
 
 def text(photo: Image.Image, path: Path) -> None:
