@@ -103,6 +103,7 @@ def test_logits_are_those_of_the_plain_model(
     close(twice(cache()), expected)
 
 
+@pytest.mark.slow
 def test_lengths_of_a_bucket_share_their_graphs(model: LlamaModel) -> None:
     lengths = [5, 33, 40, 1, 64]
     expected = [answer(model, model.make_cache(1, length + 10), [length]) for length in lengths]
@@ -122,6 +123,7 @@ def test_lengths_of_a_bucket_share_their_graphs(model: LlamaModel) -> None:
             answer(model, model.make_cache(1, 90), [65])
 
 
+@pytest.mark.slow
 def test_more_graphs_than_the_compiler_allows_variants(ready_llama: Builder) -> None:
     model = ready_llama(CompiledAccelerator(TRACED), num_layers=1)
     with torch._dynamo.config.patch(recompile_limit=1):
@@ -129,6 +131,7 @@ def test_more_graphs_than_the_compiler_allows_variants(ready_llama: Builder) -> 
             model.decode(torch.zeros(rows, 1, dtype=torch.int64), KVCache(1, rows, 20, 2, 8))
 
 
+@pytest.mark.slow
 def test_padding_does_not_overflow_a_small_cache(model: LlamaModel) -> None:
     """20 slots; the bucket has 64 columns. A row may be full to its end."""
 
@@ -176,6 +179,7 @@ def test_code_that_was_made(model: LlamaModel, dtype: torch.dtype) -> None:
     torch.testing.assert_close(got, expected, atol=LOGITS_TOLERANCE if dtype == torch.float32 else 0.1, rtol=0)
 
 
+@pytest.mark.slow
 def test_moved_weights_are_compiled_anew(model: LlamaModel) -> None:
     model.accelerator = steps = CompiledAccelerator(TRACED)
     answer(model, model.make_cache(1, 50), [9])
@@ -220,6 +224,7 @@ def test_drafts_are_read_by_the_fused_layers(model: LlamaModel) -> None:
     assert steps.current(model) is not None
 
 
+@pytest.mark.slow
 def test_copies_compile_for_themselves(model: LlamaModel) -> None:
     model.accelerator = CompiledAccelerator(TRACED)
     expected = answer(model, model.make_cache(1, 50), [9])

@@ -24,6 +24,7 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
+@pytest.mark.slow
 def test_freed_memory_is_used_again() -> None:
     def faults(how: str) -> int:
         found = subprocess.run([sys.executable, "-c", SCRIPT, how], check=True, capture_output=True, text=True)

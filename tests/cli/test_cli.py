@@ -37,6 +37,7 @@ def test_version() -> None:
     assert run("--version").strip() == f"sphinxkit {sphinxkit.__version__}"
 
 
+@pytest.mark.slow
 def test_generate_as_a_process(golden: Path) -> None:
     arguments = [
         str(golden / "llama_ens"),
@@ -100,6 +101,7 @@ def test_check(tmp_path: Path) -> None:
     assert "error: " in CliRunner().invoke(app, ["check", str(wrong)]).stderr
 
 
+@pytest.mark.slow
 def test_check_recipes_of_every_kind() -> None:
     from sphinxkit.recipe import shipped_recipes
 

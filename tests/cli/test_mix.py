@@ -382,6 +382,7 @@ print(*seen, len([path for path in folder.iterdir() if "tmp" in path.name]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         models.language_model(tmp_path / name, seed, layers=2, vocab=1000, dim=128)

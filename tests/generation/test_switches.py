@@ -181,6 +181,7 @@ def test_golden_tokens_with_every_switch(
 
 
 @pytest.mark.parametrize("asked", [CROSSED], indirect=True)
+@pytest.mark.slow
 def test_golden_tokens_with_compiled_steps(asked: tuple[SphinxModel, list[Question]]) -> None:
     """Traced and guarded as ever, but run operator by operator: that code can be made of it is tested elsewhere."""
     model, questions = asked

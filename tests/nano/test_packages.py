@@ -55,6 +55,7 @@ def test_wheel_and_sdist_hold_the_checkpoint(tree: Path, built: Path) -> None:
             assert file.read() == content
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_answers_without_a_checkpoint(built: Path, tmp_path: Path) -> None:
     [wheel] = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

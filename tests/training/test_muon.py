@@ -71,6 +71,7 @@ def test_a_parameter_without_a_gradient_stays() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])  # in bfloat16 the weights are DTensors of one process
+@pytest.mark.slow
 def test_a_run_learns_and_resumes_bit_for_bit(document, tmp_path: Path, dtype: str) -> None:
     from tests.training.test_resume import exact
 

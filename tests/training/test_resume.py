@@ -57,6 +57,7 @@ def test_sigterm_saves_and_exits(document, recorder, straight: Path) -> None:
     assert exact(Path(plan.output)) == exact(straight)
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_is_not_a_dead_worker(document, recorder, straight: Path) -> None:
     """Ctrl-C and batch systems signal every process, those that read the data too."""
 
@@ -117,6 +118,7 @@ FileSystemWriter.write_data = die
 
 
 @pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_goes_on_from_the_save_before(
     document, straight: Path, run_processes, is_async: bool
 ) -> None:
