@@ -102,8 +102,8 @@ def check_missing(model: SphinxModel, missing: Sequence[str], plan: TrainPlan, *
         encoders = sorted({name.rpartition(".trunk.")[0] for name in missing if ".encoders." in name})
         if encoders:
             raise TrainingError(
-                f"init_from: no checkpoint holds weights for the frozen {', '.join(encoders)}; name one in init_from, "
-                "train the encoders, or set allow_random_encoders for a test"
+                f"init_from: no checkpoint holds weights for the frozen {', '.join(encoders)}; name one in init_from "
+                "(`encoders: pretrained` takes the public ones), train them, or set allow_random_encoders for a test"
             )
     llm = [name for name in missing if name.startswith(_LLM)]
     if has_sources and llm and len(llm) < sum(1 for _ in model.llm.parameters()):

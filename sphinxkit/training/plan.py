@@ -69,7 +69,10 @@ class TrainPlan:
         data_root: Folder that the mixtures' paths are relative to; "": the working folder.
         output: Folder of the run: log, checkpoints, exported model.
         init_from: Checkpoint, or several, to start from (what ``sphinxkit.load`` takes); later ones override, and each
-            may hold a part only (a LLaMA). What none holds is random.
+            may hold a part only (a LLaMA). Or a source for each part: ``llm``, ``encoders``, ``projectors`` and
+            ``image_delimiters`` take a checkpoint; an encoder by its type takes public weights as
+            ``encoders.load_weights`` does (``"pretrained"``, a file or folder, ``hf://org/repo``); ``encoders:
+            pretrained`` takes every encoder's own. What no source holds is random.
         allow_random_encoders: Let frozen encoders have random weights (for tests).
         tokenizer: SentencePiece model; None takes the recipe's or the first checkpoint's.
         steps: Number of steps; None: ``epochs`` of the first stream.
@@ -120,7 +123,7 @@ class TrainPlan:
     data: dict[str, StreamPlan]
     output: str
     data_root: str = ""
-    init_from: str | list[str] | None = None
+    init_from: str | list[str] | dict[str, str] | None = None
     allow_random_encoders: bool = False
     tokenizer: str | None = None
     steps: int | None = None
@@ -213,11 +216,6 @@ class TrainPlan:
                 "optimizer: muon is for the matrices of the language model; put llm into train, or take adamw"
             )
         return errors
-
-    @property
-    def checkpoints(self) -> list[str]:
-        """``init_from`` as a list."""
-        return [self.init_from] if isinstance(self.init_from, str) else list(self.init_from or [])
 
     def document(self) -> dict[str, Any]:
         """The plan as plain data, with ``kind``; what is saved beside the checkpoints."""

@@ -15,6 +15,7 @@ from sphinxkit.errors import RecipeError
 from sphinxkit.recipe import Recipe, build
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tokenizer import Tokenizer
+from sphinxkit.training.init_sources import beside, open_init_sources
 from sphinxkit.training.initial_weights import (
     LayeredSource,
     check_missing,
@@ -112,12 +113,6 @@ def find_recipe(plan: TrainPlan, folder: Path | None = None) -> Recipe:
     return Recipe.find(beside(folder, plan.model) if isinstance(plan.model, str) else plan.model)
 
 
-def beside(folder: Path | None, name: str) -> str:
-    """``name`` below ``folder`` if it exists there, else ``name``."""
-    below = None if folder is None else folder / name
-    return str(below) if below is not None and below.exists() else name
-
-
 def build_trainable(plan: TrainPlan, recipe: Recipe, dims: ParallelDims, folder: Path | None = None) -> TrainableModel:
     """Build the model once, fill it and split it among the processes.
 
@@ -136,16 +131,15 @@ def build_trainable(plan: TrainPlan, recipe: Recipe, dims: ParallelDims, folder:
         RecipeError: The recipe is not valid.
     """
     with ExitStack() as stack:
-        opened = [
-            stack.enter_context(checkpoint.open(checkpoint.resolve(beside(folder, path)))) for path in plan.checkpoints
-        ]
+        initial = open_init_sources(plan.init_from, recipe, folder, stack)
+        recipe = initial.recipe
         tokenizer = None
         if plan.tokenizer is not None:
             tokenizer = Tokenizer(beside(folder, plan.tokenizer))
         elif recipe.document.get("tokenizer") is None:
-            path = next((source.tokenizer_path for source in opened if source.tokenizer_path), None)
+            path = initial.tokenizer_path
             tokenizer = None if path is None else Tokenizer(path)
-        source = LayeredSource(opened)
+        source = LayeredSource(initial.sources)
         is_filled = has_every_part(recipe, source)
         torch.manual_seed(plan.seed)
         model = build(recipe, device="meta" if is_filled else dims.device, dtype=torch.float32, tokenizer=tokenizer)
@@ -155,7 +149,7 @@ def build_trainable(plan: TrainPlan, recipe: Recipe, dims: ParallelDims, folder:
         names = set(model.state_dict())
         source = source.among(names)
         missing = sorted(names - set(source.keys()))
-        check_missing(model, missing, plan, has_sources=bool(opened))
+        check_missing(model, missing, plan, has_sources=bool(initial.sources))
         return _fill(model, source, tuple(missing), plan, dims, is_filled=is_filled)
 
 

@@ -65,9 +65,6 @@ def test_nested_plans_are_built() -> None:
     assert TrainPlan(**{key: value for key, value in plan.document().items() if key != "kind"}) == plan
     assert json.loads(json.dumps(plan.document())) == plan.document()
     Recipe(plan.document())
-    assert TrainPlan(**MINIMUM, init_from="x").checkpoints == ["x"]
-    assert TrainPlan(**MINIMUM, init_from=["x", "y"]).checkpoints == ["x", "y"]
-    assert TrainPlan(**MINIMUM).checkpoints == []
 
 
 @pytest.mark.parametrize(

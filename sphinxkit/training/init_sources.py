@@ -1,0 +1,119 @@
+"""What ``init_from`` names, opened: checkpoints over each other, or a source for each part of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sphinxkit import checkpoint, hub
+from sphinxkit.checkpoint import Checkpoint
+from sphinxkit.encoders import PRETRAINED
+from sphinxkit.errors import CheckpointError, RecipeError
+from sphinxkit.interpolation.sources import JoinedSource
+from sphinxkit.recipe import Recipe
+from sphinxkit.recipe.weights import EncoderSource, encoder_sources, open_encoder_weights
+from sphinxkit.registry import suggest
+from sphinxkit.tensor_source import TensorSource
+
+_PARTS: Mapping[str, Callable[[str], bool]] = {
+    "llm": lambda name: name.startswith("llm."),
+    "encoders": lambda name: ".encoders." in name,
+    "projectors": lambda name: ".projector." in name,
+    "image_delimiters": lambda name: name in ("vision.start_token", "vision.end_token"),
+}
+"""Parts that ``init_from`` may name, and whether a tensor belongs to one."""
+
+
+@dataclass(frozen=True)
+class InitSources:
+    """Where a run's first weights come from.
+
+    Args:
+        sources: In order; a later one's tensors cover an earlier one's.
+        tokenizer_path: Of the first checkpoint that has one.
+        recipe: Of the model, with the activations that came with its encoders' weights.
+    """
+
+    sources: tuple[TensorSource, ...]
+    tokenizer_path: Path | None
+    recipe: Recipe
+
+
+def beside(folder: Path | None, name: str) -> str:
+    """``name`` below ``folder`` if it exists there, else ``name``."""
+    below = None if folder is None or hub.is_hub_path(name) else folder / name
+    return str(below) if below is not None and below.exists() else name
+
+
+def open_init_sources(
+    init_from: str | Sequence[str] | Mapping[str, str] | None, recipe: Recipe, folder: Path | None, stack: ExitStack
+) -> InitSources:
+    """Open what a plan starts from.
+
+    Args:
+        init_from: Of the plan.
+        recipe: Of the model.
+        folder: That relative paths may be relative to.
+        stack: Files stay open until it is left.
+    Raises:
+        CheckpointError: A source cannot be read, does not fit, or holds nothing of its part.
+        RecipeError: A part that the model does not have.
+    """
+    if isinstance(init_from, Mapping):
+        return _open_by_part(init_from, recipe, folder, stack)
+    paths = [init_from] if isinstance(init_from, str) else list(init_from or [])
+    opened = [_open(path, folder, stack) for path in paths]
+    return InitSources(tuple(opened), _first_tokenizer(opened), recipe)
+
+
+def _open(path: str, folder: Path | None, stack: ExitStack) -> Checkpoint:
+    return stack.enter_context(checkpoint.open(checkpoint.resolve(beside(folder, path))))
+
+
+def _first_tokenizer(opened: Iterable[Checkpoint]) -> Path | None:
+    return next((found.tokenizer_path for found in opened if found.tokenizer_path), None)
+
+
+def _open_by_part(init_from: Mapping[str, str], recipe: Recipe, folder: Path | None, stack: ExitStack) -> InitSources:
+    encoders = encoder_sources(recipe)
+    known = [*_PARTS, *sorted({name for place in encoders for name in _names(place)})]
+    for part in init_from:
+        if part not in known:
+            raise RecipeError(
+                f"init_from.{part}: expected a part of the model: {', '.join(known)}{suggest(part, known)}"
+            )
+    sources: list[TensorSource] = []
+    opened: list[Checkpoint] = []
+    for part, selects in _PARTS.items():
+        source = init_from.get(part)
+        if source is None or (part == "encoders" and source == PRETRAINED):
+            continue
+        opened.append(_open(source, folder, stack))
+        found = JoinedSource([opened[-1]], selects)
+        if not found.keys():
+            raise CheckpointError(f"init_from.{part}: {source} holds nothing of it")
+        sources.append(found)
+    chosen = [place for place in (_choose(place, init_from, folder) for place in encoders) if place.source]
+    if chosen:
+        weights = open_encoder_weights(chosen)
+        sources.append(weights.tensors)
+        recipe = Recipe(weights.followed(recipe.resolved()), recipe.source, recipe.trusted)
+    return InitSources(tuple(sources), _first_tokenizer(opened), recipe)
+
+
+def _names(place: EncoderSource) -> list[str]:
+    """What an encoder may be called in ``init_from``: its type, and for timm's also its model."""
+    model = place.options.get("model")
+    return [place.type, f"{place.type}/{model}"] if isinstance(model, str) else [place.type]
+
+
+def _choose(place: EncoderSource, init_from: Mapping[str, str], folder: Path | None) -> EncoderSource:
+    """The encoder with the source that ``init_from`` gives it: by its own name, else by ``encoders: pretrained``."""
+    given = [init_from[name] for name in reversed(_names(place)) if name in init_from]
+    if given:
+        return replace(place, source=given[0] if given[0] == PRETRAINED else beside(folder, given[0]))
+    if init_from.get("encoders") == PRETRAINED:
+        return replace(place, source=place.source or PRETRAINED)
+    return replace(place, source=None)
