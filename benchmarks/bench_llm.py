@@ -56,6 +56,11 @@ def cases(context: Context) -> Iterator[Case]:
         yield from _product_cases(context)
 
 
+def _wants_compiled(context: Context, size: str, dtype: torch.dtype) -> bool:
+    """Where torch.compile may gain; a micro run traces it in one dtype, as tracing takes seconds."""
+    return dtype == torch.float32 if context.micro else context.device.type == "cuda" and size in llama_twins.COMPILED
+
+
 # -- decoding ---
 
 
@@ -67,7 +72,7 @@ def _decode_cases(context: Context) -> Iterator[Case]:
             ("tinyllama_1b", torch.bfloat16, [1, 32], 64, 64),
         ],
         [("llama_220m", torch.bfloat16, [1, 8, 16], 64, 64), ("llama_220m", torch.float32, [1, 8], 64, 64)],
-        [("micro", torch.bfloat16, [1, 2], 4, 4), ("micro", torch.float32, [1], 4, 4)],
+        [("micro", torch.bfloat16, [1, 2], 4, 4), ("micro", torch.float32, [1], 2, 2)],
         [("llama_84m", torch.bfloat16, [1], 8, 8)],
     )
     for size, dtype, batches, prompt, new in runs:
@@ -97,7 +102,7 @@ def _decode_case(
     if context.device.type == "cpu":
         operators = llama_twins.accelerated(rival, use_gemv=False)
         steps["sphinxkit, torch's operators"] = lambda: our_step(operators, batch, prompt, new)
-    if context.micro or (context.device.type == "cuda" and size in llama_twins.COMPILED):
+    if _wants_compiled(context, size, dtype):
         compiled = llama_twins.compiled(rival, context)
         steps["sphinxkit, compiled"] = lambda: our_step(compiled, batch, prompt, new)
     steps["eager loop, as the public code"] = lambda: public_step(rival, batch, prompt, new)
@@ -359,10 +364,10 @@ def _prefill_cases(context: Context) -> Iterator[Case]:
 
 def _prefill_sizes(context: Context, size: str, dtype: torch.dtype, tokens: int) -> Iterator[Case]:
     model, plain = accelerated_and_plain(llama_twins.build(size, context, dtype))
-    for batch in context.on([1, 8], [1], [1, 2]):
+    for batch in context.on([1, 8], [1], [2]):
         cache = model.make_cache(batch, tokens + 8)
         candidates: dict[str, Any] = {"sphinxkit": functools.partial(_prefill, model, cache)}
-        if context.micro or (context.device.type == "cuda" and size in llama_twins.COMPILED):
+        if _wants_compiled(context, size, dtype):
             candidates["sphinxkit, compiled"] = functools.partial(_prefill, llama_twins.compiled(plain, context), cache)
         try:
             candidates |= _transformers_prefill(plain)
