@@ -25,7 +25,9 @@ from sphinxkit.data.converters.base import (
 )
 from sphinxkit.data.converters.disk_tables import DiskTables
 from sphinxkit.data.json_stream import is_finite_number, iter_json_members
+from sphinxkit.errors import DataError
 from sphinxkit.formatters.tasks import CaptionSample, DetectionSample, Keypoints, LayoutSample, PoseSample
+from sphinxkit.formatters.tasks.coordinates import check_point
 from sphinxkit.geometry import Box, ImageGeometry, Point
 
 KeepFields = Callable[[dict[str, Any]], Any]
@@ -163,7 +165,7 @@ class _Page:
                 continue
             yield annotation.line, category, box
 
-    def report(self, annotation: _Annotation, error: RecordError) -> None:
+    def report(self, annotation: _Annotation, error: object) -> None:
         _report(self.problems, self.source, annotation, error)
 
     def converted(self, sample_id: str, sample: object, line: int) -> Converted:
@@ -205,11 +207,14 @@ def layout(source: Source, problems: Problems) -> Iterator[Converted]:
 
 
 def pose(source: Source, problems: Problems) -> Iterator[Converted]:
-    """One sample per person with at least one annotated key point (its flag is not 0)."""
+    """One sample per person with at least one annotated key point (its flag is not 0).
+
+    A key point that cannot be used is reported and left out of its person.
+    """
 
     def keep(record: dict[str, Any]) -> Any:
         values = a_list(record, "keypoints")
-        if len(values) % 3 or not all(map(is_finite_number, values)):
+        if len(values) % 3:
             raise RecordError(f"'keypoints' must be triples of numbers, got {len(values)} values")
         return [an_id(record, "category_id"), a_list(record, "bbox"), values]
 
@@ -220,17 +225,28 @@ def pose(source: Source, problems: Problems) -> Iterator[Converted]:
                 names = a_list(_category(page.categories, category_id), "keypoints")
                 if len(names) * 3 != len(flat):
                     raise RecordError(f"{len(flat) // 3} key points where the category names {len(names)}")
-                triples = zip(names, flat[::3], flat[1::3], flat[2::3], strict=True)
-                points = {str(name): Point(float(x), float(y)) for name, x, y, flag in triples if flag}
-                if not points:
-                    continue
-                sample = PoseSample(Keypoints(points), box_of(values, page.geometry), page.geometry)
+                box = box_of(values, page.geometry)
             except RecordError as error:
                 page.report(annotation, error)
                 continue
-            yield page.converted(annotation.id or f"{page.id}:{annotation.line}", sample, annotation.line)
+            points = dict(_points(page, annotation, names, flat))
+            if points:
+                sample = PoseSample(Keypoints(points), box, page.geometry)
+                yield page.converted(annotation.id or f"{page.id}:{annotation.line}", sample, annotation.line)
 
     return _per_image(source, problems, keep, make, categories=True)
+
+
+def _points(page: _Page, annotation: _Annotation, names: list[Any], flat: list[Any]) -> Iterator[tuple[str, Point]]:
+    """(name, point) of a person's annotated key points that can be used; the others are reported."""
+    for name, x, y, flag in zip(names, flat[::3], flat[1::3], flat[2::3], strict=True):
+        if not all(map(is_finite_number, (x, y, flag))):
+            page.report(annotation, f"key point {name}: expected three finite numbers, got {[x, y, flag]!r:.60}")
+        elif flag:
+            try:
+                yield str(name), check_point("pose", Point(float(x), float(y)), page.geometry)
+            except DataError as error:
+                page.report(annotation, f"key point {name}: {error}")
 
 
 def caption(source: Source, problems: Problems) -> Iterator[Converted]:

@@ -54,7 +54,7 @@ class DiskTables:
             self._flush()
 
     def put(self, space: str, key: int | str, value: Any, line: int = 0) -> None:
-        """Set entry ``key`` of the dictionary ``space``. ``repeated`` tells which keys were set more than once."""
+        """Set entry ``key`` of the dictionary ``space``; see ``report_repeated`` for a key that is set again."""
         self._entries.append((space, str(key), line, json.dumps(value)))
         if len(self._entries) >= BATCH:
             self._flush()

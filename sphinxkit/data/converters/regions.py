@@ -185,8 +185,8 @@ def genome_relations(source: Source, problems: Problems) -> Iterator[Converted]:
     return _genome(source, problems, "relationships", "relationship_id", make)
 
 
-def _flickr_boxes(path: Path) -> tuple[ImageGeometry, dict[str, list[Box]]]:
-    """The image's size and the boxes by entity id of one annotation file."""
+def _flickr_boxes(path: Path, problems: Problems) -> tuple[ImageGeometry, dict[str, list[Box]]]:
+    """The image's size and the boxes by entity id of one annotation file; a bad box is reported and left out."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -198,16 +198,21 @@ def _flickr_boxes(path: Path) -> tuple[ImageGeometry, dict[str, list[Box]]]:
     try:
         root = ElementTree.fromstring(text)  # noqa: S314 - a DOCTYPE, the dangerous part, is refused
         geometry = ImageGeometry(int(root.findtext("size/width", "")), int(root.findtext("size/height", "")))
-        boxes: dict[str, list[Box]] = {}
-        for entry in root.findall("object"):
-            for bound in entry.findall("bndbox"):
+    except (ElementTree.ParseError, ValueError) as error:
+        raise RecordError(f"{path.name}: {error}") from error
+    boxes: dict[str, list[Box]] = {}
+    for entry in root.findall("object"):
+        entities = [name.text or "" for name in entry.findall("name")]
+        for bound in entry.findall("bndbox"):
+            try:
                 x1, y1, x2, y2 = (int(bound.findtext(name, "")) for name in ("xmin", "ymin", "xmax", "ymax"))
                 # corners are pixels, from 1, both inside the box
                 box = box_of([x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1], geometry)
-                for name in entry.findall("name"):
-                    boxes.setdefault(name.text or "", []).append(box)
-    except (ElementTree.ParseError, ValueError) as error:
-        raise RecordError(f"{path.name}: {error}") from error
+            except (RecordError, ValueError) as error:
+                problems.add(path, 0, f"entity {', '.join(entities)}: {error}")
+                continue
+            for entity in entities:
+                boxes.setdefault(entity, []).append(box)
     return geometry, boxes
 
 
@@ -243,7 +248,7 @@ def flickr30k(source: Source, problems: Problems) -> Iterator[Converted]:
         if wanted is not None and path.stem not in wanted:
             continue
         try:
-            geometry, boxes = _flickr_boxes(source.path / "Annotations" / f"{path.stem}.xml")
+            geometry, boxes = _flickr_boxes(source.path / "Annotations" / f"{path.stem}.xml", problems)
         except RecordError as error:
             problems.add(path, 1, str(error))
             continue

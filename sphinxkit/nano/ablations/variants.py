@@ -22,7 +22,7 @@ _TASKS = tuple(row.task for row in ROWS)
 
 
 def _shared_wordings(instruction: str = "Answer:") -> dict[str, str]:
-    """One instruction for all tasks; what the question asks about stays behind it."""
+    """One instruction for all tasks; what the question asks about follows it."""
     wordings = {}
     for name in task_family.names():
         fields = [part.partition("}")[0] for part in task_family.create(name).wordings[0].split("{")[1:]]

@@ -13,7 +13,7 @@ from sphinxkit.nano.world.world import TASKS, TEXT_TASK
 
 CONVERSATION = "sphinx_v1"
 GRID = 128
-"""Coordinates that are one piece: multiples of 1/128 of the side, with three decimals, alone and behind a comma; other
+"""Coordinates that are one piece: multiples of 1/128 of the side, with three decimals, alone and after a comma; other
 numbers are spelled in digits. Our choice: a box is six pieces instead of 29."""
 
 VOCAB_SIZE = 960
@@ -22,7 +22,7 @@ _SPACE = "\u2581"  # how SentencePiece writes a space
 
 
 def coordinate_pieces() -> list[str]:
-    """Every coordinate that is one piece, alone and behind a comma."""
+    """Every coordinate that is one piece, alone and after a comma."""
     values = [f"{step / GRID:.3f}" for step in range(GRID + 1)]
     return [*values, *(f",{value}" for value in values)]
 
@@ -31,7 +31,7 @@ def fixed_pieces() -> list[str]:
     """Pieces that are never split or merged.
 
     What frames a conversation, the tasks' wordings, coordinates, tags, and capitals and digits one by one, so that a
-    word nobody has seen is spelled as any other.
+    word that is new is spelled as any other.
     """
     template = create_template(CONVERSATION)
     frame = [template.system + template.opening, *(f" {role}:" for role in ("Human", "Assistant")), template.separator]
@@ -52,7 +52,7 @@ def _fixed_parts(wording: str) -> list[str]:
         before, _, rest = rest.partition("{")
         parts.append(before)
         rest = rest.partition("}")[2]
-    # a space belongs to the word behind it
+    # a space belongs to the word after it
     return [part for part in (text.rstrip(" ") for text in [*parts, rest]) if len(part) > 1]
 
 

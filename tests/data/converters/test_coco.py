@@ -238,6 +238,22 @@ def test_a_person_does_not_become_a_cat(tmp_path: Path) -> None:
     ]
 
 
+def test_one_bad_key_point_costs_that_one(tmp_path: Path) -> None:
+    flat: list[Any] = [0] * 51
+    flat[0:12] = [30, 20, 2, 500, 20, 2, "x", 20, 2, 40, 30, float("nan")]  # nose, left eye, right eye, left ear
+    flat[39:42] = [60, 50, 1]
+    person = instance(7, 397133, 1, [20, 10, 100, 50], keypoints=flat)
+    (record,), problems = run(write(tmp_path / "k.json", [person]), "coco", "pose")
+    assert record["conversations"][1]["value"] == "<p>nose</p>[0.150,0.350] <p>left_knee</p>[0.300,0.500]"
+    reasons = [problem.reason for problem in problems.listed]
+    assert len(reasons) == 3
+    assert reasons[0].startswith(
+        "annotations: id 7: key point left_eye: task 'pose': Point(x=500.0, y=20.0) lies outside"
+    )
+    assert reasons[1] == "annotations: id 7: key point right_eye: expected three finite numbers, got ['x', 20, 2]"
+    assert "key point left_ear: expected three finite numbers, got [40, 30, nan]" in reasons[2]
+
+
 # -- crowds -----------------------------------------------------------------------------------------------------------
 
 

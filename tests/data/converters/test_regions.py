@@ -247,7 +247,6 @@ def test_flickr30k_splits(flickr: Path) -> None:
         ("<annotation>", "36979.xml: no element found"),
         ("<annotation/>", "36979.xml: invalid literal for int"),
         (xml("", "<width>0</width><height>1</height>"), "36979.xml: image geometry: sides must be positive"),
-        (xml(entity(["1"], (300, 1, 310, 5))), "lies outside the image of 200x100"),
     ],
 )
 def test_bad_flickr30k_annotations(flickr: Path, content: str | None, reason: str) -> None:
@@ -259,6 +258,18 @@ def test_bad_flickr30k_annotations(flickr: Path, content: str | None, reason: st
     assert records == []
     assert reason in problems.listed[0].reason
     assert problems.listed[0].file.endswith("36979.txt")
+
+
+def test_one_bad_box_costs_that_one(flickr: Path) -> None:
+    broken = entity(["3"], (21, 11, 120, 60)).replace("<ymin>11</ymin>", "<ymin>x</ymin>")
+    objects = entity(["1"], (21, 11, 120, 60), (300, 1, 310, 5)) + broken
+    (flickr / "Annotations" / "36979.xml").write_text(xml(objects))
+    records, problems = run("flickr30k", flickr)
+    assert turns(records[0])[1] == ("<p>A group of friends</p>[0.100,0.300,0.600,0.550] in a yard hold red things .")
+    reasons = [problem.reason for problem in problems.listed]
+    assert reasons[0] == "entity 1: the box [299, 0, 11, 5] lies outside the image of 200x100"
+    assert reasons[1].startswith("entity 3: invalid literal for int")
+    assert problems.listed[0].file.endswith("36979.xml")
 
 
 def test_flickr30k_files_in_another_encoding(flickr: Path) -> None:
