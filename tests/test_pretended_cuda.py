@@ -85,7 +85,7 @@ class PretendedCuda(TorchDispatchMode):
 
     def _fetch(self, tensor: Tensor) -> Tensor:
         self.waits[_line()] += 1
-        return torch.full(tensor.shape, TOKEN if tensor.dtype != torch.bool else 0, dtype=tensor.dtype)
+        return torch.full(tensor.shape, TOKEN if tensor.dtype != torch.bool else 1, dtype=tensor.dtype)
 
     @contextmanager
     def counted(self) -> Iterator[collections.Counter[str]]:

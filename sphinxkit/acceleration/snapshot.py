@@ -53,6 +53,12 @@ class Snapshot:
 
 
 def storage_uses(tensor: Tensor) -> int:
-    """How many tensors share a tensor's storage, itself included."""
+    """How many tensors share a tensor's storage, itself included.
+
+    Args:
+        tensor: A plain one, with memory of its own kind.
+    Shape:
+        tensor: any
+    """
     storage = tensor.untyped_storage()
     return int(torch._C._storage_Use_Count(storage._cdata)) - 1  # the storage's own Python object is one

@@ -153,6 +153,8 @@ class KVCache:
 
         Args:
             rows: Indices of the rows; None for all.
+        Shape:
+            rows: (R,)
         """
         if rows is None:
             self.lengths.zero_()
@@ -165,6 +167,8 @@ class KVCache:
 
         Args:
             rows: Indices of the rows to keep, ascending.
+        Shape:
+            rows: (R,)
         Raises:
             ShapeError: The indices are not ascending row numbers.
         """
@@ -191,6 +195,8 @@ class KVCache:
         Args:
             width: Columns of the pass, S.
             counts: How many of them are real in each row, from the left; None for all.
+        Shape:
+            counts: (B,)
         Raises:
             ShapeError: A row would not hold its tokens, or ``counts`` is not B numbers between 0 and S.
         """

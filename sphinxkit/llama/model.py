@@ -450,7 +450,14 @@ def _compute_dtype(embeds: Tensor) -> torch.dtype:
 
 
 def last_positions(lengths: Sequence[int] | Tensor | None) -> Tensor | slice:
-    """Each row's last real column, as ``output_positions``; ``lengths`` are the real columns of each row, or None."""
+    """Each row's last real column, as ``output_positions``.
+
+    Args:
+        lengths: Real columns of each row; None: all are.
+    Shape:
+        lengths: (B,)
+        return: (B,), or a slice
+    """
     if lengths is None:
         return slice(-1, None)
     return (lengths if isinstance(lengths, Tensor) else torch.tensor(lengths, device="cpu")) - 1
