@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.acceleration import CompiledAccelerator, FusedAccelerator, fused, quantize
-from sphinxkit.acceleration.cpu import gemv
+from sphinxkit.acceleration.cpu import attention, gemv
 from sphinxkit.acceleration.cpu.gemv import DTYPES, FLAGS, MAX_ROWS, Gemv
 from sphinxkit.acceleration.cpu.probe import find_gemv
 from sphinxkit.acceleration.ops import FusedOps
@@ -460,6 +460,27 @@ def test_what_only_looks_like_numbers_is_left_to_torch(ready_llama: Builder, cal
     wide = ready_llama(FusedAccelerator()).double()
     logits_of(wide, randn(1, 3, 32).double(), 2, 1)
     assert not calls
+
+
+def test_the_host_programs_defaults_change_nothing(
+    ready_llama: Builder, calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "BLOCKED_LENGTHS", range(8, 64))
+    monkeypatch.setattr(attention, "_has_no_tiles", lambda: True)
+    monkeypatch.setattr(fused, "find_gemv", find_gemv.__wrapped__)
+    half = ready_llama().to(torch.bfloat16)
+    embeds, found = randn(1, 50, 32, dtype=torch.bfloat16), []
+    for dtype, device in ((torch.float32, None), (torch.float64, "meta")):
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(device)
+        try:
+            half.accelerator = FusedAccelerator()
+            found.append(logits_of(half, embeds, 48, 1, 1))
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.set_default_device(None)
+    assert torch.equal(*found)
+    assert calls
 
 
 def test_small_models_do_not_compile(ready_llama: Builder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,9 +96,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     rows = max(1, _SCORES * torch.get_num_threads() // length)
     block = min(_LONG_BLOCK, max(1, rows // 2), length)  # of two heads at least: 8 % faster than of one
     together = min(heads, max(1, rows // block))
-    mask = torch.full((block, block), -torch.inf, device=q.device).triu_(1)
+    mask = torch.full((block, block), -torch.inf, dtype=torch.float32, device=q.device).triu_(1)
     size = together * block * length
-    scores, softmax = (torch.empty(size, device=q.device) for _ in range(2))
+    scores, softmax = (torch.empty(size, dtype=torch.float32, device=q.device) for _ in range(2))
     rounded = q.new_empty(size)
     out = _like(q)
     for row in range(batch):
@@ -152,8 +152,10 @@ class _PackedAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
         out = _like(q)
         rows = min(max(lengths), _BLOCK)
-        mask = torch.full((rows, rows), -torch.inf, device=q.device).triu_(1)
-        scratch = [torch.empty(q.shape[1] * rows * max(lengths), device=q.device) for _ in range(2)]
+        mask = torch.full((rows, rows), -torch.inf, dtype=torch.float32, device=q.device).triu_(1)
+        scratch = [
+            torch.empty(q.shape[1] * rows * max(lengths), dtype=torch.float32, device=q.device) for _ in range(2)
+        ]
         kept, start = [], 0
         for length in lengths:
             queries, keys, values = (x[0, :, start : start + length] for x in (q, k, v))

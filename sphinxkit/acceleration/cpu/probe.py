@@ -47,10 +47,10 @@ def find_gemv(dtype: torch.dtype, coded: bool) -> Gemv | None:
 
 def gemv_fault(gemv: Gemv) -> str | None:
     """What is wrong with a kernel, or None if small calls gave what torch's operators give."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(gemv.dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(gemv.dtype)
 
     # whole lines of registers and a rest, with codes two stretches; several rows for each of a hundred threads
     width, outputs = 2100 if gemv.coded else 150, 522
