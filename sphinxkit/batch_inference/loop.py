@@ -64,7 +64,12 @@ class _Images:
 
     @torch.no_grad()
     def encode(self, pixels: dict[Path, Tensor], wanted: Iterable[Path]) -> dict[Path, Tensor]:
-        """Image tokens (N_img, D) of images: those whose pixels are given are encoded together."""
+        """Image tokens of images: those whose pixels are given are encoded together.
+
+        Shape:
+            pixels: (1, 3, S, S) each
+            return: (N_img, D) each
+        """
         if pixels:
             made = self._model.encode_images(torch.cat(list(pixels.values())), max_views=MAX_VIEWS)
             self._tokens |= zip(pixels, made.unbind(), strict=True)

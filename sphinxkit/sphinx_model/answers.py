@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinxkit.formatters.tasks import ParseError, ParseResult, TaskQuestion
+from torch import Tensor
+
+from sphinxkit.errors import DataError
+from sphinxkit.formatters.tasks import ParseError, ParseResult, Task, TaskQuestion, make_question
 from sphinxkit.generation import Generation
+from sphinxkit.geometry import ImageGeometry
+from sphinxkit.sphinx_model.images import ImageInput
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +48,28 @@ class TaskAnswer:
     def failures(self) -> tuple[ParseError, ...]:
         """Parts of the answer that could not be read."""
         return self.result.failures
+
+
+def read_question(
+    task: str | Task[Any, Any] | TaskQuestion, image: ImageInput, fields: Mapping[str, Any]
+) -> tuple[Image, TaskQuestion]:
+    """The image as it is, and the question about it; see ``SphinxModel.ask``.
+
+    Args:
+        task: A task, its name, or a question that is worded already.
+        image: Not a tensor.
+        fields: What the task asks about.
+    Raises:
+        RegistryError: There is no such task.
+        DataError: A tensor, an image that cannot be read, or fields that the task refuses.
+    """
+    from sphinxkit.tilers import load_image
+
+    if isinstance(image, Tensor):
+        raise DataError("ask: expected an image, got a tensor, which does not tell the image's own size")
+    picture = load_image(image)
+    if not isinstance(task, TaskQuestion):
+        return picture, make_question(task, ImageGeometry(*picture.size), **fields)
+    if fields:
+        raise DataError(f"ask: the question is worded already, got also {next(iter(fields))}=")
+    return picture, task

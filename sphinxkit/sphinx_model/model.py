@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,14 +11,12 @@ from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, DataError, ShapeError
 from sphinxkit.formatters import Message, check_messages
-from sphinxkit.formatters.tasks import Task, TaskQuestion, make_question
-from sphinxkit.generation import Decoder, Generation, Sampling, stop_strings
-from sphinxkit.geometry import ImageGeometry
+from sphinxkit.formatters.tasks import Task, TaskQuestion
+from sphinxkit.generation import Generation, Sampling, stop_strings
 from sphinxkit.sphinx_model import multimodal, scoring
-from sphinxkit.sphinx_model import prompts as prompts_module
-from sphinxkit.sphinx_model.answers import TaskAnswer
+from sphinxkit.sphinx_model.answers import TaskAnswer, read_question
 from sphinxkit.sphinx_model.images import ImageInput
-from sphinxkit.sphinx_model.prompts import Prompt
+from sphinxkit.sphinx_model.prompts import Prompt, embed_prompts, make_decoder
 from sphinxkit.sphinx_model.scoring import Score
 from sphinxkit.sphinx_model.session import ChatSession
 from sphinxkit.to_device import to_device
@@ -256,7 +253,7 @@ class SphinxModel(nn.Module):
                 read, or logits that are not finite.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop))
-        return self._decoder(prompts, images, sampling, seed, truncate, num_draft_tokens).run()
+        return make_decoder(self, prompts, images, sampling, seed, truncate, num_draft_tokens).run()
 
     def stream(
         self,
@@ -272,7 +269,7 @@ class SphinxModel(nn.Module):
     ) -> Iterator[str]:
         """As ``generate`` for one prompt, piece by piece: never half a character, never a part of a stop string."""
         sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop))
-        return self._decoder([prompt], [image], sampling, seed, truncate, num_draft_tokens).stream()
+        return make_decoder(self, [prompt], [image], sampling, seed, truncate, num_draft_tokens).stream()
 
     def chat(
         self,
@@ -355,14 +352,7 @@ class SphinxModel(nn.Module):
             RegistryError: There is no such task.
             DataError: A field is missing or refused; or as ``generate``.
         """
-        from sphinxkit.tilers import load_image
-
-        if isinstance(image, Tensor):
-            raise DataError("ask: expected an image, got a tensor, which does not tell the image's own size")
-        picture = load_image(image)
-        question = (
-            task if isinstance(task, TaskQuestion) else make_question(task, ImageGeometry(*picture.size), **fields)
-        )
+        picture, question = read_question(task, image, fields)
         prompt, ends = self.chat_prompt(question.text, question.task.answer_start)
         [answer] = self.generate(
             [prompt],
@@ -410,32 +400,7 @@ class SphinxModel(nn.Module):
         Raises:
             DataError: As ``generate``.
         """
-        return prompts_module.embed_prompts(self, prompts, images, truncate, max_new_tokens)
-
-    def _decoder(
-        self,
-        prompts: str | Sequence[str],
-        images: ImageInput | Sequence[ImageInput | None] | None,
-        sampling: Sampling,
-        seed: int | Sequence[int | None] | None,
-        truncate: Literal["left"] | None,
-        num_draft_tokens: int | None,
-    ) -> Decoder:
-        count = 1 if isinstance(prompts, str) or not isinstance(prompts, Sequence) else len(prompts)
-        seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
-        if len(seeds) != count:
-            raise DataError(f"{len(seeds)} seeds for {count} prompts; give one, or one each")
-        own = [dataclasses.replace(sampling, seed=each) for each in seeds]
-        given = self.embed_prompts(prompts, images, truncate, sampling.max_new_tokens)
-        return Decoder(
-            self.llm,
-            self.require_tokenizer(),
-            [prompt.embeds for prompt in given],
-            own,
-            num_draft_tokens=num_draft_tokens,
-            token_ids=[prompt.token_ids for prompt in given],
-            end_ids=self.end_ids,
-        )
+        return embed_prompts(self, prompts, images, truncate, max_new_tokens)
 
     def score(
         self,

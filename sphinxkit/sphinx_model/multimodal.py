@@ -121,8 +121,10 @@ def check_vocabulary(what: str, token_ids: Tensor, vocab_size: int) -> None:
 
     Args:
         what: Names the ids in the message.
-        token_ids: Of any shape.
+        token_ids: The ids.
         vocab_size: Of the language model.
+    Shape:
+        token_ids: any
     Raises:
         DataError: One is; the message names it and the size.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import DataError
-from sphinxkit.generation import check_context, truncate_left
+from sphinxkit.generation import Decoder, Sampling, check_context, truncate_left
 from sphinxkit.sphinx_model.images import encode_each, list_images
 from sphinxkit.sphinx_model.multimodal import join_image, num_positions
 from sphinxkit.sphinx_model.parts import ModelParts
@@ -84,3 +85,30 @@ def embed_prompts(
         text = model.llm.embed(to_device(ids, model.device))
         embedded.append(Prompt(ids, join_image(text, None if picture is None else next(visual))))
     return embedded
+
+
+def make_decoder(
+    model: ModelParts,
+    prompts: str | Sequence[str],
+    images: Any,
+    sampling: Sampling,
+    seed: int | Sequence[int | None] | None,
+    truncate: Literal["left"] | None,
+    num_draft_tokens: int | None,
+) -> Decoder:
+    """A decoder of prompts with their images; see ``SphinxModel.generate`` for the arguments."""
+    count = 1 if isinstance(prompts, str) or not isinstance(prompts, Sequence) else len(prompts)
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * count
+    if len(seeds) != count:
+        raise DataError(f"{len(seeds)} seeds for {count} prompts; give one, or one each")
+    own = [dataclasses.replace(sampling, seed=each) for each in seeds]
+    given = embed_prompts(model, prompts, images, truncate, sampling.max_new_tokens)
+    return Decoder(
+        model.llm,
+        model.require_tokenizer(),
+        [prompt.embeds for prompt in given],
+        own,
+        num_draft_tokens=num_draft_tokens,
+        token_ids=[prompt.token_ids for prompt in given],
+        end_ids=model.end_ids,
+    )

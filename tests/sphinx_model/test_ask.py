@@ -92,3 +92,5 @@ def test_wrong_fields(task: str, fields: dict, error: type[Exception], message: 
 def test_pixels_do_not_tell_the_images_size(model: SphinxModel) -> None:
     with pytest.raises(DataError, match="ask: expected an image, got a tensor"):
         model.ask("caption", torch.zeros(3, 512, 512))
+    with pytest.raises(DataError, match="the question is worded already, got also phrase="):
+        model.ask(tasks.make_question("caption", GEOMETRY), Image.new("RGB", (200, 100)), phrase="a dog")
