@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sphinxkit.recipe.data_inspection import inspect_data
     from sphinxkit.recipe.deltas import apply_delta, extract_delta
     from sphinxkit.recipe.differences import diff
+    from sphinxkit.recipe.fetch import fetch
     from sphinxkit.recipe.inspection import inspect
     from sphinxkit.recipe.io import load
     from sphinxkit.recipe.memory import memory
@@ -39,6 +40,7 @@ _HOMES = {
     "diff": "sphinxkit.recipe.differences",
     "evaluate": "sphinxkit.evaluation.run",
     "extract_delta": "sphinxkit.recipe.deltas",
+    "fetch": "sphinxkit.recipe.fetch",
     "inspect": "sphinxkit.recipe.inspection",
     "inspect_data": "sphinxkit.recipe.data_inspection",
     "load": "sphinxkit.recipe.io",
@@ -69,6 +71,7 @@ __all__ = [
     "diff",
     "evaluate",
     "extract_delta",
+    "fetch",
     "inspect",
     "inspect_data",
     "load",

@@ -70,11 +70,13 @@ class HubListing:
         files: By name.
         license: As the repository's card states it ("" if it does not, or if the hub could not be asked).
         is_complete: Whether the hub itself was asked; False: only what the local cache holds.
+        is_gated: Whether the repository wants its licence accepted before it gives files.
     """
 
     files: dict[str, HubFile]
     license: str
     is_complete: bool
+    is_gated: bool = False
 
 
 def is_hub_path(source: str | Path) -> bool:
@@ -105,35 +107,37 @@ def fetch(place: HubPath, wanted: Sequence[str], ignored: Sequence[str] = ()) ->
     return Path(folder)
 
 
-def fetch_file(place: HubPath, name: str) -> Path:
+def fetch_file(place: HubPath, name: str, cache_dir: Path | None = None) -> Path:
     """Bring one file into the local cache.
 
     Args:
         place: The repository; its ``path`` is not looked at.
         name: The file's path in the repository.
+        cache_dir: Another cache than the usual one.
     Raises:
         CheckpointError: It cannot be fetched and is not in the cache.
     """
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(place.repo, name, revision=place.revision))
+        return Path(hf_hub_download(place.repo, name, revision=place.revision, cache_dir=cache_dir))
     except Exception as error:  # as in fetch
         raise _cannot_fetch(place, error, f" (file {name})") from error
 
 
-def list_files(place: HubPath) -> HubListing:
+def list_files(place: HubPath, cache_dir: Path | None = None) -> HubListing:
     """The files of a repository: as the hub says, or without a network as the local cache has them.
 
     Args:
         place: The repository; with a ``path`` only the files below it, or that file.
+        cache_dir: Another cache than the usual one.
     Raises:
         CheckpointError: The hub cannot be asked and the cache has nothing of the repository.
     """
     from huggingface_hub import HfApi
 
-    cached = {name: HubFile(name, path.stat().st_size, path) for name, path in _cached_files(place).items()}
-    license = ""
+    cached = {name: HubFile(name, path.stat().st_size, path) for name, path in _cached_files(place, cache_dir).items()}
+    license, is_gated = "", False
     try:
         info = HfApi().model_info(place.repo, revision=place.revision, files_metadata=True)
     except Exception as error:  # as in fetch
@@ -141,7 +145,7 @@ def list_files(place: HubPath) -> HubListing:
             raise _cannot_fetch(place, error) from error
         files, is_complete = cached, False
     else:
-        license = str(getattr(info.card_data, "license", None) or "")
+        license, is_gated = str(getattr(info.card_data, "license", None) or ""), bool(getattr(info, "gated", False))
         files = {
             item.rfilename: HubFile(item.rfilename, item.size, getattr(cached.get(item.rfilename), "local", None))
             for item in info.siblings or []
@@ -149,16 +153,17 @@ def list_files(place: HubPath) -> HubListing:
         is_complete = True
     prefix = f"{place.path}/" if place.path else ""
     below = {name: file for name, file in files.items() if name.startswith(prefix) or name == place.path}
-    return HubListing(below, license, is_complete)
+    return HubListing(below, license, is_complete, is_gated)
 
 
-def _cached_files(place: HubPath) -> dict[str, Path]:
+def _cached_files(place: HubPath, cache_dir: Path | None) -> dict[str, Path]:
     from huggingface_hub import snapshot_download
 
     try:
-        root = Path(snapshot_download(place.repo, revision=place.revision, local_files_only=True))
+        found = snapshot_download(place.repo, revision=place.revision, local_files_only=True, cache_dir=cache_dir)
     except Exception:  # nothing of this revision is in the cache
         return {}
+    root = Path(found)
     return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
 
 

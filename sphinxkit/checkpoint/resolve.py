@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
 
 from sphinxkit import hub
 
 _TEXTS = ("*.json", "*.yaml", "tokenizer.model")
 _WEIGHTS = ("*.safetensors", "*.pth")
+_FALLBACK = ("*.bin",)
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
@@ -21,4 +23,17 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     Raises:
         CheckpointError: No such folder; a malformed id; or the hub cannot be asked and the cache does not have it.
     """
-    return hub.resolve(path_or_hub_id, _TEXTS, _WEIGHTS, fallback=("*.bin",))
+    return hub.resolve(path_or_hub_id, _TEXTS, _WEIGHTS, _FALLBACK)
+
+
+def wanted_files(names: Collection[str], folder: str = "") -> list[str]:
+    """Of the files of a repository those that :func:`resolve` fetches for a checkpoint.
+
+    Args:
+        names: Of all files.
+        folder: That the checkpoint lies in; "" for the repository itself.
+    """
+    here = [name for name in names if PurePosixPath(name).parent == PurePosixPath(folder or ".")]
+    weights = [name for name in here if any(PurePosixPath(name).match(pattern) for pattern in _WEIGHTS)]
+    patterns = _TEXTS if weights else (*_TEXTS, *_FALLBACK)
+    return weights + [name for name in here if any(PurePosixPath(name).match(pattern) for pattern in patterns)]

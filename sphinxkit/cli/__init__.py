@@ -17,6 +17,7 @@ from sphinxkit.cli.delta import app as delta_app
 from sphinxkit.cli.demo import demo
 from sphinxkit.cli.diff import diff
 from sphinxkit.cli.evaluate import evaluate
+from sphinxkit.cli.fetch import fetch
 from sphinxkit.cli.generate import generate
 from sphinxkit.cli.inspect import inspect
 from sphinxkit.cli.inspect_data import inspect_data
@@ -56,7 +57,7 @@ def _root(
 
 
 for _command in (
-    *(generate, chat, demo, verify, inspect, memory, check, convert, mix, diff),
+    *(generate, chat, demo, verify, inspect, memory, check, fetch, convert, mix, diff),
     *(convert_data, inspect_data, evaluate, score, train, reproduce),
 ):
     app.command(_command.__name__.replace("_", "-"))(_command)

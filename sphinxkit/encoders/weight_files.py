@@ -78,10 +78,12 @@ class HubFolder:
     Args:
         place: The folder.
         listing: What is in it.
+        cache_dir: Another cache than the usual one.
     """
 
     place: hub.HubPath
     listing: hub.HubListing
+    cache_dir: Path | None = None
 
     @property
     def label(self) -> str:
@@ -95,7 +97,29 @@ class HubFolder:
 
     def file(self, name: str) -> Path:
         """The local path of one of them, fetched if it is not in the cache."""
-        return hub.fetch_file(self.place, (PurePosixPath(self.place.path) / name).as_posix())
+        return hub.fetch_file(self.place, self.full_name(name), self.cache_dir)
+
+    def full_name(self, name: str) -> str:
+        """The path in the repository of one of them."""
+        return (PurePosixPath(self.place.path) / name).as_posix()
+
+
+def find_hub_folder(place: hub.HubPath, cache_dir: Path | None = None) -> tuple[HubFolder, list[str]]:
+    """The folder on the hub of a source of weights and the files in it that are meant.
+
+    Args:
+        place: A repository, or a file or folder in it.
+        cache_dir: Another cache than the usual one.
+    Raises:
+        CheckpointError: It holds no tensors, or cannot be asked.
+    """
+    listing = hub.list_files(place, cache_dir)
+    if place.path in listing.files:
+        above = PurePosixPath(place.path).parent.as_posix().removeprefix(".")
+        parent = hub.HubPath(place.text, place.repo, place.revision, above)
+        return HubFolder(parent, hub.list_files(parent, cache_dir), cache_dir), [PurePosixPath(place.path).name]
+    folder = HubFolder(place, listing, cache_dir)
+    return folder, choose_files(folder.names(), folder.label)
 
 
 def find_folder(source: str | Path) -> tuple[Folder, list[str]]:
@@ -107,20 +131,13 @@ def find_folder(source: str | Path) -> tuple[Folder, list[str]]:
         CheckpointError: There is no such file or folder, or it holds no tensors.
     """
     if hub.is_hub_path(source):
-        place = hub.HubPath.parse(str(source))
-        listing = hub.list_files(place)
-        if place.path in listing.files:
-            above = PurePosixPath(place.path).parent.as_posix().removeprefix(".")
-            parent = hub.HubPath(place.text, place.repo, place.revision, above)
-            return HubFolder(parent, hub.list_files(parent)), [PurePosixPath(place.path).name]
-        folder: Folder = HubFolder(place, listing)
-    else:
-        path = hub.existing(source)
-        if path.is_file():
-            return LocalFolder(str(source), path.parent), [path.name]
-        if not path.is_dir():
-            raise CheckpointError(f"{path}: there is no such file or folder")
-        folder = LocalFolder(str(source), path)
+        return find_hub_folder(hub.HubPath.parse(str(source)))
+    path = hub.existing(source)
+    if path.is_file():
+        return LocalFolder(str(source), path.parent), [path.name]
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: there is no such file or folder")
+    folder = LocalFolder(str(source), path)
     return folder, choose_files(folder.names(), folder.label)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.interpolation.sources import JoinedSource
 from sphinxkit.recipe.recipe import Recipe, document_to_yaml
 from sphinxkit.recipe.schema import WEIGHTS, ModelSpec
+from sphinxkit.registry import suggest
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tensor_source import PrefixedSource, TensorSource
 
@@ -51,6 +52,12 @@ class EncoderSource:
         """What is before the names of its tensors in the model."""
         return f"vision.branches.{self.branch}.encoders.{self.position}."
 
+    @property
+    def names(self) -> list[str]:
+        """What it goes by in ``init_from``, the more particular first: ``timm/MODEL`` and its type."""
+        model = self.options.get("model")
+        return [f"{self.type}/{model}", self.type] if isinstance(model, str) else [self.type]
+
     def on_meta(self) -> Encoder:
         """The encoder itself, without memory."""
         with torch.device("meta"):
@@ -65,14 +72,52 @@ def encoder_sources(recipe: Recipe) -> list[EncoderSource]:
     for i, branch in enumerate(spec.vision.branches if spec.vision else []):
         for j, encoder in enumerate(branch.encoders):
             options = {key: value for key, value in encoder.options.items() if key not in _ASSEMBLY}
-            found.append(EncoderSource(i, j, encoder.type, _beside(folder, encoder.options.get(WEIGHTS)), options))
+            written = encoder.options.get(WEIGHTS)
+            source = None if written is None else beside(folder, written)
+            found.append(EncoderSource(i, j, encoder.type, source, options))
     return found
 
 
-def _beside(folder: Path, source: str | None) -> str | None:
-    if source is None or source == encoders.PRETRAINED or hub.is_hub_path(source):
-        return source
-    return str(folder / source) if (folder / source).exists() else source
+def beside(folder: Path | None, name: str) -> str:
+    """``name`` below ``folder`` if it exists there, else ``name``: a path, ``hf://...`` or ``pretrained``."""
+    if folder is None or name == encoders.PRETRAINED or hub.is_hub_path(name) or not (folder / name).exists():
+        return name
+    return str(folder / name)
+
+
+def sources_by_part(
+    init_from: Mapping[str, str], recipe: Recipe, parts: Collection[str], folder: Path | None
+) -> list[EncoderSource]:
+    """The encoders of a recipe with the sources that ``init_from`` gives them by part.
+
+    An encoder goes by its type, timm's also by ``timm/MODEL``. ``encoders: pretrained`` is every encoder's own
+    ``weights:``, or its published ones; what names an encoder itself comes before it.
+
+    Args:
+        init_from: Part -> source.
+        recipe: Of the model.
+        parts: What else the mapping may name.
+        folder: That relative paths may be relative to.
+    Returns:
+        All encoders; ``source`` is None where the mapping gives none.
+    Raises:
+        RecipeError: A name that is neither an encoder of the model nor a part.
+    """
+    places = encoder_sources(recipe)
+    known = [*parts, *sorted({name for place in places for name in place.names})]
+    for part in init_from:
+        if part not in known:
+            raise RecipeError(
+                f"init_from.{part}: expected a part of the model: {', '.join(known)}{suggest(part, known)}"
+            )
+    everywhere = init_from.get("encoders") == encoders.PRETRAINED
+    found = []
+    for place in places:
+        given = next((init_from[name] for name in place.names if name in init_from), None)
+        if given is None and everywhere:
+            given = place.source or encoders.PRETRAINED
+        found.append(replace(place, source=None if given is None else beside(folder, given)))
+    return found
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from sphinxkit import checkpoint, hub
+from sphinxkit import checkpoint
 from sphinxkit.checkpoint import Checkpoint
 from sphinxkit.encoders import PRETRAINED
-from sphinxkit.errors import CheckpointError, RecipeError
+from sphinxkit.errors import CheckpointError
 from sphinxkit.interpolation.sources import JoinedSource
 from sphinxkit.recipe import Recipe
-from sphinxkit.recipe.weights import EncoderSource, encoder_sources, open_encoder_weights
-from sphinxkit.registry import suggest
+from sphinxkit.recipe.weights import beside, open_encoder_weights, sources_by_part
 from sphinxkit.tensor_source import TensorSource
 
 _PARTS: Mapping[str, Callable[[str], bool]] = {
@@ -39,12 +38,6 @@ class InitSources:
     sources: tuple[TensorSource, ...]
     tokenizer_path: Path | None
     recipe: Recipe
-
-
-def beside(folder: Path | None, name: str) -> str:
-    """``name`` below ``folder`` if it exists there, else ``name``."""
-    below = None if folder is None or hub.is_hub_path(name) else folder / name
-    return str(below) if below is not None and below.exists() else name
 
 
 def open_init_sources(
@@ -77,13 +70,7 @@ def _first_tokenizer(opened: Iterable[Checkpoint]) -> Path | None:
 
 
 def _open_by_part(init_from: Mapping[str, str], recipe: Recipe, folder: Path | None, stack: ExitStack) -> InitSources:
-    encoders = encoder_sources(recipe)
-    known = [*_PARTS, *sorted({name for place in encoders for name in _names(place)})]
-    for part in init_from:
-        if part not in known:
-            raise RecipeError(
-                f"init_from.{part}: expected a part of the model: {', '.join(known)}{suggest(part, known)}"
-            )
+    places = sources_by_part(init_from, recipe, _PARTS, folder)
     sources: list[TensorSource] = []
     opened: list[Checkpoint] = []
     for part, selects in _PARTS.items():
@@ -95,25 +82,9 @@ def _open_by_part(init_from: Mapping[str, str], recipe: Recipe, folder: Path | N
         if not found.keys():
             raise CheckpointError(f"init_from.{part}: {source} holds nothing of it")
         sources.append(found)
-    chosen = [place for place in (_choose(place, init_from, folder) for place in encoders) if place.source]
+    chosen = [place for place in places if place.source]
     if chosen:
         weights = open_encoder_weights(chosen)
         sources.append(weights.tensors)
         recipe = Recipe(weights.followed(recipe.resolved()), recipe.source, recipe.trusted)
     return InitSources(tuple(sources), _first_tokenizer(opened), recipe)
-
-
-def _names(place: EncoderSource) -> list[str]:
-    """What an encoder may be called in ``init_from``: its type, and for timm's also its model."""
-    model = place.options.get("model")
-    return [place.type, f"{place.type}/{model}"] if isinstance(model, str) else [place.type]
-
-
-def _choose(place: EncoderSource, init_from: Mapping[str, str], folder: Path | None) -> EncoderSource:
-    """The encoder with the source that ``init_from`` gives it: by its own name, else by ``encoders: pretrained``."""
-    given = [init_from[name] for name in reversed(_names(place)) if name in init_from]
-    if given:
-        return replace(place, source=given[0] if given[0] == PRETRAINED else beside(folder, given[0]))
-    if init_from.get("encoders") == PRETRAINED:
-        return replace(place, source=place.source or PRETRAINED)
-    return replace(place, source=None)

@@ -13,9 +13,10 @@ from torch import nn
 from sphinxkit import checkpoint
 from sphinxkit.errors import RecipeError
 from sphinxkit.recipe import Recipe, build
+from sphinxkit.recipe.weights import beside
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tokenizer import Tokenizer
-from sphinxkit.training.init_sources import beside, open_init_sources
+from sphinxkit.training.init_sources import open_init_sources
 from sphinxkit.training.initial_weights import (
     LayeredSource,
     check_missing,

@@ -251,14 +251,14 @@ class FakeHub:
     def __init__(self, folder: Path) -> None:
         self.folder, self.fetched = folder, list[tuple[HubPath, str]]()
 
-    def list_files(self, place: HubPath) -> HubListing:
+    def list_files(self, place: HubPath, cache_dir: Path | None = None) -> HubListing:
         names = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()]
         below = [
             name for name in names if name == place.path or name.startswith(f"{place.path}/" if place.path else "")
         ]
         return HubListing({name: HubFile(name, 1, None) for name in below}, "mit", True)
 
-    def fetch_file(self, place: HubPath, name: str) -> Path:
+    def fetch_file(self, place: HubPath, name: str, cache_dir: Path | None = None) -> Path:
         self.fetched.append((place, name))
         return self.folder / name
 
@@ -288,7 +288,7 @@ def test_from_the_hub_only_what_is_needed_comes(path: str, source: Path, fake_hu
 
 def test_pretrained_is_where_the_encoders_facts_say(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(hub, "list_files", lambda place: asked.append(place) or HubListing({}, "", True))
+    monkeypatch.setattr(hub, "list_files", lambda place, cache_dir: asked.append(place) or HubListing({}, "", True))
     encoder = encoders.create("blip2_qformer", vision_layers=1, num_layers=1, vision_dim=16, vision_heads=2)
     with pytest.raises(CheckpointError, match=r"hf://Salesforce/blip2-opt-2.7b: expected files of tensors"):
         encoders.load_weights(encoder, "pretrained")

@@ -230,7 +230,7 @@ def test_encoders_by_what_the_model_says(public: dict[str, str]) -> None:
 
 
 def test_pretrained_is_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(place: HubPath) -> HubListing:
+    def refuse(place: HubPath, cache_dir: Path | None = None) -> HubListing:
         raise CheckpointError(f"{place.text}: asked for")
 
     monkeypatch.setattr(hub, "list_files", refuse)
