@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sphinxkit.batch_inference.requests import Request
-from sphinxkit.errors import DataError
+from sphinxkit.errors import DataError, ShapeError, SphinxkitError
 from sphinxkit.generation import ContinuousBatch, GeneratedSequence, Generation
+from sphinxkit.sphinx_model.images import ImageInput, image_pixels
 from sphinxkit.vision import MAX_VIEWS
 
 if TYPE_CHECKING:
@@ -41,52 +42,74 @@ class Answer:
 
 
 class _Images:
-    """Opens and preprocesses the images of coming requests in threads; keeps the tokens of the last ones."""
+    """Opens and preprocesses the images of coming requests in threads; keeps the tokens of the last files."""
 
     def __init__(self, model: SphinxModel, pool: ThreadPoolExecutor) -> None:
         self._model = model
         self._pool = pool
-        self._loading: dict[Path, Future[Tensor]] = {}
-        self._tokens: OrderedDict[Path, Tensor] = OrderedDict()
+        self._loading: dict[Hashable, Future[Tensor]] = {}
+        self._tokens: OrderedDict[Hashable, Tensor] = OrderedDict()
 
-    def expect(self, path: Path | None) -> None:
+    def expect(self, image: ImageInput | None) -> None:
         """Begin to load an image that will be asked for."""
-        if path is not None and path not in self._loading and path not in self._tokens:
-            self._loading[path] = self._pool.submit(self._model.preprocess, path)
+        key = _key(image)
+        if image is not None and key not in self._loading and key not in self._tokens:
+            self._loading[key] = self._pool.submit(self._load, image)
 
-    def pixels(self, path: Path) -> Tensor | None:
-        """Pixels (1, 3, S, S); None where the tokens are there. DataError where the image cannot be used."""
-        if path in self._tokens:
-            self._tokens.move_to_end(path)
-            return None
-        loading = self._loading.pop(path, None)
-        return self._model.preprocess(path) if loading is None else loading.result()
+    def _load(self, image: ImageInput) -> Tensor:
+        if isinstance(image, Tensor) and image.ndim == 2:
+            return image
+        return image_pixels(self._model, [image])
 
     @torch.no_grad()
-    def encode(self, pixels: dict[Path, Tensor], wanted: Iterable[Path]) -> dict[Path, Tensor]:
-        """Image tokens of images: those whose pixels are given are encoded together.
-
-        Shape:
-            pixels: (1, 3, S, S) each
-            return: (N_img, D) each
-        """
+    def encode(self, images: Iterable[ImageInput]) -> dict[Hashable, Tensor | SphinxkitError]:
+        """Image tokens (N_img, D), or what is wrong, of images; those that are new are encoded together."""
+        found: dict[Hashable, Tensor | SphinxkitError] = {}
+        pixels: dict[Hashable, Tensor] = {}
+        files: set[Hashable] = set()
+        for image in images:
+            key = _key(image)
+            if key in found or key in pixels:
+                continue
+            if isinstance(image, str | Path):
+                files.add(key)
+            if key in self._tokens:
+                self._tokens.move_to_end(key)
+                found[key] = self._tokens[key]
+                continue
+            loading = self._loading.pop(key, None)
+            try:
+                loaded = self._load(image) if loading is None else loading.result()
+            except (DataError, ShapeError) as error:
+                found[key] = error
+                continue
+            if loaded.ndim == 2:
+                found[key] = loaded
+            else:
+                pixels[key] = loaded
         if pixels:
-            made = self._model.encode_images(torch.cat(list(pixels.values())), max_views=MAX_VIEWS)
-            self._tokens |= zip(pixels, made.unbind(), strict=True)
-        found = {path: self._tokens[path] for path in wanted}
+            made = self._model.encode_images(torch.cat(list(pixels.values())), max_views=MAX_VIEWS).unbind()
+            found |= zip(pixels, made, strict=True)
+            # an object's key may name another object later, a file's may not
+            self._tokens |= {key: tokens for key, tokens in zip(pixels, made, strict=True) if key in files}
         while len(self._tokens) > NUM_KEPT_IMAGES:
             self._tokens.popitem(last=False)
         return found
 
 
+def _key(image: ImageInput | None) -> Hashable:
+    return str(image) if isinstance(image, str | Path) else id(image)
+
+
 def answer_requests(
     model: SphinxModel,
-    requests: Iterable[Request],
+    requests: Iterable[Request | None],
     *,
     batch_size: int = 8,
     num_workers: int = 2,
     num_draft_tokens: int | None = None,
     truncate: Literal["left"] | None = None,
+    on_text: Callable[[Request, str], None] | None = None,
 ) -> Iterator[Answer]:
     """Answer requests by continuous batching, in the order in which the answers are complete.
 
@@ -96,11 +119,12 @@ def answer_requests(
 
     Args:
         model: With a tokenizer.
-        requests: Taken as they are needed.
+        requests: Taken as they are needed. None says that there is no request yet: the running ones continue.
         batch_size: Sequences at once.
         num_workers: Threads that load images.
         num_draft_tokens: Drafts of prompt lookup for greedy requests; see ``generation.Decoder``.
         truncate: See ``SphinxModel.generate``.
+        on_text: Called with a request and the next piece of its answer, as ``SphinxModel.stream`` yields it.
     Raises:
         DataError: ``batch_size`` or ``num_workers`` is not positive, or there is no tokenizer. What is wrong with a
             single request stands in its answer.
@@ -108,78 +132,93 @@ def answer_requests(
     for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
         if value < 1:
             raise DataError(f"{name} must be at least 1, got {value}")
-    tokenizer = model.require_tokenizer()
-    source = iter(requests)
-    upcoming: deque[Request] = deque()
-    batch = ContinuousBatch(model.llm, tokenizer, end_ids=model.end_ids, capacity_multiple=CAPACITY_MULTIPLE)
-    asked: dict[GeneratedSequence, Request] = {}
-    pool = ThreadPoolExecutor(num_workers)
-    try:
-        images = _Images(model, pool)
-        while True:
-            newcomers: list[Request] = []
-            while len(batch) + len(newcomers) < batch_size:
-                _look_ahead(source, upcoming, images, 1 + batch_size)
-                if not upcoming:
-                    break
-                newcomers.append(upcoming.popleft())
-            _look_ahead(source, upcoming, images, batch_size)
-            yield from _admit(model, newcomers, images, batch, asked, num_draft_tokens, truncate)
-            if len(batch):
-                for sequence in batch.step():
-                    yield _answer_of(asked.pop(sequence), sequence)
-            elif not upcoming:
+    with ThreadPoolExecutor(num_workers) as pool:
+        loop = _Loop(model, requests, _Images(model, pool), batch_size, num_draft_tokens, truncate)
+        try:
+            while not loop.is_done:
+                yield from loop.step(on_text)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Loop:
+    """The state of ``answer_requests``, which has the arguments."""
+
+    def __init__(
+        self,
+        model: SphinxModel,
+        requests: Iterable[Request | None],
+        images: _Images,
+        batch_size: int,
+        num_draft_tokens: int | None,
+        truncate: Literal["left"] | None,
+    ) -> None:
+        self._model, self._images, self._batch_size = model, images, batch_size
+        self._num_draft_tokens, self._truncate = num_draft_tokens, truncate
+        self._source = iter(requests)
+        self._is_exhausted = False
+        self._upcoming: deque[Request] = deque()
+        self._batch = ContinuousBatch(
+            model.llm, model.require_tokenizer(), end_ids=model.end_ids, capacity_multiple=CAPACITY_MULTIPLE
+        )
+        self._running: dict[GeneratedSequence, Request] = {}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every request has its answer, and there are no more."""
+        return self._is_exhausted and not self._upcoming and not self._running
+
+    def step(self, on_text: Callable[[Request, str], None] | None) -> Iterator[Answer]:
+        """Admit requests where there is room, then read prompts or decode."""
+        self._look_ahead(1 + self._batch_size)
+        count = min(self._batch_size - len(self._running), len(self._upcoming))
+        newcomers = [self._upcoming.popleft() for _ in range(count)]
+        self._look_ahead(self._batch_size)
+        yield from self._admit(newcomers)
+        if not self._running:
+            return
+        finished = self._batch.step()
+        if on_text is not None:
+            for sequence, request in self._running.items():
+                if piece := sequence.new_text():
+                    on_text(request, piece)
+        for sequence in finished:
+            request = self._running.pop(sequence)
+            try:
+                yield Answer(request, sequence.result())
+            except DataError as error:
+                yield Answer(request, error=str(error))
+
+    def _look_ahead(self, count: int) -> None:
+        """Take requests until ``count`` are waiting, and begin to load their images."""
+        while len(self._upcoming) < count and not self._is_exhausted:
+            try:
+                request = next(self._source)
+            except StopIteration:
+                self._is_exhausted = True
                 return
-    finally:
-        pool.shutdown(cancel_futures=True)
+            if request is None:
+                return
+            self._upcoming.append(request)
+            self._images.expect(request.image)
 
-
-def _answer_of(request: Request, sequence: GeneratedSequence) -> Answer:
-    try:
-        return Answer(request, sequence.result())
-    except DataError as error:
-        return Answer(request, error=str(error))
-
-
-def _look_ahead(source: Iterator[Request], upcoming: deque[Request], images: _Images, count: int) -> None:
-    while len(upcoming) < count and (request := next(source, None)) is not None:
-        upcoming.append(request)
-        images.expect(request.image)
-
-
-def _admit(
-    model: SphinxModel,
-    newcomers: list[Request],
-    images: _Images,
-    batch: ContinuousBatch,
-    asked: dict[GeneratedSequence, Request],
-    num_draft_tokens: int | None,
-    truncate: Literal["left"] | None,
-) -> Iterator[Answer]:
-    """Encode the newcomers' images together and let them join; yields those that cannot."""
-    ready: list[Request] = []
-    pixels: dict[Path, Tensor] = {}
-    for request in newcomers:
-        try:
-            if request.image is not None and request.image not in pixels:
-                found = images.pixels(request.image)
-                if found is not None:
-                    pixels[request.image] = found
-            ready.append(request)
-        except DataError as error:
-            yield Answer(request, error=str(error))
-    encoded = images.encode(pixels, {request.image for request in ready if request.image is not None})
-    for request in ready:
-        image = None if request.image is None else encoded[request.image]
-        try:
-            [prompt] = model.embed_prompts([request.prompt], [image], truncate, request.sampling.max_new_tokens)
-            sequence = batch.add(
-                prompt.embeds,
-                request.sampling,
-                prompt_ids=prompt.token_ids,
-                num_draft_tokens=None if request.sampling.temperature > 0 else num_draft_tokens,
-            )
-        except DataError as error:
-            yield Answer(request, error=str(error))
-            continue
-        asked[sequence] = request
+    def _admit(self, newcomers: list[Request]) -> Iterator[Answer]:
+        """Encode the newcomers' images together and let them join; yields those that cannot."""
+        encoded = self._images.encode(request.image for request in newcomers if request.image is not None)
+        for request in newcomers:
+            image = None if request.image is None else encoded[_key(request.image)]
+            try:
+                if isinstance(image, SphinxkitError):
+                    raise image
+                sampling = request.sampling
+                [prompt] = self._model.embed_prompts([request.prompt], [image], self._truncate, sampling.max_new_tokens)
+                sequence = self._batch.add(
+                    prompt.embeds,
+                    sampling,
+                    prompt_ids=prompt.token_ids,
+                    num_draft_tokens=None if sampling.temperature > 0 else self._num_draft_tokens,
+                )
+            except (DataError, ShapeError) as error:
+                yield Answer(request, error=str(error))
+            else:
+                self._running[sequence] = request

@@ -12,6 +12,7 @@ from typing import Any
 
 from sphinxkit.errors import DataError
 from sphinxkit.generation import Sampling, stop_strings
+from sphinxkit.sphinx_model.images import ImageInput
 
 ChatPrompt = Callable[[Any], tuple[str, tuple[str, ...]]]
 
@@ -56,7 +57,7 @@ class Request:
     Args:
         index: Which one, blank lines not counted, from 0.
         prompt: As the model is to read it.
-        image: File that it is about.
+        image: What it is about; of a row, a file.
         sampling: How it is answered.
         id: The row's own name.
         meta: Anything; it is copied to the answer.
@@ -65,7 +66,7 @@ class Request:
 
     index: int
     prompt: str
-    image: Path | None = None
+    image: ImageInput | None = None
     sampling: Sampling = field(default_factory=Sampling)
     id: str | int | None = None
     meta: Any = None
