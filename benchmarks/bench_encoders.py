@@ -142,10 +142,10 @@ def _transformers_qformer(encoder: Any) -> Callable[[Tensor], Tensor]:
 # Full widths, a few layers: seconds on a CPU.
 QUICK = True
 QUICK_OPTIONS: dict[str, dict[str, Any]] = {
-    "clip_vit_large_patch14": {"num_layers": 3},
-    "convnext_xxlarge": {"depths": (1, 1, 2, 1)},
-    "dinov2_vit_giant_patch14": {"num_layers": 3},
-    "blip2_qformer": {"vision_layers": 2, "num_layers": 2},
+    "clip_vit_large_patch14": {"num_layers": 2},
+    "convnext_xxlarge": {"depths": (1, 1, 1, 1)},
+    "dinov2_vit_giant_patch14": {"num_layers": 2},
+    "blip2_qformer": {"vision_layers": 1, "num_layers": 2},
 }
 COMPETITORS: dict[str, tuple[str, Callable[[Any], Callable[[Tensor], Tensor]]]] = {
     "clip_vit_large_patch14": ("open_clip", _open_clip),
