@@ -96,7 +96,6 @@ class RunStore:
         self.on_complete = on_complete
         self._pending: tuple[int, Future[Any]] | None = None
         if dims.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(f".step-*{_PARTIAL}"):
                 shutil.rmtree(leftover)
         dims.barrier()
@@ -178,6 +177,7 @@ class RunStore:
         failure: OSError | None = None
         if self.dims.is_main:
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 free = shutil.disk_usage(self.folder).free
                 if needed + _SPARE_BYTES > free:
                     raise OSError(errno.ENOSPC, f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
