@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sphinxkit.errors import CheckpointError
@@ -156,14 +156,27 @@ def list_files(place: HubPath, cache_dir: Path | None = None) -> HubListing:
     return HubListing(below, license, is_complete, is_gated)
 
 
-def _cached_files(place: HubPath, cache_dir: Path | None) -> dict[str, Path]:
+def cached_folder(place: HubPath, cache_dir: Path | None = None) -> Path | None:
+    """The folder of the local cache that holds a repository, or its ``path``; None where there is none.
+
+    Args:
+        place: The repository; nothing is fetched.
+        cache_dir: Of the cache; None: the hub library's own.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(place.repo, revision=place.revision, local_files_only=True, cache_dir=cache_dir)
+        root = snapshot_download(place.repo, revision=place.revision, local_files_only=True, cache_dir=cache_dir)
     except Exception:  # nothing of this revision is in the cache
+        return None
+    found = Path(root) / place.path
+    return found if found.exists() else None
+
+
+def _cached_files(place: HubPath, cache_dir: Path | None) -> dict[str, Path]:
+    root = cached_folder(replace(place, path=""), cache_dir)
+    if root is None:
         return {}
-    root = Path(found)
     return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
 
 

@@ -71,12 +71,16 @@ class MappingSource:
 class ModuleSource(MappingSource):
     """A module's parameters and persistent buffers as a :class:`TensorSource`, under its own names.
 
+    A tensor that goes by several names (tied embeddings) is there once, under the first.
+
     Args:
         module: On any device but meta; its tensors are not copied.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__(module.state_dict())
+        names: dict[int, str] = {}
+        tensors = module.state_dict(keep_vars=True)
+        super().__init__({name: each for name, each in tensors.items() if names.setdefault(id(each), name) == name})
 
 
 @runtime_checkable

@@ -158,6 +158,6 @@ def obstacle(model: LlamaModel) -> str | None:
             if type(part) is not _PARTS.get(name):
                 return f"layers.{index}.{name} is a {type(part).__name__}"
         for name, linear in (*layer.attention.named_children(), *layer.mlp.named_children()):
-            if type(linear) is not QuantizedLinear and (type(linear) is not nn.Linear or linear.bias is not None):
+            if type(linear) not in (QuantizedLinear, nn.Linear) or getattr(linear, "bias", None) is not None:
                 return f"layers.{index}: {name} is a {type(linear).__name__}, expected one without bias or adapter"
     return None

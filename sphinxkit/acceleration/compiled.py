@@ -18,7 +18,6 @@ from sphinxkit.llama.attention import AttentionContext
 from sphinxkit.llama.backends import AttentionBackend, AttentionPattern, SDPAAttention
 from sphinxkit.llama.cache import CacheWrite, KVCache
 from sphinxkit.llama.model import LlamaModel
-from sphinxkit.llama.rope import precompute_freqs_cis
 
 Layers = Callable[[Tensor, AttentionContext], Tensor]
 MIN_BUCKET = 64  # shorter prompts cost a CPU or GPU about as much; our choice
@@ -267,13 +266,11 @@ def _first_pass(
     """Rows from position 0: logits (B, 1, V) of the last real one; keys and values (B, S, Hkv, D) of each layer."""
     rows, width = embeds.shape[:2]
     columns = torch.arange(width, device=embeds.device)
-    pattern = AttentionPattern(rows, width, embeds.device)
+    pattern = AttentionPattern(rows, width, embeds.device, window=model.window(width))
     nowhere = CacheWrite(width, counts, None, None, 0, width, None, None, None)
     found = _Collected()
     context = AttentionContext(
-        freqs_cis=precompute_freqs_cis(
-            columns[None], model.head_dim, model.rope_theta, model.rope_scaling, as_pairs=True
-        ),
+        freqs_cis=model.freqs_cis(columns[None], counts[:, None], as_pairs=True),
         pattern=pattern,
         backend=attention,
         state=attention.prepare(pattern, embeds.dtype),
@@ -300,9 +297,9 @@ def _cached_pass(
     positions = starts[:, None] + columns
     places = torch.where(columns < counts[:, None], positions, num_slots - 1)
     where = CacheWrite(width, starts, None, counts, None, num_slots, None, None, None)
-    pattern = AttentionPattern(rows, width, embeds.device, write=where)
+    pattern = AttentionPattern(rows, width, embeds.device, write=where, window=model.window(num_slots))
     context = AttentionContext(
-        freqs_cis=precompute_freqs_cis(positions, model.head_dim, model.rope_theta, model.rope_scaling, as_pairs=True),
+        freqs_cis=model.freqs_cis(positions, (starts + counts)[:, None], as_pairs=True),
         pattern=pattern,
         backend=attention,
         state=attention.prepare(pattern, dtype),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.errors import CheckpointError, DataError, ShapeError
+from sphinxkit.llama.layers import RMSNorm
 from sphinxkit.llama.model import LlamaModel
 
 GROUP_SIZES = (32, 64, 128, 256)  # what torch's int4 kernels take
@@ -26,7 +27,7 @@ _JOINT_ROWS = 64  # the largest block of rows in torch's layout of 4-bit codes
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer without bias for CPUs whose weight has 8 or 4 bits; activations keep their dtype.
+    """A linear layer for CPUs whose weight has 8 or 4 bits; activations and the bias keep their dtype.
 
     - 8 bits: ``w = code * scale``, one scale for each row, symmetric.
     - 4 bits: ``w = (code - 8) * scale + zero``, a scale and a zero for each group of neighbouring columns.
@@ -38,6 +39,7 @@ class QuantizedLinear(nn.Module):
         weight: What to quantise, (O, I) on a CPU, O a multiple of 16 and I of 32.
         bits: 8 or 4.
         group_size: Columns of a group, with 4 bits.
+        bias: (O,), added to the product.
     Shape:
         x: (..., I), in the dtype that ``weight`` had
         return: (..., O)
@@ -48,8 +50,9 @@ class QuantizedLinear(nn.Module):
 
     codes: Tensor
     scales: Tensor
+    bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bits: int = 4, group_size: int = 64) -> None:
+    def __init__(self, weight: Tensor, bits: int = 4, group_size: int = 64, bias: Tensor | None = None) -> None:
         super().__init__()
         _check_options(bits, group_size)
         columns = group_size if bits == 4 else _COLUMN_MULTIPLE
@@ -67,6 +70,7 @@ class QuantizedLinear(nn.Module):
                 codes = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
             self.register_buffer("codes", codes)
             self.register_buffer("scales", scales)
+            self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to ``x`` (..., I)."""
@@ -78,7 +82,8 @@ class QuantizedLinear(nn.Module):
         else:
             scales = self.scales.contiguous()  # of a joint layer's part they are not
             out = torch._weight_int4pack_mm_for_cpu(rows, self.codes, self.group_size, scales)
-        return out.view(*x.shape[:-1], self.out_features)
+        out = out.view(*x.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias
 
     @staticmethod
     def check_join(layers: Sequence[QuantizedLinear]) -> None:
@@ -89,6 +94,8 @@ class QuantizedLinear(nn.Module):
         Raises:
             TypeError: As ``join``.
         """
+        if any(each.bias is not None for each in layers):
+            raise TypeError("quantised layers with a bias cannot be joined")
         kinds = {(each.in_features, each.bits, each.group_size, each.codes.shape[1:]) for each in layers}
         if len(kinds) > 1:
             raise TypeError("quantised layers of different kinds cannot be joined")
@@ -117,6 +124,7 @@ class QuantizedLinear(nn.Module):
         joint.in_features, joint.bits, joint.group_size = first.in_features, first.bits, first.group_size
         joint.register_buffer("codes", torch.cat([each.codes for each in layers]))
         joint.register_buffer("scales", torch.cat([each.scales for each in layers], axis))
+        joint.register_buffer("bias", None)
         codes = torch.split(joint.codes, [len(each.codes) for each in layers])
         scales = torch.split(joint.scales, [each.out_features for each in layers], axis)
         for each, own_codes, own_scales in zip(layers, codes, scales, strict=True):
@@ -161,7 +169,8 @@ def quantize(model: LlamaModel, bits: int = 4, group_size: int = 64, *, lm_head:
     """
     _check_options(bits, group_size)
     owners = [part for layer in model.layers for part in (layer.get_submodule("attention"), layer.get_submodule("mlp"))]
-    found = [(owner, name, linear) for owner in owners for name, linear in owner.named_children()]
+    parts = [(owner, name, part) for owner in owners for name, part in owner.named_children()]
+    found = [(owner, name, part) for owner, name, part in parts if not isinstance(part, RMSNorm)]
     if lm_head:
         found.append((model, "lm_head", model.lm_head))
     for _, name, linear in found:
@@ -175,7 +184,8 @@ def quantize(model: LlamaModel, bits: int = 4, group_size: int = 64, *, lm_head:
             for _, _, linear in found:
                 QuantizedLinear(torch.empty(cast(Tensor, linear.weight).shape), bits, group_size)
         for owner, name, linear in found:
-            setattr(owner, name, QuantizedLinear(cast(Tensor, linear.weight).detach(), bits, group_size))
+            bias = None if linear.bias is None else cast(Tensor, linear.bias).detach()
+            setattr(owner, name, QuantizedLinear(cast(Tensor, linear.weight).detach(), bits, group_size, bias))
     else:
         raise DataError(f"quantisation: expected a model on a CPU or CUDA, got {device}")
     if model.accelerator is not None:

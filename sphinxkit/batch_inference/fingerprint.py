@@ -25,7 +25,7 @@ def fingerprint(model: SphinxModel) -> dict[str, str]:
         values = tensor.detach().flatten()
         some = values[:: max(1, len(values) // SAMPLED_VALUES)].cpu().contiguous()
         digest.update(some.view(torch.uint8).numpy().tobytes())
-    tokenizer = b"" if model.tokenizer is None else model.tokenizer.to_bytes()
+    tokenizer = b"" if model.tokenizer is None else b"".join(model.tokenizer.files.values())
     return {
         "weights": digest.hexdigest(),
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-Rotary = Literal["query", "key"]
+Rotary = Literal["query", "key", "head"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class NameRule:
         theirs: Template in the other format.
         ours: Template in canonical names.
         split_dim: Dimension that tensor-parallel shards split; None: every shard holds the whole tensor.
-        rotary: Set where the other format orders the rows in halves instead of pairs (Hugging Face's q and k).
+        rotary: Set where the other format orders the rows in halves instead of pairs (Hugging Face's q and k;
+            "head": the norms of one head's).
     """
 
     theirs: str

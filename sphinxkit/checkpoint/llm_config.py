@@ -10,15 +10,22 @@ from typing import Any
 
 from sphinxkit.checkpoint.keymap import KeyMap
 from sphinxkit.checkpoint.sharding import UNFIT
-from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME, tokenizer_size
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.tensor_files.lazy import LazySource, LazyTensor
 from sphinxkit.tensor_source import TensorSource
+from sphinxkit.tokenizer_files import choose_tokenizer, read_tokenizer_files, tokenizer_size
 
 EMBEDDING = "llm.embed_tokens.weight"
+HEAD = "llm.lm_head.weight"
 
-LLM_DEFAULTS: dict[str, Any] = {"max_seq_len": 4096, "norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None}
+LLM_DEFAULTS: dict[str, Any] = {
+    **{"max_seq_len": 4096, "norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None, "head_dim": None},
+    **{"qkv_bias": False, "qk_norm": False, "sliding_window": None, "tie_embeddings": False},
+}
 """Defaults of the builders in ``sphinxkit.llama``, so that a recipe only says what differs; a test compares both."""
+
+BEYOND_LLAMA2 = ("head_dim", "qkv_bias", "qk_norm", "sliding_window", "tie_embeddings")
+"""Options that the formats of LLaMA 2's time have no place for."""
 
 NAMED_NUM_HEADS: dict[str, int] = {"llama2_7b": 32, "llama2_13b": 40, "tinyllama_1b": 32}
 """Query heads of the sizes a recipe may name instead of giving numbers; the rest follows from the tensors' shapes."""
@@ -29,7 +36,8 @@ _EXPERTS = re.compile(r".*\.(feed_forward|block_sparse_moe|mlp)\.(experts|gate\.
 def differing(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of :data:`LLM_DEFAULTS` that differ from them."""
     found = {key: options[key] for key, default in LLM_DEFAULTS.items() if options.get(key, default) != default}
-    return {key: float(value) if key.startswith("rope") else value for key, value in found.items()}
+    is_number = ("rope_theta", "rope_scaling")
+    return {key: float(value) if key in is_number and isinstance(value, int) else value for key, value in found.items()}
 
 
 def full_numbers(llm: Mapping[str, Any], source: TensorSource) -> dict[str, Any]:
@@ -39,8 +47,8 @@ def full_numbers(llm: Mapping[str, Any], source: TensorSource) -> dict[str, Any]
         llm: The recipe's ``llm`` part: ``type: llama`` with numbers, or a named size.
         source: Tensors in canonical names.
     Returns:
-        vocab_size, embed_dim, num_layers, num_heads, num_kv_heads, hidden_dim, norm_eps, rope_theta, rope_scaling,
-        max_seq_len.
+        vocab_size, embed_dim, num_layers, num_heads, num_kv_heads, hidden_dim, and what ``LLM_DEFAULTS`` has;
+        ``head_dim`` is None where it is ``embed_dim / num_heads``.
     Raises:
         CheckpointError: The number of heads is neither written nor known by name, or tensors are missing.
     """
@@ -58,14 +66,20 @@ def full_numbers(llm: Mapping[str, Any], source: TensorSource) -> dict[str, Any]
     }
     raise_errors("the language model is incomplete", [f"no {k} ({n})" for k, n in needed.items() if n not in shapes])
     vocab_size, embed_dim = shapes[EMBEDDING]
+    first = "llm.layers.0.attention."
+    head_dim = shapes.get(f"{first}q_proj.weight", (embed_dim,))[0] // heads
     return {
         "vocab_size": vocab_size,
         "embed_dim": embed_dim,
         "num_layers": len({key.split(".")[2] for key in shapes if key.startswith("llm.layers.")}),
         "num_heads": heads,
-        "num_kv_heads": shapes[needed["key projection"]][0] // (embed_dim // heads),
+        "num_kv_heads": shapes[needed["key projection"]][0] // head_dim,
         "hidden_dim": shapes[needed["feed-forward layer"]][0],
         **{key: llm.get(key, default) for key, default in LLM_DEFAULTS.items()},
+        "head_dim": None if head_dim * heads == embed_dim else head_dim,
+        "qkv_bias": f"{first}q_proj.bias" in shapes,
+        "qk_norm": f"{first}q_norm.weight" in shapes,
+        "tie_embeddings": HEAD not in shapes,
     }
 
 
@@ -111,26 +125,52 @@ def llm_shapes(llm: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         llm: The recipe's ``llm`` part with its numbers.
     """
     dim, heads = llm["embed_dim"], llm["num_heads"]
-    kv_heads, hidden = llm.get("num_kv_heads", heads), llm["hidden_dim"]
-    expected: dict[str, tuple[int, ...]] = {
-        EMBEDDING: (llm["vocab_size"], dim),
-        "llm.lm_head.weight": (llm["vocab_size"], dim),
-        "llm.norm.weight": (dim,),
-    }
+    hidden, head_dim = llm["hidden_dim"], _head_dim(llm)
+    rows, kv_rows = heads * head_dim, (llm.get("num_kv_heads") or heads) * head_dim
+    expected: dict[str, tuple[int, ...]] = {EMBEDDING: (llm["vocab_size"], dim), "llm.norm.weight": (dim,)}
+    if not llm.get("tie_embeddings"):
+        expected[HEAD] = (llm["vocab_size"], dim)
     for index in range(llm["num_layers"]):
         layer = f"llm.layers.{index}."
         expected |= {
             f"{layer}attention_norm.weight": (dim,),
             f"{layer}mlp_norm.weight": (dim,),
-            f"{layer}attention.q_proj.weight": (dim, dim),
-            f"{layer}attention.k_proj.weight": (kv_heads * (dim // heads), dim),
-            f"{layer}attention.v_proj.weight": (kv_heads * (dim // heads), dim),
-            f"{layer}attention.o_proj.weight": (dim, dim),
+            f"{layer}attention.q_proj.weight": (rows, dim),
+            f"{layer}attention.k_proj.weight": (kv_rows, dim),
+            f"{layer}attention.v_proj.weight": (kv_rows, dim),
+            f"{layer}attention.o_proj.weight": (dim, rows),
             f"{layer}mlp.gate_proj.weight": (hidden, dim),
             f"{layer}mlp.up_proj.weight": (hidden, dim),
             f"{layer}mlp.down_proj.weight": (dim, hidden),
         }
+        if llm.get("qkv_bias"):
+            widths = {"q_proj": rows, "k_proj": kv_rows, "v_proj": kv_rows}
+            expected |= {f"{layer}attention.{name}.bias": (width,) for name, width in widths.items()}
+        if llm.get("qk_norm"):
+            expected |= {f"{layer}attention.{name}.weight": (head_dim,) for name in ("q_norm", "k_norm")}
     return expected
+
+
+def _head_dim(llm: Mapping[str, Any]) -> int:
+    return int(llm.get("head_dim") or llm["embed_dim"] // llm["num_heads"])
+
+
+def refuse_options(numbers: Mapping[str, Any], format: str) -> None:
+    """Refuse a language model with options that the formats of LLaMA 2's time have no place for.
+
+    Args:
+        numbers: What :func:`full_numbers` gives.
+        format: The format's name, for the message.
+    Raises:
+        CheckpointError: It has some; the message names them.
+    """
+    beyond = [f"{key} {numbers[key]}" for key in BEYOND_LLAMA2 if numbers[key] != LLM_DEFAULTS[key]]
+    if isinstance(numbers["rope_scaling"], Mapping):
+        beyond.append(f"rope_scaling of type {numbers['rope_scaling'].get('type')}")
+    if beyond:
+        raise CheckpointError(
+            f'format {format!r} has no place for {", ".join(beyond)}; write "sphinxkit" or "hf" (--to hf)'
+        )
 
 
 def llm_errors(llm: Mapping[str, Any], source: TensorSource, file: Path) -> list[str]:
@@ -144,18 +184,23 @@ def llm_errors(llm: Mapping[str, Any], source: TensorSource, file: Path) -> list
         CheckpointError: The configuration contradicts itself.
     """
     dim, heads = llm["embed_dim"], llm["num_heads"]
-    kv_heads = llm.get("num_kv_heads", heads)
-    if dim % heads or heads % kv_heads:
+    kv_heads = llm.get("num_kv_heads") or heads
+    if (dim % heads and not llm.get("head_dim")) or heads % kv_heads:
         raise CheckpointError(f"{file}: {heads} heads and {kv_heads} key-value heads do not divide a width of {dim}")
-    keys = set(source.keys())
+    keys, shapes = set(source.keys()), llm_shapes(llm)
     errors = [
         f"{key} is {list(source.shape(key))}, the configuration asks for {list(shape)}"
-        for key, shape in llm_shapes(llm).items()
+        for key, shape in shapes.items()
         if key in keys and source.shape(key) != shape
     ]
     surplus = sorted(
         {int(k.split(".")[2]) for k in keys if k.startswith("llm.layers.")} - set(range(llm["num_layers"]))
     )
+    errors += [
+        f"{key} exists, the configuration has no such tensor"
+        for key in sorted(keys - shapes.keys())
+        if key.startswith("llm.layers.") and int(key.split(".")[2]) not in surplus
+    ]
     if surplus:
         errors.append(f"tensors of layers {surplus} exist, the configuration has {llm['num_layers']} layers")
     return errors
@@ -184,8 +229,8 @@ class Fitting:
         stated = config.get("vocab_size")
         if isinstance(stated, int) and stated > 0:
             return stated
-        path = self.folder / TOKENIZER_NAME
-        return tokenizer_size(path) if path.is_file() else None
+        path = choose_tokenizer(self.folder)
+        return None if path is None else tokenizer_size(read_tokenizer_files(path), path)
 
     def _missing(self, llm: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> list[str]:
         return [

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from sphinxkit import hub
 
-_TEXTS = ("*.json", "*.yaml", "tokenizer.model")
+_TEXTS = ("*.json", "*.yaml", "*.jinja", "tokenizer.model")
 _WEIGHTS = ("*.safetensors", "*.pth")
 _FALLBACK = ("*.bin",)
 

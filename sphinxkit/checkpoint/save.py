@@ -15,14 +15,14 @@ from sphinxkit.atomic import atomic_directory
 from sphinxkit.checkpoint.formats import Format, get_format
 from sphinxkit.checkpoint.llm_config import EMBEDDING
 from sphinxkit.checkpoint.opened import Checkpoint
-from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME, tokenizer_size
 from sphinxkit.checkpoint.writing import Progress, TensorInput, WriteOptions, specs_of
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_source import TensorSource
+from sphinxkit.tokenizer_files import SENTENCEPIECE_NAME, TokenizerSource, read_tokenizer_files, tokenizer_size
 
 MAX_SHARD_BYTES = 5 * 10**9  # Hugging Face's habit
 _SPARE_BYTES = 2**20  # headers and small files beside the tensors; our choice
-_OURS = ("*.safetensors", "*.pth", "*.bin", "*.json", "*.yaml", "README.md", TOKENIZER_NAME)
+_OURS = ("*.safetensors", "*.pth", "*.bin", "*.json", "*.yaml", "*.jinja", "README.md", SENTENCEPIECE_NAME)
 _WEIGHTS = (".safetensors", ".pth", ".bin")
 
 
@@ -37,7 +37,7 @@ def save(
     dtype: torch.dtype | None = None,
     recipe: Mapping[str, Any] | None = None,
     recipe_yaml: str | None = None,
-    tokenizer: str | Path | bytes | None = None,
+    tokenizer: TokenizerSource | None = None,
     unused: TensorSource | None = None,
     extra_files: Mapping[str, str] | None = None,
     checksum: bool = True,
@@ -59,7 +59,7 @@ def save(
         recipe: The model's recipe (a dictionary); None takes an opened checkpoint's own. "sphinx", "meta" and "hf"
             write their configuration from it.
         recipe_yaml: Text for ``recipe.yaml`` ("sphinxkit" only); None writes ``recipe``.
-        tokenizer: Path or content of ``tokenizer.model``.
+        tokenizer: ``tokenizer.model`` or ``tokenizer.json``: its path or content, or name -> content of its files.
         unused: The unused group of a released checkpoint, to be carried along ("sphinxkit" and "sphinx").
         extra_files: Name -> text of small files to put beside (``provenance.json``).
         checksum: Whether to store SHA-256 sums ("sphinxkit" only); they are computed while writing.
@@ -87,10 +87,10 @@ def save(
     _check_contents(target, chosen, carried, layout, part, num_shards, delta)
     num_bytes = sum(spec.num_bytes for part_ in (chosen, carried) if part_ is not None for spec in specs_of(part_))
     try:
-        content = Path(tokenizer).read_bytes() if isinstance(tokenizer, str | Path) else tokenizer
-        if content is not None:
-            _check_vocabulary(target, content, chosen, layout)
-        options = WriteOptions(recipe, recipe_yaml, num_shards or 1, max_shard_bytes, checksum, delta, content)
+        files = {} if tokenizer is None else read_tokenizer_files(tokenizer)
+        if files:
+            _check_vocabulary(target, files, chosen, layout)
+        options = WriteOptions(recipe, recipe_yaml, num_shards or 1, max_shard_bytes, checksum, delta, files)
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
         if num_bytes + _SPARE_BYTES > free:
@@ -100,8 +100,8 @@ def save(
                 texts = layout.write(folder, chosen, carried, options)
             for name, text in {**texts, **(extra_files or {})}.items():
                 (folder / name).write_text(text, encoding="utf-8", newline="\n")
-            if content is not None:
-                (folder / TOKENIZER_NAME).write_bytes(content)
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(f"{target}: the disk is full; nothing was left behind") from error
@@ -123,7 +123,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise CheckpointError(f"{target}: exists already; pass overwrite=True (--overwrite) to replace it")
 
 
-def _check_vocabulary(target: Path, tokenizer: bytes, source: TensorInput, format: Format) -> None:
+def _check_vocabulary(target: Path, tokenizer: Mapping[str, bytes], source: TensorInput, format: Format) -> None:
     if EMBEDDING not in source.keys():  # noqa: SIM118
         return
     rows, size = source.shape(EMBEDDING)[0], tokenizer_size(tokenizer)

@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tokenizer_files import (
+    JSON_NAME,
+    SENTENCEPIECE_NAME,
+    TIKTOKEN,
+    choose_tokenizer,
+    read_tokenizer_files,
+    tokenizer_size,
+)
 
-TOKENIZER_NAME = "tokenizer.model"
-
-
-def tokenizer_size(model: Path | bytes) -> int:
-    """Number of pieces in a SentencePiece model.
-
-    Args:
-        model: Its file, or the file's content.
-    Raises:
-        CheckpointError: It is not one.
-    """
-    from sentencepiece import SentencePieceProcessor
-
-    try:
-        if isinstance(model, bytes):
-            return int(SentencePieceProcessor(model_proto=model).get_piece_size())
-        return int(SentencePieceProcessor(model_file=str(model)).get_piece_size())
-    except (OSError, RuntimeError, ValueError) as error:
-        where = "the tokenizer" if isinstance(model, bytes) else str(model)
-        raise CheckpointError(f"{where}: not a SentencePiece model: {error}") from error
+_logger = logging.getLogger(__name__)
 
 
 def find_tokenizer(folder: Path, rows: int | None, allow_more_rows: bool = False) -> Path | None:
-    """The folder's ``tokenizer.model``, checked against the embedding.
+    """The folder's tokenizer, checked against the embedding; what cannot be used is named in the log and left out.
 
     Args:
         folder: Where to look.
         rows: Rows of the embedding; None if the checkpoint has none.
-        allow_more_rows: Whether the embedding may have rows that no piece uses (padded or extended vocabularies).
+        allow_more_rows: Whether the embedding may have rows that no piece uses (padded or extended vocabularies); of a
+            ``tokenizer.json`` it always may.
     Raises:
         CheckpointError: Not a tokenizer, or its size does not fit the embedding.
     """
-    path = folder / TOKENIZER_NAME
-    if not path.is_file():
+    path = choose_tokenizer(folder)
+    if path is None:
+        if (folder / SENTENCEPIECE_NAME).is_file():
+            _logger.warning("%s %s; the model has no tokenizer", folder / SENTENCEPIECE_NAME, TIKTOKEN)
         return None
     if rows is not None:
-        size = tokenizer_size(path)
-        if size != rows and not (allow_more_rows and size < rows):
+        size = tokenizer_size(read_tokenizer_files(path), path)
+        if size != rows and not ((allow_more_rows or path.name == JSON_NAME) and size < rows):
             raise CheckpointError(
                 f"{path}: the tokenizer has {size} pieces but the embedding has {rows} rows; it is not the tokenizer "
                 "this checkpoint was trained with: put the right one in its place"

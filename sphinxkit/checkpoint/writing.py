@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class WriteOptions:
     max_shard_bytes: int
     checksum: bool
     is_delta: bool = False
-    tokenizer: bytes | None = None
+    tokenizer: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def pieces_of(

@@ -5,6 +5,7 @@ The whole conversation is tokenised once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,7 +48,7 @@ class EncodedConversation:
     """A conversation as token ids.
 
     Args:
-        token_ids: Beginning-of-sentence, the text, end-of-sentence; cut at ``max_tokens``.
+        token_ids: Beginning-of-sentence, the text, for some templates end-of-sentence; cut at ``max_tokens``.
         labels: As long as ``token_ids`` and aligned to them (not shifted): the id where it is learnt, else
             ``IGNORE_INDEX``.
         is_truncated: Whether ``max_tokens`` cut something off.
@@ -62,18 +63,24 @@ class EncodedConversation:
 class ConversationTemplate:
     """How a conversation is written down.
 
-    The text is ``system + opening``, then for each message ``role + " " + content + separator``; where the model is to
-    answer, the text ends with the assistant's role and no space (the space belongs to the answer's first token).
+    The text is ``system + opening``, then for each message ``role + gap + content + separator + tail``; where the model
+    is to answer, the text ends with the assistant's role and no gap (the space belongs to the answer's first token).
 
     Args:
         name: Its registered name.
         system: System text; a system message replaces it.
         opening: Between the system text and the first role.
         roles: What stands before a user's and an assistant's message, by "user" and "assistant".
-        separator: After every message.
+        separator: After every message; what the model writes to end an answer.
         stop: Strings that end an answer.
         coordinate_grid: Coordinates in a user's message are rounded to whole steps of 1/``coordinate_grid`` of the
             padded square's side; None: they stay as they are.
+        gap: Between a role and its message; before an answer it is the model's to write.
+        user_separator: After a user's message; None: ``separator``.
+        tail: Behind every separator; the model does not write it.
+        system_frame: Before and behind a system text, if there is one; None: there can be none.
+        specials: Strings that are tokens of their own, also for a tokenizer that would spell them: its end of sentence.
+        ends_with_eos: Whether training puts end-of-sentence behind the whole conversation; it is never learnt.
     Raises:
         DataError: ``coordinate_grid`` is below 1.
     """
@@ -85,6 +92,12 @@ class ConversationTemplate:
     separator: str
     stop: tuple[str, ...]
     coordinate_grid: int | None = None
+    gap: str = " "
+    user_separator: str | None = None
+    tail: str = ""
+    system_frame: tuple[str, str] | None = ("", "")
+    specials: tuple[str, ...] = ()
+    ends_with_eos: bool = True
 
     def __post_init__(self) -> None:
         if self.coordinate_grid is not None and self.coordinate_grid < 1:
@@ -103,28 +116,40 @@ class ConversationTemplate:
                 empty content, or ``answer_start`` without an open answer.
         """
         check_messages(messages)
-        parts = [self.system, self.opening]
-        length = len(self.system) + len(self.opening)
+        given = messages[0]["role"] == "system"
+        text = self._system_text(clean_content(messages[0]["content"]) if given else self.system) + self.opening
         spans = []
-        for message in messages:
-            role, content = message["role"], clean_content(message["content"])
-            if role == "system":
-                length += len(content) - len(self.system)
-                parts[0] = content
-                continue
-            if role == "user" and self.coordinate_grid is not None:
-                content = move_to_grid(content, self.coordinate_grid)
-            start = length + len(self.roles[role])
-            parts.append(f"{self.roles[role]} {content}{self.separator}")
-            length += len(parts[-1])
+        for message in messages[1:] if given else messages:
+            role, content = message["role"], self._content(message)
+            start = len(text) + len(self.roles[role])
+            is_user = role == "user" and self.user_separator is not None
+            text += f"{self.roles[role]}{self.gap}{content}{self.user_separator if is_user else self.separator}"
             if role == "assistant":
-                spans.append((start, length))
-        if messages[-1]["role"] == "user":
-            start_words = answer_start.strip()
-            parts.append(self.roles["assistant"] + (f" {start_words}" if start_words else ""))
-        elif answer_start:
-            raise DataError(f"conversation: answer_start {answer_start!r} needs a last message of the user")
-        return RenderedConversation("".join(parts), tuple(spans))
+                spans.append((start, len(text)))
+            text += "" if is_user else self.tail
+        return self._open(RenderedConversation(text, tuple(spans)), messages, answer_start)
+
+    def _content(self, message: Message) -> str:
+        content = clean_content(message["content"])
+        is_moved = message["role"] == "user" and self.coordinate_grid is not None
+        return move_to_grid(content, self.coordinate_grid) if is_moved and self.coordinate_grid else content
+
+    def _system_text(self, system: str) -> str:
+        if system and self.system_frame is None:
+            raise DataError(f"conversation: template {self.name!r} has no place for a system text")
+        return system.join(self.system_frame) if system and self.system_frame is not None else system
+
+    def _open(
+        self, rendered: RenderedConversation, messages: Sequence[Message], answer_start: str
+    ) -> RenderedConversation:
+        """With the beginning of the answer, where the user has the last word."""
+        words = answer_start.strip()
+        if messages[-1]["role"] != "user":
+            if answer_start:
+                raise DataError(f"conversation: answer_start {answer_start!r} needs a last message of the user")
+            return rendered
+        start = self.roles["assistant"] + (f"{self.gap}{words}" if words else "")
+        return RenderedConversation(rendered.text + start, rendered.answer_spans)
 
     def prompt(self, messages: Sequence[Message], answer_start: str = "") -> str:
         """The conversation as text; see ``render``.
@@ -139,8 +164,9 @@ class ConversationTemplate:
     ) -> EncodedConversation:
         """Token ids and labels for training.
 
-        The ids are those of the whole text between beginning- and end-of-sentence. An answer's span is its words, the
-        space before them and the separator after them, because that is what the model writes when it is asked; see
+        The ids are those of the whole text behind beginning-of-sentence, with end-of-sentence where the template
+        has it. An answer's span is its words, the space before them and the separator after them, because that is what
+        the model writes when it is asked; see
         ``labels.label_spans``. End-of-sentence is never learnt: the separator ends an answer.
 
         Args:
@@ -153,10 +179,12 @@ class ConversationTemplate:
             question that ends with the answer's words.
         """
         rendered = self.render(messages)
-        ids, offsets = tokenizer.encode_with_offsets(rendered.text)
-        token_ids = [tokenizer.bos_id, *ids, tokenizer.eos_id]
+        ids, offsets = self.encode_text(rendered.text, tokenizer)
+        begin = [tokenizer.bos_id] if tokenizer.bos_id >= 0 else []
+        end = [tokenizer.eos_id] if self.ends_with_eos else []
+        token_ids = [*begin, *ids, *end]
         answers = label_spans(ids, offsets, rendered.answer_spans, tokenizer.unk_id)
-        labels = [IGNORE_INDEX, *answers, IGNORE_INDEX]
+        labels = [*[IGNORE_INDEX] * len(begin), *answers, *[IGNORE_INDEX] * len(end)]
         length = len(token_ids) if max_tokens is None else max_tokens
         if all(label == IGNORE_INDEX for label in labels[:length]):
             cut = "" if length >= len(token_ids) else f" in the first {length} of {len(token_ids)} tokens"
@@ -164,6 +192,29 @@ class ConversationTemplate:
                 f"conversation: there is nothing to learn{cut}; {len(rendered.answer_spans)} answers in all"
             )
         return EncodedConversation(token_ids[:length], labels[:length], is_truncated=length < len(token_ids))
+
+    def encode_text(self, text: str, tokenizer: OffsetTokenizer) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text of this template, and the characters that each covers.
+
+        Args:
+            text: From ``render``.
+            tokenizer: One that spells ``specials`` (SentencePiece's do) gets the text around them piece by piece, and
+                its end-of-sentence in their place, as transformers does.
+        """
+        ids, offsets = tokenizer.encode_with_offsets(text)
+        spelt = [special for special in self.specials if special in text and tokenizer.eos_id not in ids]
+        if not spelt:
+            return ids, offsets
+        ids, offsets, start = [], [], 0
+        for piece in re.split(f"({'|'.join(map(re.escape, spelt))})", text):
+            if piece in spelt:
+                found, spans = [tokenizer.eos_id], [(0, len(piece))]
+            else:
+                found, spans = tokenizer.encode_with_offsets(piece)
+            ids += found
+            offsets += [(start + first, start + last) for first, last in spans]
+            start += len(piece)
+        return ids, offsets
 
 
 registry: Registry[ConversationTemplate] = Registry("conversation")

@@ -10,7 +10,7 @@ from sphinxkit.llama.base import registry
 from sphinxkit.llama.cache import CacheWrite, KVCache
 from sphinxkit.llama.layers import RMSNorm, SwiGLU
 from sphinxkit.llama.model import LlamaBlock, LlamaModel
-from sphinxkit.llama.rope import apply_rope, precompute_freqs_cis
+from sphinxkit.llama.rope import RopeScaling, apply_rope, precompute_freqs_cis
 from sphinxkit.llama.sizes import ffn_hidden_dim, llama, llama2_7b, llama2_13b, tinyllama_1b
 
 register = registry.register
@@ -28,6 +28,7 @@ __all__ = [
     "LlamaBlock",
     "LlamaModel",
     "RMSNorm",
+    "RopeScaling",
     "SwiGLU",
     "apply_rope",
     "backends",

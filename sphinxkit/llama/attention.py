@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sphinxkit.llama.backends.base import AttentionBackend, AttentionPattern
 from sphinxkit.llama.cache import CacheWrite, KVStore
+from sphinxkit.llama.layers import RMSNorm
 from sphinxkit.llama.rope import apply_rope
 
 
@@ -46,19 +47,33 @@ class Attention(nn.Module):
         num_heads: Query heads, H.
         num_kv_heads: Key and value heads, Hkv; divides H.
         head_dim: Channels of a head.
+        qkv_bias: Whether queries, keys and values have a bias.
+        qk_norm_eps: Of an RMS norm over each head's query and key, in front of the rotation; None: there is none.
     Shape:
         x: (B, S, D)
         return: (B, S, D)
-    Source: LLaMA, arXiv:2302.13971, section 2.2; grouped queries: arXiv:2305.13245.
+    Source: LLaMA, arXiv:2302.13971, section 2.2; grouped queries: arXiv:2305.13245; biases: Qwen2, arXiv:2407.10671,
+        section 2.2; norms of queries and keys: Qwen3, arXiv:2505.09388, section 2.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        qkv_bias: bool = False,
+        qk_norm_eps: float | None = None,
+    ) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=False)
+        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=qkv_bias)
         self.o_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=False)
+        self.q_norm = None if qk_norm_eps is None else RMSNorm(head_dim, qk_norm_eps)
+        self.k_norm = None if qk_norm_eps is None else RMSNorm(head_dim, qk_norm_eps)
 
     def forward(self, x: Tensor, context: AttentionContext, layer: int) -> Tensor:
         """Attend.
@@ -69,9 +84,10 @@ class Attention(nn.Module):
             layer: Which layer this is, for the cache.
         """
         heads = (*x.shape[:2], -1, self.head_dim)
-        q = apply_rope(self.q_proj(x).view(heads), context.freqs_cis)
-        k = apply_rope(self.k_proj(x).view(heads), context.freqs_cis)
-        v = self.v_proj(x).view(heads)
+        q, k, v = (project(x).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rope(q, context.freqs_cis), apply_rope(k, context.freqs_cis)
         projected: Tensor = self.o_proj(attend(q, k, v, context, layer).to(x.dtype))
         return projected
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from sphinxkit.errors import ShapeError
 from sphinxkit.llama.accelerator import Accelerator
 from sphinxkit.llama.attention import Attention, AttentionContext
 from sphinxkit.llama.backends.base import AttentionBackend, AttentionPattern, registry
-from sphinxkit.llama.cache import KVCache
+from sphinxkit.llama.cache import CacheWrite, KVCache
+from sphinxkit.llama.checks import check_cache, check_capacity, check_inputs, check_sizes
 from sphinxkit.llama.layers import RMSNorm, SwiGLU
-from sphinxkit.llama.rope import precompute_freqs_cis
+from sphinxkit.llama.rope import parse_rope_scaling, precompute_freqs_cis
 from sphinxkit.to_device import to_device
 
 INIT_STD = 0.02  # our choice, as GPT-2's and Hugging Face's LLaMA
@@ -25,9 +26,7 @@ class LlamaBlock(nn.Module):
 
     Args:
         embed_dim: Width of a token, D.
-        num_heads: Query heads.
-        num_kv_heads: Key and value heads.
-        head_dim: Channels of a head.
+        attention: Its attention, of the same width.
         hidden_dim: Width of the feed-forward layer.
         norm_eps: Of both norms.
     Shape:
@@ -36,12 +35,10 @@ class LlamaBlock(nn.Module):
     Source: LLaMA, arXiv:2302.13971, section 2.2.
     """
 
-    def __init__(
-        self, embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int, hidden_dim: int, norm_eps: float
-    ) -> None:
+    def __init__(self, embed_dim: int, attention: Attention, hidden_dim: int, norm_eps: float) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(embed_dim, norm_eps)
-        self.attention = Attention(embed_dim, num_heads, num_kv_heads, head_dim)
+        self.attention = attention
         self.mlp_norm = RMSNorm(embed_dim, norm_eps)
         self.mlp = SwiGLU(embed_dim, hidden_dim)
 
@@ -53,7 +50,9 @@ class LlamaBlock(nn.Module):
 
 
 class LlamaModel(nn.Module):
-    """LLaMA with configurable sizes, fed with embeddings so that image tokens can stand among words.
+    """LLaMA and its descendants with configurable sizes, fed with embeddings so that image tokens can join the words.
+
+    The options cover LLaMA 1 to 3, Mistral, Yi, SmolLM2 (no option), Qwen2 (``qkv_bias``) and Qwen3 (``qk_norm``).
 
     May be built under ``torch.device("meta")``: there are parameters and nothing else, no buffers. ``forward`` runs the
     modules as they are written here. ``prefill`` and ``decode``, which generate text, may be handed to an
@@ -63,13 +62,18 @@ class LlamaModel(nn.Module):
         vocab_size: Tokens of the vocabulary, V.
         embed_dim: Width of a token, D.
         num_layers: Decoder layers.
-        num_heads: Query heads; divides ``embed_dim`` into even widths.
+        num_heads: Query heads.
         num_kv_heads: Key and value heads; divides ``num_heads``, None means as many.
         hidden_dim: Width of the feed-forward layers (``sizes.ffn_hidden_dim`` has Meta's rule).
         max_seq_len: Longest sequence (with a cache: what it held included) that is accepted.
         norm_eps: Of every norm.
         rope_theta: Base of the rotary wavelengths.
-        rope_scaling: Factor on the positions; None means 1.
+        rope_scaling: Factor on the positions, or a mapping with the fields of ``rope.RopeScaling``; None means 1.
+        head_dim: Channels of a head, even; None means ``embed_dim / num_heads``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        qk_norm: Whether each head's query and key have an RMS norm in front of the rotation.
+        sliding_window: Tokens that a token sees at most, itself included; None means all before it.
+        tie_embeddings: Whether ``lm_head`` and ``embed_tokens`` are one matrix.
         attention: ``"auto"``, ``"xformers"``, ``"sdpa"``, ``"eager"`` or another name registered in
             ``llama.backends``. ``auto`` is xformers on CUDA in 16 bit where it works, else SDPA; a named backend that
             cannot run is an error at the first call.
@@ -78,7 +82,7 @@ class LlamaModel(nn.Module):
         return: (B, S, V)
     Raises:
         ShapeError: A size is not positive or the heads do not divide the width.
-        RegistryError: The attention backend is unknown.
+        RegistryError: The attention backend, or a type or key of ``rope_scaling``, is unknown.
     Source: LLaMA 2, arXiv:2307.09288, appendix A.2.1; LLaMA2-Accessory, accessory/model/LLM/llama.py.
     """
 
@@ -94,52 +98,71 @@ class LlamaModel(nn.Module):
         max_seq_len: int = 4096,
         norm_eps: float = 1e-5,
         rope_theta: float = 10000.0,
-        rope_scaling: float | None = None,
+        rope_scaling: float | dict[str, Any] | None = None,
+        head_dim: int | None = None,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
+        sliding_window: int | None = None,
+        tie_embeddings: bool = False,
         attention: str = "auto",
     ) -> None:
         super().__init__()
         kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        sizes = {
-            "vocab_size": vocab_size,
-            "embed_dim": embed_dim,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "num_kv_heads": kv_heads,
-            "hidden_dim": hidden_dim,
-            "max_seq_len": max_seq_len,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ShapeError(f"LLaMA: {name} must be at least 1, got {size}")
-        if embed_dim % num_heads:
-            raise ShapeError(f"LLaMA: embed_dim {embed_dim} cannot be divided among num_heads {num_heads}")
-        if num_heads % kv_heads:
-            raise ShapeError(f"LLaMA: num_heads {num_heads} is not a multiple of num_kv_heads {kv_heads}")
-        if (embed_dim // num_heads) % 2:
-            raise ShapeError(
-                f"LLaMA: rotary positions need an even head width, got {embed_dim // num_heads} "
-                f"(embed_dim {embed_dim} / num_heads {num_heads})"
-            )
+        check_sizes(
+            vocab_size=vocab_size,
+            embed_dim=embed_dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=kv_heads,
+            hidden_dim=hidden_dim,
+            max_seq_len=max_seq_len,
+            head_dim=head_dim,
+            sliding_window=sliding_window,
+        )
         self.vocab_size = vocab_size
         self.embed_dim = embed_dim
         self.num_layers = num_layers
         self.num_heads = num_heads
         self.num_kv_heads = kv_heads
-        self.head_dim = embed_dim // num_heads
+        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
         self.hidden_dim = hidden_dim
         self.max_seq_len = max_seq_len
         self.norm_eps = norm_eps
         self.rope_theta = rope_theta
         self.rope_scaling = rope_scaling
+        self.qkv_bias = qkv_bias
+        self.qk_norm = qk_norm
+        self.sliding_window = sliding_window
+        self.tie_embeddings = tie_embeddings
+        self._scaling = parse_rope_scaling(rope_scaling)
         self.attention = attention
         self.attention_backend: AttentionBackend = registry.build(attention)
         self.accelerator: Accelerator[LlamaModel] | None = None
         self.embed_tokens = nn.Embedding(vocab_size, embed_dim)
         self.layers = nn.ModuleList(
-            LlamaBlock(embed_dim, num_heads, kv_heads, self.head_dim, hidden_dim, norm_eps) for _ in range(num_layers)
+            LlamaBlock(
+                embed_dim,
+                Attention(
+                    embed_dim,
+                    num_heads,
+                    kv_heads,
+                    self.head_dim,
+                    qkv_bias=qkv_bias,
+                    qk_norm_eps=norm_eps if qk_norm else None,
+                ),
+                hidden_dim,
+                norm_eps,
+            )
+            for _ in range(num_layers)
         )
         self.norm = RMSNorm(embed_dim, norm_eps)
         self.lm_head = nn.Linear(embed_dim, vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make ``lm_head`` hold the very parameter of ``embed_tokens``, if the two are tied."""
+        if self.tie_embeddings and isinstance(self.lm_head, nn.Linear):
+            self.lm_head.weight = self.embed_tokens.weight
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embeddings of token ids: (B, S) int64 -> (B, S, D)."""
@@ -168,7 +191,7 @@ class LlamaModel(nn.Module):
             ShapeError: ``max_seq_len`` is beyond the model's.
         """
         capacity = self.max_seq_len if max_seq_len is None else max_seq_len
-        self._check_capacity(capacity)
+        check_capacity(self, capacity)
         if self.accelerator is not None:
             capacity = self.accelerator.cache_capacity(capacity, self.max_seq_len)
         weight = self.norm.weight
@@ -241,7 +264,7 @@ class LlamaModel(nn.Module):
             ShapeError: Sizes disagree or a limit is passed; before any work.
             RegistryError: The attention backend that was asked for cannot run on this device.
         """
-        self._check_inputs(embeds, cache, lengths, seq_lens, output_positions)
+        check_inputs(self, embeds, cache, lengths, seq_lens, output_positions)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             context = self.attention_context(embeds, cache=cache, lengths=lengths, seq_lens=seq_lens)
             hidden = self.run_layers(embeds, context)
@@ -251,16 +274,16 @@ class LlamaModel(nn.Module):
         return normed
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Random weights: matrices and embeddings normal with deviation 0.02, norms 1 (our choice).
+        """Random weights: matrices and embeddings normal with deviation 0.02, norms 1, biases 0 (our choice).
 
         Args:
             generator: Source of randomness, on the parameters' device.
         """
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=INIT_STD, generator=generator)
             else:
-                nn.init.ones_(parameter)
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
 
     @torch.no_grad()
     def prefill(
@@ -286,7 +309,7 @@ class LlamaModel(nn.Module):
             RegistryError: As ``hidden_states``.
         """
         if self.accelerator is not None:
-            self._check_inputs(embeds, cache, lengths, None, None)
+            check_inputs(self, embeds, cache, lengths, None, None)
             return self.accelerator.prefill(self, embeds, cache, lengths, all_positions)
         logits: Tensor = self(
             embeds, cache=cache, lengths=lengths, output_positions=None if all_positions else last_positions(lengths)
@@ -309,7 +332,7 @@ class LlamaModel(nn.Module):
         """
         if token_ids.ndim != 2 or token_ids.shape[1] != 1:
             raise ShapeError(f"LLaMA: expected token ids ({cache.batch_size}, 1), got {tuple(token_ids.shape)}")
-        self._check_cache(cache, len(token_ids))
+        check_cache(self, cache, len(token_ids))
         if self.accelerator is not None:
             return self.accelerator.decode(self, token_ids, cache)
         logits: Tensor = self(self.embed(token_ids), cache=cache)
@@ -359,17 +382,20 @@ class LlamaModel(nn.Module):
             columns = torch.cat([columns[:length] for length in seq_lens])
         positions = columns[None] if write is None else write.starts[:, None] + columns
         reads_cache = write is not None and write.start != 0
+        longest = width if cache is None or not reads_cache else cache.max_seq_len
+        window = self.window(longest if seq_lens is None else max(seq_lens))
         pattern = AttentionPattern(
             batch_size,
             width,
             embeds.device,
             seq_lens=None if seq_lens is None else tuple(seq_lens),
             write=write if reads_cache else None,
+            window=window,
         )
         dtype = cache.dtype if cache is not None and reads_cache else _compute_dtype(embeds)
-        backend = (backend or self.attention_backend).resolve(embeds.device, dtype, self.head_dim)
+        backend = (backend or self.attention_backend).resolve(embeds.device, dtype, self.head_dim, window)
         return AttentionContext(
-            freqs_cis=precompute_freqs_cis(positions, self.head_dim, self.rope_theta, self.rope_scaling),
+            freqs_cis=self.freqs_cis(positions, _sequence_lengths(positions, write, seq_lens)),
             pattern=pattern,
             backend=backend,
             state=backend.prepare(pattern, dtype),
@@ -377,69 +403,41 @@ class LlamaModel(nn.Module):
             cache_write=write,
         )
 
+    def window(self, longest: int) -> int | None:
+        """The sliding window, where sequences of up to ``longest`` tokens can be longer than it."""
+        return self.sliding_window if self.sliding_window is not None and longest > self.sliding_window else None
+
+    def freqs_cis(self, positions: Tensor, lengths: Tensor | None = None, *, as_pairs: bool = False) -> Tensor:
+        """The rotations of this model; see ``rope.precompute_freqs_cis``.
+
+        Args:
+            positions: Integer positions.
+            lengths: Of the sequence that each position belongs to; None: a row's last position.
+            as_pairs: Real and imaginary parts.
+        Shape:
+            positions: (B, S)
+            lengths: (B, S or 1)
+            return: (B, S, 1, D/2) complex64, or (B, S, 1, D/2, 2) float32
+        """
+        return precompute_freqs_cis(
+            positions, self.head_dim, self.rope_theta, self._scaling, lengths=lengths, as_pairs=as_pairs
+        )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LlamaModel:
         if self.accelerator is not None:
             self.accelerator.reset()
-        return cast(LlamaModel, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.tie_weights()  # torch may have made a new parameter for each of the two names
+        return self
 
-    def _check_capacity(self, capacity: int) -> None:
-        if capacity > self.max_seq_len:
-            raise ShapeError(
-                f"LLaMA: a cache of {capacity} tokens was asked for, but the model's max_seq_len is {self.max_seq_len}"
-            )
 
-    def _check_inputs(
-        self,
-        embeds: Tensor,
-        cache: KVCache | None,
-        lengths: Sequence[int] | Tensor | None,
-        seq_lens: Sequence[int] | None,
-        output_positions: Tensor | slice | None,
-    ) -> None:
-        if embeds.ndim != 3 or embeds.shape[2] != self.embed_dim or embeds.shape[1] == 0:
-            raise ShapeError(
-                f"LLaMA: expected embeds (B, S, {self.embed_dim}) with S at least 1, got {tuple(embeds.shape)}"
-            )
-        batch_size, width = embeds.shape[:2]
-        if cache is not None:
-            self._check_cache(cache, batch_size)
-            if seq_lens is not None:
-                raise ShapeError("LLaMA: seq_lens (packed samples) and a cache cannot be used together")
-        elif lengths is not None:
-            raise ShapeError("LLaMA: lengths says what a cache is to keep, but no cache was given")
-        if seq_lens is not None:
-            if batch_size != 1:
-                raise ShapeError(f"LLaMA: packed samples (seq_lens) come as one row, got {batch_size} rows")
-            if any(length < 1 for length in seq_lens) or sum(seq_lens) != width:
-                raise ShapeError(
-                    f"LLaMA: seq_lens must be positive and sum to the {width} tokens given, got {list(seq_lens)} "
-                    f"with sum {sum(seq_lens)}"
-                )
-        longest = width if seq_lens is None else max(seq_lens)
-        if cache is None and longest > self.max_seq_len:
-            raise ShapeError(f"LLaMA: a sequence of {longest} tokens is longer than max_seq_len {self.max_seq_len}")
-        if isinstance(output_positions, Tensor) and (
-            output_positions.ndim not in (1, 2) or output_positions.shape[0] != batch_size
-        ):
-            raise ShapeError(
-                f"LLaMA: output_positions must be ({batch_size},) or ({batch_size}, R), "
-                f"got {tuple(output_positions.shape)}"
-            )
-        if isinstance(output_positions, Tensor) and output_positions.device.type == "cpu":  # elsewhere it would wait
-            outside = output_positions[(output_positions < -width) | (output_positions >= width)].tolist()
-            if outside:
-                raise ShapeError(f"LLaMA: output_positions {outside} lie outside of the {width} positions given")
-
-    def _check_cache(self, cache: KVCache, batch_size: int) -> None:
-        self._check_capacity(cache.max_seq_len)
-        if cache.batch_size != batch_size:
-            raise ShapeError(f"LLaMA: {batch_size} rows were given, but the cache has {cache.batch_size}")
-        got, expected = (cache.num_layers, cache.head_dim), (self.num_layers, self.head_dim)
-        if got != expected:
-            raise ShapeError(
-                f"LLaMA: the cache is for (num_layers, head_dim) {got}, but the model has {expected}; "
-                "make_cache gives one that fits"
-            )
+def _sequence_lengths(positions: Tensor, write: CacheWrite | None, seq_lens: Sequence[int] | None) -> Tensor:
+    """How long the sequence of each position is, padding left out: (1, S), or (B, 1)."""
+    if seq_lens is not None:
+        return torch.cat([positions.new_full((length,), length) for length in seq_lens])[None]
+    if write is None:
+        return positions[:, -1:] + 1
+    return (write.starts + (write.width if write.counts is None else write.counts))[:, None]
 
 
 def _compute_dtype(embeds: Tensor) -> torch.dtype:

@@ -1,6 +1,11 @@
-"""LLaMA in the sizes that SPHINX uses, and with configurable numbers."""
+"""LLaMA and its descendants in published sizes, and with configurable numbers."""
 
 from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
 
 from sphinxkit.errors import ShapeError
 from sphinxkit.llama.base import registry
@@ -42,7 +47,12 @@ def llama(
     max_seq_len: int = 4096,
     norm_eps: float = 1e-5,
     rope_theta: float = 10000.0,
-    rope_scaling: float | None = None,
+    rope_scaling: float | dict[str, Any] | None = None,
+    head_dim: int | None = None,
+    qkv_bias: bool = False,
+    qk_norm: bool = False,
+    sliding_window: int | None = None,
+    tie_embeddings: bool = False,
     attention: str = "auto",
 ) -> LlamaModel:
     """A LLaMA with configurable numbers; see ``LlamaModel`` for their meaning.
@@ -60,7 +70,12 @@ def llama(
         max_seq_len: Longest sequence; 4096 is LLaMA 2's context and what LLaMA2-Accessory loads every size with.
         norm_eps: Of every norm.
         rope_theta: Base of the rotary wavelengths.
-        rope_scaling: Factor on the positions.
+        rope_scaling: Factor on the positions, or a mapping with the fields of ``rope.RopeScaling``.
+        head_dim: Channels of a head; None means ``embed_dim / num_heads``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        qk_norm: Whether each head's query and key have an RMS norm.
+        sliding_window: Tokens that a token sees at most; None means all before it.
+        tie_embeddings: Whether ``lm_head`` and ``embed_tokens`` are one matrix.
         attention: Name of an attention backend.
     Raises:
         ShapeError: A size is not positive or the heads do not divide the width.
@@ -79,73 +94,99 @@ def llama(
         norm_eps=norm_eps,
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
+        head_dim=head_dim,
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+        sliding_window=sliding_window,
+        tie_embeddings=tie_embeddings,
         attention=attention,
     )
 
 
-@registry.register("llama2_7b")
-def llama2_7b(
-    *,
-    embed_dim: int = 4096,
-    num_layers: int = 32,
-    num_heads: int = 32,
-    num_kv_heads: int | None = None,
-    hidden_dim: int = 11008,
-    vocab_size: int = 32000,
-    max_seq_len: int = 4096,
-    norm_eps: float = 1e-5,
-    rope_theta: float = 10000.0,
-    rope_scaling: float | None = None,
-    attention: str = "auto",
-) -> LlamaModel:
-    """LLaMA 2 of 6.74 billion parameters; the arguments are those of ``llama``.
+def _size(name: str, source: str, **numbers: Any) -> Callable[..., LlamaModel]:
+    """Register a builder of one size: every number of ``LlamaModel`` is an option whose default is that size's."""
 
-    Source: LLaMA 2, arXiv:2307.09288, table 1 and params.json of the release.
-    """
-    return llama(**locals())
+    def build(**options: Any) -> LlamaModel:
+        return LlamaModel(**{**numbers, **options})
+
+    signature = inspect.signature(LlamaModel)
+    options = [each.replace(default=numbers.get(each.name, each.default)) for each in signature.parameters.values()]
+    build.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    build.__annotations__ = typing.get_type_hints(LlamaModel.__init__) | {"return": LlamaModel}
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"``{name}``; the arguments are those of ``LlamaModel``.\n\nSource: {source}"
+    return registry.register(name)(build)
 
 
-@registry.register("llama2_13b")
-def llama2_13b(
-    *,
-    embed_dim: int = 5120,
-    num_layers: int = 40,
-    num_heads: int = 40,
-    num_kv_heads: int | None = None,
-    hidden_dim: int = 13824,
-    vocab_size: int = 32000,
-    max_seq_len: int = 4096,
-    norm_eps: float = 1e-5,
-    rope_theta: float = 10000.0,
-    rope_scaling: float | None = None,
-    attention: str = "auto",
-) -> LlamaModel:
-    """LLaMA 2 of 13.0 billion parameters; the arguments are those of ``llama``.
+_LLAMA2 = "LLaMA 2, arXiv:2307.09288, table 1 and params.json of the release."
+_LLAMA3 = "Llama 3, arXiv:2407.21783, table 3, and config.json of the release."
+_QWEN2 = "Qwen2.5, arXiv:2412.15115, table 1, and config.json of the release."
+_QWEN3 = "Qwen3, arXiv:2505.09388, table 1, and config.json of the release."
+_SMOLLM2 = "SmolLM2, arXiv:2502.02737, and config.json of the release."
 
-    Source: LLaMA 2, arXiv:2307.09288, table 1 and params.json of the release.
-    """
-    return llama(**locals())
+_ALIKE_LLAMA3 = {"num_kv_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0}
+_ALIKE_QWEN2 = {
+    **{"vocab_size": 151936, "max_seq_len": 32768, "norm_eps": 1e-6, "rope_theta": 1e6},
+    **{"qkv_bias": True, "tie_embeddings": True},
+}
+_ALIKE_QWEN3 = {
+    **{"num_kv_heads": 8, "vocab_size": 151936, "max_seq_len": 40960, "norm_eps": 1e-6, "rope_theta": 1e6},
+    **{"head_dim": 128, "qk_norm": True, "tie_embeddings": True},
+}
+_ALIKE_SMOLLM2 = {"vocab_size": 49152, "max_seq_len": 8192, "tie_embeddings": True}
 
 
-@registry.register("tinyllama_1b")
-def tinyllama_1b(
-    *,
-    embed_dim: int = 2048,
-    num_layers: int = 22,
-    num_heads: int = 32,
-    num_kv_heads: int | None = 4,
-    hidden_dim: int = 5632,
-    vocab_size: int = 32000,
-    max_seq_len: int = 4096,
-    norm_eps: float = 1e-5,
-    rope_theta: float = 10000.0,
-    rope_scaling: float | None = None,
-    attention: str = "auto",
-) -> LlamaModel:
-    """TinyLlama of 1.10 billion parameters; the arguments are those of ``llama``.
+def _sizes(embed_dim: int, num_layers: int, num_heads: int, hidden_dim: int, num_kv_heads: int | None = None) -> Any:
+    sizes = {"embed_dim": embed_dim, "num_layers": num_layers, "num_heads": num_heads, "hidden_dim": hidden_dim}
+    return sizes if num_kv_heads is None else {**sizes, "num_kv_heads": num_kv_heads}
 
-    It was pretrained on sequences of 2048 tokens; SPHINX-Tiny is loaded with 4096.
 
-    Source: TinyLlama, arXiv:2401.02385, table 1.
-    """
-    return llama(**locals())
+def _llama3_scaling(factor: float) -> dict[str, Any]:
+    ramp = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return {"type": "llama3", "factor": factor, "original_max_seq_len": 8192, **ramp}
+
+
+_PLAIN = {"vocab_size": 32000, "max_seq_len": 4096}
+_LONG = {"max_seq_len": 131072, "rope_scaling": _llama3_scaling(8.0)}
+_LONG_SMALL = {"max_seq_len": 131072, "rope_scaling": _llama3_scaling(32.0), "tie_embeddings": True}
+
+llama2_7b = _size("llama2_7b", _LLAMA2, **_PLAIN, **_sizes(4096, 32, 32, 11008))
+llama2_13b = _size("llama2_13b", _LLAMA2, **_PLAIN, **_sizes(5120, 40, 40, 13824))
+# pretrained on sequences of 2048 tokens; SPHINX-Tiny is loaded with 4096
+tinyllama_1b = _size(
+    "tinyllama_1b", "TinyLlama, arXiv:2401.02385, table 1.", **_PLAIN, **_sizes(2048, 22, 32, 5632, num_kv_heads=4)
+)
+llama3_8b = _size("llama3_8b", _LLAMA3, **{**_ALIKE_LLAMA3, **_sizes(4096, 32, 32, 14336), "max_seq_len": 8192})
+llama3_1_8b = _size("llama3_1_8b", _LLAMA3, **{**_ALIKE_LLAMA3, **_LONG, **_sizes(4096, 32, 32, 14336)})
+llama3_2_1b = _size("llama3_2_1b", _LLAMA3, **{**_ALIKE_LLAMA3, **_LONG_SMALL, **_sizes(2048, 16, 32, 8192)})
+llama3_2_3b = _size("llama3_2_3b", _LLAMA3, **{**_ALIKE_LLAMA3, **_LONG_SMALL, **_sizes(3072, 28, 24, 8192)})
+mistral_7b = _size(
+    "mistral_7b",
+    "Mistral 7B, arXiv:2310.06825, table 1, and config.json of version 0.1.",
+    **_sizes(4096, 32, 32, 14336, num_kv_heads=8),
+    vocab_size=32000,
+    max_seq_len=32768,
+    sliding_window=4096,
+)
+yi_6b = _size(
+    "yi_6b",
+    "Yi, arXiv:2403.04652, and config.json of the release.",
+    **_sizes(4096, 32, 32, 11008, num_kv_heads=4),
+    vocab_size=64000,
+    rope_theta=5e6,
+)
+qwen2_5_0_5b = _size("qwen2_5_0_5b", _QWEN2, **_ALIKE_QWEN2, **_sizes(896, 24, 14, 4864, 2))
+qwen2_5_1_5b = _size("qwen2_5_1_5b", _QWEN2, **_ALIKE_QWEN2, **_sizes(1536, 28, 12, 8960, 2))
+qwen2_5_3b = _size("qwen2_5_3b", _QWEN2, **_ALIKE_QWEN2, **_sizes(2048, 36, 16, 11008, 2))
+qwen2_5_7b = _size(
+    "qwen2_5_7b",
+    _QWEN2,
+    **{**_ALIKE_QWEN2, **_sizes(3584, 28, 28, 18944, 4), "vocab_size": 152064, "tie_embeddings": False},
+)
+qwen3_0_6b = _size("qwen3_0_6b", _QWEN3, **_ALIKE_QWEN3, **_sizes(1024, 28, 16, 3072))
+qwen3_1_7b = _size("qwen3_1_7b", _QWEN3, **_ALIKE_QWEN3, **_sizes(2048, 28, 16, 6144))
+qwen3_4b = _size("qwen3_4b", _QWEN3, **_ALIKE_QWEN3, **_sizes(2560, 36, 32, 9728))
+qwen3_8b = _size("qwen3_8b", _QWEN3, **{**_ALIKE_QWEN3, **_sizes(4096, 36, 32, 12288), "tie_embeddings": False})
+smollm2_135m = _size("smollm2_135m", _SMOLLM2, **_ALIKE_SMOLLM2, **_sizes(576, 30, 9, 1536, 3), rope_theta=1e5)
+smollm2_360m = _size("smollm2_360m", _SMOLLM2, **_ALIKE_SMOLLM2, **_sizes(960, 32, 15, 2560, 5), rope_theta=1e5)
+smollm2_1_7b = _size("smollm2_1_7b", _SMOLLM2, **_ALIKE_SMOLLM2, **_sizes(2048, 24, 32, 8192), rope_theta=1.3e5)

@@ -19,6 +19,7 @@ from sphinxkit.recipe.schema import WEIGHTS, ComponentSpec, ModelSpec, VisionSpe
 from sphinxkit.recipe.weights import encoder_sources, load_encoder_weights
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tokenizer import Tokenizer
+from sphinxkit.tokenizer_files import JSON_NAME
 from sphinxkit.vision import VisionBranch, VisionTower
 
 Place = Callable[[Callable[[], Any]], Any]
@@ -188,7 +189,7 @@ def assemble(recipe: Recipe, place: Place, place_llm: Place, tokenizer: Tokenize
     if tokenizer is None and spec.tokenizer is not None:
         folder = recipe.source.parent if recipe.source else Path()
         tokenizer = Tokenizer(folder / spec.tokenizer)
-    if tokenizer is not None and tokenizer.vocab_size != llm.vocab_size:
+    if tokenizer is not None and not _fits(tokenizer, llm.vocab_size):
         raise RecipeError(
             f"recipe {recipe.source or recipe.name}: the tokenizer has {tokenizer.vocab_size} pieces, but "
             f"llm.vocab_size is {llm.vocab_size}"
@@ -205,6 +206,11 @@ def assemble(recipe: Recipe, place: Place, place_llm: Place, tokenizer: Tokenize
         end_ids=spec.end_ids,
         recipe_yaml=document_to_yaml(recipe.resolved() | {"tokenizer": None}),
     )
+
+
+def _fits(tokenizer: Tokenizer, rows: int) -> bool:
+    """Whether a model with so many rows can use it: those of a ``tokenizer.json`` are padded as a rule."""
+    return tokenizer.vocab_size == rows or (tokenizer.vocab_size < rows and JSON_NAME in tokenizer.files)
 
 
 def _vision_tower(spec: VisionSpec, embed_dim: int, place: Place) -> VisionTower:

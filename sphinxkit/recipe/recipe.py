@@ -10,6 +10,7 @@ from typing import Any
 
 from sphinxkit.checkpoint import Checkpoint
 from sphinxkit.errors import RecipeError
+from sphinxkit.recipe.from_config import FROM_CONFIG, expand_document
 from sphinxkit.recipe.schema import component_defaults, find_errors, model_slots
 from sphinxkit.registry import suggest
 
@@ -78,24 +79,34 @@ class Recipe:
     def find(cls, recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
         """A recipe from whatever names one: a shipped name, a path, a dict or a recipe.
 
+        An ``llm: {type: from_config}`` is written out.
+
         Raises:
             RecipeError: It is none of these, or not valid.
+            CheckpointError: The folder that ``from_config`` names holds another kind of model.
         """
         if isinstance(recipe, Recipe):
-            return recipe
+            return recipe._expanded()
         if isinstance(recipe, Mapping):
-            return cls(recipe)
+            return cls(recipe)._expanded()
         if not isinstance(recipe, str | Path):
             raise RecipeError(f"a recipe is a shipped name, a path, a dict or a Recipe, got {type(recipe).__name__}")
         shipped = shipped_recipes()
         if str(recipe) in shipped:
-            return cls.from_yaml(shipped[str(recipe)])
+            return cls.from_yaml(shipped[str(recipe)])._expanded()
         if Path(recipe).suffix in (".yaml", ".yml") or Path(recipe).exists():
-            return cls.from_yaml(recipe)
+            return cls.from_yaml(recipe)._expanded()
         raise RecipeError(
             f"no recipe {str(recipe)!r}: neither a file nor a shipped name"
             f"{suggest(str(recipe), shipped) or '.'} Shipped: {', '.join(shipped)}"
         )
+
+    def _expanded(self) -> Recipe:
+        llm = self.document.get("llm")
+        if self.kind != "model" or not isinstance(llm, Mapping) or llm["type"] != FROM_CONFIG:
+            return self
+        folder = self.source.parent if self.source else Path()
+        return Recipe(expand_document(self.document, folder), self.source, self.trusted)
 
     @property
     def kind(self) -> str:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sphinxkit import encoders, formatters, llama, mixers, projectors, tilers
 from sphinxkit.errors import RecipeError, RegistryError
+from sphinxkit.recipe.from_config import FROM_CONFIG, from_config
 from sphinxkit.registry import Registry, suggest
 
 KeyPath = tuple[str | int, ...]
@@ -87,7 +88,7 @@ class ModelSpec(_Strict):
     vision: VisionSpec | None = None
     llm: Component
     conversation: Component = ComponentSpec("sphinx_v1")
-    tokenizer: str | None = None  # a SentencePiece model beside the recipe
+    tokenizer: str | None = None  # tokenizer.model or tokenizer.json beside the recipe
     end_ids: list[Annotated[int, Field(ge=0)]] = []  # they end an answer, beside the tokenizer's end-of-sentence
 
 
@@ -129,9 +130,14 @@ _OF_ENCODERS: Mapping[str, Literal["a positive int", "a source of weights"]] = {
 }
 
 
+_WORDS: Registry[Any] = Registry("language model", {FROM_CONFIG: from_config})
+
+
 def model_slots(document: Mapping[str, Any]) -> Iterator[Slot]:
     """Every component of a ``kind: model`` document, as far as its structure can be made out."""
-    yield Slot(("llm",), _get(document, "llm"), llama.registry)
+    llm = _get(document, "llm")
+    is_word = _get(llm, "type") == FROM_CONFIG
+    yield Slot(("llm",), llm, _WORDS if is_word else llama.registry)
     yield Slot(("conversation",), _get(document, "conversation"), formatters.registry)
     yield Slot(("vision", "tiler"), _get(document, "vision", "tiler"), tilers.registry)
     yield Slot(("vision", "mixer"), _get(document, "vision", "mixer"), mixers.registry)
@@ -207,6 +213,8 @@ def _component_errors(slot: Slot, trusted: bool) -> list[FieldError]:
     place = (*slot.path, "type") if isinstance(slot.value, Mapping) else slot.path
     if not trusted and ":" in spec.type and not slot.registry.has_imported(spec.type):
         return [FieldError(place, f"names code to import, {spec.type!r}, and comes with a checkpoint: {UNTRUSTED}")]
+    if not trusted and slot.registry is _WORDS:
+        return [FieldError(place, "a checkpoint's recipe gives the language model's numbers, not where they are")]
     try:
         model = _options_model(slot.registry, spec.type, slot.wired)
         parameters = inspect.signature(slot.registry.get(spec.type)).parameters

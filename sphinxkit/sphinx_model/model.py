@@ -427,7 +427,7 @@ class SphinxModel(nn.Module):
     # -- disk ---------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write a sphinxkit directory: safetensors, recipe.yaml and tokenizer.model; ``sphinxkit.load`` reads it.
+        """Write a sphinxkit directory: safetensors, recipe.yaml and the tokenizer's files; ``sphinxkit.load`` reads it.
 
         Args:
             path: Of the directory; it appears when it is complete.
@@ -448,6 +448,6 @@ class SphinxModel(nn.Module):
             path,
             ModuleSource(self),
             recipe_yaml=self.recipe_yaml,
-            tokenizer=None if self.tokenizer is None else self.tokenizer.to_bytes(),
+            tokenizer=None if self.tokenizer is None else self.tokenizer.files,
             overwrite=overwrite,
         )

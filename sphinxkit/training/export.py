@@ -37,13 +37,15 @@ def export(path: Path, module: LossModule, plan: TrainPlan, dims: ParallelDims, 
         if plan.lora is not None:
             tensors = merge_lora(tensors, plan.lora)
         model = module.model
+        if model.llm.tie_embeddings:
+            tensors.pop("llm.lm_head.weight", None)  # is the embedding
         try:
             checkpoint.save(
                 path,
                 MappingSource(tensors),
                 dtype=dtype,
                 recipe_yaml=model.recipe_yaml,
-                tokenizer=None if model.tokenizer is None else model.tokenizer.to_bytes(),
+                tokenizer=None if model.tokenizer is None else model.tokenizer.files,
                 overwrite=True,
             )
         except Exception as error:

@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 
 def _tensor_plan(llm: LlamaModel) -> dict[str, Any]:
     from torch.distributed.tensor import Replicate
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel
 
     styles: dict[str, Any] = {
         "embed_tokens": RowwiseParallel(input_layouts=Replicate()),
         "lm_head": ColwiseParallel(output_layouts=Replicate()),
     }
+    norms = ("q_norm", "k_norm") if llm.qk_norm else ()
     for index in range(llm.num_layers):
         layer = f"layers.{index}."
+        # each process has some heads, and the weights' gradient is the sum over all
+        styles |= {
+            f"{layer}attention.{name}": SequenceParallel(sequence_dim=2, use_local_output=True) for name in norms
+        }
         styles |= {f"{layer}attention.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}
         styles |= {f"{layer}mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")}
         styles |= {f"{layer}attention.o_proj": RowwiseParallel(), f"{layer}mlp.down_proj": RowwiseParallel()}
@@ -97,6 +102,7 @@ def parallelize(root: nn.Module, llm: LlamaModel, dims: ParallelDims, plan: Trai
         from torch.distributed.tensor.parallel import parallelize_module
 
         parallelize_module(llm, dims.mesh["tp"], _tensor_plan(llm))
+        llm.tie_weights()
     for layer in llm.layers:
         if plan.compile:
             _compile_layer(layer)

@@ -15,6 +15,7 @@ from sphinxkit.errors import RecipeError
 from sphinxkit.recipe import Recipe, build
 from sphinxkit.recipe.weights import beside
 from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.tensor_source import ModuleSource
 from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.training.init_sources import open_init_sources
 from sphinxkit.training.initial_weights import (
@@ -149,7 +150,8 @@ def build_trainable(plan: TrainPlan, recipe: Recipe, dims: ParallelDims, folder:
         check_heads(plan, model.llm.num_heads, model.llm.num_kv_heads)
         names = set(model.state_dict())
         source = source.among(names)
-        missing = sorted(names - set(source.keys()))
+        tied = names - set(ModuleSource(model).keys())  # whose weights come under another name
+        missing = sorted(names - tied - set(source.keys()))
         check_missing(model, missing, plan, has_sources=bool(initial.sources))
         return _fill(model, source, tuple(missing), plan, dims, is_filled=is_filled)
 

@@ -8,7 +8,14 @@ import torch
 
 from sphinxkit import llama
 from sphinxkit.checkpoint import MappingSource
-from sphinxkit.checkpoint.llm_config import LLM_DEFAULTS, NAMED_NUM_HEADS, differing, full_numbers, llm_errors
+from sphinxkit.checkpoint.llm_config import (
+    LLM_DEFAULTS,
+    NAMED_NUM_HEADS,
+    differing,
+    full_numbers,
+    llm_errors,
+    refuse_options,
+)
 from sphinxkit.errors import CheckpointError
 
 FILE = Path("config.json")
@@ -28,6 +35,10 @@ def test_defaults_are_those_of_the_builders() -> None:
         "norm_eps": 1e-6,
         "rope_theta": 500.0,
         "rope_scaling": 1.0,
+    }
+    assert differing({"rope_scaling": {"type": "yarn"}, "qk_norm": True}) == {
+        "rope_scaling": {"type": "yarn"},
+        "qk_norm": True,
     }
 
 
@@ -56,3 +67,10 @@ def test_tensors_that_contradict_the_configuration(
     ]
     with pytest.raises(CheckpointError, match="3 heads and 2 key-value heads do not divide a width of 32"):
         llm_errors(llm | {"num_heads": 3}, source, FILE)
+
+
+def test_formats_of_llama_2s_time_refuse_what_they_have_no_place_for() -> None:
+    numbers = {**LLM_DEFAULTS, "qk_norm": True, "head_dim": 8, "rope_scaling": {"type": "yarn"}}
+    with pytest.raises(CheckpointError, match="'meta' has no place for head_dim 8, qk_norm True, rope_scaling of type"):
+        refuse_options(numbers, "meta")
+    refuse_options({**LLM_DEFAULTS, "rope_scaling": 0.5}, "meta")

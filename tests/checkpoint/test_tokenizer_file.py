@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from sphinxkit.checkpoint.tokenizer_file import find_tokenizer, tokenizer_size
+from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tokenizer_files import read_tokenizer_files, tokenizer_size
 
 
 def test_size_is_compared_with_the_embedding(golden: Path, tmp_path: Path) -> None:
     folder = golden / "llama_ens"
-    assert tokenizer_size(folder / "tokenizer.model") == 512
+    assert tokenizer_size(read_tokenizer_files(folder / "tokenizer.model")) == 512
     assert find_tokenizer(folder, 512) == folder / "tokenizer.model"
     assert find_tokenizer(folder, None) == folder / "tokenizer.model"
     assert find_tokenizer(folder, 520, allow_more_rows=True) == folder / "tokenizer.model"

@@ -40,6 +40,23 @@ def test_ffn_hidden_dim_refuses_sizes_that_are_not_positive() -> None:
         ("llama2_7b", 6_738_415_616),  # the releases' parameter counts
         ("llama2_13b", 13_015_864_320),
         ("tinyllama_1b", 1_100_048_384),
+        ("llama3_8b", 8_030_261_248),
+        ("llama3_1_8b", 8_030_261_248),
+        ("llama3_2_1b", 1_235_814_400),
+        ("llama3_2_3b", 3_212_749_824),
+        ("mistral_7b", 7_241_732_096),
+        ("yi_6b", 6_061_035_520),
+        ("qwen2_5_0_5b", 494_032_768),
+        ("qwen2_5_1_5b", 1_543_714_304),
+        ("qwen2_5_3b", 3_085_938_688),
+        ("qwen2_5_7b", 7_615_616_512),
+        ("qwen3_0_6b", 596_049_920),
+        ("qwen3_1_7b", 1_720_574_976),
+        ("qwen3_4b", 4_022_468_096),
+        ("qwen3_8b", 8_190_735_360),
+        ("smollm2_135m", 134_515_008),
+        ("smollm2_360m", 361_821_120),
+        ("smollm2_1_7b", 1_711_376_384),
     ],
 )
 def test_sizes_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
@@ -47,10 +64,10 @@ def test_sizes_have_the_published_number_of_parameters(name: str, parameters: in
         model = sphinxkit.llama.create(name)
     assert isinstance(model, LlamaModel)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert model.max_seq_len == 4096
+    assert model.max_seq_len == inspect.signature(sphinxkit.llama.registry.get(name)).parameters["max_seq_len"].default
 
 
-@pytest.mark.parametrize("name", ["llama2_7b", "llama2_13b", "tinyllama_1b"])
+@pytest.mark.parametrize("name", ["llama2_7b", "llama2_13b", "tinyllama_1b", "qwen3_4b"])
 def test_every_number_of_a_size_can_be_overridden(name: str) -> None:
     builder = sphinxkit.llama.registry.get(name)
     free = inspect.signature(LlamaModel).parameters
@@ -66,6 +83,11 @@ def test_every_number_of_a_size_can_be_overridden(name: str) -> None:
         "norm_eps": 1e-3,
         "rope_theta": 77.0,
         "rope_scaling": 0.5,
+        "head_dim": 6,
+        "qkv_bias": True,
+        "qk_norm": True,
+        "sliding_window": 5,
+        "tie_embeddings": True,
         "attention": "eager",
     }
     assert set(changes) == set(free)

@@ -44,7 +44,8 @@ class BlockedAttention(SDPAAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
         """See ``AttentionBackend.attend``."""
         is_traced = torch.compiler.is_compiling()
-        if pattern.write is not None or q.dtype not in HALF_DTYPES or q.device.type != "cpu" or is_traced:
+        is_whole = pattern.write is None and pattern.window is None
+        if not is_whole or q.dtype not in HALF_DTYPES or q.device.type != "cpu" or is_traced:
             return super().attend(q, k, v, pattern, state)
         heads, length = q.shape[1:3]
         wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))

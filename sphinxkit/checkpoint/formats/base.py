@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.checkpoint.llm_config import full_numbers
+from sphinxkit.checkpoint.llm_config import full_numbers, refuse_options
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import Replicas
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
@@ -37,6 +37,7 @@ class Format(ABC):
         has_shards: Whether it can be written in tensor-parallel shards.
         has_unused: Whether it can carry the unused group of released files.
         has_deltas: Whether it can hold differences to a base model.
+        has_options: Whether it holds language models with more options than LLaMA 2 has.
         may_pad_vocabulary: Whether the embedding may have more rows than the tokenizer has pieces.
     """
 
@@ -46,6 +47,7 @@ class Format(ABC):
     has_shards: bool = False
     has_unused: bool = False
     has_deltas: bool = False
+    has_options: bool = False
     may_pad_vocabulary: bool = False
 
     @abstractmethod
@@ -103,7 +105,10 @@ class Format(ABC):
         """
         if recipe is None or "llm" not in recipe:
             raise CheckpointError(f"format {self.name!r} writes the model's numbers beside it; pass recipe= (--recipe)")
-        return full_numbers(recipe["llm"], source)
+        numbers = full_numbers(recipe["llm"], source)
+        if not self.has_options:
+            refuse_options(numbers, self.name)
+        return numbers
 
 
 registry: Registry[Format] = Registry("checkpoint format")

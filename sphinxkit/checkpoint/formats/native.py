@@ -1,4 +1,4 @@
-"""sphinxkit's own layout: sharded safetensors in canonical names, an index, ``recipe.yaml``, ``tokenizer.model``.
+"""sphinxkit's own layout: sharded safetensors in canonical names, an index, ``recipe.yaml``, the tokenizer.
 
 The index is the usual ``model.safetensors.index.json`` (so other tools can read the tensors); its ``metadata`` adds
 ``format: sphinxkit`` and each file's size and SHA-256. The unused group of released files lies in
@@ -15,7 +15,6 @@ from typing import Any
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
 from sphinxkit.checkpoint.llm_config import embedding_rows
 from sphinxkit.checkpoint.opened import Checkpoint
-from sphinxkit.checkpoint.tokenizer_file import TOKENIZER_NAME
 from sphinxkit.checkpoint.verify import DAMAGED
 from sphinxkit.checkpoint.writing import (
     Piece,
@@ -98,6 +97,7 @@ class Native(Format):
     name = NAME
     looks_like = "sphinxkit's index"
     has_unused = True
+    has_options = True
     may_pad_vocabulary = True
 
     def detect(self, folder: Path) -> bool:
@@ -160,9 +160,7 @@ class Native(Format):
 
             recipe_yaml = yaml.safe_dump(dict(options.recipe), sort_keys=False)
         texts = {} if recipe_yaml is None else {RECIPE_NAME: recipe_yaml}
-        small = {name: text.encode() for name, text in texts.items()}
-        if options.tokenizer is not None:
-            small[TOKENIZER_NAME] = options.tokenizer
+        small = {name: text.encode() for name, text in texts.items()} | dict(options.tokenizer)
         for name, content in small.items():
             written[name] = WrittenFile(len(content), hashlib.sha256(content).hexdigest() if options.checksum else "")
         metadata = {

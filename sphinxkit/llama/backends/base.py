@@ -28,6 +28,8 @@ class AttentionPattern:
     - ``seq_lens``: one row of packed samples, causal within each.
     - ``write``: query j of row i is at position ``starts[i] + j`` and sees the cache's slots up to there.
 
+    With a ``window`` a query sees no more than so many of them: itself and those just before it.
+
     Args:
         batch_size: Rows, B.
         width: Queries of a row, S.
@@ -35,6 +37,7 @@ class AttentionPattern:
         seq_lens: Lengths of the packed samples; they sum to S.
         write: Places in a cache whose slots are the keys. None for the first pass into an empty cache, whose keys are
             the pass's own.
+        window: Keys that a query sees at most; None where it sees all.
     """
 
     batch_size: int
@@ -42,6 +45,7 @@ class AttentionPattern:
     device: torch.device
     seq_lens: tuple[int, ...] | None = None
     write: CacheWrite | None = None
+    window: int | None = None
 
     def is_token(self) -> bool:
         """Whether this is a decoding step: one token for each row, over a cache."""
@@ -51,9 +55,13 @@ class AttentionPattern:
         """Dense boolean form, True where a query sees a key: (1 or B, 1, S, T), T the keys that the pass looks at."""
         columns = torch.arange(self.width, device=self.device)
         if self.write is not None:
-            queries = self.write.starts[:, None] + columns
-            return (torch.arange(self.write.num_keys, device=self.device) <= queries[:, :, None])[:, None]
+            queries = (self.write.starts[:, None] + columns)[:, :, None]
+            keys = torch.arange(self.write.num_keys, device=self.device)
+            seen = keys <= queries
+            return (seen if self.window is None else seen & (keys > queries - self.window))[:, None]
         causal = columns <= columns[:, None]
+        if self.window is not None:
+            causal = causal & (columns > columns[:, None] - self.window)
         if self.seq_lens is not None:
             sample = torch.arange(len(self.seq_lens), device=self.device)
             sample = sample.repeat_interleave(to_device(self.seq_lens, self.device), output_size=sum(self.seq_lens))
@@ -66,8 +74,10 @@ class AttentionBackend(ABC):
 
     name: str
 
-    def resolve(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionBackend:
-        """The backend that will run on this device and dtype; raises where a named backend cannot.
+    def resolve(
+        self, device: torch.device, dtype: torch.dtype, head_dim: int, window: int | None = None
+    ) -> AttentionBackend:
+        """The backend that will run on this device and dtype, in a window if one is given; raises where it cannot.
 
         Raises:
             RegistryError: The backend cannot run there; the message says what was tried.

@@ -23,9 +23,12 @@ class SDPAAttention(AttentionBackend):
     name = "sdpa"
 
     def prepare(self, pattern: AttentionPattern, dtype: torch.dtype) -> Tensor | None:
-        """An additive mask where rows differ or a prefix is cached; None where a causal flag or nothing will do."""
+        """An additive mask for rows that differ, a cached prefix or a window; None where a flag or nothing will do."""
         write = pattern.write
-        if write is None or (pattern.width == 1 and write.start is not None and write.num_keys == write.start + 1):
+        is_whole = write is None or (
+            pattern.width == 1 and write.start is not None and write.num_keys == write.start + 1
+        )
+        if is_whole and pattern.window is None:
             return None
         mask = pattern.mask()
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
@@ -35,7 +38,7 @@ class SDPAAttention(AttentionBackend):
         if pattern.is_token():
             return self._decode(q, k, v, state)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        if pattern.write is not None:
+        if state is not None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=state)
         if pattern.seq_lens is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -44,8 +44,12 @@ class XFormersAttention(AttentionBackend):
     def __init__(self, fmha: Any = None) -> None:
         self._fmha = fmha
 
-    def resolve(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionBackend:
+    def resolve(
+        self, device: torch.device, dtype: torch.dtype, head_dim: int, window: int | None = None
+    ) -> AttentionBackend:
         """Itself, if a probing call works on this device; the probe runs once per device, dtype and head width."""
+        if window is not None:
+            raise RegistryError(f"attention backend 'xformers' has no sliding window (of {window}); take sdpa or auto")
         if self._fmha is None:
             fault = xformers_fault(device, dtype, head_dim)
             if fault is not None:
@@ -103,19 +107,22 @@ class XFormersAttention(AttentionBackend):
 
 @registry.register("auto")
 class AutoAttention(AttentionBackend):
-    """xformers on CUDA in float16 and bfloat16 where a probing call works, torch's SDPA elsewhere."""
+    """xformers on CUDA in float16 and bfloat16 where a probing call works, torch's SDPA elsewhere and in a window."""
 
     name = "auto"
 
-    def resolve(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionBackend:
+    def resolve(
+        self, device: torch.device, dtype: torch.dtype, head_dim: int, window: int | None = None
+    ) -> AttentionBackend:
         """The backend that was chosen."""
-        if device.type == "cuda" and dtype in HALF_DTYPES and xformers_fault(device, dtype, head_dim) is None:
+        suits = device.type == "cuda" and dtype in HALF_DTYPES and window is None
+        if suits and xformers_fault(device, dtype, head_dim) is None:
             return XFormersAttention()
         return SDPAAttention()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
         """Resolve and attend, for one call."""
-        backend = self.resolve(q.device, q.dtype, q.shape[-1])
+        backend = self.resolve(q.device, q.dtype, q.shape[-1], pattern.window)
         return backend.attend(q, k, v, pattern, backend.prepare(pattern, q.dtype))
 
 

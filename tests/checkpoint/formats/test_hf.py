@@ -78,7 +78,8 @@ def test_tied_embeddings(folder: Path, write_json: Callable[..., Path]) -> None:
     save_file(tensors, folder / "model.safetensors")
     write_json(folder / "config.json", tie_word_embeddings=True)
     with checkpoint.open(folder) as opened:
-        assert torch.equal(opened.read("llm.lm_head.weight"), opened.read("llm.embed_tokens.weight"))
+        assert "llm.lm_head.weight" not in opened.keys()  # noqa: SIM118
+        assert opened.recipe["llm"]["tie_embeddings"] is True
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own
@@ -122,12 +123,26 @@ def test_transformers_computes_the_same_both_ways(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2"}, "config.json: model_type is 'qwen2'; only 'llama' can be read"),
+        ({"model_type": "phi3"}, "config.json: model_type is 'phi3'; known: llama, mistral, qwen2, qwen3"),
+        ({"logit_scale": 0.5}, "unknown key 'logit_scale' with the value 0.5"),
+        ({"hiden_act": "silu"}, "unknown key 'hiden_act' with the value 'silu'; did you mean 'hidden_act'"),
+        ({"quantization_config": {"bits": 4}}, r"unknown key 'quantization_config' with the value \{'bits': 4\}"),
+        ({"sliding_window": 8}, "'sliding_window' is 8, which model_type 'llama' has not"),
+        (
+            {"model_type": "qwen3", "head_dim": 8, "use_sliding_window": True, "max_window_layers": 1},
+            "'layer_types' or 'max_window_layers': the sliding window is for some layers only",
+        ),
         ({"hidden_size": ...}, "'hidden_size' is None, expected a number"),
         ({"attention_bias": True}, "'attention_bias' is True; the model here only has False"),
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'; the model here only has 'silu'"),
-        ({"head_dim": 16}, "'head_dim' is 16; here it is hidden_size / num_attention_heads"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "rotary scaling 'llama3' is not supported yet"),
+        ({"head_dim": 16}, r"q_proj.weight is \[32, 32\], the configuration asks for \[64, 32\]"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rotary scaling 'longrope' is not known"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 0}}, "'factor' is 0, expected a positive number"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "mrope_section": [1]}},
+            r"unknown key 'mrope_section' of the rotary scaling with the value \[1\]",
+        ),
+        ({"partial_rotary_factor": 0.5}, "'partial_rotary_factor' is 0.5; the model here only has 1.0"),
         ({"num_hidden_layers": 1}, r"tensors of layers \[1\] exist"),
         ({"intermediate_size": 41}, r"gate_proj.weight is \[40, 32\], the configuration asks for \[41, 32\]"),
     ],
@@ -168,7 +183,10 @@ def test_unknown_tensors_and_no_llama(folder: Path) -> None:
 
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(2)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"'model.layers.0.self_attn.q_proj.bias' is not a name this format has"):
+    with pytest.raises(CheckpointError, match=r"attention.q_proj.bias exists, the configuration has no such tensor"):
+        checkpoint.open(folder)
+    save_file(tensors | {"model.layers.0.self_attn.o_proj.bias": torch.zeros(2)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'model.layers.0.self_attn.o_proj.bias' is not a name this format has"):
         checkpoint.open(folder)
     save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"holds no 'model.embed_tokens.weight', so it is not a Llama"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sphinxkit import checkpoint, llama
 from sphinxkit.checkpoint import MappingSource
 from sphinxkit.checkpoint.formats.meta import ffn_hidden_dim, ffn_rule, llm_from_meta, meta_from_numbers
-from sphinxkit.checkpoint.llm_config import full_numbers
+from sphinxkit.checkpoint.llm_config import LLM_DEFAULTS, full_numbers
 from sphinxkit.errors import CheckpointError
 
 Model = tuple[MappingSource, dict[str, Any]]
@@ -186,7 +186,7 @@ def test_numbers_from_tensors_and_back(text_model: tuple[MappingSource, dict[str
     llm = recipe["llm"]
     numbers = full_numbers(llm, source)
     written = {key: value for key, value in llm.items() if key not in ("type", "attention")}
-    assert numbers == written | {"max_seq_len": 4096}
+    assert numbers == {**LLM_DEFAULTS, **written}
     assert llm_from_meta(meta_from_numbers(numbers), FILE, 24) == llm
     with pytest.raises(CheckpointError, match="does not say num_heads"):
         full_numbers({"type": "my.module:build"}, source)

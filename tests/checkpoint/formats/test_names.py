@@ -113,7 +113,7 @@ def test_hugging_face_names(theirs: str, ours: str, rotary: str | None) -> None:
 def test_derived_and_unknown_names() -> None:
     assert hf_key_map().is_derived("model.layers.0.self_attn.rotary_emb.inv_freq")
     assert hf_key_map().is_derived("model.rotary_emb.inv_freq")
-    for name in ("model.layers.0.self_attn.q_proj.bias", "model.layers.x.mlp.up_proj.weight", "xlm_head.weight", ""):
+    for name in ("model.layers.0.self_attn.o_proj.bias", "model.layers.x.mlp.up_proj.weight", "xlm_head.weight", ""):
         assert hf_key_map().to_ours(name) is None
     text = sphinx_key_map(None)
     assert text.to_ours("llma.start_img") is None

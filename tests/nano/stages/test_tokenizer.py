@@ -97,7 +97,7 @@ def test_training_gives_the_shipped_pieces(tokenizer: Tokenizer) -> None:
     found = Tokenizer(nano_tokenizer.train_tokenizer())
 
     def pieces(each: Tokenizer) -> set[str]:
-        return {each._processor.id_to_piece(token) for token in range(each.vocab_size)}
+        return {each._model._processor.id_to_piece(token) for token in range(each.vocab_size)}
 
     assert pieces(found) == pieces(tokenizer)
     for task in TASKS:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sphinxkit.errors import CheckpointError, DataError
 from sphinxkit.tokenizer import Tokenizer
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 TEXTS = [
     "",
     " ",
@@ -114,7 +114,7 @@ def test_offsets_cover_the_text(tokenizer: Tokenizer, text: str) -> None:
         if (
             end > start
             and not tokenizer.incomplete_bytes([token])
-            and not 0x80 <= tokenizer._byte_of.get(token, 0) < 0xC0
+            and not 0x80 <= (tokenizer._model.bytes_of(token) or b"\0")[0] < 0xC0
         ):
             assert tokenizer.decode([token]).strip(" ") == text[start:end].strip(" ").replace("▁", "")
 
@@ -186,7 +186,8 @@ def test_decode_leaves_control_tokens_out(tokenizer: Tokenizer) -> None:
 def test_save_is_byte_for_byte(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "copy.model")
     original = (GOLDEN / "llama_ens5" / "tokenizer.model").read_bytes()
-    assert (tmp_path / "copy.model").read_bytes() == original == tokenizer.to_bytes()
+    assert (tmp_path / "copy.model").read_bytes() == original
+    assert tokenizer.files == {"tokenizer.model": original}
     copy = pickle.loads(pickle.dumps(Tokenizer(original)))
     assert copy.encode("The table") == tokenizer.encode("The table")
 
@@ -194,7 +195,7 @@ def test_save_is_byte_for_byte(tokenizer: Tokenizer, tmp_path: Path) -> None:
 def test_bad_models(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer model .*none\.model: cannot be read: No such file"):
         Tokenizer(tmp_path / "none.model")
-    with pytest.raises(CheckpointError, match=r"cannot be read: Is a directory"):
+    with pytest.raises(CheckpointError, match=r"holds neither tokenizer.model nor tokenizer.json"):
         Tokenizer(tmp_path)
     (tmp_path / "text.model").write_text("hello, I am no model")
     with pytest.raises(CheckpointError, match=r"text\.model: is not a SentencePiece model"):
@@ -222,8 +223,7 @@ def test_bad_text_and_ids(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="has been finished"):
         decoder.feed(5)
     bare = train(vocab_size=60, bos_id=-1, eos_id=-1)
-    with pytest.raises(DataError, match="no token for the beginning of a sentence"):
-        bare.encode("a", bos=True)
+    assert bare.encode("a", bos=True) == bare.encode("a")
     with pytest.raises(DataError, match="no token for the end of a sentence"):
         bare.encode("a", eos=True)
 
@@ -243,7 +243,9 @@ def test_streaming_keeps_spaces_behind_a_lone_space_piece() -> None:
         minloglevel=2,
     )
     tokenizer = Tokenizer(buffer.getvalue())
-    space, red, no, bracket = (tokenizer._processor.piece_to_id(piece) for piece in ("▁", "▁red", "▁no", "<0x5D>"))
+    space, red, no, bracket = (
+        tokenizer._model._processor.piece_to_id(piece) for piece in ("▁", "▁red", "▁no", "<0x5D>")
+    )
     for ids, text in (
         ([bracket, space, no], "]  no"),
         ([red, space, space, no], "red   no"),

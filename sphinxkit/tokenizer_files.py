@@ -1,0 +1,137 @@
+"""The files that make a tokenizer, by name: found in a folder, read, and told apart.
+
+Two kinds can be used: SentencePiece's ``tokenizer.model``, and ``tokenizer.json`` of the ``tokenizers`` library with
+the small files beside it that say which token begins and ends a text. A third kind, tiktoken's, is only recognised.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sphinxkit.errors import CheckpointError
+
+SENTENCEPIECE_NAME = "tokenizer.model"
+JSON_NAME = "tokenizer.json"
+SIDE_NAMES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+"""What may lie beside a ``tokenizer.json`` and belongs to it."""
+TIKTOKEN = "is a tiktoken model, which cannot be used; put the tokenizer.json of the same model beside it"
+
+TokenizerSource = str | Path | bytes | Mapping[str, bytes]
+"""A folder, a file, the content of a ``tokenizer.model``, or name -> content."""
+
+_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
+_PLAIN_SPECIAL = frozenset(("<unk>", "<s>", "</s>", "<pad>"))
+
+
+def is_tiktoken(content: bytes) -> bool:
+    """Whether a ``tokenizer.model`` is tiktoken's: lines of a token in base64 and its rank."""
+    return _TIKTOKEN_LINE.match(content) is not None
+
+
+def read_tokenizer_files(source: TokenizerSource) -> dict[str, bytes]:
+    """Name -> content of a tokenizer's files; the first is the one that holds the tokens.
+
+    Args:
+        source: Where they are; a ``tokenizer.json`` brings the files of ``SIDE_NAMES`` beside it along.
+    Raises:
+        CheckpointError: There is no tokenizer, or a file cannot be read.
+    """
+    if isinstance(source, bytes):
+        return {JSON_NAME if source.lstrip()[:1] == b"{" else SENTENCEPIECE_NAME: source}
+    if isinstance(source, Mapping):
+        names = [name for name in (SENTENCEPIECE_NAME, JSON_NAME) if name in source]
+        if len(names) != 1:
+            raise CheckpointError(
+                f"tokenizer: expected one of {SENTENCEPIECE_NAME} and {JSON_NAME}, got {', '.join(source) or 'nothing'}"
+            )
+        return {names[0]: source[names[0]], **source}
+    path = Path(source)
+    if path.is_dir():
+        found = choose_tokenizer(path)
+        if found is None:
+            raise CheckpointError(f"{path}: holds neither {SENTENCEPIECE_NAME} nor {JSON_NAME}")
+        path = found
+    if path.suffix != ".json":
+        return {SENTENCEPIECE_NAME: _read(path)}
+    beside = [path.with_name(name) for name in SIDE_NAMES if path.with_name(name).is_file()]
+    return {JSON_NAME: _read(path), **{side.name: _read(side) for side in beside}}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"tokenizer model {path}: cannot be read: {error.strerror}") from error
+
+
+def choose_tokenizer(folder: Path) -> Path | None:
+    """The file of a folder that holds its tokens; None if there is none that can be used.
+
+    Where both kinds lie there, SentencePiece's is taken, unless it is tiktoken's or ``tokenizer.json`` has special
+    tokens that it does not: those of a chat, or added ones.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    model, fast = folder / SENTENCEPIECE_NAME, folder / JSON_NAME
+    has_model = model.is_file() and not is_tiktoken(_read(model))
+    if not fast.is_file():
+        return model if has_model else None
+    return fast if not has_model or _added(parse_json(_read(fast), fast)) - _PLAIN_SPECIAL else model
+
+
+def parse_json(content: bytes, where: str | Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{where}: holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def _added(document: Mapping[str, Any]) -> set[str]:
+    tokens = document.get("added_tokens")
+    return (
+        {str(each.get("content")) for each in tokens if isinstance(each, dict)} if isinstance(tokens, list) else set()
+    )
+
+
+def tokenizer_size(files: Mapping[str, bytes], where: str | Path = "the tokenizer") -> int:
+    """Number of ids of a tokenizer.
+
+    Args:
+        files: From ``read_tokenizer_files``.
+        where: For messages.
+    Raises:
+        CheckpointError: The files are no tokenizer that can be used.
+    """
+    name, content = next(iter(files.items()))
+    if name == JSON_NAME:
+        document = parse_json(content, where)
+        model = document.get("model")
+        vocab = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(vocab, dict | list):
+            raise CheckpointError(f"{where}: has no vocabulary")
+        ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
+        ids += [each["id"] for each in document.get("added_tokens") or () if isinstance(each, dict)]
+        return max(ids, default=-1) + 1
+    if is_tiktoken(content):
+        raise CheckpointError(f"{where}: {TIKTOKEN}")
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        if not content:
+            raise ValueError("it is empty")
+        return int(SentencePieceProcessor(model_proto=content).get_piece_size())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{where}: not a SentencePiece model: {error}") from error
