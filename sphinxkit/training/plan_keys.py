@@ -18,6 +18,9 @@ RENAMED_KEYS: Mapping[str, str] = {
 RENAMED_PARTS: Mapping[str, str] = {"tags": "image_delimiters"}
 """Old name of a part in ``train`` and ``lr_scale`` -> its name now."""
 
+RENAMED_MODULES: Mapping[str, str] = {"sphinxkit.data.procedural": "sphinxkit.nano.world"}
+"""Old module of a builder, as a mixture's ``type: module:name`` has it -> its module now; nothing imports either."""
+
 FREE_KEYS = frozenset(
     {
         *("output", "data_root", "device", "dp_replicate", "dp_shard", "tensor_parallel"),
@@ -40,7 +43,17 @@ def translate_saved(document: Mapping[str, Any]) -> dict[str, Any]:
         found["train"] = [RENAMED_PARTS.get(part, part) for part in found["train"]]
     if isinstance(found.get("lr_scale"), Mapping):
         found["lr_scale"] = {RENAMED_PARTS.get(part, part): scale for part, scale in found["lr_scale"].items()}
+    if isinstance(found.get("data"), Mapping):
+        found["data"] = {name: _translate_stream(stream) for name, stream in found["data"].items()}
     return found
+
+
+def _translate_stream(stream: Any) -> Any:
+    mixture = stream.get("mixture") if isinstance(stream, Mapping) else None
+    if not isinstance(mixture, Mapping) or not isinstance(mixture.get("type"), str):
+        return stream
+    module, colon, name = mixture["type"].partition(":")
+    return {**stream, "mixture": {**mixture, "type": f"{RENAMED_MODULES.get(module, module)}{colon}{name}"}}
 
 
 def changed_keys(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from sphinxkit.errors import RecipeError
@@ -11,6 +13,7 @@ from sphinxkit.nano.world import World
 from sphinxkit.recipe import Recipe, build
 from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.training.overrides import read_plan
+from sphinxkit.training.plan_keys import changed_keys, translate_saved
 from sphinxkit.training.trainable_model import find_recipe
 
 MODELS = ("nano/model", "nano/model_subimages")
@@ -76,3 +79,10 @@ def test_conversations_fit(name: str, size: int, grid: int | None) -> None:
     )
     assert plan.max_tokens is not None
     assert longest + model.vision.num_tokens < plan.max_tokens <= model.llm.max_seq_len
+
+
+def test_runs_that_were_saved_before_the_world_moved_are_resumed() -> None:
+    now = training_plan("finetune_subimages", "out").document()
+    old = json.loads(json.dumps(now).replace("sphinxkit.nano.world:", "sphinxkit.data.procedural:"))
+    assert changed_keys(old, now)
+    assert changed_keys(translate_saved(old), now) == []
