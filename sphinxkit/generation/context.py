@@ -10,14 +10,14 @@ MIN_TRUNCATED_TOKENS = 16  # text tokens, the first included, that truncating al
 def check_context(
     what: str, num_positions: int, max_seq_len: int, *, num_new_tokens: int = 0, num_image_tokens: int = 0
 ) -> None:
-    """Raise if a text, its image tokens and the tokens that are to follow do not fit into the context.
+    """Raise if a text, its image tokens and the new tokens do not fit into the context.
 
     Args:
         what: Names the text in the message ("prompt 0").
-        num_positions: Of text and image tokens together.
-        max_seq_len: The model's context.
-        num_new_tokens: Positions that must be left for new tokens.
-        num_image_tokens: How many of the positions are image tokens.
+        num_positions: Number of text and image tokens together.
+        max_seq_len: The model's context length.
+        num_new_tokens: Positions to reserve for new tokens.
+        num_image_tokens: Number of image tokens among the positions.
     Raises:
         DataError: They do not fit; the message names every number.
     """
@@ -30,14 +30,14 @@ def check_context(
 def answer_length(
     what: str, num_positions: int, max_new_tokens: int, max_seq_len: int, *, num_image_tokens: int = 0
 ) -> int:
-    """How many tokens an answer may have: ``max_new_tokens``, or what the context leaves if that is less.
+    """Maximum length of an answer: ``max_new_tokens``, or the rest of the context if that is less.
 
     Args:
         what: See ``check_context``.
-        num_positions: Of the prompt, image tokens included.
-        max_new_tokens: What was asked for.
-        max_seq_len: The model's context.
-        num_image_tokens: How many of the positions are image tokens.
+        num_positions: Length of the prompt, image tokens included.
+        max_new_tokens: Requested maximum.
+        max_seq_len: The model's context length.
+        num_image_tokens: Number of image tokens among the positions.
     Raises:
         DataError: The prompt leaves no position for an answer.
     """
@@ -48,18 +48,18 @@ def answer_length(
 def truncate_left(
     what: str, token_ids: list[int], max_new_tokens: int, max_seq_len: int, *, num_image_tokens: int = 0
 ) -> list[int]:
-    """Drop tokens behind the first until text, image tokens and ``max_new_tokens`` fit into the context.
+    """Drop tokens after the first until text, image tokens and ``max_new_tokens`` fit into the context.
 
     Texts of up to ``MIN_TRUNCATED_TOKENS`` tokens stay as they are.
 
     Args:
         what: See ``check_context``.
         token_ids: The text, beginning-of-sentence first.
-        max_new_tokens: Tokens of the answer.
-        max_seq_len: The model's context.
-        num_image_tokens: Image tokens that the text comes with.
+        max_new_tokens: Tokens to reserve for the answer.
+        max_seq_len: The model's context length.
+        num_image_tokens: Number of image tokens in the prompt.
     Raises:
-        DataError: Less than ``MIN_TRUNCATED_TOKENS`` tokens would be left.
+        DataError: Fewer than ``MIN_TRUNCATED_TOKENS`` tokens would remain.
     """
     room = max_seq_len - num_image_tokens - max_new_tokens
     if len(token_ids) <= max(room, MIN_TRUNCATED_TOKENS):

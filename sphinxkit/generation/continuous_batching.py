@@ -33,10 +33,10 @@ class _PendingRequest:
     """A sequence whose prompt has not been read yet.
 
     Args:
-        sequence: Nothing of it is generated yet.
-        prompt: Embeddings behind the cached positions.
-        num_cached: Positions of the prompt that the batch's cache holds already.
-        capacity: Positions of prompt and answer.
+        sequence: The new sequence, without generated tokens.
+        prompt: Embeddings after the cached positions.
+        num_cached: Positions of the prompt already in the batch's cache.
+        capacity: Maximum length of prompt and answer together.
     """
 
     sequence: GeneratedSequence
@@ -46,25 +46,25 @@ class _PendingRequest:
 
 
 class ContinuousBatch:
-    """Sequences that are decoded together.
+    """Batch of sequences that are decoded together.
 
-    A step either reads the prompts of the pending requests, in passes of similar length, and chooses their first
-    tokens; or it decodes: every sequence gets up to ``passes_per_step`` tokens (with drafts: what one pass confirms). A
-    step waits for the device once, for the chosen tokens; with drafts of several sequences and a cache of static shapes
-    once more. Between two waits the device goes from token to token by itself. Where a sequence ends is found
-    afterwards from its text, and what was generated behind the end is dropped.
+    A step either prefills or decodes. Prefill reads the pending prompts, grouped by length, and chooses their first
+    tokens. Decoding gives every sequence up to ``passes_per_step`` tokens (with drafts: the tokens that one pass
+    confirms). Each step synchronises with the device once, for the chosen tokens; drafts of several sequences with a
+    static cache need a second synchronisation. In between, the device runs from token to token without the host. The
+    end of a sequence is found afterwards from its text, and tokens generated after the end are dropped.
 
-    A new sequence takes the slot of one that has finished. If there is none, the batch shrinks before the next pass
-    (which waits once more), so that no work is done for finished sequences.
+    A new sequence takes the slot of a finished one. Without new sequences the batch shrinks before the next pass (one
+    more synchronisation), so finished sequences cost no work.
 
     Args:
         llm: The language model.
         tokenizer: Turns tokens into text; ids beyond it are not generated.
-        end_ids: Ids that end an answer, beside the tokenizer's end-of-sentence.
-        cache: A cache of one row; the first sequence may continue what it holds. None: a cache that fits is made.
-        capacity_multiple: The cache's capacity is rounded up to this many tokens, which saves copies where sequences of
-            all lengths come and go.
-        passes_per_step: Passes of a decoding step, at most; None: 1 on a CPU, 8 elsewhere.
+        end_ids: Token ids that end an answer, in addition to end-of-sentence.
+        cache: One-row cache whose content the first sequence may continue. None: allocate a cache.
+        capacity_multiple: Round the cache's capacity up to a multiple of this many tokens, which saves copies when
+            sequence lengths vary.
+        passes_per_step: Maximum forward passes per decoding step; None: 1 on a CPU, 8 elsewhere.
     Raises:
         DataError: ``passes_per_step`` is not positive.
     """
@@ -95,7 +95,7 @@ class ContinuousBatch:
         self._last_tokens: Tensor | None = None  # each slot's last token, as long as no sequence came or went
 
     def __len__(self) -> int:
-        """Sequences that have not finished, pending ones included."""
+        """Number of unfinished sequences, pending ones included."""
         return len(self._pending) + len(self._capacities)
 
     def add(
@@ -108,20 +108,20 @@ class ContinuousBatch:
         num_cached: int = 0,
         name: str = "the prompt",
     ) -> GeneratedSequence:
-        """Let a sequence join at the next step.
+        """Add a sequence; it joins the batch at the next step.
 
         Args:
-            prompt: Embeddings of the prompt, image tokens included; only those behind the cached positions.
-            sampling: Of this sequence; ``max_new_tokens`` becomes less where the context leaves less.
-            prompt_ids: The prompt's text, where drafts may come from.
-            num_draft_tokens: Longest draft of prompt-lookup decoding; None: no drafts.
-            num_cached: Positions of the prompt that the given cache holds; it holds nothing else.
-            name: Names the prompt in messages.
+            prompt: Embeddings of the prompt after the cached positions, image tokens included.
+            sampling: Sampling options; ``max_new_tokens`` is reduced to what fits in the context.
+            prompt_ids: Token ids of the prompt's text, searched for drafts.
+            num_draft_tokens: Maximum draft length of prompt lookup; None: no drafts.
+            num_cached: Positions of the prompt in the given cache, which must hold nothing else.
+            name: Name of the prompt in error messages.
         Shape:
             prompt: (S, D), S at least 1
         Raises:
-            DataError: The prompt leaves no room for an answer in the context; drafts that are not possible; or other
-                sequences beside one that continues a cache.
+            DataError: The prompt leaves no room for an answer, drafts are not possible, or a sequence that continues a
+                cache is not alone.
         """
         is_continued = bool(self._pending and self._pending[0].num_cached)
         if is_continued or (num_cached and (self.cache is None or len(self))):

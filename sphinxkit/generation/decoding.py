@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class Decoder:
-    """Decodes a batch of embedded prompts; the first ``step`` reads them, every further one gives tokens.
+    """Decodes a batch of embedded prompts. The first ``step`` reads the prompts; each later step generates tokens.
 
-    Sequences that are finished leave the batch, so that they cost nothing.
+    Finished sequences leave the batch and cost nothing.
 
     Args:
         llm: The language model.
-        tokenizer: Turns tokens into text, which decides where a stop string is.
+        tokenizer: Decodes tokens to text, in which stop strings are found.
         prompts: Embedded prompts, image tokens included.
-        sampling: For all prompts, or one for each.
-        num_draft_tokens: Longest draft of prompt-lookup decoding (greedy only): what followed the same words earlier
-            in the sequence is read along with the next token, and kept as far as the model would have written it. The
-            answers are those of plain greedy decoding, up to ties within rounding. None: off.
-        token_ids: Each prompt's text, where drafts may come from.
+        sampling: Sampling options, shared or one per prompt.
+        num_draft_tokens: Maximum draft length of prompt lookup (greedy only). The draft is the text that followed the
+            same words earlier in the sequence; the model verifies it in the pass of the next token. Answers equal plain
+            greedy decoding, up to ties within rounding. None: off.
+        token_ids: Token ids of each prompt's text, searched for drafts.
         end_ids: See ``ContinuousBatch``.
         passes_per_step: See ``ContinuousBatch``.
 
@@ -67,7 +67,7 @@ class Decoder:
         return not len(self._batch)
 
     def step(self) -> None:
-        """At least one more token for every unfinished sequence."""
+        """Generate at least one token for every unfinished sequence."""
         self._batch.step()
 
     def run(self) -> list[Generation]:

@@ -1,4 +1,4 @@
-"""Which prompts are read together: rows of a forward pass are padded to the longest of them."""
+"""Groups prompts into prefill passes; the rows of a pass are padded to the longest."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ MAX_PASS_TOKENS = 16_384
 
 
 def pass_cost(device: torch.device) -> int:
-    """What a forward pass costs beside its tokens, in tokens."""
+    """Fixed cost of a forward pass, in tokens."""
     return PASS_COST.get(device.type, PASS_COST_ELSEWHERE)
 
 
 def prefill_groups(
     lengths: Sequence[int], cost_of_pass: int, max_pass_tokens: int = MAX_PASS_TOKENS
 ) -> list[list[int]]:
-    """Divide rows into forward passes so that padding and passes together cost least.
+    """Group rows into forward passes with the least total cost of padding and passes.
 
-    The cost of a pass is its rows times the longest of them, plus ``cost_of_pass``. An optimal division is one of
-    neighbours in the order of length, found by dynamic programming.
+    A pass costs its number of rows times its longest row, plus ``cost_of_pass``. The optimal groups are runs of rows
+    sorted by length; dynamic programming finds them.
 
     Args:
-        lengths: Tokens of each row.
-        cost_of_pass: What one more pass costs, in tokens.
-        max_pass_tokens: Positions that a pass of several rows may have, padding included.
+        lengths: Length of each row in tokens.
+        cost_of_pass: Fixed cost of a pass, in tokens.
+        max_pass_tokens: Maximum positions in a pass of several rows, padding included.
 
     Returns:
         The row numbers of each pass, ascending.

@@ -1,4 +1,4 @@
-"""Prompt lookup: guess what comes next by what followed the same words before."""
+"""Prompt lookup: draft the tokens that followed the same n-gram earlier in the text."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ NGRAM_SIZES = (3, 2)  # longest first; our choice: single tokens recur too often
 class PromptLookup:
     """Drafts tokens for speculative decoding from the sequence's own text.
 
-    Where the last three tokens (else the last two) have stood before, what followed them is the draft; if that runs
-    into the end of the text, it goes round, as a text that repeats itself does. A token costs the same work at any
-    length: the places of all n-grams are kept in a table.
+    The last three tokens (else the last two) are looked up earlier in the text; the tokens that followed there are the
+    draft. A draft that reaches the end of the text wraps around, which suits repetitive text. A table of all n-gram
+    positions keeps the cost per token constant.
 
     Args:
-        token_ids: The prompt's text.
+        token_ids: Token ids of the prompt's text.
     Source: Saxena, "Prompt Lookup Decoding", github.com/apoorvumang/prompt-lookup-decoding (2023); verification:
         Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", arXiv:2211.17192.
     """
@@ -27,14 +27,14 @@ class PromptLookup:
             self.append(token)
 
     def append(self, token: int) -> None:
-        """Take the next token."""
+        """Append the next token."""
         for size in NGRAM_SIZES:
             if len(self._ids) >= size:
                 self._after[tuple(self._ids[-size:])] = len(self._ids)
         self._ids.append(token)
 
     def draft(self, limit: int) -> list[int]:
-        """At most ``limit`` tokens that may come next; none if the end of the text is new.
+        """Draft at most ``limit`` tokens; none if the last n-gram has not occurred before.
 
         Args:
             limit: Longest draft.

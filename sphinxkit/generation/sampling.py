@@ -1,4 +1,4 @@
-"""How the next token of a sequence is chosen."""
+"""Chooses the next token of a sequence."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sphinxkit.to_device import to_device
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen, and when an answer ends.
+    """Options for choosing tokens and ending an answer.
 
     Args:
-        max_new_tokens: Most tokens of an answer.
-        temperature: 0 takes the most likely token; otherwise logits are divided by it.
-        top_p: Tokens are kept in order of probability while the mass before them is at most this.
-        stop: Strings that end an answer; they are looked for in what the model wrote, never in the prompt.
-        seed: Makes sampling repeatable: the sequence draws from a random generator of its own.
+        max_new_tokens: Maximum length of an answer.
+        temperature: Divisor of the logits; 0 is greedy decoding.
+        top_p: Nucleus sampling: keep a token if the probability mass before it is at most this.
+        stop: Strings that end an answer. They are searched in the generated text only, not in the prompt.
+        seed: Seed of the sequence's own random generator, for reproducible sampling.
 
     Raises:
-        DataError: A value out of its range.
+        DataError: A value is out of range.
     """
 
     max_new_tokens: int = 512
@@ -76,7 +76,7 @@ def _real(name: str, value: object) -> float:
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One stop string, several, or none, as ``Sampling`` takes them.
+    """Normalise one stop string, several, or none to a tuple.
 
     Args:
         stop: A text, a sequence of texts, or None.
@@ -93,7 +93,7 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def top_p_probs(logits: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """The distribution that top-p sampling draws from, most likely token first.
+    """Return the distribution for top-p sampling, most likely token first.
 
     Args:
         logits: Of the next token.
@@ -122,7 +122,7 @@ def not_finite(what: str) -> DataError:
     """The error for logits that are not finite.
 
     Args:
-        what: Whose logits they are.
+        what: Names the source of the logits in the message.
     """
     return DataError(
         f"{what}: the logits are not finite (NaN or infinity). Either the weights hold such values (sphinxkit verify; "
@@ -134,12 +134,12 @@ def not_finite(what: str) -> DataError:
 class TokenChoices:
     """Restricts logits to the tokens that may be generated: the tokenizer's, and those that end an answer.
 
-    A language model may have more rows than its tokenizer has tokens: padding to a multiple of 64, or tokens that were
-    added later. They stand for no text.
+    A vocabulary may have more rows than the tokenizer has tokens (padding to a multiple of 64, or added tokens). Those
+    rows have no text.
 
     Args:
-        num_tokens: Tokens of the tokenizer; ids from there on are not chosen.
-        end_ids: Ids that end an answer, which are chosen wherever they lie.
+        num_tokens: Size of the tokenizer's vocabulary; ids from here on are not chosen.
+        end_ids: Token ids that end an answer; always allowed.
     """
 
     def __init__(self, num_tokens: int, end_ids: Iterable[int] = ()) -> None:
@@ -148,11 +148,11 @@ class TokenChoices:
         self._forbidden: Tensor | None = None
 
     def restrict(self, logits: Tensor) -> Tensor:
-        """Logits in which tokens that may not be generated are missing, or minus infinity.
+        """Remove forbidden tokens from the logits, or set them to minus infinity.
 
         Shape:
             logits: (..., V)
-            return: (..., V), or fewer where all ids behind are forbidden
+            return: (..., V'), V' <= V: a tail of forbidden ids is cut off
         """
         size = logits.shape[-1]
         if size <= self._num_tokens:
@@ -189,16 +189,15 @@ class Sampled(Protocol):
 
 
 class Sampler:
-    """Chooses the next tokens of a batch, step after step, on the device: no step waits for the device.
+    """Chooses the next tokens of a batch on the device, without synchronising with the host.
 
-    The host sends two things to the device beforehand: which sequences are sampled and how, and one random number for
-    each of them and each step.
+    The host sends the sampling options and one random number per sequence and step to the device beforehand.
 
     Args:
-        sequences: Whose tokens are chosen, in the order of the logits' rows.
-        num_steps: How often ``choose`` will be called.
+        sequences: The sequences, in the order of the logits' rows.
+        num_steps: Number of calls of ``choose``.
         device: Of the logits.
-        choices: Tokens that may be chosen.
+        choices: Allowed tokens.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One sequence of a batch: the tokens generated so far, where it stops, and which text may be shown."""
+"""One sequence of a batch: its tokens, its end, and the text that is safe to show."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ FinishReason = Literal["eos", "stop", "length", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What a model wrote for one prompt.
+    """Generated text for one prompt.
 
     Args:
-        text: Without the stop string.
-        token_ids: The tokens of ``text``: no end-of-sentence, nothing of a stop string.
+        text: Generated text, without the stop string.
+        token_ids: Tokens of ``text``, without end-of-sentence and stop string.
         finish_reason: "eos" (an id that ends an answer), "stop" (a stop string appeared) or "length"
             (``max_new_tokens`` or the context used up).
         num_drafted: Tokens that speculative decoding drafted; not compared by ``==``.
-        num_accepted: How many of them the model confirmed.
+        num_accepted: Number of drafted tokens that the model confirmed.
     """
 
     text: str
@@ -40,19 +40,19 @@ class Generation:
 
 
 class GeneratedSequence:
-    """Takes generated tokens one by one until the sequence ends.
+    """A sequence during generation; collects tokens until it ends.
 
-    Stop strings are found in decoded text, because the same text can be written with different tokens. A token costs
-    the same work at any length of the sequence.
+    Stop strings are searched in decoded text, because different tokens can give the same text. The cost per token does
+    not depend on the length.
 
     Args:
         tokenizer: Turns tokens into text.
-        sampling: Of this sequence; ``seed`` is its own, ``max_new_tokens`` is its longest length.
-        prompt_ids: The prompt's text, where drafts may come from.
-        num_draft_tokens: Longest draft of prompt-lookup decoding; None: no drafts.
-        end_ids: Ids that end it, beside the tokenizer's end-of-sentence.
+        sampling: Sampling options of this sequence.
+        prompt_ids: Token ids of the prompt's text, searched for drafts.
+        num_draft_tokens: Maximum draft length of prompt lookup; None: no drafts.
+        end_ids: Token ids that end it, in addition to end-of-sentence.
     Raises:
-        DataError: Drafts for a sequence that is not greedy, or of no length.
+        DataError: Drafts are requested for a sampled sequence, or the draft length is not positive.
     """
 
     def __init__(
@@ -105,11 +105,11 @@ class GeneratedSequence:
 
     @property
     def is_drafting(self) -> bool:
-        """Whether it drafts tokens, and so must know each token before the next pass."""
+        """Whether it drafts tokens; it then needs each token before the next pass."""
         return self._lookup is not None
 
     def draft(self) -> list[int]:
-        """Tokens that may come next: at most as many as may still be generated behind the next one."""
+        """Draft tokens, limited by the number that may still be generated."""
         if self._lookup is None or self._num_draft_tokens is None:
             return []
         return self._lookup.draft(min(self._num_draft_tokens, self.num_remaining - 1))
@@ -158,7 +158,7 @@ class GeneratedSequence:
             self._pending = ["".join(self._pending)[: cut - self._length]]
 
     def new_text(self) -> str:
-        """Text that was not returned before and cannot become part of a stop string."""
+        """New text that cannot become part of a stop string."""
         text = "".join(self._pending)
         held = 0
         if self.finish_reason is None:

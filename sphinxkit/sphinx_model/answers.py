@@ -1,4 +1,4 @@
-"""An answer to a task's question, and what it says."""
+"""The answer to a task's question, parsed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class TaskAnswer:
     """What a model answered to a task's question.
 
     Args:
-        question: What was asked.
-        prompt: As the model read it.
-        generation: As the model wrote it.
-        result: What the task's parser made of it.
+        question: The task's question.
+        prompt: The full prompt.
+        generation: The generated text and tokens.
+        result: Output of the task's parser.
     """
 
     question: TaskQuestion
@@ -36,12 +36,12 @@ class TaskAnswer:
 
     @property
     def text(self) -> str:
-        """The answer's words, without the white space around them."""
+        """The answer's text, stripped of surrounding white space."""
         return self.generation.text.strip()
 
     @property
     def items(self) -> tuple[Any, ...]:
-        """What the answer says (boxes, phrases, key points, words), in pixels of the image."""
+        """The parsed items (boxes, phrases, key points, words), in pixels of the image."""
         return self.result.items
 
     @property
@@ -53,12 +53,12 @@ class TaskAnswer:
 def read_question(
     task: str | Task[Any, Any] | TaskQuestion, image: ImageInput, fields: Mapping[str, Any]
 ) -> tuple[Image, TaskQuestion]:
-    """The image as it is, and the question about it; see ``SphinxModel.ask``.
+    """Open the image and make the question about it; see ``SphinxModel.ask``.
 
     Args:
-        task: A task, its name, or a question that is worded already.
-        image: Not a tensor.
-        fields: What the task asks about.
+        task: A task, the name of a task, or a finished question.
+        image: Path, bytes, PIL image or array; not a tensor.
+        fields: Values for the question's placeholders.
     Raises:
         RegistryError: There is no such task.
         DataError: A tensor, an image that cannot be read, or fields that the task refuses.

@@ -1,4 +1,4 @@
-"""Images in every form that a caller may have, as image tokens."""
+"""Accepts images in any supported form and encodes them as image tokens."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ImageInput: TypeAlias = "Image | str | Path | bytes | BinaryIO | NDArray[np.uint
 
 
 def list_images(images: Any, num_prompts: int) -> list[Any]:
-    """One image, or None, for each prompt.
+    """Return one image, or None, for each prompt.
 
     Args:
         images: One image for a single prompt, or a sequence of one for each; None: none at all. Pixels (B, 3, S, S) are
             B images, and so are tokens (B, N_img, D) for several prompts.
-        num_prompts: How many are needed.
+        num_prompts: Number of prompts.
     Raises:
-        DataError: Not as many images as prompts.
+        DataError: The number of images differs from the number of prompts.
     """
     if images is None:
         return [None] * num_prompts
@@ -50,11 +50,11 @@ def list_images(images: Any, num_prompts: int) -> list[Any]:
 
 
 def image_pixels(model: ModelParts, images: Sequence[Any]) -> Tensor:
-    """Pixels of images, some of which may be pixels already.
+    """Preprocess images; inputs that are already pixels pass through.
 
     Args:
-        model: Whose size they have.
-        images: See ``ImageInput``; no image tokens.
+        model: Sets the image size.
+        images: See ``ImageInput``; image tokens are not accepted.
     Shape:
         return: (B, 3, S, S)
     Raises:
@@ -78,13 +78,13 @@ def image_pixels(model: ModelParts, images: Sequence[Any]) -> Tensor:
 
 @torch.no_grad()
 def encode_each(model: ModelParts, images: Sequence[Any]) -> list[Tensor]:
-    """Image tokens (N_img, D) of each image; the same image given twice is encoded once.
+    """Encode each image to tokens (N_img, D); an image given twice is encoded once.
 
-    Images are encoded a few at a time, so that memory does not grow with their number. The next few are preprocessed
+    Images are encoded in small groups, so memory does not grow with their number. The next group is preprocessed
     meanwhile.
 
     Args:
-        model: Encodes them.
+        model: Encodes the images.
         images: See ``ImageInput``.
     Raises:
         DataError: An image cannot be read, or the model has no vision tower.

@@ -1,4 +1,4 @@
-"""SphinxModel: a language model that reads images. Takes built parts; knows no configuration and no names."""
+"""SphinxModel: vision tower + LLaMA. It is built from finished parts and reads no configuration."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 
 class SphinxModel(nn.Module):
-    """SPHINX: visual tokens stand right after the first token of the text.
+    """SPHINX model: vision tower + LLaMA. Image tokens are inserted after the first text token.
 
     Args:
         llm: The language model.
-        vision: Turns pixels into tokens of the language model's width; None for text alone.
-        tokenizer: Needed by everything that takes or gives text.
-        conversation: The template of ``chat``.
-        end_ids: Ids that end an answer, beside the tokenizer's end-of-sentence (end of turn, tokens that were added).
-        recipe_yaml: What ``save`` writes beside the weights so that ``sphinxkit.load`` can assemble the model again.
+        vision: Turns pixels into tokens of the language model's width; None for a text-only model.
+        tokenizer: Required by every method that reads or writes text.
+        conversation: Chat template.
+        end_ids: Token ids that end an answer, in addition to end-of-sentence (for example an end-of-turn token).
+        recipe_yaml: Recipe that ``save`` writes beside the weights, so that ``sphinxkit.load`` can rebuild the model.
 
     Source: SPHINX, arXiv:2311.07575.
     """
@@ -65,41 +65,41 @@ class SphinxModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.llm.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the language model's weights."""
+        """Dtype of the language model's weights."""
         return self.llm.embed_tokens.weight.dtype
 
     def require_vision(self) -> VisionTower:
-        """The vision tower; a DataError where there is none."""
+        """Return the vision tower, or raise DataError if the model has none."""
         if self.vision is None:
             raise DataError("this model has no vision tower: it takes text alone")
         return self.vision
 
     def require_tokenizer(self) -> Tokenizer:
-        """The tokenizer; a DataError where there is none."""
+        """Return the tokenizer, or raise DataError if the model has none."""
         if self.tokenizer is None:
             raise DataError("this model has no tokenizer: set model.tokenizer = Tokenizer(path)")
         return self.tokenizer
 
     def accelerate(self, mode: Literal["auto", "compile"] | None = "auto") -> None:
-        """Choose how text is generated.
+        """Choose how generation is accelerated.
 
-        Hooks, adapters and replaced weights send generation through the plain modules by themselves, and training never
-        leaves them. In float32 greedy text and seeded samples are the same in every mode; in 16 bit logits agree within
-        rounding.
+        If a module has hooks, adapters or replaced weights, generation falls back to the plain modules. Training always
+        uses the plain modules. In float32, greedy and seeded output is the same in every mode; in 16 bit, logits agree
+        within rounding.
 
         Args:
-            mode: "auto" joins projections, and on a CPU compiles a kernel for few rows, when the first text is
-                generated: about a second for a large model. "compile" adds ``torch.compile``, which takes minutes at
-                first. None: the modules as they are.
+            mode: "auto" fuses projections and, on a CPU, compiles a kernel for small batches. It does so at the first
+                generation, which takes about a second for a large model. "compile" adds ``torch.compile``, whose first
+                call takes minutes. None: no acceleration.
 
         Raises:
-            DataError: Another mode, or "compile" for another library's language model.
-            RegistryError: "compile" cannot run here, or not with the model's attention backend.
+            DataError: The mode is unknown, or "compile" is used with another library's language model.
+            RegistryError: "compile" cannot run on this machine or with the model's attention backend.
         """
         if mode is None:  # needs nothing of the accelerations
             self.llm.accelerator = None
@@ -114,8 +114,8 @@ class SphinxModel(nn.Module):
         """Pad, resize and normalise images.
 
         Args:
-            images: One or several: PIL images, paths, bytes, binary files or uint8 arrays (H, W, 3). All are turned
-                upright, as their EXIF orientation says.
+            images: One or more PIL images, paths, bytes, binary files or uint8 arrays (H, W, 3). EXIF orientation is
+                applied.
 
         Shape:
             return: (B, 3, S, S) float32 on the CPU, CLIP-normalised
@@ -127,11 +127,11 @@ class SphinxModel(nn.Module):
         return preprocess(images, self.require_vision().image_size)
 
     def encode_images(self, pixels: Tensor, max_views: int | None = None) -> Tensor:
-        """Visual tokens: every view's [start, tokens, end], ready to follow the first token of the text.
+        """Encode images to visual tokens: [start, tokens, end] of every view.
 
         Args:
             pixels: From ``preprocess``.
-            max_views: An encoder runs on at most this many views at once, which bounds its memory; None: on all.
+            max_views: Maximum number of views per encoder pass, which bounds memory; None: all views at once.
 
         Shape:
             pixels: (B, 3, S, S)
@@ -154,17 +154,17 @@ class SphinxModel(nn.Module):
         """Logits of the next token at every text position.
 
         Args:
-            token_ids: Right-padded rows; or one row of packed samples, with ``seq_lens``.
+            token_ids: Right-padded rows, or one row of packed samples with ``seq_lens``.
             pixels: Images, from ``preprocess``.
-            image_rows: Which row (or packed sample) each image belongs to; None: one image for every row, in order.
-            seq_lens: Text lengths of the samples packed into a single row; they do not see each other.
+            image_rows: Row (or packed sample) of each image; None: one image per row, in order.
+            seq_lens: Text length of each sample in a packed row. Samples do not attend to each other.
 
         Shape:
             token_ids: (B, S) int64
             pixels: (number of images, 3, S_img, S_img)
             return: (B, S, vocab); i predicts token i + 1; with an image, position 0 is read at its last slot
         Raises:
-            ShapeError: Rows, images and lengths do not fit each other.
+            ShapeError: The rows, images and lengths are inconsistent.
         """
         logits: Tensor = self.llm.lm_head(self._hidden_states(token_ids, pixels, image_rows, seq_lens))
         return logits
@@ -178,20 +178,20 @@ class SphinxModel(nn.Module):
         seq_lens: Sequence[int] | None = None,
         reduction: Literal["mean", "none"] = "mean",
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Cross entropy of the labelled tokens; logits are computed where there is a label and nowhere else.
+        """Cross entropy over the labelled tokens. Logits are computed only at labelled positions.
 
         Args:
             token_ids: As in ``forward``.
-            labels: Aligned to ``token_ids``; -100 where nothing is to be learnt.
+            labels: Aligned to ``token_ids``; -100 at positions without loss.
             pixels: As in ``forward``.
             image_rows: As in ``forward``.
             seq_lens: As in ``forward``.
-            reduction: "mean" over the labelled tokens, or "none" for (sum, count), to be weighted by tokens across
-                batches.
+            reduction: "mean" over the labelled tokens, or "none" for (sum, count), which lets the caller weight batches
+                by token count.
 
         Shape:
             token_ids, labels: (B, S)
-            return: scalar; with "none" two scalars. Nothing labelled: 0, still connected to the graph.
+            return: scalar; with "none" two scalars. Without labels the loss is 0 and still connected to the graph.
         Raises:
             ShapeError: As ``forward``; or labels of another shape.
         """
@@ -227,30 +227,30 @@ class SphinxModel(nn.Module):
         truncate: Literal["left"] | None = None,
         num_draft_tokens: int | None = None,
     ) -> list[Generation]:
-        r"""Continue prompts of any lengths, each with an image or without.
+        r"""Generate text for prompts of any length, each with or without an image.
 
         Args:
-            prompts: Raw text; the beginning-of-sentence token is added, no template is applied. A text may be empty
-                where there is an image.
-            images: One for each prompt, None where a prompt has none; or None. See ``ImageInput`` for what may stand
-                for an image; the same image given several times is encoded once.
-            max_new_tokens: For each row.
+            prompts: Raw text. The beginning-of-sentence token is added; no template is applied. A prompt with an image
+                may be empty.
+            images: One image or None per prompt; or None for no images. ``ImageInput`` lists the accepted types. A
+                repeated image is encoded once.
+            max_new_tokens: Maximum number of new tokens per prompt.
             temperature: 0 is greedy.
             top_p: See ``generation.Sampling``.
             stop: Strings that end an answer.
-            seed: Of the sampling. A number holds for each prompt alone, so a prompt's answer does not depend on the
-                others (equal prompts have equal answers); a sequence has one seed for each prompt.
-            truncate: "left" drops text behind the beginning-of-sentence token until prompt, image and
-                ``max_new_tokens`` fit into the context. None: an answer ends where the context ends, and a prompt that
-                leaves no room for one is an error.
-            num_draft_tokens: Draft up to this many tokens by prompt lookup; see ``generation.Decoder``.
+            seed: Random seed for sampling. A single number is used for each prompt separately, so answers do not depend
+                on the rest of the batch (equal prompts have equal answers). A sequence gives one seed per prompt.
+            truncate: "left" drops the oldest text after the beginning-of-sentence token until prompt, image and
+                ``max_new_tokens`` fit into the context. None: the answer is cut at the end of the context, and a prompt
+                that leaves no room for an answer is an error.
+            num_draft_tokens: Maximum number of tokens drafted by prompt lookup; see ``generation.Decoder``.
 
         Returns:
             One ``Generation`` for each prompt, in order.
 
         Raises:
-            DataError: Empty or over-long prompts, more images or seeds than prompts or fewer, an image that cannot be
-                read, or logits that are not finite.
+            DataError: A prompt is empty or too long, the number of images or seeds differs from the number of prompts,
+                an image cannot be read, or logits are not finite.
         """
         sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop))
         return make_decoder(self, prompts, images, sampling, seed, truncate, num_draft_tokens).run()
@@ -267,7 +267,7 @@ class SphinxModel(nn.Module):
         truncate: Literal["left"] | None = None,
         num_draft_tokens: int | None = None,
     ) -> Iterator[str]:
-        """As ``generate`` for one prompt, piece by piece: never half a character, never a part of a stop string."""
+        """As ``generate`` for one prompt; yields text in pieces of whole characters, without stop strings."""
         sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop))
         return make_decoder(self, [prompt], [image], sampling, seed, truncate, num_draft_tokens).stream()
 
@@ -284,13 +284,13 @@ class SphinxModel(nn.Module):
         """Answer the last message of a conversation.
 
         Args:
-            messages: ``[{"role": "user", "content": "What is this?"}, ...]``, user and assistant in turn; a text is a
-                single question.
-            image: What it is about.
-            max_new_tokens: Of the answer.
+            messages: ``[{"role": "user", "content": "What is this?"}, ...]``, user and assistant alternating; a string
+                is a single question.
+            image: The image to discuss.
+            max_new_tokens: Maximum length of the answer.
             temperature: 0 is greedy.
             top_p: See ``generation.Sampling``.
-            seed: Of the sampling.
+            seed: Random seed for sampling.
             truncate: See ``generate``.
 
         Raises:
@@ -301,13 +301,13 @@ class SphinxModel(nn.Module):
         return answer.text.strip()
 
     def chat_prompt(self, messages: str | Sequence[Message], answer_start: str = "") -> tuple[str, tuple[str, ...]]:
-        """The conversation as a prompt in the model's template, and the strings that end the answer.
+        """Format the conversation with the model's template; returns the prompt and the stop strings.
 
         Args:
             messages: As in ``chat``.
-            answer_start: Words that the prompt already gives of the answer.
+            answer_start: Beginning of the answer, appended to the prompt.
         Raises:
-            DataError: No template, or the roles are out of order.
+            DataError: The model has no template, or the roles are out of order.
         """
         if self.conversation is None:
             raise DataError("this model has no conversation template: set model.conversation, or use generate")
@@ -330,23 +330,23 @@ class SphinxModel(nn.Module):
         num_draft_tokens: int | None = None,
         **fields: Any,
     ) -> TaskAnswer:
-        """Ask a task's question about an image, and read the answer.
+        """Ask a task's question about an image and parse the answer.
 
         Args:
-            task: A task of ``formatters.tasks``, its name, or a question that is worded already.
-            image: What it is about; not pixels or tokens, which do not tell the image's own size.
-            max_new_tokens: Of the answer.
+            task: A task of ``formatters.tasks``, the name of a task, or a finished question.
+            image: The image; not pixels or tokens, because the original size is needed.
+            max_new_tokens: Maximum length of the answer.
             temperature: 0 is greedy.
             top_p: See ``generation.Sampling``.
             stop: Strings that end the answer; None: the template's.
-            seed: Of the sampling.
+            seed: Random seed for sampling.
             truncate: See ``generate``.
             num_draft_tokens: See ``generate``.
-            fields: What the task asks about: ``phrase="the red circle"`` (rec), ``category="dog"`` (detection),
+            fields: Values for the question: ``phrase="the red circle"`` (rec), ``category="dog"`` (detection),
                 ``question="How many?"`` (vqa), ``box=Box(...)`` (pose, reg).
 
         Returns:
-            The answer, and what it says in pixels of the image.
+            The answer and its parsed items, in pixels of the image.
 
         Raises:
             RegistryError: There is no such task.
@@ -370,15 +370,15 @@ class SphinxModel(nn.Module):
     def session(
         self, image: ImageInput | None = None, system: str | None = None, num_draft_tokens: int | None = None
     ) -> ChatSession:
-        """A conversation that continues: each question costs its own tokens, an image is encoded once.
+        """Start a chat session. It keeps the KV cache between turns and encodes the image once.
 
         Args:
-            image: What it is about.
+            image: The image to discuss.
             system: Replaces the template's system text.
             num_draft_tokens: See ``generate``.
 
         Raises:
-            DataError: No template, no tokenizer, or an image that cannot be read.
+            DataError: The model has no template or tokenizer, or the image cannot be read.
         """
         return ChatSession(self, image, system, num_draft_tokens)
 
@@ -389,13 +389,13 @@ class SphinxModel(nn.Module):
         truncate: Literal["left"] | None = None,
         max_new_tokens: int = 1,
     ) -> list[Prompt]:
-        """Prompts as the language model reads them; their text is checked before any work is done.
+        """Embed prompts with their images. All texts are checked first.
 
         Args:
             prompts: As in ``generate``.
             images: As in ``generate``.
             truncate: As in ``generate``.
-            max_new_tokens: Positions that truncating leaves for the answer.
+            max_new_tokens: Positions that truncation reserves for the answer.
 
         Raises:
             DataError: As ``generate``.
@@ -410,16 +410,16 @@ class SphinxModel(nn.Module):
     ) -> list[Score]:
         """Log-likelihood of each continuation after its context.
 
-        The context and its continuation are tokenised as one text; what is scored are the tokens beyond as many as the
-        context has by itself.
+        Context and continuation are tokenised as one text. The first ``n`` tokens are not scored, where ``n`` is the
+        length of the context tokenised alone.
 
         Args:
             contexts: Raw text before the continuation.
             continuations: Raw text, with its own leading space.
-            images: One for each row, None where a row has none; or None.
+            images: One image or None per row; or None for no images.
 
         Raises:
-            DataError: Lists of different lengths, a continuation without tokens, or a row longer than the context.
+            DataError: The lists differ in length, a continuation has no tokens, or a row exceeds the context.
         Source: LLaMA2-Accessory, accessory/model/meta.py, evaluate_examples.
         """
         return scoring.score(self, contexts, continuations, images)
@@ -430,11 +430,11 @@ class SphinxModel(nn.Module):
         """Write a sphinxkit directory: safetensors, recipe.yaml and the tokenizer's files; ``sphinxkit.load`` reads it.
 
         Args:
-            path: Of the directory; it appears when it is complete.
-            overwrite: Whether an existing checkpoint there may be replaced.
+            path: Directory to create. It becomes visible only when complete.
+            overwrite: Replace an existing checkpoint at ``path``.
 
         Raises:
-            CheckpointError: The model was assembled without a recipe; or ``path`` exists.
+            CheckpointError: The model was built without a recipe, or ``path`` exists.
         """
         from sphinxkit import checkpoint
         from sphinxkit.tensor_source import ModuleSource

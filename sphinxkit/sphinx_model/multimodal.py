@@ -1,6 +1,7 @@
-"""Where image tokens join the text: behind its first token, beginning-of-sentence. And the loss, the only one.
+"""Inserts image tokens into the text, after its first token (beginning-of-sentence), and computes the loss.
 
-Nothing else knows the place of the image tokens: logits, loss, prompts, sessions, scores and packed samples come here.
+This is the only module that knows the position of the image tokens. Logits, loss, prompts, sessions, scores and packed
+samples all use it.
 Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py, forward.
 """
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def join_image(text: Tensor, image: Tensor | None) -> Tensor:
-    """Embeddings of a text with its image tokens, as the language model reads them.
+    """Insert image tokens into the embeddings of a text.
 
     Args:
         text: Embeddings of the text, beginning-of-sentence first.
@@ -38,12 +39,12 @@ def join_image(text: Tensor, image: Tensor | None) -> Tensor:
 
 
 def num_positions(num_text_tokens: int, num_image_tokens: int) -> int:
-    """Positions that the first tokens of a text take, with the image tokens among them."""
+    """Positions that the first text tokens occupy, image tokens included."""
     return num_text_tokens + num_image_tokens if num_text_tokens else 0
 
 
 def num_text_tokens(num_positions: int, num_image_tokens: int) -> int:
-    """Text tokens among the first positions; the inverse of ``num_positions``."""
+    """Number of text tokens in the first positions; the inverse of ``num_positions``."""
     return max(0, num_positions - num_image_tokens)
 
 
@@ -58,16 +59,16 @@ def hidden_states(
 
     Args:
         llm: The language model.
-        token_ids: Right-padded rows; or one row of packed samples, with ``seq_lens``.
+        token_ids: Right-padded rows, or one row of packed samples with ``seq_lens``.
         images: Image tokens.
-        image_rows: Which row (or packed sample) each image belongs to; None: one image for every row, in order.
-        seq_lens: Text lengths of the packed samples; they do not see each other.
+        image_rows: Row (or packed sample) of each image; None: one image per row, in order.
+        seq_lens: Text length of each packed sample. Samples do not attend to each other.
     Shape:
         token_ids: (B, S) int64
         images: (number of images, N, D)
         return: (B, S, D); with an image, position 0 is read at the image's last token
     Raises:
-        ShapeError: Rows, images and lengths do not fit each other.
+        ShapeError: The rows, images and lengths are inconsistent.
         DataError: A token id is outside the vocabulary.
     """
     if token_ids.ndim != 2:

@@ -23,20 +23,20 @@ class ModelParts(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the language model's weights."""
+        """Dtype of the language model's weights."""
         ...
 
     def require_vision(self) -> VisionTower:
-        """The vision tower; a DataError where there is none."""
+        """Return the vision tower, or raise DataError if the model has none."""
         ...
 
     def require_tokenizer(self) -> Tokenizer:
-        """The tokenizer; a DataError where there is none."""
+        """Return the tokenizer, or raise DataError if the model has none."""
         ...
 
     def preprocess(self, images: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""A conversation about one image: each question costs its own tokens and nothing more."""
+"""Chat session about one image; keeps the KV cache between turns."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ EMPTY_ANSWER = "(no answer)"  # stands in the conversation where the model wrote
 
 
 class ChatSession:
-    """Made by ``SphinxModel.session``; answers as ``SphinxModel.chat`` does on the whole conversation.
+    """Chat session; keeps the KV cache between turns. Made by ``SphinxModel.session``.
 
-    Every turn tokenises the whole conversation, as ``chat`` does. The KV cache is kept from turn to turn: it is valid
-    up to the first token that differs, and only what follows is read. The image is encoded once, when the session
-    begins, and read with the first question.
+    Answers equal those of ``SphinxModel.chat`` on the whole conversation. Every turn tokenises the whole conversation.
+    The KV cache is reused up to the first token that differs, and only the rest is read. The image is encoded once,
+    when the session begins, and read with the first question.
 
     Args:
-        model: With a tokenizer and a conversation template.
-        image: What the conversation is about.
+        model: Must have a tokenizer and a conversation template.
+        image: The image to discuss.
         system: Replaces the template's system text.
         num_draft_tokens: Longest draft of prompt lookup; see ``generation.Decoder``.
     Raises:
-        DataError: No template, no tokenizer, or an image that cannot be read.
+        DataError: The model has no template or tokenizer, or the image cannot be read.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ChatSession:
         model.chat_prompt([*self._opening, {"role": "user", "content": "?"}])  # no template: say so now
 
     def reset(self) -> None:
-        """Forget the conversation; the image and what is common to every conversation stay read."""
+        """Clear the conversation. The cache keeps the image and the tokens that every conversation shares."""
         self.messages = list(self._opening)
 
     def ask(
@@ -82,15 +82,15 @@ class ChatSession:
         """Answer a question; both become part of the conversation.
 
         Args:
-            question: The user's words, or a task's question (``formatters.tasks.make_question``).
-            max_new_tokens: Of the answer.
+            question: The user's text, or a task's question (``formatters.tasks.make_question``).
+            max_new_tokens: Maximum length of the answer.
             temperature: 0 is greedy.
             top_p: See ``generation.Sampling``.
-            seed: Of the sampling.
+            seed: Random seed for sampling.
 
         Raises:
-            DataError: An empty question, a conversation that fills the context, or a question while another one is
-                answered; then nothing has changed.
+            DataError: The question is empty, the conversation fills the context, or another answer is in progress. The
+                session is unchanged then.
         """
         turn = self._turn(question, Sampling(max_new_tokens, temperature, top_p, seed=seed))
         while True:
@@ -107,7 +107,7 @@ class ChatSession:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[str]:
-        """As ``ask``, piece by piece. The turn becomes part of the conversation once the answer is complete."""
+        """Yield the answer in pieces; see ``ask``. The turn joins the conversation once the answer is complete."""
         yield from self._turn(question, Sampling(max_new_tokens, temperature, top_p, seed=seed))
 
     def _turn(self, question: str | TaskQuestion, sampling: Sampling) -> Generator[str, None, str]:
