@@ -230,12 +230,12 @@ in `errors`, by the kinds at the [end of this page](#what-a-parser-repairs). Wha
 TAIL = """
 ## What a parser repairs
 
-`ParseResult.errors` has one entry for each fault, with its place in the answer. `is_repaired` says whether something
+`ParseResult.errors` has one entry for each error, with its place in the answer. `is_repaired` says whether something
 was made of it; strict scores count an answer that needed a repair as empty, lenient ones take what was read.
 
-| kind | the answer's fault |
+| kind | the answer's error |
 |---|---|
-{faults}
+{errors}
 
 ## Add a task
 
@@ -311,8 +311,8 @@ def _rows() -> Iterator[str]:
 
 def page() -> str:
     """The whole page."""
-    faults = "\n".join(f"| `{kind}` | {text.replace('<', chr(92) + '<')} |" for kind, text in tasks.FAULTS.items())
-    tail = TAIL.format(faults=faults, count=COUNT)
+    errors = "\n".join(f"| `{kind}` | {text.replace('<', chr(92) + '<')} |" for kind, text in tasks.ERROR_KINDS.items())
+    tail = TAIL.format(errors=errors, count=COUNT)
     return HEAD + "\n".join(_rows()) + "\n\n" + "\n\n".join(map(section, CASES)) + "\n" + tail
 
 

@@ -23,7 +23,7 @@ found = detection.parse(
 )  # fractions of the padded square -> the picture's pixels
 for phrase in found.items:
     print(phrase.phrase, [tuple(map(round, (box.x1, box.y1, box.x2, box.y2))) for box in phrase.boxes])
-print("faults:", [tasks.FAULTS[error.kind] for error in found.errors])
+print("errors:", [tasks.ERROR_KINDS[error.kind] for error in found.errors])
 
 with tempfile.TemporaryDirectory() as folder:
     target = Path(folder) / "found.png"

@@ -142,7 +142,7 @@ class Talk:
         found = find_places(text, geometry) if isinstance(question, str) else question.parse(text)
         items = label_boxes(found.items, "" if isinstance(question, str) else question.label)
         notes = [f"{count_places(items) or 'nothing'} drawn"]
-        notes += [f"not read: {error.text!r} ({tasks.FAULTS[error.kind]})" for error in found.failures]
+        notes += [f"not read: {error.text!r} ({tasks.ERROR_KINDS[error.kind]})" for error in found.failures]
         drawing = draw_items(self._picture, [item for item in items if not isinstance(item, str)])
         return Reply(asked, text, drawing, "; ".join(notes))
 

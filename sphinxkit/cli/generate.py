@@ -202,7 +202,7 @@ def _show_places(result: ParseResult[Any], question: Question, draw: Path | None
 
     items = label_boxes(result.items, "" if question.task is None else question.task.label)
     for error in result.failures:
-        typer.echo(f"not read: {error.text!r} ({tasks.FAULTS[error.kind]})", err=True)
+        typer.echo(f"not read: {error.text!r} ({tasks.ERROR_KINDS[error.kind]})", err=True)
     if draw is not None and question.picture is not None:
         save_drawing(draw, question.picture, items)
         places = count_places(items)

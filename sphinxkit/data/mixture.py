@@ -168,7 +168,7 @@ class Mixture:
         max_bad_rate: Largest share of bad samples before the run stops.
         folder: What relative paths are relative to. "": the working folder.
     Raises:
-        DataError: Every fault of the arguments; or a source cannot be read.
+        DataError: Every error of the arguments; or a source cannot be read.
     """
 
     def __init__(
@@ -184,9 +184,9 @@ class Mixture:
         folder: str = "",
     ) -> None:
         specs = [_as_source(index, source) for index, source in enumerate(sources)]
-        faults = _faults(specs, batch_size, epoch_size, temperature, remainder, over_length, max_bad_rate)
-        if faults:
-            raise DataError("mixture: " + "; ".join(faults))
+        errors = _errors(specs, batch_size, epoch_size, temperature, remainder, over_length, max_bad_rate)
+        if errors:
+            raise DataError("mixture: " + "; ".join(errors))
         self.batch_size, self.seed, self.remainder = batch_size, seed, remainder
         self.over_length, self.max_bad_rate, self.temperature = over_length, max_bad_rate, temperature
         base = Path(folder)
@@ -399,7 +399,7 @@ def _open(spec: MixtureSource, base: Path) -> list[_FileSource]:
     return [_FileSource(spec, name, file, root, array("Q", images)), *parts] if images else parts
 
 
-def _faults(
+def _errors(
     specs: Sequence[MixtureSource],
     batch_size: int,
     epoch_size: int | None,

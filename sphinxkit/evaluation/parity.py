@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sphinxkit import tensor_files
 from sphinxkit.errors import DataError
+from sphinxkit.formatters import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model.model import SphinxModel
@@ -97,10 +98,10 @@ class GoldenData:
         return self.folder.parent / str(source)
 
     def batch(self, names: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and labels (-100 where nothing is learnt) of some of its data-set samples: (B, S) each."""
+        """Token ids and labels of some of its data-set samples: (B, S) each."""
         ids = torch.stack([self.tensors[f"dataset.{name}.input_ids"] for name in names])
         labels = torch.stack([self.tensors[f"dataset.{name}.labels"] for name in names])
-        return ids, labels.masked_fill(labels == 0, -100)
+        return ids, labels.masked_fill(labels == 0, IGNORE_INDEX)
 
 
 def verify(

@@ -1,7 +1,7 @@
 """Vision-language tasks: how their questions and answers are worded, and how answers are read."""
 
 from sphinxkit.formatters.tasks.base import (
-    FAULTS,
+    ERROR_KINDS,
     Example,
     GroundedPhrase,
     Keypoints,
@@ -29,7 +29,7 @@ from sphinxkit.formatters.tasks.relation import Relation, RelationSample
 __all__ = [
     "COCO_KEYPOINTS",
     "DOCLAYNET_CLASSES",
-    "FAULTS",
+    "ERROR_KINDS",
     "PUBLAYNET_CLASSES",
     "REC",
     "REG",

@@ -35,10 +35,10 @@ class Example:
 
 
 class ParseError(NamedTuple):
-    """One fault that a parser found in an answer.
+    """One error that a parser found in an answer.
 
     Args:
-        kind: A short name such as "swapped_corners"; see ``FAULTS``.
+        kind: A short name such as "swapped_corners"; see ``ERROR_KINDS``.
         position: Where it begins in the answer, in characters.
         text: The answer's words at that place, at most ``MAX_QUOTE`` characters.
         is_repaired: True: something was made of it. False: what stood there gave no item.
@@ -50,7 +50,7 @@ class ParseError(NamedTuple):
     is_repaired: bool
 
 
-FAULTS: Mapping[str, str] = {
+ERROR_KINDS: Mapping[str, str] = {
     "clipped": "a box or point reaches out of the image and was clipped into it",
     "clipped_value": "a coordinate just outside [0, 1] was moved to the edge",
     "doubled_bracket": "more than one opening bracket",
@@ -75,11 +75,11 @@ FAULTS: Mapping[str, str] = {
     "wording": "the answer is worded in another way",
     "wrong_count": "a wrong number of coordinates or of parts",
 }
-"""Every kind of fault and what it says."""
+"""Every kind of error and what it says."""
 
 
 class ErrorLog:
-    """Collects the faults of one answer.
+    """Collects the errors of one answer.
 
     Args:
         text: The answer.
@@ -89,10 +89,10 @@ class ErrorLog:
         self.text = text
         self.errors: list[ParseError] = []
         self.is_full = False
-        """Whether ``MAX_ERRORS`` have been recorded: the parser has to stop, further faults are dropped."""
+        """Whether ``MAX_ERRORS`` have been recorded: the parser has to stop, further errors are dropped."""
 
     def add(self, kind: str, start: int, end: int, is_repaired: bool) -> None:
-        """Record a fault in ``text[start:end]``; the one after the last is recorded as "gave_up"."""
+        """Record an error in ``text[start:end]``; the one after the last is recorded as "gave_up"."""
         if self.is_full:
             return
         quote = self.text[start : min(end, start + MAX_QUOTE)]
@@ -178,7 +178,7 @@ class Task(ABC, Generic[SampleT, ItemT]):
 
     @abstractmethod
     def parse(self, text: str, geometry: ImageGeometry) -> ParseResult[ItemT]:
-        """Read an answer, in time linear in its length. Nothing is raised for any text: faults are in the result."""
+        """Read an answer, in time linear in its length. Nothing is raised for any text: errors are in the result."""
 
     @abstractmethod
     def items(self, sample: SampleT) -> tuple[ItemT, ...]:

@@ -23,7 +23,7 @@ _LIST = r"\s{0,4}[-+.0-9][-+.0-9eE]{0,32}[,;\s]{1,8}[-+.0-9]"
 _ESCAPE = re.compile(rf"<(?=\\*+{_TAG})|\[(?=\\*+{_LIST})")
 _UNESCAPE = re.compile(rf"<\\(?=\\*+{_TAG})|\[\\(?=\\*+{_LIST})")
 _MARKUP = re.compile(rf"<{_TAG}|\[(?={_LIST})")
-# A group without any fault, and nothing behind it that could belong to it: most of a good answer, and quickly read.
+# A group without any error, and nothing behind it that could belong to it: most of a good answer, and quickly read.
 _PERFECT = re.compile(r"<p>([^<>\[\]\\]++)</p>\[([0-9.,;]*+)\](?![\s,;]{0,4}\[)")
 _OPEN_LIST = re.compile(r"\s*+\[[\[\s]*+")
 _NEXT_LIST = re.compile(rf"[\s,;]{{0,4}}\[(?={_LIST})")
@@ -84,8 +84,8 @@ class Scanner:
     """Finds the groups of an answer from left to right, in one pass.
 
     Args:
-        log: Holds the answer and takes the faults.
-        running_text: Words between the groups belong to the answer (a caption); else they are a fault.
+        log: Holds the answer and takes the errors.
+        running_text: Words between the groups belong to the answer (a caption); else they are an error.
     """
 
     def __init__(self, log: ErrorLog, running_text: bool) -> None:
@@ -241,7 +241,7 @@ def read_group(
     """The boxes of a group in original pixels; None if there is not one.
 
     Args:
-        log: Holds the answer and takes the faults.
+        log: Holds the answer and takes the errors.
         group: As found.
         geometry: The image's size.
         allow_none: An empty list (``[]``) says that there are no boxes, and gives ().
@@ -266,7 +266,7 @@ def read_grounded(
     Coordinates without a phrase give an item with an empty one; in running text they give none.
 
     Args:
-        log: Holds the answer and takes the faults.
+        log: Holds the answer and takes the errors.
         geometry: The image's size.
         running_text: See ``Scanner``; then the items say where in the plain text they begin.
         allow_none: See ``read_group``.

@@ -105,8 +105,8 @@ class Layout(Task[LayoutSample, GroundedPhrase]):
             boxes = read_group(log, group, geometry)
             name = self._by_plain_name.get(_plain(group.phrase or ""))
             if name is None:
-                fault = "missing_phrase" if group.phrase is None else "unknown_name"
-                log.add(fault, group.start, group.end, is_repaired=False)
+                kind = "missing_phrase" if group.phrase is None else "unknown_name"
+                log.add(kind, group.start, group.end, is_repaired=False)
             elif boxes is not None:
                 if name != group.phrase:
                     log.add("wording", group.start, group.end, is_repaired=True)

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sphinxkit.formatters import tasks
-from sphinxkit.formatters.tasks import FAULTS, GroundedPhrase, Keypoints
+from sphinxkit.formatters.tasks import ERROR_KINDS, GroundedPhrase, Keypoints
 from sphinxkit.formatters.tasks.base import MAX_ERRORS
 from sphinxkit.geometry import Box, ImageGeometry, Point
 
@@ -257,8 +257,8 @@ def tasks_geometry(rng: random.Random) -> ImageGeometry:
 
 def test_spoilt_answers() -> None:
     kinds = fuzz(20_000, seed=1)
-    assert kinds <= set(FAULTS)
-    assert set(FAULTS) - kinds <= {"gave_up"}  # every fault that is documented does occur
+    assert kinds <= set(ERROR_KINDS)
+    assert set(ERROR_KINDS) - kinds <= {"gave_up"}  # every fault that is documented does occur
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sphinxkit.formatters import tasks
-from sphinxkit.formatters.tasks import FAULTS, GroundedPhrase
+from sphinxkit.formatters.tasks import ERROR_KINDS, GroundedPhrase
 from sphinxkit.formatters.tasks.base import MAX_QUOTE
 from sphinxkit.formatters.tasks.grounding import escape, unescape
 from sphinxkit.geometry import Box, ImageGeometry, Point
@@ -19,7 +19,7 @@ GOOD = Box(100.0, 200.0, 300.0, 400.0)
 
 def faults(result: tasks.ParseResult[Any]) -> list[str]:
     """Kinds of the faults, failures with a "!"."""
-    assert {error.kind for error in result.errors} <= set(FAULTS)
+    assert {error.kind for error in result.errors} <= set(ERROR_KINDS)
     return [error.kind + ("" if error.is_repaired else "!") for error in result.errors]
 
 
