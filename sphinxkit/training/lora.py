@@ -75,7 +75,12 @@ class LoraLinear(nn.Module):
         return down, torch.zeros(self.lora_up.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to ``x`` (..., in)."""
+        """Apply the layer and its update.
+
+        Shape:
+            x: (..., in)
+            return: (..., out)
+        """
         return F.linear(x, self.weight, self.bias) + self.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
 
 

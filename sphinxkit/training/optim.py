@@ -132,8 +132,10 @@ def scale_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: flo
 
     Args:
         parameters: As for ``gradient_norm``.
-        norm: What that gave.
+        norm: Result of ``gradient_norm``.
         limit: Largest norm.
+    Shape:
+        norm: ()
     Source: Pascanu et al., arXiv:1211.5063, algorithm 1; the 1e-6 is torch's ``clip_grad_norm_``.
     """
     factor = (limit / (norm + 1e-6)).clamp(max=1.0)

@@ -162,7 +162,7 @@ class Streams:
                     raise
                 raise TrainingError(
                     f"data.{name}: a worker process died ({str(error).splitlines()[0]}); out of memory, or a file "
-                    "system that hangs? num_workers: 0 reads in the training process and shows the fault"
+                    "system that hangs? num_workers: 0 reads in the training process and shows the error"
                 ) from error
         return StepData(
             batches={name: self.batches(batch.samples) for name, batch in found.items()},

@@ -328,7 +328,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_state_intact(document,
     assert [r["loss"] for r in read_log(Path(plan["output"]))] == pytest.approx(expected, abs=PACKING_ATOL)
 
 
-def test_a_fault_is_told_although_the_disk_is_full_too(document, monkeypatch) -> None:
+def test_an_error_is_told_although_the_disk_is_full_too(document, monkeypatch) -> None:
     plan = TrainPlan(**document(pack_tokens=2000))
     poison(monkeypatch, 5)
     usage = shutil.disk_usage("/")._replace(free=1000)

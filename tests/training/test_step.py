@@ -1,4 +1,4 @@
-"""The step: the public implementation's losses and gradients, sums over batches, faults."""
+"""The step: the public implementation's losses and gradients, sums over batches, errors."""
 
 from __future__ import annotations
 
