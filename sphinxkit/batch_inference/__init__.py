@@ -1,4 +1,4 @@
-"""Many requests answered by continuous batching; and files of them, which a killed run continues."""
+"""Batch inference: continuous batching over many requests, and resumable runs over files of prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a file of prompts to a file of answers, row by row, over several processes, resumable."""
+"""Answers a file of prompts row by row, in several processes, and resumes after a stop."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a rank has done.
+    """Result of one rank.
 
     Args:
-        num_rows: Of the whole input.
-        num_answered: By this rank, now.
-        num_errors: Rows of this rank without an answer, those of earlier runs included.
-        num_skipped: Rows of this rank that were answered before.
+        num_rows: Rows of the whole input.
+        num_answered: Rows that this rank answered in this run.
+        num_errors: Rows of this rank without an answer, including earlier runs.
+        num_skipped: Rows of this rank that earlier runs answered.
         output: Where this rank's answers are: the output file if it is complete, else the rank's part.
-        is_complete: Whether every row of every rank is there, in the input's order.
+        is_complete: Whether the output holds the rows of all ranks, in input order.
     """
 
     num_rows: int
@@ -58,34 +58,33 @@ def answer_file(
     """Answer the rows of a JSON lines file.
 
     A line of the output is ``{"index", "id", "text", "token_ids", "finish_reason", "meta", "request"}``, or
-    ``{"index", "id", "error", "request"}`` for a row that could not be asked; ``id`` and ``meta`` where the row has
-    them. Every line is written and flushed when it is known, to the rank's own part (see ``parts``), in the order in
-    which rows are completed. When all ranks are done the output file holds all rows in the input's order.
+    ``{"index", "id", "error", "request"}`` for a failed row; ``id`` and ``meta`` appear if the row has them. Each line
+    is written and flushed to the rank's own part file (see ``rank_files``) when its row is complete. When all ranks are
+    done, the output file holds all rows in input order.
 
-    Run again after a kill, it repairs a half-written last line and answers what is missing, with any number of ranks.
-    Rows whose image or prompt could not be used are tried again; rows that are no requests are not, as long as they
-    stay as they are. Rows that were added to the input are answered. Answers to a row that has changed since, or by
-    another model or other settings, are an error.
+    A second run repairs a half-written last line and answers the missing rows, with any number of ranks. Rows whose
+    image or prompt failed are tried again. Malformed rows are tried again only if they have changed. Rows added to the
+    input are answered. It is an error if an answered row has changed, or if the model or the settings differ.
 
     Args:
-        model: With a tokenizer.
-        source: Rows; see ``requests.FIELDS``. Image paths are relative to its folder.
-        output: JSON lines.
-        sampling: For what rows do not say; with a ``seed``, row i draws from ``seed + i``; without ``stop``, the
-            template's holds. None: ``Sampling()``.
-        raw: Do not put prompts through the chat template.
-        rank: This process; it takes rows ``rank, rank + world_size, ...``. None: what torchrun says, else 0.
+        model: Must have a tokenizer.
+        source: JSON lines file; see ``requests.FIELDS``. Image paths are relative to its folder.
+        output: JSON lines file to write.
+        sampling: Defaults for rows. With a ``seed``, row i uses ``seed + i``; without ``stop``, the template's stop
+            strings apply. None: ``Sampling()``.
+        raw: Do not apply the chat template to prompts.
+        rank: This process; it answers rows ``rank, rank + world_size, ...``. None: torchrun's rank, else 0.
         world_size: Processes that share the file, each with its own model and the same file system.
-            None: what torchrun says, else 1.
+            None: torchrun's, else 1.
         batch_size: See ``answer_requests``.
         num_workers: See ``answer_requests``.
         num_draft_tokens: See ``answer_requests``.
         truncate: See ``answer_requests``.
-        progress: Called with (rows of this rank that are done, rows of this rank).
+        progress: Called with (finished rows of this rank, all rows of this rank).
     Raises:
-        DataError: The input cannot be read or has no rows; the output is the input, holds something else, answers to
-            other requests, or is being written by another process; ``rank`` is not one of ``world_size``; or as
-            ``answer_requests``.
+        DataError: The input cannot be read or has no rows; the output is the input file, is not an output of this
+            command, belongs to other requests, or is being written by another process; ``rank`` is not below
+            ``world_size``; or as ``answer_requests``.
     """
     source, output = Path(source), Path(output)
     rank = _from_torchrun("RANK", 0) if rank is None else rank
@@ -143,7 +142,7 @@ def _from_torchrun(name: str, default: int) -> int:
 
 
 class _Run:
-    """What one rank has still to do, and what it has done."""
+    """Remaining and finished work of one rank."""
 
     def __init__(
         self,
@@ -161,7 +160,7 @@ class _Run:
         self.num_answered = self.num_errors = self.num_skipped = 0
 
     def requests(self, report: Callable[[dict[str, Any]], None]) -> Iterator[Request]:
-        """This rank's rows that have no answer yet; those that cannot be read are reported on the way."""
+        """Yield this rank's unanswered rows and report malformed ones."""
         for index, line in read_lines(self._source):
             if index % self._world_size != self._rank:
                 continue
@@ -182,7 +181,7 @@ class _Run:
                 self.num_skipped += 1
 
     def fields(self, answered: Answer) -> dict[str, Any]:
-        """What is written of an answer."""
+        """Fields of an answer's output line."""
         request = answered.request
         fields = _named(request.index, request.id)
         if answered.generation is None:

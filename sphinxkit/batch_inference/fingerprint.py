@@ -14,10 +14,10 @@ SAMPLED_VALUES = 64  # of every tensor in a fingerprint: training changes nearly
 
 
 def fingerprint(model: SphinxModel) -> dict[str, str]:
-    """Hashes of values of every tensor, and of recipe and tokenizer.
+    """Hash sampled values of every tensor, the recipe and the tokenizer.
 
     Args:
-        model: Its weights are read at ``SAMPLED_VALUES`` places of every tensor, so that this takes seconds at most.
+        model: ``SAMPLED_VALUES`` values of every tensor are read, so this takes seconds at most.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,4 +1,4 @@
-"""Requests through a running batch: a finished request's place is taken by the next one."""
+"""Continuous batching of requests: a new request takes the place of a finished one."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ NUM_KEPT_IMAGES = 16
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request.
+    """Outcome of a request.
 
     Args:
-        request: What was asked.
-        generation: The answer; None where there is none.
-        error: Why there is none.
+        request: The request.
+        generation: The answer; None after an error.
+        error: Why there is no answer.
     """
 
     request: Request
@@ -51,7 +51,7 @@ class _Images:
         self._tokens: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def expect(self, image: ImageInput | None) -> None:
-        """Begin to load an image that will be asked for."""
+        """Start loading an image."""
         key = _key(image)
         if image is not None and key not in self._loading and key not in self._tokens:
             self._loading[key] = self._pool.submit(self._load, image)
@@ -63,7 +63,7 @@ class _Images:
 
     @torch.no_grad()
     def encode(self, images: Iterable[ImageInput]) -> dict[Hashable, Tensor | SphinxkitError]:
-        """Image tokens (N_img, D), or what is wrong, of images; those that are new are encoded together."""
+        """Image tokens (N_img, D) or the error of each image; new images are encoded together."""
         found: dict[Hashable, Tensor | SphinxkitError] = {}
         pixels: dict[Hashable, Tensor] = {}
         files: set[Hashable] = set()
@@ -111,23 +111,23 @@ def answer_requests(
     truncate: Literal["left"] | None = None,
     on_text: Callable[[Request, str], None] | None = None,
 ) -> Iterator[Answer]:
-    """Answer requests by continuous batching, in the order in which the answers are complete.
+    """Answer requests by continuous batching; yields answers in order of completion.
 
-    At most ``batch_size`` sequences are decoded together. When one is finished, the next request is read in and takes
-    its place, while the others keep theirs. Images are opened and preprocessed in threads, a batch ahead of the model.
-    Every answer is what ``SphinxModel.generate`` gives for the request alone (up to rounding, which only decides ties).
+    At most ``batch_size`` sequences are decoded together; a new request takes the place of a finished one. Threads open
+    and preprocess images one batch ahead of the model. Each answer equals that of ``SphinxModel.generate`` for the
+    request alone (up to ties within rounding).
 
     Args:
-        model: With a tokenizer.
-        requests: Taken as they are needed. None says that there is no request yet: the running ones continue.
-        batch_size: Sequences at once.
+        model: Must have a tokenizer.
+        requests: Iterated lazily. A None item means that no request has arrived yet; running requests continue.
+        batch_size: Maximum number of sequences decoded together.
         num_workers: Threads that load images.
-        num_draft_tokens: Drafts of prompt lookup for greedy requests; see ``generation.Decoder``.
+        num_draft_tokens: Maximum draft length of prompt lookup, for greedy requests; see ``generation.Decoder``.
         truncate: See ``SphinxModel.generate``.
-        on_text: Called with a request and the next piece of its answer, as ``SphinxModel.stream`` yields it.
+        on_text: Called with a request and each piece of its answer; see ``SphinxModel.stream``.
     Raises:
-        DataError: ``batch_size`` or ``num_workers`` is not positive, or there is no tokenizer. What is wrong with a
-            single request stands in its answer.
+        DataError: ``batch_size`` or ``num_workers`` is not positive, or there is no tokenizer. Errors of a single
+            request are reported in its answer.
     """
     for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
         if value < 1:
@@ -142,7 +142,7 @@ def answer_requests(
 
 
 class _Loop:
-    """The state of ``answer_requests``, which has the arguments."""
+    """State of ``answer_requests``; see there for the arguments."""
 
     def __init__(
         self,
@@ -165,11 +165,11 @@ class _Loop:
 
     @property
     def is_done(self) -> bool:
-        """Whether every request has its answer, and there are no more."""
+        """Whether all requests are answered and none are left."""
         return self._is_exhausted and not self._upcoming and not self._running
 
     def step(self, on_text: Callable[[Request, str], None] | None) -> Iterator[Answer]:
-        """Admit requests where there is room, then read prompts or decode."""
+        """Admit requests while there is room, then prefill or decode."""
         self._look_ahead(1 + self._batch_size)
         count = min(self._batch_size - len(self._running), len(self._upcoming))
         newcomers = [self._upcoming.popleft() for _ in range(count)]
@@ -190,7 +190,7 @@ class _Loop:
                 yield Answer(request, error=str(error))
 
     def _look_ahead(self, count: int) -> None:
-        """Take requests until ``count`` are waiting, and begin to load their images."""
+        """Take requests until ``count`` are waiting, and start loading their images."""
         while len(self._upcoming) < count and not self._is_exhausted:
             try:
                 request = next(self._source)
@@ -203,7 +203,7 @@ class _Loop:
             self._images.expect(request.image)
 
     def _admit(self, newcomers: list[Request]) -> Iterator[Answer]:
-        """Encode the newcomers' images together and let them join; yields those that cannot."""
+        """Encode the images of new requests together and add the requests; yields the failed ones."""
         encoded = self._images.encode(request.image for request in newcomers if request.image is not None)
         for request in newcomers:
             image = None if request.image is None else encoded[_key(request.image)]

@@ -1,8 +1,8 @@
-"""The files of a run: a part for every rank while it runs, one file in the input's order when all are done.
+"""Files of a run: one part per rank while it runs, then one file in input order.
 
-``OUT.rank-R-of-W.part`` is what rank R of W is writing or was writing when it was stopped, a line for every row in the
-order in which they were answered; ``OUT.rank-R-of-W.done`` is the same of a rank that has finished. The last rank to
-finish merges everything into ``OUT`` and removes the parts.
+``OUT.rank-R-of-W.part`` holds the answers of rank R of W, one line per row in order of completion, while the rank runs
+or after it was stopped; ``OUT.rank-R-of-W.done`` is the part of a finished rank. The last rank to finish merges
+everything into ``OUT`` and removes the parts.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Line:
     """One line of an output file.
 
     Args:
-        index: The row that it answers.
-        digest: The request that it answers.
-        is_error: Whether it says that the row could not be asked.
-        text: The line, without its end.
+        index: Number of the row.
+        digest: Hash of the request.
+        is_error: Whether the row failed.
+        text: The line, without its newline.
     """
 
     index: int
@@ -40,32 +40,32 @@ class Line:
 
 
 def part_path(output: str | Path, rank: int, world_size: int, is_done: bool = False) -> Path:
-    """Where a rank writes.
+    """Path of a rank's part.
 
     Args:
         output: The final file.
         rank: From 0.
         world_size: Number of ranks.
-        is_done: Of a rank that has finished.
+        is_done: Whether the rank has finished.
     """
     output = Path(output)
     return output.with_name(f"{output.name}.rank-{rank}-of-{world_size}.{'done' if is_done else 'part'}")
 
 
 def find_parts(output: Path) -> list[Path]:
-    """The parts that there are, of this run and of earlier ones with any number of ranks."""
+    """Find existing parts, of this run and of earlier runs with any number of ranks."""
     pattern = re.compile(re.escape(output.name) + r"\.rank-\d+-of-\d+\.(part|done)")
     siblings = output.parent.iterdir() if output.parent.is_dir() else iter(())
     return sorted(path for path in siblings if pattern.fullmatch(path.name))
 
 
 def make_line(fields: dict[str, Any]) -> bytes:
-    """A line as it is written, with its end: valid UTF-8, half a surrogate pair as JSON's own escape."""
+    """Serialise a line with its newline, in valid UTF-8; lone surrogates become JSON escapes."""
     return json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def read_part(path: Path) -> Iterator[Line]:
-    """The whole lines of an output file or a part; a last line without an end is left out.
+    """Read the complete lines of an output file or a part; a last line without a newline is ignored.
 
     Raises:
         DataError: A line is damaged or was not written by this command.
@@ -83,7 +83,7 @@ def read_part(path: Path) -> Iterator[Line]:
 
 
 def read_answers(output: Path) -> dict[int, Line]:
-    """What has been answered so far, in ``output`` and all parts; an answer counts more than an error."""
+    """Collect the answers in ``output`` and all parts; an answer takes precedence over an error."""
     for _ in range(READ_ATTEMPTS):
         found: dict[int, Line] = {}
         try:
@@ -99,7 +99,7 @@ def read_answers(output: Path) -> dict[int, Line]:
 
 @contextmanager
 def open_part(output: Path, rank: int, world_size: int) -> Iterator[BinaryIO]:
-    """This rank's part, to be appended to by this process alone; a half-written last line is cut off.
+    """Open and lock this rank's part for appending; a half-written last line is removed.
 
     Raises:
         DataError: Another process is writing it.

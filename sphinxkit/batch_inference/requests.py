@@ -37,12 +37,13 @@ LLAVA_IGNORED = frozenset({"category"})
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What holds for the rows that do not say otherwise.
+    """Defaults for the rows.
 
     Args:
-        sampling: With a ``seed``, row i of the file draws from ``seed + i``. Without ``stop`` the template's holds.
-        is_raw: Prompts are not put through the chat template.
-        facts: What else an answer depends on (the model, its dtype): a run with other facts does not continue answers.
+        sampling: Sampling options. With a ``seed``, row i of the file uses ``seed + i``. Without ``stop``, the
+            template's stop strings apply.
+        is_raw: Do not apply the chat template to prompts.
+        facts: Further facts that answers depend on (model, dtype); a run with other facts cannot be resumed.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -55,13 +56,13 @@ class Request:
     """One row of the input.
 
     Args:
-        index: Which one, blank lines not counted, from 0.
-        prompt: As the model is to read it.
-        image: What it is about; of a row, a file.
-        sampling: How it is answered.
-        id: The row's own name.
-        meta: Anything; it is copied to the answer.
-        digest: Tells this request from others.
+        index: Row number from 0; blank lines are not counted.
+        prompt: The full prompt.
+        image: The image; in a file's row, a path.
+        sampling: Sampling options.
+        id: The row's ``id``.
+        meta: Any value; copied to the answer.
+        digest: Hash of the request.
     """
 
     index: int
@@ -78,10 +79,10 @@ class BadRow:
     """A row that is not a request.
 
     Args:
-        index: Which one.
-        error: What is wrong with it.
-        id: The row's own name, if it has one.
-        digest: Tells this line from others: it is not reported again as long as it stays as it is.
+        index: Row number.
+        error: What is wrong with the row.
+        id: The row's ``id``, if it has one.
+        digest: Hash of the line; an unchanged line is not reported again.
     """
 
     index: int
@@ -91,7 +92,7 @@ class BadRow:
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """The rows of a JSON lines file as they stand there, numbered from 0; blank lines are left out.
+    """Read the raw rows of a JSON lines file, numbered from 0; blank lines are skipped.
 
     Args:
         path: Of the file.
@@ -112,14 +113,14 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
 def parse_request(
     index: int, line: bytes, defaults: Defaults, chat_prompt: ChatPrompt, folder: Path
 ) -> Request | BadRow:
-    """One row; or what is wrong with it.
+    """Parse one row to a request, or to a ``BadRow`` that says what is wrong.
 
     Args:
-        index: Of the row.
+        index: Row number.
         line: JSON object with ``prompt`` or ``messages``, and any of ``FIELDS``; or a row of LLaVA's question files.
-        defaults: For what the row does not say.
+        defaults: Values for fields that the row lacks.
         chat_prompt: ``SphinxModel.chat_prompt``.
-        folder: That image paths are relative to.
+        folder: Base folder of image paths.
     """
     name: str | int | None = None
     try:

@@ -1,4 +1,4 @@
-"""What a run tells, and to whom: its result, and the calls that loggers, evaluators and reports receive."""
+"""Callbacks of a run, and its result."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class TrainResult:
     """How a run ended.
 
     Args:
-        status: ``done``; ``paused`` at ``stop_after`` or because ``should_stop`` said so; ``interrupted`` by a signal.
-        step: Steps that have been done.
-        num_steps: Of the whole run.
-        folder: Of the run.
-        model: Folder of the exported model, if it was written.
-        signal: That interrupted the run.
+        status: ``done``; ``paused`` by ``stop_after`` or ``should_stop``; ``interrupted`` by a signal.
+        step: Number of finished steps.
+        num_steps: Number of steps of the whole run.
+        folder: Run folder.
+        model: Folder of the exported model, if any.
+        signal: Signal that interrupted the run.
     """
 
     status: Literal["done", "paused", "interrupted"]
@@ -34,7 +34,7 @@ class TrainResult:
 
 
 class Callback:
-    """What a run calls, in its first process only. Subclasses override what they need.
+    """Base class of callbacks. A run calls them in its first process only; subclasses override what they need.
 
     An error that a callback raises ends the run.
     """
@@ -43,30 +43,30 @@ class Callback:
         """Called after every step that is logged.
 
         Args:
-            record: What the log says of the step, with ``num_steps`` and ``seconds_left``.
+            record: The step's log record, plus ``num_steps`` and ``seconds_left``.
         """
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """Called when a checkpoint is complete.
 
         Args:
-            step: Steps that it holds.
-            folder: Of the checkpoint.
+            step: Number of finished steps.
+            folder: Checkpoint folder.
         """
 
     def on_end(self, result: TrainResult | None) -> None:
         """Called once at the end.
 
         Args:
-            result: None: an error ends the run.
+            result: The run's result; None after an error.
         """
 
 
 class ProgressReport(Callback):
-    """One line of text per logged step, and one for the result.
+    """Writes one line of text per logged step, and one for the result.
 
     Args:
-        stream: Where the lines go; None: standard error.
+        stream: Output stream; None: standard error.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -88,10 +88,10 @@ class ProgressReport(Callback):
 
 
 def progress_line(record: Mapping[str, Any]) -> str:
-    """One line about a step.
+    """Format one line about a step.
 
     Args:
-        record: As ``Callback.on_step`` receives it.
+        record: See ``Callback.on_step``.
     """
     place = f"step {record['step'] + 1}/{record['num_steps']}"
     if "skipped" in record:

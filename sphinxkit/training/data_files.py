@@ -1,4 +1,4 @@
-"""Whether the files of a run's data are still those that it read before it stopped."""
+"""Checks that a run's data files have not changed since it stopped."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SAMPLES, SAMPLE_BYTES = 512, 2**20
 
 
 def content_digest(path: Path) -> str:
-    """Changes with the size of a file and its content (of a very large file: that of pieces all over it).
+    """Hash a file's size and content (of a very large file: samples of its content).
 
     Args:
-        path: Of the file.
+        path: The file.
     Raises:
         DataError: It cannot be read.
     """
@@ -41,8 +41,8 @@ def changed_files(paths: Sequence[Path], saved: Sequence[str], current: Sequence
     """The files whose content differs.
 
     Args:
-        paths: Now, in the mixture's order.
-        saved: Digests of the run that stopped; empty: it kept none.
-        current: Digests now.
+        paths: Current files, in the mixture's order.
+        saved: Digests of the stopped run; empty if it saved none.
+        current: Current digests.
     """
     return [path for path, old, new in zip(paths, saved, current, strict=False) if old != new]

@@ -1,4 +1,4 @@
-"""Frozen encoders' features on disk, by the content of the pixels."""
+"""Disk cache of frozen encoders' features, keyed by pixel content."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _describe(value: Any) -> str:
 
 
 def network_digest(module: nn.Module) -> str:
-    """Changes with whatever decides what a network computes: weights, buffers, kinds of layers and their settings.
+    """Hash everything that determines a network's output: weights, buffers, layer types and settings.
 
     Args:
         module: In eval mode.
@@ -72,14 +72,14 @@ _MACHINERY = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_
 
 
 class FeatureCache:
-    """What ``Encoder.forward`` gives, kept in files.
+    """Disk cache of ``Encoder.forward``.
 
-    A file belongs to a network (see ``network_digest``) and the pixels of one view: other weights, another activation,
-    dtype or image have other names. A file that cannot be read is made anew.
+    The file name is a hash of the network (see ``network_digest``) and the pixels of one view, so other weights,
+    activations, dtypes or images use other files. An unreadable file is written again.
 
     Args:
         encoder: Frozen.
-        folder: Of the files; may be shared by encoders, runs and processes.
+        folder: Cache folder; encoders, runs and processes may share it.
     """
 
     def __init__(self, encoder: Encoder, folder: Path) -> None:
@@ -99,7 +99,7 @@ class FeatureCache:
             return None
 
     def __call__(self, pixels: Tensor) -> VisionFeatures:
-        """Features of a batch of views; only those that are not on disk are computed.
+        """Features of a batch of views; only views missing on disk are computed.
 
         Shape:
             pixels: (B, 3, S, S)
@@ -126,11 +126,11 @@ class FeatureCache:
 
 
 def cache_encoders(model: SphinxModel, folder: Path) -> list[FeatureCache]:
-    """Let every frozen encoder of a model look on the disk first.
+    """Add the disk cache to every frozen encoder of a model.
 
     Args:
         model: Changed in place.
-        folder: Of the files.
+        folder: Folder of the files.
     """
     caches = []
     for branch in [] if model.vision is None else model.vision.branches:

@@ -1,7 +1,7 @@
-"""What stops a training run on purpose."""
+"""Errors of training runs."""
 
 from sphinxkit.errors import SphinxkitError
 
 
 class TrainingError(SphinxkitError, RuntimeError):
-    """A run cannot start, go on or be resumed; what was saved before is intact."""
+    """A run cannot start, continue or resume. Earlier checkpoints are intact."""

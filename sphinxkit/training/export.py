@@ -1,4 +1,4 @@
-"""The trained model as ``sphinxkit.load`` reads it."""
+"""Exports the trained model for ``sphinxkit.load``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sphinxkit.training.step import LossModule
 
 
 def export(path: Path, module: LossModule, plan: TrainPlan, dims: ParallelDims, dtype: torch.dtype) -> None:
-    """Write the whole model as ``sphinxkit.load`` reads it; low-rank updates are merged.
+    """Write the whole model for ``sphinxkit.load``; LoRA updates are merged.
 
     Args:
-        path: Folder; it is replaced.
+        path: Folder to write; an existing one is replaced.
         module: The trained model.
-        plan: Whose low-rank updates they are.
-        dims: Every process calls; the first one writes.
-        dtype: Of the written weights.
+        plan: Holds the LoRA settings.
+        dims: Process layout. Every process calls this; the first one writes.
+        dtype: Dtype of the written weights.
     Raises:
         CheckpointError: The disk is full or fails.
     """

@@ -1,4 +1,4 @@
-"""Arithmetic of a step, counted: what the model needs, without what checkpointing computes again."""
+"""Counts a step's FLOPs, without the recomputation of activation checkpointing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:
-    """FLOP/s of a device as its maker states them, or None where that is not known.
+    """Peak FLOP/s of a device as its maker states it; None if unknown.
 
     Args:
-        device: That computes.
+        device: The device.
         dtype: "bfloat16" or "float32".
     """
     if device.type != "cuda" or dtype != "bfloat16":
@@ -28,13 +28,13 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
 
 
 def llm_flops(llm: LlamaModel, lengths: Sequence[int], num_learnt: int, *, is_trained: bool = True) -> float:
-    """FLOPs of the forward and backward pass of a language model over some samples; a multiply-add is two.
+    """FLOPs of a language model's forward and backward pass over some samples; a multiply-add counts as two.
 
     Args:
-        llm: Whose sizes count.
-        lengths: Positions of each sample, image slots included.
-        num_learnt: Positions whose logits are computed.
-        is_trained: Weights have gradients; else only their inputs do.
+        llm: The language model.
+        lengths: Positions of each sample, image tokens included.
+        num_learnt: Number of positions whose logits are computed.
+        is_trained: Whether weights have gradients; if not, only their inputs do.
     """
     head = llm.head_dim
     projections = llm.embed_dim * head * (2 * llm.num_heads + 2 * llm.num_kv_heads)
@@ -46,10 +46,10 @@ def llm_flops(llm: LlamaModel, lengths: Sequence[int], num_learnt: int, *, is_tr
 
 
 def vision_flops(model: SphinxModel) -> float:
-    """FLOPs of turning one image into tokens, forward only; found by following the operators without computing them.
+    """FLOPs of encoding one image, forward only; operators are traced, not run.
 
     Args:
-        model: Before its weights are sharded.
+        model: The model before sharding.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
@@ -68,5 +68,5 @@ def vision_flops(model: SphinxModel) -> float:
 
 
 def utilization(flops: float, seconds: float, peak: float | None, num_devices: int = 1) -> float | None:
-    """Share of the devices' peak that was used, or None where the peak is not known."""
+    """Fraction of the devices' peak FLOP/s that was used; None if the peak is unknown."""
     return None if peak is None or not seconds > 0 or not math.isfinite(flops) else flops / seconds / peak / num_devices

@@ -1,4 +1,4 @@
-"""What ``init_from`` names, opened: checkpoints over each other, or a source for each part of the model."""
+"""Opens the sources in ``init_from``: layered checkpoints, or one source per model part."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _PARTS: Mapping[str, Callable[[str], bool]] = {
 
 @dataclass(frozen=True)
 class InitSources:
-    """Where a run's first weights come from.
+    """Sources of a run's initial weights.
 
     Args:
-        sources: In order; a later one's tensors cover an earlier one's.
-        tokenizer_path: Of the first checkpoint that has one.
-        recipe: Of the model, with the activations that came with its encoders' weights.
+        sources: Checkpoints in order; later tensors override earlier ones.
+        tokenizer_path: Tokenizer of the first checkpoint that has one.
+        recipe: The model's recipe, with the activations that its encoders' weights require.
     """
 
     sources: tuple[TensorSource, ...]
@@ -43,15 +43,15 @@ class InitSources:
 def open_init_sources(
     init_from: str | Sequence[str] | Mapping[str, str] | None, recipe: Recipe, folder: Path | None, stack: ExitStack
 ) -> InitSources:
-    """Open what a plan starts from.
+    """Open the sources of a plan's initial weights.
 
     Args:
-        init_from: Of the plan.
-        recipe: Of the model.
-        folder: That relative paths may be relative to.
-        stack: Files stay open until it is left.
+        init_from: The plan's ``init_from``.
+        recipe: The model's recipe.
+        folder: Base folder of relative paths.
+        stack: Keeps the files open until it exits.
     Raises:
-        CheckpointError: A source cannot be read, does not fit, or holds nothing of its part.
+        CheckpointError: A source cannot be read, does not fit, or has no weights of its part.
         RecipeError: A part that the model does not have.
     """
     if isinstance(init_from, Mapping):

@@ -1,4 +1,4 @@
-"""Weights that a run starts from: several checkpoints laid over each other, drawn where none holds a tensor."""
+"""Initial weights of a run: layered checkpoints; missing tensors are drawn at random."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHUNK_BYTES = 2**30  # of whole tensors that are spread over processes at a tim
 
 
 class LayeredSource:
-    """Several checkpoints as one; a later one's tensors cover an earlier one's.
+    """Several checkpoints as one; later tensors override earlier ones.
 
     Args:
         sources: In order.
@@ -76,10 +76,10 @@ def _encoder_prefixes(recipe: Recipe) -> Iterator[str]:
 
 
 def has_every_part(recipe: Recipe, source: LayeredSource) -> bool:
-    """Whether checkpoints hold a language model and every encoder, or some tensor of each.
+    """Whether the checkpoints have at least some tensors of the language model and of every encoder.
 
     Args:
-        recipe: Of the model, whose encoders count.
+        recipe: The model's recipe, which lists the encoders.
         source: The checkpoints.
     """
     keys = source.keys()
@@ -87,13 +87,13 @@ def has_every_part(recipe: Recipe, source: LayeredSource) -> bool:
 
 
 def check_missing(model: SphinxModel, missing: Sequence[str], plan: TrainPlan, *, has_sources: bool) -> None:
-    """Random projectors are what pre-training starts from; random frozen encoders or half a language model are not.
+    """Refuse random weights in frozen encoders and in parts of a language model; random projectors are allowed.
 
     Args:
-        model: To be filled.
-        missing: Names that no checkpoint holds.
-        plan: What may be random.
-        has_sources: Whether there is a checkpoint at all.
+        model: The model to fill.
+        missing: Names of tensors that no checkpoint has.
+        plan: Says which parts may be random.
+        has_sources: Whether any checkpoint is given.
     Raises:
         TrainingError: A frozen encoder or the language model has no weights.
         CheckpointError: A part of the language model has none.
@@ -113,13 +113,13 @@ def check_missing(model: SphinxModel, missing: Sequence[str], plan: TrainPlan, *
 
 
 def fill_vision(model: SphinxModel, source: LayeredSource, device: torch.device, plan: TrainPlan) -> None:
-    """Give the vision tower of a model on the meta device its memory: drawn, then filled from the checkpoints.
+    """Materialise the vision tower of a meta-device model: initialise at random, then load the checkpoints.
 
     Args:
         model: Changed in place.
-        source: Holds every encoder; projectors and image delimiters may be missing.
-        device: Of the weights.
-        plan: Frozen encoders take its dtype.
+        source: Must have every encoder; projectors and image delimiters may be missing.
+        device: Device of the weights.
+        plan: Sets the dtype of frozen encoders.
     Raises:
         CheckpointError: An encoder is not complete, or a shape does not fit.
     """
@@ -150,12 +150,12 @@ def fill_vision(model: SphinxModel, source: LayeredSource, device: torch.device,
 
 
 def fill_language_model(model: SphinxModel, source: LayeredSource, device: torch.device) -> None:
-    """Give the language model of a model on the meta device its weights; low-rank updates stay where they are.
+    """Load the language model of a meta-device model; LoRA factors stay on their device.
 
     Args:
         model: Changed in place.
-        source: Holds the language model.
-        device: Of the weights.
+        source: Must have the language model.
+        device: Device of the weights.
     Raises:
         CheckpointError: A shape does not fit.
     """
@@ -163,12 +163,12 @@ def fill_language_model(model: SphinxModel, source: LayeredSource, device: torch
 
 
 def spread_language_model(module: LossModule, source: LayeredSource, seed: int) -> None:
-    """Give every process its shards of every tensor of the language model and of its low-rank updates.
+    """Distribute the tensors of the language model and its LoRA factors: every process gets its shards.
 
     Args:
-        module: Sharded, with memory.
-        source: Holds the language model.
-        seed: Of the low-rank updates; every process draws the same.
+        module: Sharded and materialised.
+        source: Must have the language model.
+        seed: Random seed of the LoRA factors, equal in every process.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 

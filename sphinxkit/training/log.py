@@ -1,4 +1,4 @@
-"""What a run writes down: one JSON line for each step, TensorBoard on request, a plot of the losses at the end."""
+"""Logs of a run: JSON lines per step, optional TensorBoard files, a loss plot at the end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PLOT_FILE = "loss.png"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run, oldest first; an unfinished last line (of a killed run) is left out.
+    """Read the log records of a run, oldest first; an incomplete last line (of a killed run) is ignored.
 
     Args:
-        folder: Of the run.
+        folder: Run folder.
     """
     path = folder / LOG_FILE
     records = []
@@ -38,8 +38,8 @@ class RunLog(Callback):
     """The log of one run: one JSON line for each logged step.
 
     Args:
-        folder: Of the run.
-        first_step: Records of this step and later ones are dropped: a resumed run does these steps again.
+        folder: Run folder.
+        first_step: Records from this step on are dropped, because a resumed run repeats these steps.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
@@ -50,7 +50,7 @@ class RunLog(Callback):
         self._file = (folder / LOG_FILE).open("a", encoding="utf-8")
 
     def on_step(self, record: Mapping[str, Any]) -> None:
-        """Add a record; it is on its way to the disk when this returns.
+        """Append a record and flush it.
 
         Args:
             record: Plain data with ``step``.
@@ -73,7 +73,7 @@ class TensorBoard(Callback):
     """TensorBoard files with every number of the log.
 
     Args:
-        folder: Of the run; the files are below ``tensorboard``.
+        folder: Run folder; the files are below ``tensorboard``.
     Raises:
         TrainingError: TensorBoard is not installed.
     """
@@ -103,10 +103,10 @@ class TensorBoard(Callback):
 
 
 class LossPlot(Callback):
-    """The plot of the losses, drawn when the run is done.
+    """Draws the loss plot at the end of the run.
 
     Args:
-        folder: Of the run.
+        folder: Run folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -119,10 +119,10 @@ class LossPlot(Callback):
 
 
 def plot_losses(folder: Path) -> Path | None:
-    """Draw the losses of a run, in all and by stream, and the learning rate below.
+    """Plot the total loss, the loss of each stream, and the learning rate below.
 
     Args:
-        folder: Of the run.
+        folder: Run folder.
     Returns:
         The picture's path; None without matplotlib (the extra ``plot``) or without records.
     """

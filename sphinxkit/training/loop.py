@@ -1,4 +1,4 @@
-"""The steps of a run: read, learn, log, save, from its start or from where it stopped to its end."""
+"""The training loop: read, update, log, save; starts or resumes a run."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ MAX_SKIPPED = 10  # steps in a row without an update before a run stops; our cho
 
 
 class TrainLoop:
-    """A run that is ready for its next step.
+    """A run, ready for its next step.
 
     Args:
-        plan: What to do.
-        recipe: Of the model.
-        dims: The processes.
-        folder: That relative paths of the plan may be relative to.
-        resume: Whether a former run in the output folder may be resumed.
+        plan: The training plan.
+        recipe: The model's recipe.
+        dims: Process layout.
+        folder: Base folder of the plan's relative paths.
+        resume: Whether to resume a previous run in the output folder.
         callbacks: Called in the first process, after the run's own log.
     Raises:
         TrainingError: The run cannot start or be resumed.
-        RecipeError, CheckpointError, DataError: As its parts.
+        RecipeError, CheckpointError, DataError: The recipe, a checkpoint or the data are not valid.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class TrainLoop:
             self.callbacks += [RunLog(self.output, self.step), *boards, LossPlot(self.output), *callbacks]
 
     def run(self, signals: Signals, should_stop: Callable[[], bool] | None = None) -> TrainResult:
-        """All steps that are left.
+        """Run the remaining steps.
 
         Args:
-            signals: That may have asked the run to stop.
-            should_stop: Asked after every step.
+            signals: Stop signals.
+            should_stop: Called after every step.
         """
         result: TrainResult | None = None
         try:
@@ -137,7 +137,7 @@ class TrainLoop:
         return self.dims.any(asked or signals.received is not None)
 
     def _do_step(self) -> tuple[dict[str, Any], StepData]:
-        """One step: what the log says of its losses, with ``skipped`` if it updated nothing; and its data."""
+        """Run one step; returns the log entry of its losses (with ``skipped`` if nothing was updated) and its data."""
         started = time.perf_counter()
         torch.manual_seed(derive_key(self.plan.seed, self.step, self.dims.dp_rank))
         data = self._read()
@@ -160,7 +160,7 @@ class TrainLoop:
         return record, data
 
     def _read(self) -> StepData:
-        """This process's data; an error in one process is raised in all."""
+        """Read this process's data; an error in one process is raised in all."""
         error: SphinxkitError | None = None
         data = StepData({}, {}, [])
         try:
@@ -179,7 +179,7 @@ class TrainLoop:
                 callback.on_step(record | {"num_steps": self.num_steps, "seconds_left": left})
 
     def _rescue(self) -> str:
-        """Save the state before the step that failed; says what came of it."""
+        """Save the state from before the failed step; returns a message about the outcome."""
         try:
             self._save(wait=True)
         except TrainingError as error:

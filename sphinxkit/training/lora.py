@@ -1,4 +1,4 @@
-"""Low-rank updates of linear layers: trained beside a frozen matrix, and merged into it for export."""
+"""LoRA: low-rank updates of frozen linear layers, merged into them for export."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _DOWN, _UP = "lora_down", "lora_up"
 
 
 def lora_scale(rank: int, alpha: float) -> float:
-    """Factor on a low-rank update: ``alpha / rank``, for the layer and for the merged matrix.
+    """Scale of a LoRA update: ``alpha / rank``. Used in the layer and in the merge.
 
     Args:
-        rank: R.
-        alpha: As the plan says.
+        rank: Rank R of the update.
+        alpha: The plan's ``alpha``.
     Source: LoRA, arXiv:2106.09685, section 4.1.
     """
     return alpha / rank
 
 
 def is_factor(name: str) -> bool:
-    """Whether a parameter's name is that of a low-rank factor.
+    """Whether a parameter is a LoRA factor.
 
     Args:
         name: With or without its path.
@@ -39,11 +39,11 @@ def is_factor(name: str) -> bool:
 class LoraLinear(nn.Module):
     """A frozen linear layer plus ``scale * up(down(x))``.
 
-    The factors hold anything until ``draw_factors`` or ``init_weights`` is called; then the update is 0.
+    The factors are uninitialised until ``draw_factors`` or ``init_weights`` is called; then the update is 0.
 
     Args:
-        linear: The layer; its weight and bias keep their names and are frozen.
-        rank: R.
+        linear: The layer to wrap. Its weight and bias keep their names and are frozen.
+        rank: Rank R of the update.
         alpha: The scale is ``alpha / rank``.
     Shape:
         x: (..., in)
@@ -63,13 +63,13 @@ class LoraLinear(nn.Module):
         self.lora_up = nn.Parameter(linear.weight.new_empty(linear.out_features, rank))
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw ``lora_down`` as torch draws linear layers (our choice) and set ``lora_up`` to 0."""
+        """Initialise ``lora_down`` as torch initialises linear layers (our choice) and ``lora_up`` to 0."""
         with torch.no_grad():
             for parameter, value in zip((self.lora_down, self.lora_up), self._initial(generator), strict=True):
                 parameter.copy_(value)
 
     def _initial(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Whole factors on the CPU, whatever device or process holds the layer's own."""
+        """Full factors on the CPU, for any device and sharding of the layer."""
         bound = 1 / math.sqrt(self.lora_down.shape[1])
         down = torch.empty(self.lora_down.shape).uniform_(-bound, bound, generator=generator)
         return down, torch.zeros(self.lora_up.shape)
@@ -85,13 +85,13 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(module: nn.Module, plan: LoraPlan) -> None:
-    """Replace the targeted linear layers below ``module``; their factors are not drawn yet.
+    """Replace the targeted linear layers below ``module``; their factors are not initialised yet.
 
     Args:
-        module: Changed in place; everything in it but the factors is frozen.
+        module: Changed in place; everything except the factors is frozen.
         plan: Rank, scale and targets.
     Raises:
-        RecipeError: A target names no linear layer.
+        RecipeError: A target matches no linear layer.
     """
     module.requires_grad_(False)
     found = set()
@@ -106,11 +106,11 @@ def add_lora(module: nn.Module, plan: LoraPlan) -> None:
 
 
 def initial_factors(module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and whole initial value of every factor below ``module``, the same in every process.
+    """Yield name and full initial value of every factor below ``module``, equal in every process.
 
     Args:
-        module: With low-rank layers, sharded or not, on any device.
-        seed: Each layer draws from it and its own name.
+        module: Has LoRA layers; sharded or not, on any device.
+        seed: Random seed; combined with each layer's name.
     """
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLinear):
@@ -121,7 +121,7 @@ def initial_factors(module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]
 
 
 def draw_factors(module: nn.Module, seed: int) -> None:
-    """Give every factor below ``module`` its initial value.
+    """Initialise every factor below ``module``.
 
     Args:
         module: Not sharded, not on the meta device.
@@ -133,11 +133,11 @@ def draw_factors(module: nn.Module, seed: int) -> None:
 
 
 def merge_lora(tensors: Mapping[str, Tensor], plan: LoraPlan) -> dict[str, Tensor]:
-    """A state dict with every update added to its matrix, under the names that it had before.
+    """Merge every update into its matrix; returns a state dict with the original names.
 
     Args:
         tensors: Whole tensors by name.
-        plan: Whose scale it is.
+        plan: Holds the scale.
     Shape:
         tensors: each as in ``LoraLinear``
     """

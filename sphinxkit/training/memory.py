@@ -1,4 +1,4 @@
-"""How much memory each process of a training run will take, before anything is loaded."""
+"""Predicts the memory of each process of a training run, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _MASTER = 4  # bytes of a float32 weight; its gradient takes as much, each of th
 
 @dataclass(frozen=True, slots=True)
 class TrainingMemory:
-    """Bytes that one process takes, by purpose.
+    """Memory of one process in bytes, by purpose.
 
     Args:
-        weights: Its part of the float32 weights, and the encoders, of which every process has all.
-        gradients: Its part.
-        optimizer: Its part of the moments: two of AdamW's, one of Muon's.
-        gathered: Weights and gradients that are whole while a layer computes, in ``dtype``, and one layer's gradients
-            in float32 on their way to their parts. 0 where nothing is sharded.
-        activations: The most that a forward and backward pass of one packed row hold beside the weights.
-        row_tokens: Of that row.
-        row_images: In that row.
+        weights: The process's shard of the float32 weights, and all encoders.
+        gradients: The process's shard.
+        optimizer: The process's shard of the moments: two for AdamW, one for Muon.
+        gathered: Unsharded weights and gradients of the running layers in ``dtype``, and one layer's gradients in
+            float32 before they are reduced. 0 without sharding.
+        activations: Peak of a forward and backward pass of one packed row, without weights.
+        row_tokens: Tokens of that row.
+        row_images: Images of that row.
     """
 
     weights: int
@@ -47,26 +47,26 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """Everything at once."""
+        """Sum of all purposes."""
         return self.weights + self.gradients + self.optimizer + self.gathered + self.activations
 
 
 def estimate_training(
     plan: TrainPlan, *, processes: int = 1, text_tokens: int = 128, folder: Path | None = None
 ) -> TrainingMemory:
-    """Predict what a run takes in each of its processes. Nothing is computed, and no weights are made.
+    """Predict the memory of each process of a run. No weights are allocated and nothing is computed.
 
-    The activations are found by following every operator of the real model, forward and backward, on tensors without
-    memory. They are those of full rows of samples with an image each. Tensor parallelism is taken to share weights, not
-    activations, so that with it the estimate is an upper bound. What an allocator adds is not in it.
+    Activations are found by tracing the real model, forward and backward, on tensors without memory, for full rows of
+    samples with one image each. Tensor parallelism is assumed to shard weights but not activations, so the estimate is
+    then an upper bound. Allocator overhead is not included.
 
     Args:
-        plan: The run.
-        processes: That torchrun starts.
-        text_tokens: Of a sample, beside its image; how many images a row has depends on it.
-        folder: That the path of the model's recipe may be relative to.
+        plan: The training plan.
+        processes: Number of processes that torchrun starts.
+        text_tokens: Text tokens of a sample; it determines the number of images per row.
+        folder: Base folder of the model recipe's path.
     Raises:
-        RecipeError: The model's recipe is not valid, or has none of the parts to be trained.
+        RecipeError: The model's recipe is not valid, or has none of the trained parts.
         TrainingError: The sizes do not fit the processes.
         DataError: A count is out of range.
     """
@@ -104,7 +104,7 @@ def estimate_training(
 
 
 def _gathered_bytes(model: SphinxModel, trained: set[int], dtype: torch.dtype, tp: int) -> int:
-    """The root's weights are whole from the forward to the backward pass; two layers' are, one of them coming in."""
+    """The root's weights stay unsharded from forward to backward; two layers are unsharded, one of them prefetched."""
     layer = list(model.llm.layers[0].parameters())
     apart = {id(p) for block in model.llm.layers for p in block.parameters()}
     shared = {id(p) for p in model.llm.parameters()} | trained
@@ -117,7 +117,7 @@ def _gathered_bytes(model: SphinxModel, trained: set[int], dtype: torch.dtype, t
 def _activation_bytes(
     model: SphinxModel, plan: TrainPlan, dtype: torch.dtype, tokens: int, images: int, learnt: int
 ) -> int:
-    """The peak of a row's passes; the gradients of weights go as soon as they are there."""
+    """Peak of a row's passes; weight gradients are freed as soon as they are computed."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     llm = model.llm

@@ -1,4 +1,4 @@
-"""What the log says of a step: counts over all processes, speed, utilisation, totals of the run."""
+"""Metrics of a step: counts over all processes, speed, utilisation, totals of the run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class StepMeter:
     """Measures steps and adds them up.
 
     Args:
-        plan: The run.
-        model: Before its encoders are cached.
-        dims: The processes.
+        plan: The training plan.
+        model: The model before ``cache_encoders``.
+        dims: Process layout.
     """
 
     def __init__(self, plan: TrainPlan, model: SphinxModel, dims: ParallelDims) -> None:
@@ -35,11 +35,11 @@ class StepMeter:
         self.totals: dict[str, float] = dict.fromkeys(counted, 0.0)
 
     def measure(self, data: StepData, seconds: float, *, is_skipped: bool) -> dict[str, Any]:
-        """What the log says of a step beside its losses; every process calls it.
+        """Metrics of a step other than its losses; every process must call it.
 
         Args:
-            data: This process's part of the step's data.
-            seconds: That the step took.
+            data: This process's data of the step.
+            seconds: Duration of the step.
             is_skipped: Whether it updated nothing.
         """
         batches = [batch for group in data.batches.values() for batch in group]
@@ -72,11 +72,11 @@ class StepMeter:
         return record
 
     def _gather_data(self, value: Any) -> list[Any]:
-        """A value of every process that reads other data, once for those that read the same."""
+        """Gather one value from each data-parallel rank."""
         return list(dict(self.dims.gather((self.dims.dp_rank, value))).values())
 
     def _digest(self, ids: Mapping[str, Iterable[str]]) -> str:
-        """Of the samples of all processes, however many they are: the sum of the samples' hashes."""
+        """Sum of the samples' hashes over all processes; independent of the number of processes."""
         total = sum(_hash(stream, name) for stream, names in ids.items() for name in names)
         signed = torch.tensor(_as_signed(total), dtype=torch.int64, device=self.dims.device)
         return f"{int(self.dims.reduce(signed)) % 2**64:016x}"
@@ -87,5 +87,5 @@ def _hash(*parts: str) -> int:
 
 
 def _as_signed(value: int) -> int:
-    """The 64-bit whole number that is equal modulo 2**64; sums wrap around likewise."""
+    """The signed 64-bit integer equal modulo 2**64; sums wrap around in the same way."""
     return (value + 2**63) % 2**64 - 2**63

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal, for the matrices inside a network; AdamW for all else."""
+"""Muon (orthogonalised momentum) for hidden matrices, AdamW for all other parameters."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ RMS = 0.2  # of an update at a learning rate of 1, about AdamW's. Source: Moonli
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """About the nearest matrices whose singular values are all 1 (they come out between 0.7 and 1.2).
+    """Approximately orthogonalise matrices: singular values end between 0.7 and 1.2.
 
     Args:
-        matrices: A batch of them; one of zeros stays as it is.
+        matrices: Batch of matrices; a zero matrix is unchanged.
     Shape:
         matrices: (N, A, B)
         return: (N, A, B) bfloat16
@@ -38,7 +38,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """What this process holds of it, which is all where it shares with nobody; changes in place reach the tensor."""
+    """The local shard of a tensor, or all of it if unsharded; in-place changes reach the tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -47,7 +47,7 @@ def _is_shared(parameter: Tensor) -> bool:
 
 
 def _own_part(moved: Tensor, parameter: DTensor) -> Tensor:
-    """``orthogonalize`` of a matrix of which each process holds a part: all make it whole and keep theirs."""
+    """``orthogonalize`` a sharded matrix: every process gathers it and keeps its shard of the result."""
     mesh, placements = parameter.device_mesh, parameter.placements
     shape, stride = parameter.shape, parameter.stride()
     matrix = DTensor.from_local(moved, mesh, placements, run_check=False, shape=shape, stride=stride).full_tensor()
@@ -56,16 +56,16 @@ def _own_part(moved: Tensor, parameter: DTensor) -> Tensor:
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW whose groups with ``muon: True`` follow Muon instead; those hold matrices only.
+    """AdamW, with Muon for the groups that have ``muon: True``; those may hold matrices only.
 
-    Muon's updates are scaled to AdamW's size, so both take the same learning rate. Where processes share a matrix, each
-    gathers it, computes the whole update and keeps its part.
+    Muon's updates are scaled to AdamW's size, so both use the same learning rate. For a sharded matrix, every process
+    gathers it, computes the full update and keeps its shard.
 
     Args:
-        groups: Of parameters, each with ``muon``.
-        options: AdamW's.
+        groups: Parameter groups, each with ``muon``.
+        options: Options of AdamW.
     Raises:
-        TrainingError: A group of Muon's holds something else than matrices.
+        TrainingError: A Muon group has parameters that are not matrices.
     Source: Keller Jordan, Muon, 2024; Moonlight, arXiv:2502.16982.
     """
 

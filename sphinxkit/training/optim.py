@@ -15,16 +15,16 @@ from sphinxkit.training.plan import TrainPlan
 
 
 def learning_rate(step: int, num_steps: int, peak: float, *, warmup_ratio: float = 0.03, minimum: float = 0.0) -> float:
-    """Learning rate of a step: a straight rise, then half a cosine down to ``minimum``.
+    """Learning rate of a step: linear warm-up, then cosine decay to ``minimum``.
 
-    A pure function, so a resumed run needs no state for it.
+    It is a pure function, so a resumed run needs no scheduler state.
 
     Args:
-        step: From 0.
-        num_steps: Of the whole run.
-        peak: Reached by the last step of the rise.
-        warmup_ratio: Share of the steps that rise, rounded up to whole steps.
-        minimum: Approached at the end.
+        step: Step number from 0.
+        num_steps: Number of steps of the whole run.
+        peak: Peak learning rate, reached at the last warm-up step.
+        warmup_ratio: Fraction of warm-up steps, rounded up to whole steps.
+        minimum: Final learning rate of the decay.
     Source: SGDR, arXiv:1608.03983, equation 5, one period, with warm-up.
     """
     rising = math.ceil(warmup_ratio * num_steps)
@@ -38,7 +38,7 @@ def hidden_matrices(llm: LlamaModel) -> list[nn.Parameter]:
     """The matrices of a language model's layers: all but its embedding and its output.
 
     Args:
-        llm: Whose they are.
+        llm: The language model.
     """
     return [parameter for parameter in llm.layers.parameters() if parameter.ndim == 2]
 
@@ -46,15 +46,15 @@ def hidden_matrices(llm: LlamaModel) -> list[nn.Parameter]:
 def make_optimizer(
     parts: Mapping[str, Sequence[nn.Parameter]], plan: TrainPlan, matrices: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """The plan's optimiser over the trained parts; matrices are decayed, vectors are not.
+    """Make the plan's optimiser for the trained parts. Weight decay applies to matrices, not to vectors.
 
     Args:
         parts: Trained parameters by part.
         plan: Optimiser, betas, eps, weight decay and each part's factor on the learning rate (kept in the group's
             ``lr_scale``).
-        matrices: What Muon may have, if it is asked for; AdamW has the rest.
+        matrices: Parameters for Muon, if the plan uses it; AdamW takes the rest.
     Raises:
-        TrainingError: Muon is asked for, and the matrices are shared among processes.
+        TrainingError: The plan uses Muon and the matrices are split by tensor parallelism.
     """
     is_muon = plan.optimizer == "muon"
     chosen_ids = {id(parameter) for parameter in matrices} if is_muon else set()
@@ -75,11 +75,11 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its learning rate.
+    """Set the learning rate of every group.
 
     Args:
         optimizer: From ``make_optimizer``.
-        rate: Before the groups' own factors.
+        rate: Learning rate before the groups' factors.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
@@ -89,10 +89,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Euclidean norm of all gradients together, in float32; the same on every process.
 
-    Sharded gradients are summed over the processes that hold their parts; replicated ones are counted once.
+    Sharded gradients are summed over their processes; replicated ones count once.
 
     Args:
-        parameters: Those without a gradient are left out.
+        parameters: Parameters; those without a gradient are ignored.
     Returns:
         A scalar.
     """
@@ -131,9 +131,9 @@ def scale_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: flo
     """Shrink all gradients so that their norm is at most ``limit``.
 
     Args:
-        parameters: As for ``gradient_norm``.
+        parameters: See ``gradient_norm``.
         norm: Result of ``gradient_norm``.
-        limit: Largest norm.
+        limit: Maximum norm.
     Shape:
         norm: ()
     Source: Pascanu et al., arXiv:1211.5063, algorithm 1; the 1e-6 is torch's ``clip_grad_norm_``.

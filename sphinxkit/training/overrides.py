@@ -1,4 +1,4 @@
-"""A plan from whatever names one, with some of its keys replaced."""
+"""Reads a plan and applies overrides."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _FLOAT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # YAML 1.1 wants a dot in 
 def read_plan(
     recipe: str | Path | Mapping[str, Any] | Recipe | TrainPlan, overrides: Overrides | None = None
 ) -> tuple[TrainPlan, Path | None]:
-    """The plan of a recipe of kind train, and the folder that its paths may be relative to.
+    """Read the plan of a train recipe; returns it with the base folder of its paths.
 
     Args:
         recipe: A shipped name, a file, a document, a recipe, or a plan.
-        overrides: Keys that are replaced.
+        overrides: Keys to replace.
     Raises:
         RecipeError: There is no such recipe, it is of another kind, an override is not possible, or the recipe is not
             valid with it.
@@ -39,11 +39,11 @@ def read_plan(
 
 
 def override(document: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
-    """A document with some keys replaced.
+    """Return a document with some keys replaced.
 
     Args:
-        document: Of a recipe; it is not changed.
-        overrides: A dot in a key goes one level down.
+        document: Recipe document; not changed.
+        overrides: Keys to replace; a dot separates levels.
     Raises:
         RecipeError: A setting without ``=``, a value that is not YAML, or a key below something that has no keys.
     """

@@ -1,4 +1,4 @@
-"""The processes of a run: how many share what, their device mesh and groups."""
+"""Parallel layout of a run: rank, device mesh and process groups."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ParallelDims:
     """Rank, device mesh and process groups of one process.
 
     Args:
-        rank: Of all processes.
+        rank: Global rank.
         size: Number of processes.
-        device: That this process computes on.
-        mesh: Dimensions dp_replicate, dp_shard and tp; None: one process without a group.
-        data_mesh: The processes that read different data: dp_replicate and dp_shard in one dimension.
-        checkpoint_group: For the collectives of checkpoints that are written while training goes on.
+        device: Device of this process.
+        mesh: Device mesh with dimensions dp_replicate, dp_shard and tp; None: one process without a group.
+        data_mesh: Data-parallel processes: dp_replicate and dp_shard as one dimension.
+        checkpoint_group: Process group of asynchronous checkpoints.
     """
 
     rank: int
@@ -50,22 +50,22 @@ class ParallelDims:
 
     @property
     def dp_rank(self) -> int:
-        """Which part of every batch this process reads."""
+        """Data-parallel rank: the part of every batch that this process reads."""
         return 0 if self.data_mesh is None else self.data_mesh.get_local_rank()
 
     @property
     def dp_size(self) -> int:
-        """Number of parts that a batch is cut into."""
+        """Data-parallel size: the number of parts of a batch."""
         return 1 if self.data_mesh is None else self.data_mesh.size()
 
     @property
     def tp_size(self) -> int:
-        """Number of processes that share every matrix."""
+        """Tensor-parallel size: the number of processes that share every matrix."""
         return 1 if self.mesh is None else self.mesh["tp"].size()
 
     @property
     def fsdp_mesh(self) -> DeviceMesh:
-        """What the weights are sharded over: (dp_replicate, dp_shard), or dp_shard alone.
+        """Mesh over which FSDP shards the weights: (dp_replicate, dp_shard), or dp_shard alone.
 
         Raises:
             TrainingError: There is no mesh.
@@ -75,7 +75,7 @@ class ParallelDims:
         return self.mesh["dp_replicate", "dp_shard"] if self.mesh["dp_replicate"].size() > 1 else self.mesh["dp_shard"]
 
     def reduce(self, values: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-        """Reduce over the processes that read different data; ``values`` is changed in place.
+        """Reduce over the data-parallel processes; ``values`` is changed in place.
 
         Shape:
             values: any
@@ -94,7 +94,7 @@ class ParallelDims:
         return bool(value)
 
     def gather(self, value: Any) -> list[Any]:
-        """A picklable value of every process, by rank."""
+        """Gather a picklable value from every process, by rank."""
         if self.mesh is None or self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -102,10 +102,10 @@ class ParallelDims:
         return values
 
     def raise_any(self, error: BaseException | None) -> None:
-        """Raise in every process what one of them met, so that none waits for ever.
+        """Raise the error of one process in every process, so that none waits forever.
 
         Args:
-            error: Of this process, or None.
+            error: Error of this process, or None.
         """
         if self.any(error is not None):
             raise next(found for found in self.gather(error) if found is not None)
@@ -132,7 +132,7 @@ def count_processes(environment: Mapping[str, str]) -> int:
     """The number of processes that torchrun started; 1 without torchrun.
 
     Args:
-        environment: The variables of this process.
+        environment: Environment variables of this process.
     Raises:
         TrainingError: Slurm started several processes without torchrun: each would train alone, in one folder.
     """
@@ -156,7 +156,7 @@ def mesh_sizes(plan: TrainPlan, num_processes: int) -> tuple[int, int, int]:
 
     Args:
         plan: The sizes asked for.
-        num_processes: That were started.
+        num_processes: Number of started processes.
     Raises:
         TrainingError: They do not fit the number of processes.
     """
@@ -171,10 +171,10 @@ def mesh_sizes(plan: TrainPlan, num_processes: int) -> tuple[int, int, int]:
 
 
 def check_heads(plan: TrainPlan, num_heads: int, num_kv_heads: int) -> None:
-    """Refuse a tensor parallelism that does not divide the heads.
+    """Raise if tensor parallelism does not divide the number of heads.
 
     Args:
-        plan: Its ``tensor_parallel``.
+        plan: Holds ``tensor_parallel``.
         num_heads: Query heads of the language model.
         num_kv_heads: Its key and value heads.
     Raises:
@@ -189,7 +189,7 @@ def check_heads(plan: TrainPlan, num_heads: int, num_kv_heads: int) -> None:
 
 @contextmanager
 def open_parallel_dims(plan: TrainPlan) -> Iterator[ParallelDims]:
-    """Join the processes that torchrun started, and leave them at the end.
+    """Join the process group that torchrun started; leave it at the end.
 
     A single process in float32 needs no group. A single process in bfloat16 is a group of one: FSDP casts its float32
     weights, as it does for many processes.

@@ -18,13 +18,13 @@ _FORBID: Mapping[str, str] = {"extra": "forbid"}
 
 @dataclass
 class StreamPlan:
-    """One stream of batches: every step takes one batch of each stream.
+    """One data stream; every step takes one batch from each stream.
 
     Args:
         mixture: A mixture recipe: shipped name, file, or the document itself; its ``batch_size`` is this stream's.
-            Or ``{type: "package.module:builder", option: value, ...}`` for a mixture that is not made of files.
-        batch_size: Samples of it in a step, over all processes.
-        weight: Of its mean loss; the step's loss is the weighted mean over the streams.
+            Or ``{type: "package.module:builder", option: value, ...}`` for a mixture without files.
+        batch_size: Samples per step, over all processes.
+        weight: Weight of its mean loss; the step's loss is the weighted mean over the streams.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = _FORBID
@@ -36,12 +36,12 @@ class StreamPlan:
 
 @dataclass
 class LoraPlan:
-    """Low-rank updates of the language model's matrices, which stay frozen themselves.
+    """LoRA: low-rank updates of the language model's frozen matrices.
 
     Args:
-        rank: Of an update.
+        rank: Rank of an update.
         alpha: An update is scaled by ``alpha / rank``.
-        targets: Names of the linear layers that get one: the last part of their path.
+        targets: Names of the linear layers to update (last part of the module path).
 
     Source: LoRA, arXiv:2106.09685, section 4.1.
     """
@@ -59,60 +59,60 @@ class LoraPlan:
 class TrainPlan:
     """A stage of training.
 
-    Defaults that SPHINX's fine-tuning scripts publish: AdamW with betas 0.9 and 0.95, peak learning rate 2e-5 falling
-    by a cosine to 0 after 3 % of warm-up, no weight decay, gradients clipped at 8, bfloat16, one epoch, frozen
-    encoders. The other defaults are our choice, and so is every one of them where a plan is for pre-training.
+    Defaults published in SPHINX's fine-tuning scripts: AdamW with betas 0.9 and 0.95, peak learning rate 2e-5 with
+    cosine decay to 0 after 3 % warm-up, no weight decay, gradients clipped at 8, bfloat16, one epoch, frozen encoders.
+    All other defaults are our choice. For pre-training, every default is our choice.
 
     Args:
         model: A model recipe: shipped name, file, or the document itself.
-        data: Streams of batches by name; the first one's epochs are counted.
-        data_root: Folder that the mixtures' paths are relative to; "": the working folder.
-        output: Folder of the run: log, checkpoints, exported model.
-        init_from: Checkpoint, or several, to start from (what ``sphinxkit.load`` takes); later ones override, and each
-            may hold a part only (a LLaMA). Or a source for each part: ``llm``, ``encoders``, ``projectors`` and
-            ``image_delimiters`` take a checkpoint; an encoder by its type takes public weights as
+        data: Data streams by name; ``epochs`` counts the first one.
+        data_root: Base folder of the mixtures' paths; "": the working folder.
+        output: Run folder: log, checkpoints, exported model.
+        init_from: One or more checkpoints to start from (anything ``sphinxkit.load`` takes). Later ones override
+            earlier ones, and each may hold only a part (a LLaMA). Or one source per part: ``llm``, ``encoders``,
+            ``projectors`` and ``image_delimiters`` take a checkpoint; an encoder by its type takes public weights as
             ``encoders.load_weights`` does (``"pretrained"``, a file or folder, ``hf://org/repo``); ``encoders:
-            pretrained`` takes every encoder's own. What no source holds is random.
-        allow_random_encoders: Let frozen encoders have random weights (for tests).
-        tokenizer: SentencePiece model; None takes the recipe's or the first checkpoint's.
+            pretrained`` loads every encoder's own public weights. Tensors without a source are random.
+        allow_random_encoders: Allow random weights in frozen encoders (for tests).
+        tokenizer: SentencePiece model; None: the recipe's or the first checkpoint's.
         steps: Number of steps; None: ``epochs`` of the first stream.
-        epochs: Of the first stream.
-        train: Parts that are trained, of llm, projectors, image_delimiters, encoders.
-        lora: Train low-rank updates instead of the language model's own weights.
-        dtype: Of the computation; weights, gradients and their sums over processes are float32.
-        optimizer: ``adamw``, or ``muon`` for the matrices of the language model's layers and AdamW for all else.
+        epochs: Epochs of the first stream.
+        train: Trained parts, from llm, projectors, image_delimiters, encoders.
+        lora: Train LoRA updates instead of the language model's own weights.
+        dtype: Compute dtype. Weights, gradients and gradient reductions are float32.
+        optimizer: ``adamw``, or ``muon`` (Muon for the matrices of the language model's layers, AdamW for the rest).
         lr: Peak learning rate.
-        min_lr: Where the cosine ends.
-        warmup_ratio: Share of the steps in which the learning rate rises.
-        betas: Of AdamW.
-        eps: Of AdamW.
-        weight_decay: On matrices; vectors have none.
-        max_grad_norm: Largest norm of all gradients together; None: no limit.
-        lr_scale: Factor on the learning rate of a part.
-        max_tokens: Longest sample, image tokens included; None: the model's limit.
-        packing: Pack samples into rows of ``pack_tokens`` without padding; else pad ``micro_batch_size`` rows.
+        min_lr: Final learning rate of the cosine.
+        warmup_ratio: Fraction of warm-up steps.
+        betas: Betas of AdamW.
+        eps: Epsilon of AdamW.
+        weight_decay: Weight decay of matrices; vectors have none.
+        max_grad_norm: Gradient clipping: maximum global norm; None: no limit.
+        lr_scale: Factor on the learning rate, by part.
+        max_tokens: Maximum length of a sample, image tokens included; None: the model's limit.
+        packing: Pack samples into rows of ``pack_tokens`` without padding. False: pad batches of ``micro_batch_size``.
         pack_tokens: Tokens of a packed row.
         micro_batch_size: Samples of a padded batch.
         device: auto, cpu or cuda.
-        dp_replicate: Groups of processes that each hold all weights and share the data (HSDP); 1: one group.
-        dp_shard: Processes of a group, which share its weights and the data (FSDP2); None: all that are left.
-        tensor_parallel: Processes that share every matrix.
-        activation_checkpointing: Compute the layers again in the backward pass instead of keeping their activations.
+        dp_replicate: Number of replica groups (HSDP); each group holds all weights. 1: one group.
+        dp_shard: Processes per group over which weights are sharded (FSDP2); None: all remaining processes.
+        tensor_parallel: Tensor-parallel size: processes that share every matrix.
+        activation_checkpointing: Recompute the layers in the backward pass instead of storing activations.
         compile: torch.compile of the feed-forward layers and norms. (Attention's pattern differs in every step.)
         encoder_cache: Folder for the frozen encoders' features; None: compute them every time.
-        num_workers: Processes that read each stream; 0: read in the training process.
-        seed: Of random weights and everything else that is drawn.
+        num_workers: Reader processes per stream; 0: read in the training process.
+        seed: Random seed of weights, data order and everything else random.
         save_every: Steps between checkpoints; None: at the end only.
-        keep_checkpoints: How many of the newest are kept.
-        async_save: Write while training goes on.
-        stop_after: Save and stop at this step, with the schedule of all steps; for slices of a long run.
-        log_every: Steps between lines of the log.
-        tensorboard: Write TensorBoard files too.
-        export: Write the model at the end, as ``sphinxkit.load`` reads it.
+        keep_checkpoints: Number of newest checkpoints to keep.
+        async_save: Write checkpoints in the background during training.
+        stop_after: Save and stop at this step; the schedule still covers all steps. For running a long run in slices.
+        log_every: Steps between log lines.
+        tensorboard: Also write TensorBoard files.
+        export: Write the final model for ``sphinxkit.load``.
         peak_flops: FLOP/s of one device in ``dtype``, for the utilisation; None: known for some GPUs.
-        on_nonfinite: At a loss or gradient that is not finite: ``stop`` the run, or ``skip`` the step and log it.
+        on_nonfinite: On a non-finite loss or gradient: ``stop`` the run, or ``skip`` the step and log it.
     Raises:
-        RecipeError: Values that contradict each other; every one is listed.
+        RecipeError: Values contradict each other; the message lists every contradiction.
 
     Source: SPHINX, arXiv:2311.07575, appendix; LLaMA2-Accessory, SPHINX's fine-tuning scripts.
     """
@@ -218,7 +218,7 @@ class TrainPlan:
         return errors
 
     def document(self) -> dict[str, Any]:
-        """The plan as plain data, with ``kind``; what is saved beside the checkpoints."""
+        """The plan as plain data, with ``kind``; saved beside the checkpoints."""
         return {"kind": "train", **asdict(self), "betas": list(self.betas)}
 
 

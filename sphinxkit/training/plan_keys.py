@@ -1,4 +1,4 @@
-"""Keys of a training recipe: what older ones were called, and which may change when a run resumes."""
+"""Keys of a training recipe: former names, and keys that may change on resume."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ FREE_KEYS = frozenset(
 
 
 def translate_saved(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan of a saved run, with today's names.
+    """Translate the plan of a saved run to the current key names.
 
     Args:
-        document: As it lies beside a checkpoint, with the names of the time when it was written.
+        document: Plan beside a checkpoint, possibly with former key names.
     """
     found = {RENAMED_KEYS.get(key, key): value for key, value in document.items()}
     if isinstance(found.get("train"), list):
@@ -57,14 +57,14 @@ def _translate_stream(stream: Any) -> Any:
 
 
 def changed_keys(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between the plan of a saved run and the one that is to resume it, as ``key: old -> new``.
+    """Differences between the plan of a saved run and the plan that resumes it, as ``key: old -> new``.
 
-    ``FREE_KEYS`` do not count.
+    ``FREE_KEYS`` are ignored.
 
     Args:
-        saved: The document beside the checkpoint.
-        current: The document now.
-        prefix: Of the keys, for nested mappings.
+        saved: Plan beside the checkpoint.
+        current: Current plan.
+        prefix: Prefix of the keys in nested mappings.
     """
     lines = []
     for key in sorted(set(saved) | set(current), key=str):
@@ -82,9 +82,9 @@ def part_errors(key: str, parts: Iterable[str], known: Iterable[str]) -> list[st
     """One message for each part that does not exist.
 
     Args:
-        key: That lists them.
+        key: Key that lists the parts.
         parts: Their names.
-        known: Those that exist.
+        known: Valid names.
     """
     from sphinxkit.registry import suggest
 

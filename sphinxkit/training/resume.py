@@ -15,15 +15,15 @@ from sphinxkit.training.state import RunStore
 
 
 def find_resume_step(store: RunStore, output: Path, document: Mapping[str, Any], *, resume: bool) -> int:
-    """The step that a run goes on from; 0: from its start.
+    """The step from which a run resumes; 0: start a new run.
 
     Args:
         store: The run's checkpoints.
         output: Folder of the run, for messages.
-        document: ``plan`` and ``model`` of the run that is to go on.
-        resume: Whether it may go on.
+        document: ``plan`` and ``model`` of the current run.
+        resume: Whether resuming is allowed.
     Raises:
-        TrainingError: There is a former run and it may not go on, or its plan or model differs.
+        TrainingError: There is a previous run and resuming is not allowed, or its plan or model differs.
     """
     steps = store.steps()
     if not steps:

@@ -1,7 +1,8 @@
-"""Weights and optimiser state in torch's distributed checkpoint format, read without running anything.
+"""Weights and optimiser state in torch's distributed checkpoint format, read without executing code.
 
-torch reads ``.metadata`` and plain values with a full unpickler, which calls whatever a file names. Here the first is
-read by an unpickler that knows the names of a checkpoint and no others, the second with ``weights_only=True``.
+torch reads ``.metadata`` and plain values with a full unpickler, which can call any function that a file names. This
+module reads ``.metadata`` with an unpickler limited to the names of a checkpoint, and plain values with
+``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def _without_group_warning() -> Iterator[None]:
 
 
 def model_state(module: LossModule) -> dict[str, Any]:
-    """The trained weights of a module, as sharded tensors.
+    """Trained weights of a module, as sharded tensors.
 
     Args:
         module: Sharded or not.
@@ -96,7 +97,7 @@ def optimizer_state(module: LossModule, optimizer: torch.optim.Optimizer) -> dic
     """The state of an optimiser, by parameter name.
 
     Args:
-        module: Whose parameters it updates.
+        module: Owner of the optimised parameters.
         optimizer: Before or after its first step.
     """
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
@@ -105,12 +106,12 @@ def optimizer_state(module: LossModule, optimizer: torch.optim.Optimizer) -> dic
 
 
 def write_state(state: dict[str, Any], folder: Path, dims: ParallelDims) -> None:
-    """Write a state dict; every process writes its part.
+    """Write a state dict; every process writes its shards.
 
     Args:
         state: Nested dicts of tensors and plain values.
-        folder: Of the files.
-        dims: The processes.
+        folder: Folder of the files.
+        dims: Process layout.
     """
     from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -124,16 +125,16 @@ def write_state(state: dict[str, Any], folder: Path, dims: ParallelDims) -> None
 
 
 def read_state(folder: Path, module: LossModule, optimizer: torch.optim.Optimizer, dims: ParallelDims) -> None:
-    """Fill weights and optimiser from files that any number of processes wrote.
+    """Load weights and optimiser state; the number of processes may differ from that at saving.
 
     Args:
-        folder: Of the files.
+        folder: Folder of the files.
         module: Changed in place.
         optimizer: Changed in place.
-        dims: The processes.
+        dims: Process layout.
     Raises:
-        CheckpointError: A file names what no checkpoint consists of.
-        Exception: Of many kinds, from torch, where a file is damaged or of another model.
+        CheckpointError: A file names a type or function that checkpoints do not use.
+        Exception: Various torch errors if a file is damaged or belongs to another model.
     """
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,

@@ -27,23 +27,23 @@ def train(
     callbacks: Sequence[Callback] = (),
     resume: bool = True,
 ) -> TrainResult:
-    """Train as a recipe says, and resume a former run in the same output folder.
+    """Train from a recipe; resumes a previous run in the same output folder.
 
-    Every process that torchrun started calls this. In the output folder, the log is ``log.jsonl``, checkpoints are
-    below ``checkpoints/``, the model that ``sphinxkit.load`` reads is ``model/``, the plot of the losses is
-    ``loss.png``. In the main thread SIGTERM and SIGINT end the run after the step, with its state saved.
+    Every process that torchrun started calls this. The output folder holds the log ``log.jsonl``, checkpoints in
+    ``checkpoints/``, the exported model in ``model/`` (for ``sphinxkit.load``) and the loss plot ``loss.png``. In the
+    main thread, SIGTERM and SIGINT save the state and end the run after the current step.
 
     Args:
-        recipe: Of kind train: a shipped name, a file, a document, a ``Recipe`` or a ``TrainPlan``.
-        overrides: Keys of the recipe that are replaced: ``{"lr": 1e-4, "data.text.weight": 0.5}``, or the command
+        recipe: Train recipe: a shipped name, a file, a document, a ``Recipe`` or a ``TrainPlan``.
+        overrides: Recipe keys to replace: ``{"lr": 1e-4, "data.text.weight": 0.5}``, or the command
             line's ``["lr=1e-4"]``.
-        should_stop: Asked after every step; the run saves its state and returns when it says True in any process. The
-            same call resumes it.
+        should_stop: Called after every step. If it returns True in any process, the run saves its state and returns.
+            The same call resumes it.
         callbacks: Called in the first process, in order, after the run's own log.
-        resume: Whether a former run in the output folder is resumed; else it is an error.
+        resume: Resume a previous run in the output folder; False: a previous run is an error.
     Raises:
-        TrainingError: The run cannot start, be resumed or go on; or another process trains in the same folder.
-        RecipeError, CheckpointError, DataError: As its parts.
+        TrainingError: The run cannot start, resume or continue; or another process trains in the same folder.
+        RecipeError, CheckpointError, DataError: The recipe, a checkpoint or the data are not valid.
     """
     plan, folder = read_plan(recipe, overrides)
     model_recipe = find_recipe(plan, folder)
@@ -55,7 +55,7 @@ def train(
 
 
 def _lock(stack: ExitStack, output: Path, dims: ParallelDims) -> None:
-    """The first process holds the folder's lock for all."""
+    """The first process locks the folder for all."""
     error: TrainingError | None = None
     if dims.is_main:
         try:

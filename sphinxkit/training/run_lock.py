@@ -1,4 +1,4 @@
-"""One run per folder: a lock that the system releases when its process ends."""
+"""One run per folder: a file lock that the system releases when its process ends."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def _describe(holder: str) -> str:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder.
+    """Lock a run folder.
 
-    The lock is the system's (``flock``): it works between containers and, on most network file systems, between
-    machines, and a killed process leaves nothing behind that must be removed.
+    The lock is a system lock (``flock``). It works between containers and, on most network file systems, between
+    machines. A killed process leaves no stale lock.
 
     Args:
-        folder: Of the run; it is made if there is none.
+        folder: Run folder; created if missing.
     Raises:
         TrainingError: Another process holds it (the message names it), or the folder cannot be written.
     """

@@ -1,4 +1,4 @@
-"""How a model is split among processes: tensor parallelism, sharded weights, checkpointed layers."""
+"""Parallelises a model: tensor parallelism, sharded weights, activation checkpointing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _tensor_plan(llm: LlamaModel) -> dict[str, Any]:
 
 
 def checkpoint_layer(layer: nn.Module) -> None:
-    """Let a layer compute again in the backward pass what it does not keep; changed in place."""
+    """Apply activation checkpointing to a layer, in place."""
     from torch.utils.checkpoint import checkpoint
 
     forward = layer.forward
@@ -46,14 +46,14 @@ def checkpoint_layer(layer: nn.Module) -> None:
 
 
 def _compile_layer(layer: nn.Module) -> None:
-    """Compile what does not depend on the packing."""
+    """Compile the parts that do not depend on the packing."""
     for name in ("attention_norm", "mlp_norm", "mlp"):
         part = layer.get_submodule(name)
         part.forward = torch.compile(part.forward, dynamic=True)
 
 
 def _attend_plainly(encoder: nn.Module) -> None:
-    """Let an encoder that a CPU trains in 16 bit attend by matrix products in float32.
+    """Use float32 matrix products for attention in an encoder trained on a CPU in 16 bit.
 
     torch's fused CPU kernel has a backward pass that takes 5 times as long in bfloat16 as in float32 (65 tokens of 4
     heads of 32 channels); products and softmax in float32 take a third of the time for both passes, and are more exact.
@@ -70,16 +70,16 @@ def _attend_plainly(encoder: nn.Module) -> None:
 
 
 def _need_gradient(module: nn.Module, inputs: Any, output: Tensor) -> None:
-    """Let the backward pass go through every layer of a frozen model, also where a batch has no image.
+    """Make the backward pass go through every layer of a frozen model, even for a batch without images.
 
-    Processes gather weights in the backward pass together; a process whose text wants no gradient would not take part.
+    All processes gather weights in the backward pass; a process whose text needs no gradient would not take part.
     """
     if torch.is_grad_enabled():
         output.requires_grad_(True)
 
 
 def _attend_in_blocks(llm: LlamaModel) -> None:
-    """Where the recipe leaves the choice to us: the backward pass of torch's attention is slow on a CPU in bfloat16."""
+    """Use block-wise attention if the recipe does not choose: torch's backward pass is slow on a CPU in bfloat16."""
     if llm.attention == "auto":
         from sphinxkit.acceleration import BlockedAttention
 
@@ -87,16 +87,16 @@ def _attend_in_blocks(llm: LlamaModel) -> None:
 
 
 def parallelize(root: nn.Module, llm: LlamaModel, dims: ParallelDims, plan: TrainPlan) -> None:
-    """Split matrices and weights among the processes and prepare the layers, in place.
+    """Shard matrices and weights over the processes and prepare the layers, in place.
 
-    Every process keeps all frozen parameters outside of the language model (encoders), so that a process without images
-    does not wait for one that has some.
+    Frozen parameters outside the language model (encoders) are replicated, so a process without images never waits for
+    one with images.
 
     Args:
-        root: Its ``forward`` is the training loss; holds ``llm`` and everything else.
+        root: Module whose ``forward`` is the training loss; contains ``llm``.
         llm: May be on the meta device.
         dims: Rank, mesh and process groups.
-        plan: Checkpointing, compilation, dtype.
+        plan: Sets checkpointing, compilation and dtype.
     """
     if dims.mesh is not None and dims.tp_size > 1:
         from torch.distributed.tensor.parallel import parallelize_module
@@ -129,11 +129,11 @@ def parallelize(root: nn.Module, llm: LlamaModel, dims: ParallelDims, plan: Trai
 
 
 def materialize(root: nn.Module, device: torch.device) -> None:
-    """Give memory to what is still on the meta device, and to nothing else.
+    """Allocate memory for tensors that are still on the meta device.
 
     Args:
-        root: Changed in place; the new memory holds anything.
-        device: Of the new memory.
+        root: Changed in place; new tensors are uninitialised.
+        device: Device of the new tensors.
     """
     root._apply(  # type: ignore[no-untyped-call]
         lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor

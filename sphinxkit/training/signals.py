@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, remembered until the step is over."""
+"""Stop signals, handled at the end of the step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Signals:
-    """Remembers SIGTERM and SIGINT until the step is over; the second one acts at once."""
+    """Remembers SIGTERM and SIGINT until the end of the step; a second signal acts at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -23,7 +23,7 @@ class Signals:
 
     @contextmanager
     def caught(self) -> Iterator[Signals]:
-        """Until the end of the ``with`` block; outside the main thread, where none arrive, nothing is done."""
+        """Catch signals inside the ``with`` block; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

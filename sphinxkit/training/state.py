@@ -67,7 +67,7 @@ def _local_bytes(value: Any) -> int:
 
 
 def _snapshot(value: Any) -> Any:
-    """Copies of everything that lies on the CPU, for writing while training goes on."""
+    """Copies of all CPU tensors, for writing during training."""
     if isinstance(value, Tensor):
         return value.detach().clone() if value.device.type == "cpu" else value
     if isinstance(value, Mapping):
@@ -79,9 +79,9 @@ class RunStore:
     """The checkpoints of one run.
 
     Args:
-        folder: Holds ``step-N`` folders.
-        dims: The processes.
-        keep_checkpoints: How many of the newest are kept.
+        folder: Folder of the ``step-N`` folders.
+        dims: Process layout.
+        keep_checkpoints: Number of newest checkpoints to keep.
         on_complete: Called in the first process with the step and folder of every complete checkpoint.
     """
 
@@ -101,7 +101,7 @@ class RunStore:
         dims.barrier()
 
     def steps(self) -> list[int]:
-        """Steps that can be resumed from, oldest first."""
+        """Steps with a complete checkpoint, oldest first."""
         found = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.glob("step-*"))
         return sorted(int(match.group(1)) for match in found if match)
 
@@ -113,7 +113,7 @@ class RunStore:
         return self.folder / f".step-{step:08d}{_PARTIAL}"
 
     def run(self, step: int) -> dict[str, Any]:
-        """What ``save`` was given as ``run``.
+        """The ``run`` data given to ``save``.
 
         Raises:
             TrainingError: The file is damaged.
@@ -131,16 +131,16 @@ class RunStore:
     def save(
         self, step: int, module: LossModule, optimizer: torch.optim.Optimizer, run: Mapping[str, Any], *, wait: bool
     ) -> None:
-        """Write a checkpoint; a former one that is still being written is finished first.
+        """Write a checkpoint; a pending asynchronous one is finished first.
 
         Args:
-            step: Steps that have been done.
-            module: Whose trained weights are saved.
-            optimizer: Whose state is saved.
+            step: Number of finished steps.
+            module: Module with the trained weights.
+            optimizer: The optimiser.
             run: Plain data.
-            wait: Return when it is complete; else when it is copied.
+            wait: Return when the checkpoint is complete; False: when its data are copied.
         Raises:
-            TrainingError: The disk is full or fails; the checkpoints before are intact.
+            TrainingError: The disk is full or fails; earlier checkpoints are intact.
         """
         self.finish()
         state = {"model": model_state(module), "optimizer": optimizer_state(module, optimizer)}
@@ -217,10 +217,10 @@ class RunStore:
         return TrainingError(f"the checkpoint of step {step} could not be written to {self.folder}: {reason}; {before}")
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written.
+        """Wait for the pending checkpoint.
 
         Raises:
-            TrainingError: It failed; the checkpoints before are intact.
+            TrainingError: Writing failed; earlier checkpoints are intact.
         """
         if self._pending is None:
             return
@@ -234,23 +234,23 @@ class RunStore:
         self._tell(step)
 
     def poll(self) -> None:
-        """Complete the checkpoint that is being written if every process has written its part.
+        """Complete the pending checkpoint if every process has written its part.
 
         Raises:
-            TrainingError: It failed; the checkpoints before are intact.
+            TrainingError: Writing failed; earlier checkpoints are intact.
         """
         if self._pending is not None and not self.dims.any(not self._pending[1].done()):
             self.finish()
 
     def load(self, step: int, module: LossModule, optimizer: torch.optim.Optimizer) -> None:
-        """Fill weights and optimiser from a checkpoint that any number of processes wrote.
+        """Load weights and optimiser state; the number of processes may differ from that at saving.
 
         Args:
-            step: Which.
+            step: Step of the checkpoint.
             module: Changed in place.
             optimizer: Changed in place.
         Raises:
-            TrainingError: It is damaged or of another model.
+            TrainingError: The checkpoint is damaged or belongs to another model.
         """
         try:
             read_state(self.path(step), module, optimizer, self.dims)

@@ -1,4 +1,4 @@
-"""One step: losses of all streams, weighted by tokens whatever the batches' sizes, gradients, and the update."""
+"""One training step: token-weighted losses of all streams, gradients and the update."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NonFiniteError(TrainingError):
 
 
 class LossModule(nn.Module):
-    """The model with its loss as ``forward``, which is what weights are gathered for when they are sharded.
+    """The model with its loss as ``forward``, so that FSDP gathers weights for the loss.
 
     Args:
         model: Names of parameters are its own behind ``model.``.
@@ -33,10 +33,10 @@ class LossModule(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> Tensor:
-        """Sum of the cross entropy over the learnt tokens of a batch.
+        """Sum of the cross entropy over the labelled tokens of a batch.
 
-        Every trained parameter takes part in every batch, with or without an image, used by its encoder or not:
-        processes put their gradients together, so all must have the same ones.
+        Every trained parameter takes part in every batch, with or without images, because all processes must reduce the
+        same gradients.
         """
         rows = batch.image_rows if batch.pixels is not None else None
         total, _ = self.model.loss(batch.token_ids, batch.labels, batch.pixels, rows, batch.seq_lens, reduction="none")
@@ -48,12 +48,12 @@ class LossModule(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class StepLosses:
-    """What a step's forward passes gave, over all processes.
+    """Losses of a step, over all processes.
 
     Args:
-        loss: The weighted mean of the streams' means; what the gradients are of. None: no stream had a token to learn.
-        streams: Mean loss per learnt token of each stream that had any.
-        num_learnt: Learnt tokens of each stream.
+        loss: Weighted mean of the streams' means; the gradients belong to it. None: no stream had a token in the loss.
+        streams: Mean loss per token of each stream with tokens in the loss.
+        num_learnt: Tokens in the loss of each stream.
     """
 
     loss: float | None
@@ -62,23 +62,23 @@ class StepLosses:
 
 
 def _idle_batch(device: torch.device) -> Batch:
-    """Teaches nothing; keeps a process that has fewer batches in step with the others."""
+    """A batch without loss; keeps a process with fewer batches in step with the others."""
     ids = torch.zeros(1, 2, dtype=torch.long, device=device)
     return Batch(ids, torch.full_like(ids, IGNORE_INDEX), ())
 
 
 class TrainStep:
-    """Gradients of any number of batches as of one large one, and the update.
+    """Accumulates gradients over batches as for one large batch, and updates the weights.
 
-    The loss is ``sum_s w_s mean_s / sum_s w_s``: the mean over all learnt tokens of each stream s, over all batches and
-    processes, weighted by stream.
+    The loss is ``sum_s w_s mean_s / sum_s w_s``: the mean over all tokens in the loss of each stream s, over all
+    batches and processes, weighted by stream.
 
     Args:
         module: The loss; sharded or not.
-        optimizer: Over the trained parameters.
-        dims: The processes.
-        weights: Of the streams.
-        max_grad_norm: Largest norm of the gradients; None: no limit.
+        optimizer: Optimiser of the trained parameters.
+        dims: Process layout.
+        weights: Weights of the streams.
+        max_grad_norm: Maximum gradient norm; None: no limit.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class TrainStep:
         """Add the gradients of one step.
 
         Args:
-            batches: This process's batches of every stream, any number of them; every process names the same streams.
+            batches: Any number of this process's batches, by stream; every process must name the same streams.
         Raises:
-            NonFiniteError: A loss is not finite; names the samples of the batches it came from.
+            NonFiniteError: A loss is not finite; the message names the samples.
         """
         names = list(self.weights)
         dims = self.dims

@@ -1,4 +1,4 @@
-"""Streams of batches: what every step reads, packed or padded, and where each stream stands."""
+"""Data streams: packed or padded batches of every step, and each stream's position."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def open_mixture(stream: StreamPlan, data_root: str = "", folder: Path | None = 
     """The mixture of a stream, with the stream's batch size.
 
     Args:
-        stream: Names it.
+        stream: Names the mixture.
         data_root: Folder that the mixture's paths are relative to; "": the working folder.
-        folder: That the path of the mixture's recipe may be relative to.
+        folder: Base folder of the mixture recipe's path.
     Raises:
         RecipeError: It is not a valid mixture recipe.
         DataError: Its files cannot be read.
@@ -52,14 +52,14 @@ def open_mixture(stream: StreamPlan, data_root: str = "", folder: Path | None = 
 
 @dataclass(frozen=True, slots=True)
 class StepData:
-    """One process's part of a step's data.
+    """One process's data of a step.
 
     Args:
-        batches: Of every stream.
-        ids: Of the samples, by stream.
-        lengths: Positions of each sample, image slots included.
+        batches: Batches of every stream.
+        ids: Ids of the samples, by stream.
+        lengths: Positions of each sample, image tokens included.
         bad: Samples that could not be used.
-        skipped: Samples that were left out for their length.
+        skipped: Samples skipped because of their length.
         truncated: Ids of the samples that were cut to fit.
     """
 
@@ -75,11 +75,11 @@ class Streams:
     """All streams of a run, read in step.
 
     Args:
-        plan: Which, and how they are packed.
-        model: Whose tokenizer, template and image size count.
-        num_image_tokens: Slots that one of its images takes.
-        dims: Who shares the batches.
-        folder: That relative paths may be relative to.
+        plan: Lists the streams and the packing.
+        model: Provides tokenizer, template and image size.
+        num_image_tokens: Tokens of one image.
+        dims: Process layout.
+        folder: Base folder of relative paths.
     Raises:
         RecipeError: A mixture is not valid.
         DataError: A mixture cannot be read.
@@ -131,10 +131,10 @@ class Streams:
 
     @property
     def num_steps(self) -> int:
-        """Of the whole run: as the plan says, or the first stream's epochs.
+        """Number of steps of the run: the plan's, or that of the first stream's epochs.
 
         Raises:
-            TrainingError: The epochs hold no step.
+            TrainingError: The epochs are too short for one step.
         """
         if self.plan.steps is not None:
             return self.plan.steps
@@ -186,20 +186,20 @@ class Streams:
         return [collate_packed([examples[index] for index in row]) for row in rows]
 
     def close(self) -> None:
-        """Stop the reading processes; ``read`` starts them again where each stream stands."""
+        """Stop the reader processes; ``read`` starts them again at each stream's position."""
         for iterator in self._iterators.values():
             iterator.close()
         self._iterators.clear()
 
     def state(self) -> dict[str, Any]:
-        """Where every stream stands; good for any number of processes."""
+        """Position of every stream, valid for any number of processes."""
         return {name: {**loader.state_dict(), "files": self._digests[name]} for name, loader in self.loaders.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Resume from a state.
 
         Raises:
-            TrainingError: A stream's data are other than those of the state.
+            TrainingError: A stream's data differ from those of the state.
         """
         self.close()
         for name, loader in self.loaders.items():

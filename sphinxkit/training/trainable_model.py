@@ -1,4 +1,4 @@
-"""The model that a plan trains: built once, filled from checkpoints, frozen and split among the processes."""
+"""The model of a plan: built once, loaded from checkpoints, frozen and sharded."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from sphinxkit.training.step import LossModule
 
 @dataclass(frozen=True)
 class TrainableModel:
-    """What a run trains.
+    """The model of a run.
 
     Args:
-        module: The loss, sharded among the processes.
-        parts: Trained parameters by part; "lora" for low-rank updates.
-        random: Names that no checkpoint held.
-        num_image_tokens: Positions that one image takes.
+        module: The loss module, sharded over the processes.
+        parts: Trained parameters by part; "lora" for LoRA factors.
+        random: Names of tensors that no checkpoint has.
+        num_image_tokens: Tokens of one image.
     """
 
     module: LossModule
@@ -56,7 +56,7 @@ class TrainableModel:
 
 
 def part_parameters(model: SphinxModel, names: Iterable[str] = PARTS) -> dict[str, list[nn.Parameter]]:
-    """The parameters of some parts; parts that the model lacks are left out.
+    """The parameters of some parts; parts that the model lacks are ignored.
 
     Args:
         model: Sharded or not.
@@ -75,11 +75,11 @@ def part_parameters(model: SphinxModel, names: Iterable[str] = PARTS) -> dict[st
 
 
 def choose_trained(model: SphinxModel, plan: TrainPlan) -> dict[str, list[nn.Parameter]]:
-    """Freeze everything but the plan's parts and set train and eval modes.
+    """Freeze everything except the plan's parts and set train and eval modes.
 
     Args:
         model: Changed in place.
-        plan: Which parts, and low-rank updates, whose factors are not drawn yet.
+        plan: Names the parts and LoRA updates, whose factors are not initialised yet.
     Returns:
         The trained parameters by part.
     Raises:
@@ -108,7 +108,7 @@ def find_recipe(plan: TrainPlan, folder: Path | None = None) -> Recipe:
 
     Args:
         plan: Names it.
-        folder: That a path may be relative to: of the plan's own file.
+        folder: Base folder of a relative path: the folder of the plan's file.
     Raises:
         RecipeError: There is none, or it is not valid.
     """
@@ -116,20 +116,20 @@ def find_recipe(plan: TrainPlan, folder: Path | None = None) -> Recipe:
 
 
 def build_trainable(plan: TrainPlan, recipe: Recipe, dims: ParallelDims, folder: Path | None = None) -> TrainableModel:
-    """Build the model once, fill it and split it among the processes.
+    """Build the model, load its weights and shard it.
 
-    It is built on the meta device where the checkpoints hold a language model and every encoder, so that no process
-    ever holds the whole language model; else on the device, with random weights.
+    If the checkpoints have a language model and every encoder, it is built on the meta device, so no process ever holds
+    the whole language model. Otherwise it is built on the device with random weights.
 
     Args:
-        plan: What to train.
-        recipe: Of the model, from ``find_recipe``.
-        dims: The processes.
-        folder: That relative paths may be relative to.
+        plan: The training plan.
+        recipe: The model's recipe, from ``find_recipe``.
+        dims: Process layout.
+        folder: Base folder of relative paths.
     Raises:
         CheckpointError: A checkpoint cannot be read or does not fit.
-        TrainingError: No checkpoint holds weights for a frozen encoder or the language model; or the number of
-            processes that share a matrix does not divide the heads.
+        TrainingError: No checkpoint has weights for a frozen encoder or the language model; or the tensor-parallel size
+            does not divide the heads.
         RecipeError: The recipe is not valid.
     """
     with ExitStack() as stack:
