@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,6 @@ from torch import Tensor
 
 from sphinxkit.interpolation.method import BLOCK, Combine, Passes, check_fraction, check_number, register
 from sphinxkit.interpolation.methods.task_arithmetic import TaskArithmetic, task_vectors
-
-_GOLDEN = 0x9E3779B97F4A7C15  # odd constant of splitmix64, Steele et al., OOPSLA 2014, doi:10.1145/2660193.2660195
 
 
 @register("dare")
@@ -71,11 +70,9 @@ def tensor_seed(seed: int, name: str) -> int:
 
 
 def block_seed(seed: int, model: int, block: int) -> int:
-    """A 63-bit seed of its own for each (seed, model, block), by splitmix64's finaliser."""
-    state = (seed * _GOLDEN + model * 0xD1B54A32D192ED03 + block * 0x8CB92BA72F3D8DD7) & 0xFFFFFFFFFFFFFFFF
-    for multiplier, shift in ((0xBF58476D1CE4E5B9, 30), (0x94D049BB133111EB, 27)):
-        state = ((state ^ (state >> shift)) * multiplier) & 0xFFFFFFFFFFFFFFFF
-    return (state ^ (state >> 31)) >> 1
+    """A 63-bit seed of its own for each (seed, model, block), by a hash."""
+    digest = hashlib.blake2b(f"{seed} {model} {block}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def dare(
