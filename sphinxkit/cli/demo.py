@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +20,13 @@ if TYPE_CHECKING:
     from sphinxkit.sphinx_model import ChatSession, SphinxModel
 
 FREE = "(own words)"  # the choice of no task
-MAX_VISITORS = 16  # whose caches are kept at once; our choice
+# Our choices: visitors whose conversations are kept at once, and for how long; the largest picture (a camera's photo).
+MAX_VISITORS = 16
+KEPT_SECONDS = 3600
+MAX_UPLOAD = "20mb"
+MAX_PICTURE_PIXELS = 25_000_000
+LOOPBACK = ("127.0.0.1", "localhost")
+CLOSED = "the earlier conversation was closed (an hour without a question, or many visitors); this question begins anew"
 
 
 @option_groups
@@ -40,20 +48,40 @@ def demo(
     `sphinxkit demo --port 8000`
     """
     gradio = import_gradio()
-    page = make_page(gradio, loading.load(checkpoint), answering)
-    try:
-        _, url, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            state_session_capacity=MAX_VISITORS,
-        )
-    except OSError as error:
-        raise DataError(f"--host {host} --port {port}: cannot listen there: {error}") from error
-    typer.echo(f"{url} (Ctrl-C ends)")
-    page.block_thread()
+    model = loading.load(checkpoint)
+    with TemporaryDirectory(prefix="sphinxkit-demo-") as folder:  # of this user alone; it goes when the demo ends
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = make_page(gradio, model, answering)
+        try:
+            _, url, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                state_session_capacity=MAX_VISITORS,
+                max_file_size=MAX_UPLOAD,
+                app_kwargs={"middleware": trusted_hosts(host)},
+            )
+        except OSError as error:
+            raise DataError(f"--host {host} --port {port}: cannot listen there: {error}") from error
+        typer.echo(f"{url} (Ctrl-C ends)")
+        page.block_thread()
+
+
+def trusted_hosts(host: str) -> list[Any]:
+    """What refuses requests that name another host than this machine: a web page elsewhere could send them.
+
+    Args:
+        host: Address that the demo listens at. The names under which another address is reached are not known, so
+            only this machine's own addresses are checked.
+    """
+    if host not in LOOPBACK:
+        return []
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK), www_redirect=False)]
 
 
 def import_gradio() -> Any:
@@ -120,7 +148,7 @@ class Talk:
         from sphinxkit.tilers import load_image
 
         if self._session is None or source != self._source:
-            picture = None if source is None else load_image(source)
+            picture = None if source is None else load_image(source, max_pixels=MAX_PICTURE_PIXELS)
             self._session = self._model.session(picture, num_draft_tokens=self._answering.num_draft_tokens)
             self._source, self._picture = source, picture
         if not keeps_history:
@@ -177,6 +205,7 @@ def make_page(gradio: Any, model: SphinxModel, answering: AnswerOptions) -> Any:
     def respond(
         talk: Talk | None, messages: list[Any], source: str | None, task: str, words: str, box: str, keeps_history: bool
     ) -> tuple[Any, ...]:
+        was_closed = talk is None and bool(messages)
         talk = talk or Talk(model, answering)
         try:
             reply = talk.ask(
@@ -185,17 +214,24 @@ def make_page(gradio: Any, model: SphinxModel, answering: AnswerOptions) -> Any:
         except SphinxkitError as error:
             raise gradio.Error(str(error), print_exception=False) from error
         said = [{"role": "user", "content": reply.asked}, {"role": "assistant", "content": reply.text or "(no answer)"}]
-        return talk, [*messages, *said], reply.drawing, reply.notes
+        notes = "; ".join(filter(None, [CLOSED * was_closed, reply.notes]))
+        return talk, [*messages, *said], reply.drawing, notes
 
     def click(box: str, event: Any) -> str:
         return add_corner(box, *event.index)
 
     click.__annotations__["event"] = gradio.SelectData  # gradio looks for it to pass the place
-    with gradio.Blocks(title="SPHINX", analytics_enabled=False) as page:
-        talk = gradio.State(None, time_to_live=3600)
+    with gradio.Blocks(title="SPHINX", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
+        talk = gradio.State(None, time_to_live=KEPT_SECONDS)
         with gradio.Row():
             with gradio.Column():
-                picture = gradio.Image(type="filepath", sources=["upload", "clipboard"], label="Picture", height=320)
+                picture = gradio.Image(
+                    type="filepath",
+                    image_mode=None,  # else gradio decodes it, whatever its size
+                    sources=["upload", "clipboard"],
+                    label="Picture",
+                    height=320,
+                )
                 task = gradio.Dropdown([FREE, *tasks.names()], value=FREE, label="Task: words the question")
                 words = gradio.Textbox(label="Question, phrase or category", autofocus=True)
                 box = gradio.Textbox(label="Region X1,Y1,X2,Y2 (pose, reg): click two corners in the picture")

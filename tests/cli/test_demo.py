@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -12,7 +14,7 @@ from typer.testing import CliRunner
 
 import sphinxkit
 from sphinxkit.cli import app
-from sphinxkit.cli.demo import FREE, Talk, add_corner, import_gradio, make_page
+from sphinxkit.cli.demo import FREE, Talk, add_corner, import_gradio, make_page, trusted_hosts
 from sphinxkit.cli.options import AnswerOptions
 from sphinxkit.errors import DataError
 from sphinxkit.sphinx_model import ChatSession, SphinxModel
@@ -100,6 +102,8 @@ def test_the_page(model: SphinxModel, pictures: list[Path]) -> None:
     assert drawing.size == (200, 100)
     assert notes == "nothing drawn"
     assert respond(talk, messages, str(pictures[0]), FREE, "Why?", "", False)[0] is talk
+    *_, notes = respond(None, messages, str(pictures[0]), FREE, "Why?", "", False)  # evicted in the meantime
+    assert notes.startswith("the earlier conversation was closed")
     with pytest.raises(Shown, match="it asks about a phrase"):
         respond(None, [], str(pictures[0]), "rec", "", "", False)
     click = gradio.Image.return_value.select.call_args.args[0]
@@ -107,8 +111,35 @@ def test_the_page(model: SphinxModel, pictures: list[Path]) -> None:
     assert click("", MagicMock(index=[3, 4])) == "3,4"
 
 
+def test_a_picture_of_too_many_pixels(model: SphinxModel, tmp_path: Path) -> None:
+    """Ten kilobytes that would be gigabytes."""
+    path = tmp_path / "large.png"
+    Image.new("1", (30_000, 1_000)).save(path)
+    with pytest.raises(DataError, match="30000x1000 pixels are more than the limit of 25000000"):
+        Talk(model, SHORT).ask(path, None, "What is it?", "", keeps_history=False)
+
+
+def test_hosts_that_are_trusted() -> None:
+    pytest.importorskip("starlette")
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    app = Starlette(
+        routes=[Route("/", lambda request: PlainTextResponse("here"))], middleware=trusted_hosts("127.0.0.1")
+    )
+    client = TestClient(app)
+    for host in ("127.0.0.1:7860", "localhost"):
+        assert client.get("/", headers={"host": host}).text == "here"
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+    assert trusted_hosts("192.0.2.1") == []
+
+
 @pytest.mark.usefixtures("embedded")
 def test_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["sphinxkit.cli.demo"], "trusted_hosts", lambda host: [])
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
     gradio = MagicMock()
     page = gradio.Blocks.return_value.__enter__.return_value
     page.launch.return_value = (None, "http://127.0.0.1:8000/", None)
@@ -120,6 +151,9 @@ def test_serving(monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.launch.call_args.kwargs["server_port"] == 8000
     assert page.launch.call_args.kwargs["server_name"] == "127.0.0.1"
     assert page.launch.call_args.kwargs["share"] is False
+    assert page.launch.call_args.kwargs["max_file_size"] == "20mb"
+    assert os.environ["GRADIO_TEMP_DIR"].startswith(tempfile.gettempdir())
+    assert not Path(os.environ["GRADIO_TEMP_DIR"]).exists()  # gone with the demo
     page.launch.side_effect = OSError("in use")
     with pytest.raises(DataError, match=r"--host 127\.0\.0\.1 --port 8000: cannot listen there: in use"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
