@@ -1,4 +1,4 @@
-"""Samples as tensors: each one encoded, several of them packed into one row or padded to a rectangle."""
+"""Collates samples to tensors: encoded, then packed into one row or padded."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from sphinxkit.formatters import IGNORE_INDEX, ConversationTemplate, next_token_
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A sample as the model takes it.
+    """A sample as model input.
 
     Args:
-        id: Of the sample.
-        token_ids: Its text.
-        labels: Aligned to ``token_ids``; -100 where nothing is learnt.
+        id: Sample id.
+        token_ids: Token ids of the text.
+        labels: Aligned to ``token_ids``; -100 where there is no loss.
         pixels: (3, S, S) float32, or None.
-        is_truncated: Whether its text was cut to fit.
+        is_truncated: Whether the text was truncated.
     """
 
     id: str
@@ -33,21 +33,21 @@ class Example:
     is_truncated: bool = False
 
     def length(self, num_image_tokens: int) -> int:
-        """Positions that it takes, image slots included."""
+        """Number of positions, image tokens included."""
         return len(self.token_ids) + (0 if self.pixels is None else num_image_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleMaker:
-    """Makes examples of samples; the transform of a ``MixtureLoader``. May be carried into worker processes.
+    """Turns samples into examples; the transform of a ``MixtureLoader``. It can be pickled for worker processes.
 
     Args:
-        template: How conversations are written down.
-        tokenizer: With character spans.
-        image_size: Side of the preprocessed image in pixels; 0: a text-only model, for which images are errors.
-        max_tokens: The longest row, image slots included.
-        num_image_tokens: Slots that one image takes.
-        over_length: What happens to a longer sample; see ``conversations.encode_sample``.
+        template: Conversation template.
+        tokenizer: Tokenizer that returns character offsets.
+        image_size: Side of the preprocessed image in pixels; 0: text-only model, which raises an error for images.
+        max_tokens: Maximum length of a row, image tokens included.
+        num_image_tokens: Tokens of one image.
+        over_length: Policy for longer samples; see ``conversations.encode_sample``.
     """
 
     template: ConversationTemplate
@@ -61,8 +61,9 @@ class ExampleMaker:
         """Encode a sample and preprocess its image.
 
         Raises:
-            OverLengthError: Too long, under ``skip``.
-            DataError: An image that cannot be read or that the model cannot see, nothing to learn, or too long.
+            OverLengthError: The sample is too long and the policy is ``skip``.
+            DataError: The image cannot be read or the model is text-only, no token has a label, or the sample is too
+                long.
         """
         from sphinxkit.tilers import preprocess
 
@@ -82,16 +83,16 @@ class ExampleMaker:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What ``SphinxModel.loss`` takes, and whose samples it is.
+    """Input of ``SphinxModel.loss``, with the ids of its samples.
 
     Args:
-        token_ids: One row of packed samples, or one right-padded row for each.
+        token_ids: One row of packed samples, or one right-padded row per sample.
         labels: Aligned to ``token_ids``.
-        ids: Of the samples, in order.
-        pixels: Of the images, in the samples' order; None without any.
-        image_rows: Which sample each image belongs to.
-        seq_lens: Text lengths of the packed samples; None where rows are padded.
-        num_text_tokens: Without padding.
+        ids: Sample ids, in order.
+        pixels: Images in the samples' order; None without images.
+        image_rows: Sample index of each image.
+        seq_lens: Text lengths of the packed samples; None for padded rows.
+        num_text_tokens: Number of text tokens without padding.
     Shape:
         token_ids, labels: (1, sum of lengths) or (B, S) int64
         pixels: (number of images, 3, S_img, S_img) float32
@@ -107,16 +108,16 @@ class Batch:
 
     @property
     def num_images(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return len(self.image_rows)
 
     @property
     def num_learnt(self) -> int:
-        """Labelled tokens that the loss counts: a sample's first token continues nothing and is not among them."""
+        """Number of tokens in the loss. A sample's first token is never predicted and not counted."""
         return int((next_token_targets(self.labels, self.seq_lens) != IGNORE_INDEX).sum())
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Copy the batch to another device."""
         pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
         return replace(
             self,
@@ -132,7 +133,7 @@ def _images(examples: Sequence[Example]) -> tuple[Tensor | None, tuple[int, ...]
 
 
 def collate_packed(examples: Sequence[Example]) -> Batch:
-    """Several samples in one row, without padding; they do not see each other.
+    """Pack several samples into one row without padding. Samples do not attend to each other.
 
     Args:
         examples: One or more.
@@ -155,11 +156,11 @@ def collate_packed(examples: Sequence[Example]) -> Batch:
 
 
 def collate_padded(examples: Sequence[Example], pad_id: int = 0) -> Batch:
-    """One row for each sample, padded on the right to the longest.
+    """Pad samples on the right to the longest, one row each.
 
     Args:
         examples: One or more.
-        pad_id: Stands in the padding; it is never learnt and nothing sees it.
+        pad_id: Token id of the padding, which has no loss and is not attended to.
     Raises:
         DataError: There are none.
     """

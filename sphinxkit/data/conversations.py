@@ -1,4 +1,4 @@
-"""Conversations in LLaVA's JSON, and their token ids under a stated policy for over-long ones."""
+"""Reads conversations in LLaVA's JSON and encodes them, with a policy for over-long ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OverLengthError(DataError):
 
 
 class TextTokenizer(Protocol):
-    """What encoding needs of a tokenizer; ``sphinxkit.tokenizer.Tokenizer`` is one."""
+    """Tokenizer protocol for encoding; ``sphinxkit.tokenizer.Tokenizer`` implements it."""
 
     bos_id: int
     eos_id: int
@@ -40,7 +40,7 @@ class TextTokenizer(Protocol):
         ...
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids and the characters that each covers."""
+        """Token ids, and the (start, end) characters of each token."""
         ...
 
 
@@ -51,10 +51,10 @@ def read_conversation(record: Mapping[str, Any], where: str) -> tuple[Message, .
         record: The record.
         where: "file:line", for messages.
     Returns:
-        ``{"role", "content"}`` each: an optional system message, then user and assistant in turn.
+        Messages ``{"role", "content"}``: an optional system message, then user and assistant alternating.
     Raises:
-        DataError: There are no messages, a speaker is unknown or out of turn, an answer or question is empty, or nobody
-            answers.
+        DataError: There are no messages, a role is unknown or out of order, a question or answer is empty, or there is
+            no answer.
     """
     keys = ("from", "value") if "conversations" in record else ("role", "content")
     turns = record.get("conversations", record.get("messages"))
@@ -78,7 +78,7 @@ def read_image(record: Mapping[str, Any], where: str) -> str:
         record: The record.
         where: "file:line", for messages.
     Raises:
-        DataError: There is more than one image, something that is no path, or a video.
+        DataError: There is more than one image, a value that is not a path, or a video.
     """
     if record.get("video"):
         raise DataError(f"{where}: it has a 'video', which is not supported: a sample has one image at most")
@@ -105,8 +105,8 @@ def read_record(record: Mapping[str, Any], where: str) -> tuple[tuple[Message, .
         record: See ``read_conversation`` and ``read_image``.
         where: "file:line", for messages.
     Raises:
-        DataError: As those; ``system`` is no text or there is another system message; or the placeholders ``<image>``
-            do not fit: one at most, in a question, and none without an image.
+        DataError: As those; ``system`` is not text or there is a second system message; or a placeholder ``<image>`` is
+            wrong: at most one is allowed, in a question, and only with an image.
     """
     messages, image = read_conversation(record, where), read_image(record, where)
     system = record.get("system")
@@ -133,7 +133,7 @@ def read_record(record: Mapping[str, Any], where: str) -> tuple[tuple[Message, .
 def write_conversation(
     sample_id: str, messages: Sequence[Message], *, image: str = "", task: str = ""
 ) -> dict[str, Any]:
-    """A record in LLaVA's form, with ``<image>`` in front of the first question if there is an image.
+    """Make a record in LLaVA's format; ``<image>`` precedes the first question if there is an image.
 
     Args:
         sample_id: Unique within the file.
@@ -165,8 +165,8 @@ def read_sample(record: Mapping[str, Any], sample_id: str, where: str, root: Pat
         record: The record.
         sample_id: Names the sample in reports.
         where: "file:line".
-        root: Folder that the image's path is relative to.
-        task: For records that name none.
+        root: Base folder of the image path.
+        task: Default task for records without one.
     Raises:
         DataError: As ``read_record``; or the text is empty.
     """
@@ -188,18 +188,18 @@ def encode_sample(
     max_tokens: int | None = None,
     over_length: OverLength = "error",
 ) -> EncodedConversation:
-    """Token ids and labels of a sample. Plain text is learnt whole, from its first token to the end-of-sentence.
+    """Token ids and labels of a sample. In plain text, all tokens are labelled, end-of-sentence included.
 
     Args:
         sample: The sample.
-        template: How conversations are written down.
-        tokenizer: With character spans.
-        max_tokens: The longest that is allowed (image tokens not counted); None: any length.
-        over_length: What happens to a longer one: ``error`` (a bad sample), ``truncate`` (cut at the end; flagged in
-            ``is_truncated``), ``skip`` (left out and counted apart).
+        template: Conversation template.
+        tokenizer: Tokenizer that returns character offsets.
+        max_tokens: Maximum length (image tokens not counted); None: any length.
+        over_length: Policy for longer samples: ``error`` (a bad sample), ``truncate`` (cut at the end; flagged in
+            ``is_truncated``), ``skip`` (left out and counted separately).
     Raises:
         OverLengthError: Too long, ``skip``.
-        DataError: Too long, ``error``; or nothing to learn is left; names the sample.
+        DataError: Too long, ``error``; or no labelled token is left. The message names the sample.
     """
     limit = max_tokens if over_length == "truncate" else None
     try:

@@ -1,4 +1,4 @@
-"""What a model will learn from a file of samples or a mixture: tokens, and which of them are learnt."""
+"""Inspects a file of samples or a mixture: tokens and labels as the model is trained on them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sphinxkit.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class SampleEncoder:
-    """How samples become tokens.
+    """Encodes samples to tokens.
 
     Args:
         tokenizer: The tokenizer.
         template: Template of conversations.
-        max_tokens: The longest sample; None: any length.
-        over_length: What happens to a longer one.
-        opens_images: Whether a sample whose image cannot be read is a bad one.
+        max_tokens: Maximum length of a sample; None: any length.
+        over_length: Policy for longer samples.
+        opens_images: Whether to open images; an unreadable image makes a bad sample.
     """
 
     tokenizer: Tokenizer
@@ -56,14 +56,14 @@ class SampleEncoder:
 
 @dataclass(frozen=True, slots=True)
 class InspectedSample:
-    """A sample as a model learns it, or why it cannot be used.
+    """An encoded sample, or the reason why it cannot be used.
 
     Args:
         id: Name of the sample.
         where: "file:line".
-        sample: None where its record cannot be read.
-        encoded: None where it cannot be used.
-        pieces: The text of each token, also of those that were cut off.
+        sample: The sample; None if its record cannot be read.
+        encoded: The encoded sample; None if it cannot be used.
+        pieces: The text of each token, including truncated ones.
         error: Why it cannot be used.
     """
 
@@ -76,7 +76,7 @@ class InspectedSample:
 
     @property
     def num_learnt(self) -> int:
-        """Tokens in the loss."""
+        """Number of tokens in the loss."""
         return 0 if self.encoded is None else sum(label != IGNORE_INDEX for label in self.encoded.labels)
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,11 +98,11 @@ class InspectedSample:
 
 @dataclass(frozen=True, slots=True)
 class DataInspection:
-    """What a file of samples or a mixture holds.
+    """Contents of a file of samples or a mixture.
 
     Args:
         source: Its name.
-        samples: Those that were asked for.
+        samples: The requested samples.
         num_records: Records of a file; None for a mixture.
         mixture: The mixture; None for a file.
     """
@@ -139,7 +139,7 @@ def inspect_mixture(
 
     Args:
         mixture: The mixture.
-        encoder: How samples become tokens.
+        encoder: Encodes samples to tokens.
         epoch: Number of the epoch.
         start: The first sample.
         count: How many samples.
@@ -164,7 +164,7 @@ def inspect_file(
 
     Args:
         file: The file.
-        encoder: How samples become tokens.
+        encoder: Encodes samples to tokens.
         root: Folder that image paths are relative to; None: the file's own.
         start: The first record.
         count: How many records.

@@ -213,9 +213,9 @@ def iter_json_members(
     """The elements of some members of a JSON object ("images", "annotations"), in the order of the file, in one pass.
 
     Args:
-        path: A file in UTF-8 that holds one object; members that are not asked for are passed over.
-        members: The names of the members whose elements are wanted; all must be there. One that is neither array nor
-            object counts as its own one element.
+        path: A file in UTF-8 that holds one object; other members are skipped.
+        members: Names of the members to read; all must exist. A member that is neither array nor object counts as one
+            element.
         on_malformed: See ``iter_json``.
     Yields:
         (member, its element).
@@ -249,7 +249,7 @@ def iter_json_members(
 
 
 def iter_json_lines(path: str | Path, on_malformed: OnMalformed | None = None) -> Iterator[JsonItem]:
-    """The records of a JSON-lines file; empty lines are passed over.
+    """The records of a JSON-lines file; empty lines are skipped.
 
     Args:
         path: A file in UTF-8, one JSON value per line.

@@ -1,4 +1,4 @@
-"""Read a mixture: batches for one rank, in any number of worker processes, from any sample on."""
+"""Loads batches of a mixture for one rank, with any number of workers, from any position."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ If what it makes has an ``is_truncated`` that is true, the sample counts as trun
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A sample that was left out, and why."""
+    """A sample that could not be used, and why."""
 
     id: str
     reason: str
@@ -37,14 +37,14 @@ class MixtureBatch:
     """One rank's part of a batch.
 
     Args:
-        epoch: Its epoch.
-        end: Samples of the epoch that all ranks together have had with this batch: where to resume.
-        type: Of every sample.
-        ids: Of ``samples``.
-        samples: What the transform made of them.
-        bad: Samples that could not be used; nothing takes their place.
-        skipped: Samples left out for their length under ``over_length: skip``.
-        truncated: Ids of those of ``samples`` that were cut under ``over_length: truncate``.
+        epoch: Epoch number.
+        end: Number of samples of the epoch consumed by all ranks including this batch; the position to resume from.
+        type: Type of every sample.
+        ids: Ids of ``samples``.
+        samples: Transformed samples.
+        bad: Samples that could not be used; they are not replaced.
+        skipped: Samples left out by ``over_length: skip``.
+        truncated: Ids of ``samples`` truncated by ``over_length: truncate``.
     """
 
     epoch: int
@@ -58,7 +58,7 @@ class MixtureBatch:
 
 
 class _EpochDataset(IterableDataset[MixtureBatch]):
-    """One rank's batches of one epoch from a sample on; worker w of W takes every W-th."""
+    """One rank's batches of one epoch from a given sample; worker w of W takes every W-th batch."""
 
     def __init__(
         self, mixture: Mixture, transform: Transform | None, rank: int, world_size: int, epoch: int, start: int
@@ -109,19 +109,19 @@ def _leave_signals(worker: int) -> None:
 
 
 class MixtureLoader:
-    """Iterate over a mixture's batches, for one rank, without end or for some epochs.
+    """Iterate over a mixture's batches for one rank, for some epochs or endlessly.
 
-    The sequence of batches depends on the mixture alone, not on the number of workers. Every rank gets as many batches;
-    with fewer samples in a batch than ranks, a rank's part may be empty.
+    The sequence of batches depends on the mixture alone, not on the number of workers. Every rank gets the same number
+    of batches; if a batch has fewer samples than ranks, a rank's part may be empty.
 
     Args:
         mixture: What to read.
-        transform: What to make of each sample; None: the ``Sample`` itself. With workers it must be picklable or the
-            start method ``fork``.
+        transform: Applied to each sample; None: return the ``Sample``. With workers it must be picklable, unless the
+            start method is ``fork``.
         rank: This process.
         world_size: How many processes share each batch.
-        num_workers: Worker processes; 0: read here.
-        num_epochs: How many epochs; None: without end.
+        num_workers: Number of worker processes; 0: read in this process.
+        num_epochs: Number of epochs; None: endless.
         on_bad: Called with every bad sample.
     Raises:
         DataError: ``rank`` is not in range(world_size).
@@ -146,7 +146,7 @@ class MixtureLoader:
         self.num_seen, self.num_bad, self.num_skipped, self.num_truncated = 0, 0, 0, 0
 
     def __iter__(self) -> Generator[MixtureBatch, None, None]:
-        """Batches from where the loader stands.
+        """Yield batches from the current position.
 
         Raises:
             DataError: The share of bad samples is above ``mixture.max_bad_rate``.
@@ -187,7 +187,7 @@ class MixtureLoader:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands after the last batch it gave: good for any number of ranks and workers."""
+        """Position after the last batch; valid for any number of ranks and workers."""
         return {
             "epoch": self.epoch,
             "position": self.position,
@@ -199,10 +199,10 @@ class MixtureLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
+        """Resume from a state.
 
         Raises:
-            DataError: It came from another mixture.
+            DataError: The state belongs to another mixture.
         """
         if state["fingerprint"] != self.mixture.fingerprint():
             raise DataError(

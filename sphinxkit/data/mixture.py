@@ -1,8 +1,8 @@
-"""Several sources mixed into one epoch: what is in it, in which order, and who reads which part.
+"""Mixes several sources into epochs: contents, order and each reader's part.
 
-An epoch is a pure function of the sources, the seed and the epoch's number. Its samples are numbered; a run that stops
-after any number of them goes on with the next. Ranks share every batch, workers take batches in turn, and together they
-read each sample of the epoch once.
+An epoch is a pure function of the sources, the seed and the epoch's number. Its samples are numbered, so a run can stop
+and resume at any sample. Ranks share every batch, workers take batches in turn, and together they read each sample of
+the epoch once.
 Source: batches of one type: LLaMA2-Accessory, accessory/data/conversation/dataset.py, its grouped sampler.
 """
 
@@ -31,14 +31,14 @@ class MixtureSource:
 
     Args:
         path: Conversation JSON lines, or JSON lines of {"text": ...}.
-        name: For reports; unique. None: the file's stem.
-        task: For records that name none.
-        root: Folder that the records' images are relative to. "": the file's folder.
-        type: What its samples are; batches hold one type. Records of an ``image-text`` source that name no image are a
-            part of their own, of type ``text``.
-        ratio: The share of it that an epoch holds, in (0, 1].
-        repeat: How often the epoch holds that share; fractions are allowed.
-        weight: Its share of the epoch relative to the others' weights; then ``ratio`` and ``repeat`` are 1.
+        name: Unique name for reports. None: the file's stem.
+        task: Default task for records without one.
+        root: Base folder of image paths. "": the file's folder.
+        type: Type of its samples; a batch holds one type. Records without image in an ``image-text`` source form a
+            separate part of type ``text``.
+        ratio: Fraction of the source in an epoch, in (0, 1].
+        repeat: Number of repetitions per epoch; fractions are allowed.
+        weight: Sampling weight relative to the other sources; ``ratio`` and ``repeat`` must then be 1.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
@@ -64,15 +64,15 @@ class SampleRef:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One source's part of an epoch.
+    """Row of ``Mixture.table``: one source's part of an epoch.
 
     Args:
-        name: Of the source.
-        task: Likewise.
-        type: Likewise.
+        name: Name of the source.
+        task: Task of the source.
+        type: Type of its samples.
         size: Records in the file.
         count: Samples in an epoch.
-        share: Of the epoch, in [0, 1].
+        share: Fraction of the epoch, in [0, 1].
     """
 
     name: str
@@ -84,7 +84,7 @@ class TableRow:
 
 
 class OpenedSource(Protocol):
-    """What a mixture asks of a source: records by number, and a place to note how many of them an epoch has."""
+    """Protocol of a mixture's source: records by number, and the number of them in an epoch."""
 
     spec: MixtureSource
     name: str
@@ -109,10 +109,10 @@ class _FileSource:
 
     Args:
         spec: The source.
-        name: For reports; unique.
+        name: Unique name for reports.
         file: The file.
-        root: Folder that its images are relative to.
-        records: Their numbers; None: all.
+        root: Base folder of its image paths.
+        records: Record numbers; None: all.
         count: Samples in an epoch.
     """
 
@@ -155,18 +155,19 @@ class _Group:
 
 
 class Mixture:
-    """The epochs that several sources make.
+    """A mixture of several sources.
 
     Args:
         sources: ``MixtureSource`` or its fields as mappings.
         batch_size: Samples in a batch over all ranks.
-        seed: Of the order, and of what is drawn where a source is not taken whole.
-        epoch_size: Samples in an epoch; needed with weights. None: what ratios and repeats give.
-        temperature: Draw each source by size**(1 / temperature) times its weight: 1 by size, large values evenly.
-        remainder: A type's last batch may be smaller: ``keep`` it (at the end of the epoch) or ``drop`` it.
-        over_length: What a trainer does with samples that are too long; see ``conversations.encode_sample``.
-        max_bad_rate: Largest share of bad samples before the run stops.
-        folder: What relative paths are relative to. "": the working folder.
+        seed: Random seed of the order, and of the selection from sources that are not used completely.
+        epoch_size: Samples in an epoch; required with weights. None: determined by ratios and repeats.
+        temperature: Sample each source in proportion to size**(1 / temperature) times its weight: 1 by size, large
+            values evenly.
+        remainder: Policy for a type's smaller last batch: ``keep`` it (at the end of the epoch) or ``drop`` it.
+        over_length: Policy for over-long samples; see ``conversations.encode_sample``.
+        max_bad_rate: Maximum fraction of bad samples before the run stops.
+        folder: Base folder of relative paths. "": the working folder.
     Raises:
         DataError: Every error of the arguments; or a source cannot be read.
     """
@@ -262,7 +263,7 @@ class Mixture:
         return [group for group in self._groups if group.size % self.batch_size]
 
     def fingerprint(self) -> str:
-        """Changes whenever the order of the samples could: a state is only good for the mixture it came from."""
+        """Hash of what determines the order of samples; a state is valid only for the same fingerprint."""
         parts = [(source.name, len(source), source.count, source.spec.type) for source in self._sources]
         return f"{derive_key(parts, self.batch_size, self.seed, self.remainder):016x}"
 
@@ -330,14 +331,14 @@ class Mixture:
         return self._sources[ref.source].read(ref.index, self.sample_id(ref))
 
     def order(self, epoch: int = 0, start: int = 0) -> Iterator[SampleRef]:
-        """Every sample of an epoch from number ``start`` on, in order."""
+        """Yield the samples of an epoch in order, from number ``start``."""
         while start < self.num_samples:
             _, refs = self.batch(start, epoch)
             yield from refs
             start += len(refs)
 
     def table(self) -> list[TableRow]:
-        """What an epoch holds, by source."""
+        """Contents of an epoch, by source."""
         total = sum(source.count for source in self._sources)
         return [
             TableRow(

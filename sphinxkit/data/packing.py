@@ -1,4 +1,4 @@
-"""Which samples share a row: variable lengths into rows of a fixed capacity, with little left empty."""
+"""Bin packing: samples of variable lengths into rows of fixed capacity, with little padding."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sphinxkit.errors import DataError
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Put samples into as few rows as best-fit decreasing finds: the longest first, each into the fullest row it fits.
+    """Pack samples into rows by best-fit decreasing: the longest first, each into the fullest row with room.
 
-    The result depends on the lengths and their order alone. It is never worse than 11/9 of the optimum plus 6/9 of a
+    The result depends only on the lengths and their order. It is never worse than 11/9 of the optimum plus 6/9 of a
     row (Johnson 1974; Dosa 2007 for first-fit decreasing, whose bound best-fit shares).
 
     Args:
-        lengths: Tokens of each sample, image slots included.
-        capacity: Tokens that a row holds.
+        lengths: Tokens of each sample, image tokens included.
+        capacity: Tokens per row.
     Returns:
         Rows of indices into ``lengths``; in each, and among the rows by their first member, in the samples' order.
     Raises:
@@ -40,11 +40,11 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def fill_rate(lengths: Sequence[int], rows: Sequence[Sequence[int]], capacity: int) -> float:
-    """Share of the rows' capacity that holds tokens, in [0, 1]; 1 if there are no rows.
+    """Fraction of the rows' capacity in use, in [0, 1]; 1 if there are no rows.
 
     Args:
         lengths: Tokens of each sample.
-        rows: What ``pack`` gave for them.
-        capacity: Tokens that a row holds.
+        rows: Result of ``pack``.
+        capacity: Tokens per row.
     """
     return sum(lengths[index] for row in rows for index in row) / (capacity * len(rows)) if rows else 1.0

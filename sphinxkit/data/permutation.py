@@ -42,8 +42,8 @@ class Permutation:
     """A permutation of ``range(size)``: a balanced Feistel network over the next power of four, walked back into range.
 
     Args:
-        size: How many there are.
-        key: Which permutation.
+        size: Number of elements.
+        key: Selects the permutation.
     Source: Luby and Rackoff, SIAM J. Comput. 1988; cycle walking: Black and Rogaway, CT-RSA 2002.
     """
 
@@ -60,7 +60,7 @@ class Permutation:
         object.__setattr__(self, "_half_bits", max(MIN_HALF_BITS, math.ceil(bits / 2)))
 
     def __call__(self, index: int) -> int:
-        """Where ``index`` goes.
+        """Permute one index.
 
         Raises:
             DataError: ``index`` is out of range.

@@ -32,10 +32,10 @@ NEW_FILE_HINT = "make one with `sphinxkit convert-data FILE --format llava --out
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training sample: a conversation, or plain text that is learnt whole.
+    """One training sample: a conversation, or plain text.
 
     Args:
-        id: Names it in every report: source and line.
+        id: Name in reports: source and line.
         task: Name of its task, or "".
         messages: The conversation; empty for plain text.
         text: Plain text; "" for a conversation.
@@ -59,7 +59,7 @@ class Sample:
         """The image, upright, in RGB.
 
         Raises:
-            DataError: There is none, or it cannot be read; names file and sample.
+            DataError: There is no image, or it cannot be read; the message names file and sample.
         """
         from sphinxkit.tilers.images import load_image
 
@@ -89,12 +89,12 @@ def _refuse_binary(path: Path, head: bytes) -> None:
 
 @dataclass(slots=True)
 class JsonLinesFile:
-    """A JSON-lines file with the place of every line, so that any record can be read at once.
+    """A JSON-lines file with an index of its lines, for random access.
 
-    The places take 17 bytes a line. Files are opened anew in every process, so an instance may be carried into workers.
+    The index takes 17 bytes per line. Every process opens the file itself, so instances can be passed to workers.
 
     Args:
-        path: The file; lines that are empty are passed over.
+        path: The file; empty lines are skipped.
     Raises:
         DataError: It cannot be read, holds no records, or is a JSON list or a binary file.
     """

@@ -1,4 +1,4 @@
-"""Scores: metrics by name, benchmarks by name, and the reading of annotations and predictions."""
+"""Evaluation: metrics, benchmarks, and readers of annotations and predictions."""
 
 from sphinxkit.evaluation.benchmarks import BENCHMARKS, Benchmark, Report, score
 from sphinxkit.evaluation.inputs import Annotation, Predictions, Record, read_annotations, read_predictions

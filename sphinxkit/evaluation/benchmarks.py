@@ -1,4 +1,4 @@
-"""The benchmarks by name, and their scoring: files in, one report out."""
+"""Benchmarks by name, and scoring of prediction files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Benchmark:
     Args:
         name: Stem of its annotation file.
         metric: Name in ``metrics.registry``.
-        task: Name of the task whose instruction asks its questions; "" where a question is the whole instruction.
+        task: Task whose instruction is used; "" if a question is the whole instruction.
         max_new_tokens: Longest answer. Source: LLaMA2-Accessory, accessory/eval_mm/annotations; our choice for the
             benchmarks that it does not have.
-        answer_start: Words put in front of the model's answer.
-        task_options: The task's, as (name, value).
+        answer_start: Beginning of the answer, appended to the prompt.
+        task_options: Options of the task, as (name, value).
     """
 
     name: str
@@ -110,16 +110,16 @@ def get(name: str) -> Benchmark:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One benchmark's outcome.
+    """Scores of one benchmark.
 
     Args:
         benchmark: Name of the benchmark.
         metric: Name of the metric.
         count: Number of questions.
         scores: Scores by the benchmark's own rules.
-        unparsable: How many answers these rules could not read.
-        lenient: Scores of the tolerant reading, where it is defined.
-        notes: What a reader of the numbers must know.
+        unparsable: Number of answers that the strict rules could not parse.
+        lenient: Scores with the tolerant parser, if defined.
+        notes: Remarks on the numbers.
         manifest: How the answers were made (as the predictions file tells), the files' hashes, the versions.
     """
 
@@ -134,7 +134,7 @@ class Report:
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether the scores say little about the model: questions could not be asked, or no answer could be read."""
+        """Whether the scores are unreliable: questions failed, or no answer could be parsed."""
         errors = self.manifest.get("generation", {}).get("errors", 0)
         return bool(errors) or 0 < self.count == self.unparsable
 

@@ -1,4 +1,4 @@
-"""Read what is to be scored: unified annotations, and predictions in any of three forms."""
+"""Reads unified annotations, and predictions in three formats."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def _check_count(path: str | Path, got: int, expected: int) -> None:
 
 
 def read_predictions(path: str | Path, annotations: Sequence[Annotation]) -> Predictions:
-    """Predictions in any of the three forms.
+    """Read predictions in any of the three formats.
 
     A JSON list of strings, an object with a ``predictions`` list, or JSON lines of ``{question_id, answer}``. Strings
     are in the annotations' order. Objects are matched by ``question_id``; where the benchmark's ids are not unique,
@@ -229,7 +229,7 @@ def read_predictions(path: str | Path, annotations: Sequence[Annotation]) -> Pre
 
     Args:
         path: The file.
-        annotations: What they answer.
+        annotations: The annotations that they answer.
     Raises:
         DataError: Unreadable, a wrong count, an unknown, missing or duplicate ``question_id``; names file and line.
     """

@@ -1,6 +1,6 @@
-"""What a predictions file answers: ``NAME.jsonl.manifest.json`` says what was asked of which model, and how.
+"""Manifest of a predictions file: ``NAME.jsonl.manifest.json`` records model, questions and settings.
 
-A run resumes only where its own manifest says the same.
+A run resumes only if its manifest matches.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def make_manifest(
         template: The model's template.
         questions: The questions.
         annotations: The annotations' file.
-        model_facts: What tells the model from others.
+        model_facts: Facts that identify the model.
         run_facts: Facts that may differ when the run resumes.
     """
     versions = {"sphinxkit": __version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -63,7 +63,7 @@ def make_manifest(
 
 
 def open_manifest(output: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest of a new run; of an old one, check that it is the same run, and return what it says.
+    """Write the manifest of a new run, or check that of a resumed run; returns the manifest.
 
     Args:
         output: The predictions file.

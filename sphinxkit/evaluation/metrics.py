@@ -1,8 +1,7 @@
-"""Every metric by name, and the functions they are made of.
+"""Metrics by name.
 
 ``registry`` maps the names that benchmarks and tasks use to functions ``(records) -> MetricResult``: strict scores by
-the benchmark's own rules, lenient ones by the tolerant parser where it would read more, and how many answers could not
-be read.
+the benchmark's own rules, lenient scores by the tolerant parser, and the number of answers that could not be parsed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does a model compute what the public implementation computes? Compares with golden data beside a checkpoint.
+"""Compares a model with golden data of the public implementation.
 
 Golden data are ``golden.json`` and ``golden.safetensors`` in a released-layout directory, with the images they speak of
 in ``../images``: obtained by running the public implementation (see tests/golden/README.md).
@@ -41,12 +41,12 @@ OTHER_DEVICE_LOGITS_ATOL = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One quantity beside the public implementation's.
+    """One compared quantity.
 
     Args:
         name: What was compared.
-        difference: Largest absolute difference; for what must be equal, how many differ.
-        tolerance: The most that counts as equal; None where nothing is claimed.
+        difference: Largest absolute difference; for exact quantities, the number of differences.
+        tolerance: Largest difference that counts as equal; None: reported only.
     """
 
     name: str
@@ -111,15 +111,15 @@ def verify(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[Comparison], None] | None = None,
 ) -> list[Comparison]:
-    """Load a checkpoint with golden data beside it, and compare what it computes with the public implementation.
+    """Load a checkpoint and compare its results with golden data of the public implementation.
 
     Args:
         checkpoint: Directory with ``golden.json`` and ``golden.safetensors``, such as those in ``tests/golden``.
-        device: Where to compute.
+        device: Device of the model.
         dtype: Dtype of the weights; float32 is held to rounding.
-        progress: Called with each quantity when it has been compared.
+        progress: Called with each compared quantity.
     Returns:
-        Every quantity; ``is_equal`` says whether it agrees.
+        All comparisons; see ``Comparison.is_equal``.
     Raises:
         DataError: There are no golden data.
         CheckpointError: The checkpoint cannot be loaded.
@@ -137,12 +137,12 @@ def verify(
 
 
 def compare(model: SphinxModel, golden: GoldenData) -> Iterator[Comparison]:
-    """Compare everything a user can see, one quantity at a time.
+    """Compare all user-visible results, one quantity at a time.
 
     Args:
-        model: Loaded from the directory of the golden data. In float32 on a CPU the tolerances are rounding; on other
-            devices and in 16 bit fewer quantities are held to one, and to a looser one.
-        golden: Beside that checkpoint.
+        model: Loaded from the directory of the golden data. In float32 on a CPU the tolerances allow rounding only; on
+            other devices and in 16 bit, fewer quantities have a tolerance, and it is looser.
+        golden: Golden data of that checkpoint.
     """
     is_float32 = model.dtype == torch.float32
     exact = is_float32 and model.device.type == "cpu"

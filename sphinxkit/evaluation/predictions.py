@@ -1,4 +1,4 @@
-"""A model's greedy answers to the questions of a benchmark; nothing is written."""
+"""Greedy answers to the questions of a benchmark, in memory."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Prediction:
 
     Args:
         question: The question.
-        answer: The model's words without the white space around them; "" where there is an error.
-        finish_reason: See ``generation.Generation``; "error" where the model was not asked.
-        error: Why it was not asked: an image that cannot be read, a prompt that is too long.
+        answer: The stripped answer; "" after an error.
+        finish_reason: See ``generation.Generation``; "error" if the question failed.
+        error: Why the question failed: unreadable image, over-long prompt.
     """
 
     question: Question
@@ -65,9 +65,9 @@ def predict(
     Args:
         model: The model.
         benchmark: Name of a benchmark or a task, or a benchmark.
-        annotations: A file (see ``inputs.read_annotations``) or what was read from one.
-        images: Folder that image paths are relative to.
-        batch_size: Questions that are decoded together.
+        annotations: A file (see ``inputs.read_annotations``) or its parsed annotations.
+        images: Base folder of image paths.
+        batch_size: Number of questions decoded together.
         max_new_tokens: Longest answer; None: the benchmark's.
         strip_prefix: See ``questions.make_questions``.
     Raises:
@@ -91,15 +91,15 @@ def predict(
 def ask(
     model: SphinxModel, questions: Sequence[Question], max_new_tokens: int, batch_size: int = BATCH_SIZE
 ) -> Iterator[Prediction]:
-    """Greedy answers to questions, in the order in which they are complete.
+    """Greedy answers to questions, in order of completion.
 
-    A question that cannot be asked gives a prediction with an error.
+    A failed question gives a prediction with an error.
 
     Args:
         model: The model.
         questions: See ``questions.make_questions``.
         max_new_tokens: Longest answer.
-        batch_size: Questions that are decoded together.
+        batch_size: Number of questions decoded together.
     Raises:
         DataError: The batch size is not positive, or the model lacks template, tokenizer or vision tower.
     """
@@ -130,7 +130,7 @@ def require_template(model: SphinxModel) -> ConversationTemplate:
 
 
 def choose_benchmark(benchmark: str | Benchmark, max_new_tokens: int | None) -> Benchmark:
-    """The benchmark of a name, with another longest answer where one is given.
+    """Find a benchmark by name; optionally override its maximum answer length.
 
     Raises:
         DataError: There is none of this name.

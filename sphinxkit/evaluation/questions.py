@@ -1,4 +1,4 @@
-"""What a model is asked for a benchmark: one prompt and one image for each annotation."""
+"""Makes the questions of a benchmark: one prompt and one image per annotation."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question as the model gets it.
+    """One question as model input.
 
     Args:
-        index: Its place in the annotations.
+        index: Index in the annotations.
         question_id: The benchmark's id; not always unique.
         prompt: Raw text in the model's template.
-        image: The image's path, or None where the annotation names none.
+        image: The image's path, or None.
     """
 
     index: int
@@ -39,7 +39,7 @@ class Question:
 
     @property
     def key(self) -> str:
-        """Names the question among all of its file: question ids alone may repeat."""
+        """Key of the question, unique in its file (question ids may repeat)."""
         return f"{self.index}:{self.question_id}"
 
 
@@ -52,17 +52,16 @@ def make_questions(
 ) -> list[Question]:
     """The prompts of a benchmark, in the annotations' order.
 
-    The instruction is that of the benchmark's task, filled in from the annotation: what the task's ``prompt`` calls
-    ``question``, ``phrase`` or ``category`` is the annotation's field of that name, else its question; ``box`` and
-    ``choices`` are its fields; ``geometry`` is the image's size that it tells. A benchmark without a task takes the
-    question as the whole instruction.
+    The instruction of the benchmark's task is filled in from the annotation. The arguments ``question``, ``phrase`` and
+    ``category`` of the task's ``prompt`` are the annotation's fields of that name, else its question; ``box`` and
+    ``choices`` are its fields; ``geometry`` is its image size. Without a task, the question is the whole instruction.
 
     Args:
         benchmark: See ``benchmarks.get``.
         annotations: See ``inputs.read_annotations``.
-        images: Folder that their image paths are relative to.
-        template: How a question becomes a prompt.
-        strip_prefix: Taken off the front of every image path first ("data/coco/").
+        images: Base folder of image paths.
+        template: Conversation template.
+        strip_prefix: Prefix to remove from every image path ("data/coco/").
     Raises:
         DataError: An annotation lacks what the prompt needs, or an image path lacks the prefix; names file and line.
     """
@@ -128,7 +127,7 @@ def _choices(annotation: Annotation) -> list[str]:
 
 
 def check_images(questions: Sequence[Question], images: str | Path) -> None:
-    """Refuse a folder that holds none of the images; single missing ones are for the run to report.
+    """Raise if none of the images exists. Single missing images are reported by the run.
 
     Raises:
         DataError: There are images to open and none of them exists.

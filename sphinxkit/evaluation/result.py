@@ -1,4 +1,4 @@
-"""What a metric gives back."""
+"""Result of a metric."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sphinxkit.evaluation.inputs import Record
 
 @dataclass(frozen=True, slots=True)
 class MetricResult:
-    """The outcome of one metric over one set of records.
+    """Result of one metric over a set of records.
 
     Args:
         scores: Scores by name; numbers, or one level of numbers by label.
-        unparsable: How many answers the strict rule could not read.
-        lenient: The scores that the tolerant reading gives, where it is defined.
-        notes: What a reader of the numbers must know (a policy, a category that is absent).
+        unparsable: Number of answers that the strict rules could not parse.
+        lenient: Scores with the tolerant parser, if defined.
+        notes: Remarks on the numbers (a policy, a missing category).
     """
 
     scores: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Ask a model every question of a benchmark, write its answers to a file that a killed run resumes, and score them."""
+"""Runs a benchmark: answers every question, writes a resumable file, and scores it."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ def evaluate(
     run_facts: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Ask a model every question of a benchmark that it has not answered yet, then score all answers.
+    """Answer all unanswered questions of a benchmark, then score all answers.
 
     Every answer is a line of ``output`` (JSON lines of ``{key, question_id, answer, finish_reason}``, which ``score``
-    reads), written as soon as it is complete. Beside it stands ``OUTPUT.manifest.json``: what was asked of which model,
-    and how. A stopped run resumes after its last whole line. Questions with an error (their image could not be read)
-    count as empty answers and are asked again by the next run.
+    reads), written as soon as it is complete. ``OUTPUT.manifest.json`` records model, questions and settings. A stopped
+    run resumes after its last whole line. Failed questions (unreadable image) count as empty answers; the next run asks
+    them again.
 
     Args:
         model: A model, or a checkpoint (a directory or ``hf://org/repo``), which is loaded on the CPU in float32.
         benchmark: Name of a benchmark or a task.
         annotations: See ``inputs.read_annotations``.
-        images: Folder that image paths are relative to.
+        images: Base folder of image paths.
         output: The predictions file; None: ``BENCHMARK.predictions.jsonl``.
-        batch_size: Questions that are decoded together.
+        batch_size: Number of questions decoded together.
         max_new_tokens: Longest answer; None: the benchmark's.
         strip_prefix: See ``questions.make_questions``.
-        withhold_images: Ask without the images. The score shows what the questions alone give away.
-        run_facts: Further facts for the manifest (the model's path); they may differ when a run resumes.
-        progress: Called with (questions done, all questions).
+        withhold_images: Ask without images, to measure what the questions alone reveal.
+        run_facts: Further facts for the manifest (the model's path); they may change on resume.
+        progress: Called with (answered questions, all questions).
     Raises:
         DataError: As ``predictions.predict``; a gold answer that the metric does not take (before the model is asked
             anything); ``output`` exists without a manifest, with one of another run, or is damaged.

@@ -64,7 +64,7 @@ def levenshtein(left: str, right: str) -> int:
 def anls(prediction: str, golds: Sequence[str]) -> float:
     """Normalised Levenshtein similarity to the closest gold answer, 0 below one half.
 
-    Both sides are stripped, lower-cased, and runs of white space made one space. The mean over questions is ANLS.
+    Both sides are stripped and lower-cased, and white space is collapsed. The mean over questions is ANLS.
 
     Args:
         prediction: The model's answer.

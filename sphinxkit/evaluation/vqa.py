@@ -1,6 +1,6 @@
 """VQA accuracy: the official answer normalisation, and the agreement with ten people.
 
-The tables and the rules are facts of the published evaluation; the code is our own.
+Tables and rules are those of the published evaluation; the code is our own.
 Source: Antol et al., VQA, arXiv:1505.00468, section 3; visualqa.org/evaluation; GT-Vision-Lab/VQA, vqaEval.py.
 """
 
@@ -98,7 +98,7 @@ def normalize_vqa_answer(text: str) -> str:
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Agreement of an answer with people's: the mean over leave-one-out of min(1, matches / 3).
 
-    Both sides are normalised. A single answer leaves nobody to compare with, so it counts as exact match (our choice).
+    Both sides are normalised. With a single answer, the score is exact match (our choice).
 
     Args:
         prediction: The model's answer.

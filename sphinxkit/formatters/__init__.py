@@ -1,4 +1,4 @@
-"""Text in and out of the model: conversation templates, and the tasks in ``sphinxkit.formatters.tasks``."""
+"""Text input and output: conversation templates, and the tasks in ``sphinxkit.formatters.tasks``."""
 
 from sphinxkit.formatters import tasks
 from sphinxkit.formatters.base import (

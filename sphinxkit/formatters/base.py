@@ -1,6 +1,6 @@
-"""Conversation templates: messages as text, and as token ids with a label on every token that is to be learnt.
+"""Conversation templates: messages to text, and to token ids with labels.
 
-The whole conversation is tokenised once.
+A conversation is tokenised as a whole, once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sphinxkit.registry import Registry
 
 
 class OffsetTokenizer(Protocol):
-    """What labels need of a tokenizer; ``sphinxkit.tokenizer.Tokenizer`` is one."""
+    """Tokenizer protocol for labels; ``sphinxkit.tokenizer.Tokenizer`` implements it."""
 
     bos_id: int
     eos_id: int
@@ -34,8 +34,8 @@ class RenderedConversation:
     """A conversation as one text.
 
     Args:
-        text: All of it.
-        answer_spans: Characters (start, end) of ``text`` that each answer has the model write: from the space after
+        text: The full text.
+        answer_spans: Characters (start, end) of ``text`` that the model writes for each answer: from the space after
             the role to the end of the separator.
     """
 
@@ -49,9 +49,9 @@ class EncodedConversation:
 
     Args:
         token_ids: Beginning-of-sentence, the text, for some templates end-of-sentence; cut at ``max_tokens``.
-        labels: As long as ``token_ids`` and aligned to them (not shifted): the id where it is learnt, else
+        labels: As long as ``token_ids`` and aligned to them (not shifted): the token id if it is in the loss, else
             ``IGNORE_INDEX``.
-        is_truncated: Whether ``max_tokens`` cut something off.
+        is_truncated: Whether ``max_tokens`` truncated the text.
     """
 
     token_ids: list[int]
@@ -61,26 +61,26 @@ class EncodedConversation:
 
 @dataclass(frozen=True, slots=True)
 class ConversationTemplate:
-    """How a conversation is written down.
+    """A conversation template: writes messages as text.
 
-    The text is ``system + opening``, then for each message ``role + gap + content + separator + tail``; where the model
-    is to answer, the text ends with the assistant's role and no gap (the space belongs to the answer's first token).
+    The text is ``system + opening``, then for each message ``role + gap + content + separator + tail``; to prompt an
+    answer, the text ends with the assistant's role and no gap (the space belongs to the answer's first token).
 
     Args:
-        name: Its registered name.
+        name: Registered name.
         system: System text; a system message replaces it.
-        opening: Between the system text and the first role.
-        roles: What stands before a user's and an assistant's message, by "user" and "assistant".
-        separator: After every message; what the model writes to end an answer.
+        opening: Text between the system text and the first role.
+        roles: Text before a message, by "user" and "assistant".
+        separator: Text after every message; the model writes it to end an answer.
         stop: Strings that end an answer.
         coordinate_grid: Coordinates in a user's message are rounded to whole steps of 1/``coordinate_grid`` of the
-            padded square's side; None: they stay as they are.
-        gap: Between a role and its message; before an answer it is the model's to write.
-        user_separator: After a user's message; None: ``separator``.
-        tail: Behind every separator; the model does not write it.
-        system_frame: Before and behind a system text, if there is one; None: there can be none.
-        specials: Strings that are tokens of their own, also for a tokenizer that would spell them: its end of sentence.
-        ends_with_eos: Whether training puts end-of-sentence behind the whole conversation; it is never learnt.
+            padded square's side; None: unchanged.
+        gap: Text between a role and its message; before an answer the model writes it.
+        user_separator: Text after a user's message; None: ``separator``.
+        tail: Text after every separator; the model does not write it.
+        system_frame: Text before and after a system text; None: no system text is allowed.
+        specials: Strings for the tokenizer's end-of-sentence token, even if the tokenizer would split them.
+        ends_with_eos: Whether training appends end-of-sentence to the conversation; it has no loss.
     Raises:
         DataError: ``coordinate_grid`` is below 1.
     """
@@ -104,13 +104,13 @@ class ConversationTemplate:
             raise DataError(f"conversation: coordinate_grid must be at least 1, or None; got {self.coordinate_grid}")
 
     def render(self, messages: Sequence[Message], answer_start: str = "") -> RenderedConversation:
-        """The conversation as one text, with the places of the answers.
+        """Render the conversation as one text, with the answers' spans.
 
         Args:
             messages: An optional system message, then user and assistant in turn. If the last message is the user's,
-                the text ends where the assistant's answer begins. Image placeholders and the white space around a
-                message are taken out.
-            answer_start: The first words of the open answer (ScienceQA's "The answer is").
+                the text ends where the assistant's answer begins. Image placeholders and white space around a message
+                are removed.
+            answer_start: Beginning of the open answer (ScienceQA's "The answer is").
         Raises:
             DataError: No messages, a message that is not ``{"role", "content"}``, an unknown role, roles out of turn,
                 empty content, or ``answer_start`` without an open answer.
@@ -164,17 +164,16 @@ class ConversationTemplate:
     ) -> EncodedConversation:
         """Token ids and labels for training.
 
-        The ids are those of the whole text behind beginning-of-sentence, with end-of-sentence where the template
-        has it. An answer's span is its words, the space before them and the separator after them, because that is what
-        the model writes when it is asked; see
-        ``labels.label_spans``. End-of-sentence is never learnt: the separator ends an answer.
+        The ids are beginning-of-sentence, the whole text, and end-of-sentence if the template has it. An answer's span
+        is the text that the model writes: the space, the words and the separator; see ``labels.label_spans``.
+        End-of-sentence has no loss, because the separator ends an answer.
 
         Args:
-            messages: See ``render``. An open answer at the end is allowed and teaches nothing.
+            messages: See ``render``. An open answer at the end is allowed and has no loss.
             tokenizer: With character spans.
             max_tokens: Cut ids and labels to this many; ``None``: keep all.
         Raises:
-            DataError: As ``render``; or nothing to learn is left.
+            DataError: As ``render``; or no labelled token is left.
         Source: LLaMA2-Accessory, accessory/conversation/dataset.py, whose labels these are except that it labels a
             question that ends with the answer's words.
         """

@@ -137,13 +137,13 @@ def jinja(
 ) -> ConversationTemplate:
     """A chat template in Jinja, as Hugging Face's tokenizers carry it.
 
-    It runs in Jinja's sandbox. ``bos_token`` is empty in it, because the tokenizer puts the beginning-of-sentence.
+    It runs in Jinja's sandbox. ``bos_token`` is empty, because the tokenizer adds beginning-of-sentence.
 
     Args:
         file: The template's file.
-        template: Its text, in place of a file.
+        template: The template's text, instead of a file.
         system: System text; "" leaves the choice to the template.
-        eos_token: What the template calls ``eos_token``.
+        eos_token: Value of ``eos_token`` in the template.
     Raises:
         RegistryError: Neither or both of file and text; the file cannot be read; it is no template; or what it writes
             cannot be divided into questions and answers.

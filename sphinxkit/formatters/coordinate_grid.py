@@ -1,4 +1,4 @@
-"""Coordinates in a question, moved to the grid that a model was trained with."""
+"""Rounds coordinates in a question to the grid of the model's training data."""
 
 from __future__ import annotations
 

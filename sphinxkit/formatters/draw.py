@@ -1,7 +1,6 @@
-"""Reading what an answer of any task says about places, and drawing it: boxes, phrases and key points.
+"""Finds boxes, phrases and key points in any task's answer, and draws them.
 
-Coordinates are original pixels, as the parsers give them. Sizes follow the image's, so that a thumbnail and a scan look
-alike.
+Coordinates are original pixels, as the parsers give them. Line and font sizes scale with the image.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ MAX_LABEL = 40  # characters of a label that are drawn (our choice)
 
 
 def find_places(answer: str, geometry: ImageGeometry) -> ParseResult[GroundedPhrase | Keypoints | Point]:
-    """Every box and point of an answer, whatever task it is an answer to.
+    """Find every box and point of an answer, for any task.
 
     Lists of four numbers are boxes, with the phrase in front of them if there is one; pairs are points. Points named
-    as COCO's key points make a body, and a name that comes again begins the next body. A task's own ``parse`` reads
-    more: it knows what to expect and repairs accordingly.
+    as COCO's key points make a body, and a name that comes again begins the next body. A task's own ``parse`` can
+    repair more, because it knows what to expect.
 
     Args:
-        answer: The model's words.
+        answer: The model's answer.
         geometry: The image's size.
     Returns:
         Boxes and points in original pixels, inside the image, in the answer's order; the errors are those of reading
@@ -106,7 +105,7 @@ def draw_boxes(
         labels: One for each box, "" for none.
         colours: One for each box, as PIL names them; else each box has the next of ``PALETTE``.
     Raises:
-        DataError: Not as many labels or colours as boxes.
+        DataError: The number of labels or colours differs from the number of boxes.
     """
     for what, given in (("labels", labels), ("colours", colours)):
         if given is not None and len(given) != len(boxes):
@@ -189,7 +188,7 @@ def label_boxes(items: Iterable[Any], label: str) -> tuple[Any, ...]:
 
     Args:
         items: ``ParseResult.items`` of any task.
-        label: What was asked for; "" leaves boxes of a phrase without words.
+        label: The requested phrase; "" keeps boxes without a phrase.
     """
     named: list[Any] = []
     for item in items:
@@ -203,7 +202,7 @@ def label_boxes(items: Iterable[Any], label: str) -> tuple[Any, ...]:
 
 
 def count_places(items: Iterable[Any]) -> str:
-    """In words how many boxes and points there are; "" if there is none."""
+    """Describe the number of boxes and points; "" if there are none."""
     boxes = points = 0
     for item in items:
         match item:
@@ -220,7 +219,7 @@ def count_places(items: Iterable[Any]) -> str:
 
 
 def check_target(target: Path, source: Path | None = None) -> str:
-    """Pillow's name of the format that a file's ending asks for.
+    """Pillow's format name for a file's suffix.
 
     Args:
         target: File that a drawing is to be written to.
@@ -237,7 +236,7 @@ def check_target(target: Path, source: Path | None = None) -> str:
 
 
 def save_drawing(target: str | Path, image: Image.Image, items: Iterable[Any]) -> None:
-    """Write a copy of an image with the places of an answer on it, whole or not at all.
+    """Write a copy of an image with an answer's boxes and points, atomically.
 
     Args:
         target: File to write; its ending says the format.

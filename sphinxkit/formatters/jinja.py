@@ -17,15 +17,14 @@ _PROBE: Sequence[Message] = ({"role": "user", "content": "a"}, {"role": "assista
 
 @dataclass(frozen=True, slots=True)
 class JinjaTemplate(ConversationTemplate):
-    """A conversation as a Jinja template writes it.
+    """Conversation template in Jinja.
 
-    Where an answer is, the template itself tells: it is rendered with a mark in place of each message. An answer begins
-    where the text of a prompt for it ends, and reaches to the end of what the template puts behind it (its end token),
-    without the white space behind that.
+    To find the answers, the template is rendered with a marker in place of each message. An answer begins where its
+    prompt ends. It ends after the text that the template appends to it (its end token), without trailing white space.
 
     Args:
         source: The template's text.
-        eos_token: What the template calls ``eos_token``.
+        eos_token: Value of ``eos_token`` in the template.
     """
 
     source: str = ""
@@ -38,7 +37,7 @@ class JinjaTemplate(ConversationTemplate):
         Args:
             source: Its text.
             system: Text of a system message that is put in front of conversations without one; "" for none.
-            eos_token: What the template calls ``eos_token``.
+            eos_token: Value of ``eos_token`` in the template.
         Raises:
             RegistryError: It is no template, or what it writes cannot be divided into questions and answers.
         """

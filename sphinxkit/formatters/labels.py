@@ -1,4 +1,4 @@
-"""Which tokens are learnt: labels are aligned to the tokens, and a label is the target of the token before it."""
+"""Labels for training. Labels are aligned to the tokens; each label is the target of the token before it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ IGNORE_INDEX = -100
 
 
 def next_token_targets(labels: Tensor, seq_lens: Sequence[int] | None = None) -> Tensor:
-    """What each position is to predict: the next token's label.
+    """Targets of each position: the next token's label.
 
     Args:
-        labels: Aligned to the tokens; ``IGNORE_INDEX`` where nothing is learnt.
+        labels: Aligned to the tokens; ``IGNORE_INDEX`` where there is no loss.
         seq_lens: Lengths of the samples packed into the single row: the first token of a sample does not continue the
             sample before it, so it is never a target.
     Shape:
@@ -37,19 +37,19 @@ def label_spans(
     spans: Sequence[tuple[int, int]],
     unk_id: int,
 ) -> list[int]:
-    """Labels of a conversation: the tokens whose first character lies in an answer are learnt.
+    """Labels of a conversation: tokens whose first character is in an answer are in the loss.
 
-    A token that begins before an answer belongs to the prompt; one that begins in it and reaches beyond belongs to the
-    answer. Labels come from the tokenizer's character spans, never from a search for the answer's tokens: a search
-    finds the wrong place when a question holds the answer's words.
+    A token that begins before an answer belongs to the prompt; one that begins inside and ends after it belongs to the
+    answer. Labels use the tokenizer's character offsets. Searching for the answer's tokens would fail when the question
+    contains the answer's words.
 
     Args:
-        token_ids: Of the whole text.
-        offsets: Characters, start and end, that each token stands for.
-        spans: Characters, start and end, of each answer, in order.
-        unk_id: The unknown token, which is never learnt (the public implementation ignores its id).
+        token_ids: Token ids of the whole text.
+        offsets: Characters (start, end) of each token.
+        spans: Characters (start, end) of each answer, in order.
+        unk_id: The unknown token, which has no loss (the public implementation ignores its id).
     Returns:
-        As many labels as tokens: the id where it is learnt, else ``IGNORE_INDEX``.
+        One label per token: its id if it is in the loss, else ``IGNORE_INDEX``.
     """
     labels = [IGNORE_INDEX] * len(token_ids)
     remaining = iter(spans)
@@ -65,5 +65,5 @@ def label_spans(
 
 
 def label_text(token_ids: Sequence[int]) -> list[int]:
-    """Labels of plain text: all tokens are learnt but the first, which continues nothing."""
+    """Labels of plain text: all tokens except the first, which is never predicted."""
     return [IGNORE_INDEX, *token_ids[1:]]

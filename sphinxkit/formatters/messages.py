@@ -1,4 +1,4 @@
-"""Messages of a conversation, and the rule of their order."""
+"""Messages of a conversation, and the check of their order."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def check_messages(
 
     Args:
         messages: ``{"role", "content"}`` each.
-        where: Names the conversation in messages of errors.
-        last: Whose message must be the last; None: either's.
+        where: Names the conversation in error messages.
+        last: Required role of the last message; None: any.
     Raises:
         DataError: No messages, a message that is not ``{"role", "content"}``, an unknown role, roles out of turn, empty
             content (of a system message it may be), only a system message, or the wrong last message.

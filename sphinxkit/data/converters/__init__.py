@@ -1,4 +1,4 @@
-"""Converters from the annotation formats people have to conversation JSON lines."""
+"""Converters from common annotation formats to conversation JSON lines."""
 
 from sphinxkit.data.converters.base import Converted, Malformed, Problems, Source
 from sphinxkit.data.converters.convert import FORMATS, ConversionReport, convert_data, convert_records

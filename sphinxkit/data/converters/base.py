@@ -1,4 +1,4 @@
-"""What every converter shares: where it reads, what it yields, and how it reports what it cannot use."""
+"""Common parts of all converters: sources, yielded samples and error reports."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ LISTED = 100  # malformed records that a summary keeps in memory; all of them ar
 
 
 class RecordError(Exception):
-    """One record cannot be used; the message says what it has and what was expected."""
+    """One record cannot be used; the message says what was found and what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a converter reads.
+    """Input of a converter.
 
     Args:
         path: The annotation file or folder.
-        companion: A second file where the format has one (VQAv2's annotations, Visual Genome's image_data.json).
-        split: Only this split, where the format's records name one.
+        companion: Second file, if the format has one (VQAv2's annotations, Visual Genome's image_data.json).
+        split: Read only this split, if the format's records name one.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A record that was left out: its file, its line (0: of no line) and why."""
+    """A record that was left out: its file, its line (0: unknown) and the reason."""
 
     file: str
     line: int
@@ -55,11 +55,11 @@ class Malformed:
 
 @dataclass(slots=True)
 class Problems:
-    """Counts the records that cannot be used, and lists the first of them.
+    """Counts unusable records and lists the first ones.
 
     Args:
-        strict: The first one is an error.
-        sink: Called with each.
+        strict: Raise at the first unusable record.
+        sink: Called with each record.
     """
 
     strict: bool = False
@@ -90,14 +90,14 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """One sample of a task, before it is put into words.
+    """One sample of a task, before formatting.
 
     Args:
         id: Unique within the source.
         image: Path of the image, relative to the image folder; "" for a text.
         sample: The task's own sample, or a conversation's messages.
-        file: The file that it came from, for reports.
-        line: The line that it came from; 0: of no line.
+        file: Source file, for reports.
+        line: Source line; 0: unknown.
     """
 
     id: str
@@ -122,13 +122,13 @@ def an_object(value: Any) -> dict[str, Any]:
 
 
 def name_of(value: Any, *keys: str) -> str:
-    """``"id 5: "``, to put in front of a complaint; "" where the record is no object or has no such field.
+    """Prefix for error messages such as ``"id 5: "``; "" if the record is not an object or has no such field.
 
-    A file may be one line, so that file and line do not tell which record is meant.
+    It is needed because a whole file may be one line.
 
     Args:
         value: The record.
-        keys: Fields that name it; the first that is there is taken.
+        keys: Fields that name the record; the first one present is used.
     """
     found = next((key for key in keys if isinstance(value, dict) and value.get(key) is not None), None)
     return "" if found is None else f"{found} {value[found]!s:.60}: "

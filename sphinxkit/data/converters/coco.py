@@ -1,6 +1,6 @@
-"""COCO and the data sets laid out like it: instances, key points, captions; PubLayNet and DocLayNet pages.
+"""COCO and data sets in its format: instances, key points, captions; PubLayNet and DocLayNet pages.
 
-One pass over the file; what belongs to one image is brought together on disk.
+The file is read once; annotations are grouped by image on disk.
 Source: cocodataset.org, data format; PubLayNet, arXiv:1908.07836; DocLayNet, arXiv:2206.01062.
 """
 
@@ -209,7 +209,7 @@ def layout(source: Source, problems: Problems) -> Iterator[Converted]:
 def pose(source: Source, problems: Problems) -> Iterator[Converted]:
     """One sample per person with at least one annotated key point (its flag is not 0).
 
-    A key point that cannot be used is reported and left out of its person.
+    Unusable key points are reported and left out.
     """
 
     def keep(record: dict[str, Any]) -> Any:

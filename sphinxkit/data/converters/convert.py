@@ -1,4 +1,4 @@
-"""Annotation files in, conversation JSON lines out."""
+"""Converts annotation files to conversation JSON lines."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class ConversionReport:
-    """What a conversion did.
+    """Result of a conversion.
 
     Args:
         source: The annotation file or folder.
-        format: Its format.
+        format: Format of the source.
         task: The task written.
         output: The file written, or None.
         num_written: Conversations written.
         num_malformed: Records left out.
-        malformed: The first of them.
-        malformed_file: All of them, as JSON lines; None if there are none.
+        malformed: The first malformed records.
+        malformed_file: JSON lines file of all malformed records; None if there are none.
     """
 
     source: str
@@ -111,11 +111,11 @@ def convert_records(
     """The conversations of an annotation file, one by one, in bounded memory.
 
     Args:
-        source: Where to read.
+        source: Input files.
         format_name: A key of ``FORMATS``.
-        task: One of the format's tasks; None: its first. For conversations that have been worded already: their label.
-        problems: Takes the records that cannot be used.
-        image_prefix: Put in front of every image path.
+        task: One of the format's tasks; None: its first. For ready conversations: their label.
+        problems: Collects unusable records.
+        image_prefix: Prefix of every image path.
     Yields:
         Records as ``write_conversation`` makes them.
     Raises:
@@ -166,14 +166,14 @@ def convert_data(
         source: Annotation file or folder; or a ``Source``, which has companion and split of its own.
         format_name: A key of ``FORMATS``.
         task: One of the format's tasks; None: its first.
-        output: File to write, whole or not at all; None: write to ``stream``.
+        output: File to write (atomically); None: write to ``stream``.
         companion: The format's second file: VQAv2's annotations, image_data.json, refs(...).p.
         split: Only this split, where records name one.
-        stream: Where lines go without ``output``.
-        image_prefix: Put in front of every image path.
-        strict: A malformed record is an error, and nothing is written.
+        stream: Output stream if ``output`` is None.
+        image_prefix: Prefix of every image path.
+        strict: Raise at the first malformed record and write nothing.
         limit: Stop after this many conversations.
-        progress: Called with the number written, now and then.
+        progress: Called from time to time with the number written.
     Raises:
         DataError: As ``convert_records``; neither output nor stream; a file that cannot be read or written; the output
             is one of the inputs.

@@ -22,7 +22,7 @@ BATCH = 5_000  # rows per insert; our choice
 
 
 class DiskTables:
-    """Rows grouped by a key, and a dictionary, both on disk; a context manager that removes its file.
+    """Rows grouped by key, and a dictionary, both on disk. A context manager; it removes its file on exit.
 
     Keys are integers or texts; 1 and "1" are the same key, as annotation files mix them.
     """

@@ -159,7 +159,7 @@ def _genome_box(record: dict[str, Any], geometry: ImageGeometry) -> Box:
 def genome_regions(source: Source, problems: Problems) -> Iterator[Converted]:
     """One sample per region of region_descriptions.json, for finding it or describing it.
 
-    image_data.json, which has the sizes, lies beside it or is the companion.
+    image_data.json (image sizes) is in the same folder or given as companion.
     """
 
     def make(region: dict[str, Any], geometry: ImageGeometry) -> RegionSample:
@@ -234,7 +234,8 @@ def read_entities(sentence: str) -> tuple[str, list[tuple[int, int, str]]]:
 def flickr30k(source: Source, problems: Problems) -> Iterator[Converted]:
     """One sample per sentence; the source is the folder of ``Sentences`` and ``Annotations``.
 
-    Entities without boxes (scenes, non-visual ones) stay words. ``split``: only the images named in ``<split>.txt``.
+    Entities without boxes (scenes, non-visual ones) stay plain words. ``split``: only the images named in
+    ``<split>.txt``.
     """
     wanted = None
     if source.split is not None:

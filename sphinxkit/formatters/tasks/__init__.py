@@ -1,4 +1,4 @@
-"""Vision-language tasks: how their questions and answers are worded, and how answers are read."""
+"""Vision-language tasks: wording of questions and answers, and parsing of answers."""
 
 from sphinxkit.formatters.tasks.base import (
     ERROR_KINDS,

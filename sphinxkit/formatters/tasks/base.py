@@ -1,4 +1,4 @@
-"""What every task is made of: examples, parse results, and the task itself."""
+"""Base classes of tasks: examples, parse results, and the task itself."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Example:
     """One question and its answer, as text.
 
     Args:
-        instruction: What the user says.
-        answer: What the assistant is to say.
+        instruction: The user's message.
+        answer: The assistant's message.
     """
 
     instruction: str
@@ -41,7 +41,7 @@ class ParseError(NamedTuple):
         kind: A short name such as "swapped_corners"; see ``ERROR_KINDS``.
         position: Where it begins in the answer, in characters.
         text: The answer's words at that place, at most ``MAX_QUOTE`` characters.
-        is_repaired: True: something was made of it. False: what stood there gave no item.
+        is_repaired: True: repaired to an item. False: no item.
     """
 
     kind: str
@@ -104,10 +104,10 @@ class ErrorLog:
 
 @dataclass(frozen=True, slots=True)
 class ParseResult(Generic[ItemT]):
-    """What a parser read out of an answer.
+    """Result of parsing an answer.
 
     Args:
-        items: What the answer says, in its order; coordinates in original pixels, inside the image.
+        items: Parsed items, in the answer's order; coordinates in original pixels, inside the image.
         errors: Every repair and every failure, in the order in which they were found; none for a perfect answer.
         text: The answer's words without markup and coordinates.
     """
@@ -129,12 +129,12 @@ class ParseResult(Generic[ItemT]):
 
 @dataclass(frozen=True, slots=True)
 class GroundedPhrase:
-    """Words and the boxes that they are about.
+    """A phrase and its boxes.
 
     Args:
-        phrase: The words; "" where an answer gave boxes without any.
+        phrase: The phrase; "" for boxes without a phrase.
         boxes: In original pixels.
-        start: Where the phrase begins in the answer's plain text, or None where the task has no running text.
+        start: Start of the phrase in the answer's plain text; None if the task has no running text.
     """
 
     phrase: str
@@ -144,7 +144,7 @@ class GroundedPhrase:
 
 @dataclass(frozen=True, slots=True)
 class Keypoints:
-    """The key points of one body, those that are visible.
+    """Visible key points of one person.
 
     Args:
         points: Name to point, in original pixels.
@@ -154,9 +154,9 @@ class Keypoints:
 
 
 class Task(ABC, Generic[SampleT, ItemT]):
-    """One vision-language task: how its questions and answers are worded, and how an answer is read.
+    """One vision-language task: words its questions and answers, and parses answers.
 
-    ``prompt`` gives the instruction alone; its arguments are the task's own.
+    ``prompt`` returns only the instruction; its arguments depend on the task.
     """
 
     name: ClassVar[str]
@@ -182,14 +182,14 @@ class Task(ABC, Generic[SampleT, ItemT]):
 
     @abstractmethod
     def items(self, sample: SampleT) -> tuple[ItemT, ...]:
-        """What ``parse`` gives for a perfect answer to the sample, before any rounding of coordinates."""
+        """Expected items of the sample, with unrounded coordinates."""
 
     @abstractmethod
     def prompt(self, *args: Any, **kwargs: Any) -> str:
         """The instruction for inference."""
 
     def instruction(self, wording: int, **fields: str) -> str:
-        """A wording with its fields filled in.
+        """Fill in the fields of a wording.
 
         Raises:
             DataError: There is no such wording, or a field is empty.

@@ -15,7 +15,7 @@ class CaptionSample:
     """An image's description.
 
     Args:
-        caption: Words.
+        caption: The caption.
     """
 
     caption: str
@@ -53,7 +53,7 @@ class Caption(Task[CaptionSample, str]):
         return Example(self.prompt(wording), require(self.name, "caption", sample.caption))
 
     def parse(self, text: str, geometry: ImageGeometry | None = None) -> ParseResult[str]:
-        """The caption; the image's size plays no part."""
+        """The caption; the image size is not used."""
         return read_words(text)
 
     def items(self, sample: CaptionSample) -> tuple[str, ...]:

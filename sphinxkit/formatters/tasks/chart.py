@@ -1,4 +1,4 @@
-"""Reading a chart into a table."""
+"""Chart to table."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Chart(Task[ChartSample, str]):
         return Example(self.prompt(wording), require(self.name, "table", sample.table))
 
     def parse(self, text: str, geometry: ImageGeometry | None = None) -> ParseResult[str]:
-        """The table's text; the image's size plays no part."""
+        """The table's text; the image size is not used."""
         return read_words(text)
 
     def items(self, sample: ChartSample) -> tuple[str, ...]:

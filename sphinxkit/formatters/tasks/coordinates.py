@@ -1,4 +1,4 @@
-"""Coordinates in answers: three decimals of the padded square's side, and the tolerant way back to pixels.
+"""Coordinates in answers: written as fractions of the padded square with three decimals, parsed tolerantly to pixels.
 
 Source: SPHINX, arXiv:2311.07575, section 3.3 (coordinates as plain numbers); three decimals as in the authors' answers.
 """

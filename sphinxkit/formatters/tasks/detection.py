@@ -1,4 +1,4 @@
-"""Finding everything of a kind: objects of a category, and text."""
+"""Detection of all objects of a category, and of text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DetectionSample:
     """All objects of a category.
 
     Args:
-        category: Its name.
+        category: Name of the category.
         boxes: In original pixels; none where the image shows none.
         geometry: The image's size.
     """

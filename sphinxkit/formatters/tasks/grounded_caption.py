@@ -1,4 +1,4 @@
-"""Describing an image with a box for each thing that is named."""
+"""Grounded captions: a box for each named object."""
 
 from __future__ import annotations
 

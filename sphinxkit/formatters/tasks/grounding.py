@@ -33,7 +33,7 @@ _CLOSING = re.compile(r"(?:\s*+\])*+")
 
 
 def escape(text: str) -> str:
-    """Make text safe to stand in a grounded answer: what looks like markup gets a backslash."""
+    """Escape text for a grounded answer: a backslash goes into everything that looks like markup."""
     return _ESCAPE.sub(lambda match: match.group() + "\\", text)
 
 

@@ -1,4 +1,4 @@
-"""Finding the parts of a page."""
+"""Document layout analysis."""
 
 from __future__ import annotations
 

@@ -38,10 +38,10 @@ class MultipleChoiceSample:
     """A question with choices, one of them right.
 
     Args:
-        question: As it was asked.
+        question: The question.
         choices: In the order of their letters, at most 26.
-        answer: Index of the right one.
-        context: What is to be read first, may be empty.
+        answer: Index of the right choice.
+        context: Text before the question; may be empty.
     """
 
     question: str
@@ -55,7 +55,7 @@ class MultipleChoice(Task[MultipleChoiceSample, str]):
     """Multiple choice: ScienceQA, Q-Bench, SEED-Bench, MMBench.
 
     Args:
-        answer_start: Words in front of the letter; ScienceQA was evaluated with "The answer is".
+        answer_start: Text before the letter; ScienceQA was evaluated with "The answer is".
     Source: the SPHINX authors' published evaluation prompts (last line, layout of question and choices as in its
         Q-Bench annotations); the other wording is our choice.
     """
@@ -76,7 +76,7 @@ class MultipleChoice(Task[MultipleChoiceSample, str]):
         Args:
             question: The question; with its choices in it if ``choices`` is empty.
             choices: At most 26.
-            context: What is to be read first.
+            context: Text before the question.
             wording: Index of the wording.
         Raises:
             DataError: The question or a choice is empty, too many choices, or no such wording.

@@ -1,4 +1,4 @@
-"""Finding the key points of a person."""
+"""Human pose estimation."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ class QuestionSample:
     """A question about an image.
 
     Args:
-        question: As it was asked.
+        question: The question.
         answer: A word or a phrase.
     """
 
@@ -55,7 +55,7 @@ class VQA(Task[QuestionSample, str]):
         return Example(self.prompt(sample.question, wording), require(self.name, "answer", sample.answer))
 
     def parse(self, text: str, geometry: ImageGeometry | None = None) -> ParseResult[str]:
-        """The answer's words; the image's size plays no part."""
+        """The answer's words; the image size is not used."""
         return read_words(text)
 
     def items(self, sample: QuestionSample) -> tuple[str, ...]:

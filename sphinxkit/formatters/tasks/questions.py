@@ -1,4 +1,4 @@
-"""A task's question about one image, which also reads the answer."""
+"""A task's question about one image, with its parser."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sphinxkit.geometry import Box, ImageGeometry
 
 @dataclass(frozen=True, slots=True)
 class TaskQuestion:
-    """What to ask a model for a task.
+    """A task's question about one image.
 
     Args:
-        task: Whose question it is.
+        task: The task.
         text: The instruction, in the task's wording.
-        geometry: Size of the image that it is about.
-        label: What was asked about, in the asker's words (a phrase, a category); "" where the task takes no words.
+        geometry: Image size.
+        label: The phrase or category in the question; "" if the task takes none.
     """
 
     task: Task[Any, Any]
@@ -28,7 +28,7 @@ class TaskQuestion:
     label: str = ""
 
     def parse(self, answer: str) -> ParseResult[Any]:
-        """What an answer says, in pixels of the image; see ``Task.parse``."""
+        """Parse an answer, in pixels of the image; see ``Task.parse``."""
         return self.task.parse(answer, self.geometry)
 
 

@@ -1,4 +1,4 @@
-"""One region and its words: finding it (REC) and describing it (REG)."""
+"""Regions: referring expression comprehension (REC) and generation (REG)."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class REG(Task[RegionSample, str]):
         return Example(instruction, require(self.name, "phrase", sample.phrase))
 
     def parse(self, text: str, geometry: ImageGeometry | None = None) -> ParseResult[str]:
-        """The words; the image's size plays no part."""
+        """The words; the image size is not used."""
         return read_words(text)
 
     def items(self, sample: RegionSample) -> tuple[str, ...]:

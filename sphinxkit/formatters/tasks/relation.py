@@ -1,4 +1,4 @@
-"""Finding the two sides of a relation."""
+"""Visual relation detection."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class RelationSample:
 
     Args:
         subject: With at least one box, in original pixels.
-        predicate: The words between.
-        object: Likewise.
+        predicate: The predicate.
+        object: The object, with at least one box in original pixels.
         geometry: The image's size.
     """
 

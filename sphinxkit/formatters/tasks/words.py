@@ -1,4 +1,4 @@
-"""Reading answers that are words and nothing else."""
+"""Parses plain-text answers."""
 
 from __future__ import annotations
 
