@@ -23,7 +23,7 @@ def train(
 
     Examples:
 
-    `sphinxkit train finetune_13b --set init_from=pretrained --set data_root=/data --set output=runs/finetune`
+    `sphinxkit train finetune_13b --set init_from=runs/mixed_13b --set data_root=/data --set output=runs/finetune`
 
     `torchrun --nproc-per-node 8 -m sphinxkit train pretrain_13b --set tensor_parallel=2 --set output=runs/real`
     """
