@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def fetch(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a file, of any kind.")],
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a file, of any kind; or hf://org/repo.")],
     to: Annotated[
         Path | None, typer.Option("--to", help="A cache of its own, used with HF_HUB_CACHE; default: the usual one.")
     ] = None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.recipe.weights import check_init_from
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def check(recipe: str | Path | Mapping[str, Any] | Recipe) -> CheckedRecipe:
         ShapeError: The parts of the model do not fit each other.
     """
     found = Recipe.find(recipe)
+    if found.kind == "train":
+        check_init_from(found)
     if found.kind != "model":
         return CheckedRecipe(found)
     model = build(found, device="meta")

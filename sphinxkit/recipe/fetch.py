@@ -13,12 +13,11 @@ from sphinxkit.checkpoint.resolve import wanted_files
 from sphinxkit.encoders.weight_files import find_hub_folder, needed_files
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.hub import HubFile, HubListing, HubPath
+from sphinxkit.recipe.from_config import FROM_CONFIG
 from sphinxkit.recipe.recipe import Recipe
-from sphinxkit.recipe.weights import EncoderSource, beside, encoder_sources, sources_by_part
+from sphinxkit.recipe.weights import PARTS, EncoderSource, beside, encoder_sources, sources_by_part
 from sphinxkit.tensor_files.files import read_json
 
-_PARTS = ("llm", "encoders", "projectors", "image_delimiters")  # that init_from may name beside single encoders
-_CONFIGS = ("*.json", "tokenizer.model")  # of a language model whose numbers alone are wanted
 _INDEX = ".index.json"
 
 
@@ -61,12 +60,12 @@ def fetch(
 ) -> list[NeededFiles]:
     """Download what a recipe needs from the hub, and of each repository only the files that are needed.
 
-    For a model that is its encoders' public weights (``weights:``), for a training stage what ``init_from`` names, for
-    a mix its models. Files that are in the cache stay; an interrupted download is resumed. Without a network it checks
-    that everything is there.
+    For a model that is its encoders' public weights (``weights:``) and the configuration that ``from_config`` reads,
+    for a training stage what ``init_from`` names, for a mix its models. Files that are in the cache stay; an
+    interrupted download is resumed. Without a network it checks that everything is there.
 
     Args:
-        recipe: A shipped name, a path, a dict or a Recipe.
+        recipe: A shipped name, a path, a dict or a Recipe; or a whole checkpoint, ``hf://org/repo[@revision][/folder]``.
         to: Folder of a cache of its own, such as for a machine without a network; use it with ``HF_HUB_CACHE``. None:
             the usual cache.
         announce: Called with everything that is needed, before anything is downloaded.
@@ -78,7 +77,12 @@ def fetch(
             missing: one error lists it all.
     """
     cache = None if to is None else Path(to)
-    needed = [_find(place, source, encoder, cache) for place, source, encoder in _sources(Recipe.find(recipe))]
+    sources: Needs
+    if isinstance(recipe, str) and hub.is_hub_path(recipe):
+        sources = iter([("checkpoint", recipe, None)])
+    else:
+        sources = _sources(Recipe.find_written(recipe))
+    needed = [_find(place, source, encoder, cache) for place, source, encoder in sources]
     if announce is not None:
         announce(needed)
     raise_errors("the hub cannot be reached and the cache is not complete", _absent(needed))
@@ -98,12 +102,12 @@ def _sources(recipe: Recipe) -> Needs:
         yield from _of_config(document)
     elif recipe.kind == "train":
         model = document["model"]
-        found = Recipe.find(beside(folder, model) if isinstance(model, str) else model)
+        found = Recipe.find_written(beside(folder, model) if isinstance(model, str) else model)
         init_from = document.get("init_from")
         if isinstance(init_from, Mapping):
-            for part in _PARTS:
+            for part in PARTS:
                 yield from _of_checkpoints(f"init_from.{part}", [init_from.get(part)])
-            yield from _of_encoders(sources_by_part(init_from, found, _PARTS, folder))
+            yield from _of_encoders(sources_by_part(init_from, found, folder))
         else:
             yield from _of_checkpoints("init_from", [init_from] if isinstance(init_from, str) else init_from or [])
         yield from _of_config(found.document)
@@ -131,9 +135,8 @@ def _of_checkpoints(place: str, sources: Sequence[Any]) -> Needs:
 def _of_config(document: Mapping[str, Any]) -> Needs:
     """A language model whose numbers come from a Hugging Face folder."""
     llm = document.get("llm")
-    path = llm.get("path") if isinstance(llm, Mapping) else None
-    if hub.is_hub_path(path or ""):
-        yield "llm", str(path), None
+    if isinstance(llm, Mapping) and llm["type"] == FROM_CONFIG and hub.is_hub_path(llm["path"]):
+        yield "llm", llm["path"], None
 
 
 def _find(place: str, source: str, encoder: EncoderSource | None, cache: Path | None) -> NeededFiles:
@@ -143,7 +146,7 @@ def _find(place: str, source: str, encoder: EncoderSource | None, cache: Path | 
             return _find_encoder(place, where, encoder, cache)
         listing = hub.list_files(where, cache)
         if place == "llm":
-            names = [name for name in listing.files if any(PurePosixPath(name).match(p) for p in _CONFIGS)]
+            names = [name for name in wanted_files(listing.files, where.path) if _is_config(name)]
         else:
             names = _with_indexed(listing, wanted_files(listing.files, where.path))
         files = tuple(listing.files.get(name, HubFile(name, None, None)) for name in names)
@@ -177,6 +180,10 @@ def _with_indexed(listing: HubListing, names: Sequence[str]) -> list[str]:
 
 def _is_weights(name: str) -> bool:
     return name.endswith((".safetensors", ".pth", ".bin"))
+
+
+def _is_config(name: str) -> bool:
+    return not _is_weights(name) and not name.endswith(_INDEX)
 
 
 def _absent(needed: Sequence[NeededFiles]) -> list[str]:

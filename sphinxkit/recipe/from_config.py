@@ -53,7 +53,7 @@ def _local_folder(path: str, folder: Path) -> Path:
         cached = hub.cached_folder(place)
         if cached is None or not (cached / CONFIG_NAME).is_file():
             raise RecipeError(
-                f"llm.path: {path} has no {CONFIG_NAME} in the local cache; run `sphinxkit fetch {path}` first"
+                f"llm.path: {path} has no {CONFIG_NAME} in the local cache; run `sphinxkit fetch` with this recipe"
             )
         return cached
     found = folder / path if (folder / path).exists() else Path(path)

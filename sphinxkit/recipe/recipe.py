@@ -77,25 +77,32 @@ class Recipe:
 
     @classmethod
     def find(cls, recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-        """A recipe from whatever names one: a shipped name, a path, a dict or a recipe.
+        """A recipe from whatever names one, with an ``llm: {type: from_config}`` written out; as :meth:`find_written`.
 
-        An ``llm: {type: from_config}`` is written out.
+        Raises:
+            RecipeError: As there; or the folder that ``from_config`` names is not there or not in the cache.
+            CheckpointError: That folder holds another kind of model.
+        """
+        return cls.find_written(recipe)._expanded()
+
+    @classmethod
+    def find_written(cls, recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+        """A recipe from whatever names one, as it is written: a shipped name, a path, a dict or a recipe.
 
         Raises:
             RecipeError: It is none of these, or not valid.
-            CheckpointError: The folder that ``from_config`` names holds another kind of model.
         """
         if isinstance(recipe, Recipe):
-            return recipe._expanded()
+            return recipe
         if isinstance(recipe, Mapping):
-            return cls(recipe)._expanded()
+            return cls(recipe)
         if not isinstance(recipe, str | Path):
             raise RecipeError(f"a recipe is a shipped name, a path, a dict or a Recipe, got {type(recipe).__name__}")
         shipped = shipped_recipes()
         if str(recipe) in shipped:
-            return cls.from_yaml(shipped[str(recipe)])._expanded()
+            return cls.from_yaml(shipped[str(recipe)])
         if Path(recipe).suffix in (".yaml", ".yml") or Path(recipe).exists():
-            return cls.from_yaml(recipe)._expanded()
+            return cls.from_yaml(recipe)
         raise RecipeError(
             f"no recipe {str(recipe)!r}: neither a file nor a shipped name"
             f"{suggest(str(recipe), shipped) or '.'} Shipped: {', '.join(shipped)}"

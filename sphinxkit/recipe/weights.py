@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,29 @@ def beside(folder: Path | None, name: str) -> str:
     return str(folder / name)
 
 
-def sources_by_part(
-    init_from: Mapping[str, str], recipe: Recipe, parts: Collection[str], folder: Path | None
-) -> list[EncoderSource]:
+PARTS = ("llm", "encoders", "projectors", "image_delimiters")
+"""Parts of a model that ``init_from`` may name beside single encoders."""
+
+
+def check_init_from(recipe: Recipe) -> None:
+    """Check that a stage's ``init_from`` names parts that its model has.
+
+    Args:
+        recipe: Of kind ``train``.
+    Raises:
+        RecipeError: It names another, or the model's recipe is not valid.
+    """
+    init_from, model = recipe.document.get("init_from"), recipe.document["model"]
+    if isinstance(init_from, Mapping):
+        folder = None if recipe.source is None else recipe.source.parent
+        sources_by_part(init_from, Recipe.find_written(_model_beside(folder, model)), folder)
+
+
+def _model_beside(folder: Path | None, model: Any) -> Any:
+    return beside(folder, model) if isinstance(model, str) else model
+
+
+def sources_by_part(init_from: Mapping[str, str], recipe: Recipe, folder: Path | None) -> list[EncoderSource]:
     """The encoders of a recipe with the sources that ``init_from`` gives them by part.
 
     An encoder goes by its type, timm's also by ``timm/MODEL``. ``encoders: pretrained`` is every encoder's own
@@ -96,7 +116,6 @@ def sources_by_part(
     Args:
         init_from: Part -> source.
         recipe: Of the model.
-        parts: What else the mapping may name.
         folder: That relative paths may be relative to.
     Returns:
         All encoders; ``source`` is None where the mapping gives none.
@@ -104,7 +123,7 @@ def sources_by_part(
         RecipeError: A name that is neither an encoder of the model nor a part.
     """
     places = encoder_sources(recipe)
-    known = [*parts, *sorted({name for place in places for name in place.names})]
+    known = [*PARTS, *sorted({name for place in places for name in place.names})]
     for part in init_from:
         if part not in known:
             raise RecipeError(

@@ -70,7 +70,7 @@ def _first_tokenizer(opened: Iterable[Checkpoint]) -> Path | None:
 
 
 def _open_by_part(init_from: Mapping[str, str], recipe: Recipe, folder: Path | None, stack: ExitStack) -> InitSources:
-    places = sources_by_part(init_from, recipe, _PARTS, folder)
+    places = sources_by_part(init_from, recipe, folder)
     sources: list[TensorSource] = []
     opened: list[Checkpoint] = []
     for part, selects in _PARTS.items():

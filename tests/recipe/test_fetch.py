@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 import sphinxkit
@@ -200,12 +199,17 @@ def test_a_disk_that_is_too_small(fake: FakeHub, monkeypatch: pytest.MonkeyPatch
     assert fake.fetched == ["Salesforce/blip2-opt-2.7b/model.safetensors.index.json"]
 
 
-def test_a_language_models_numbers_alone(fake: FakeHub, tmp_path: Path) -> None:
-    document = yaml.safe_load(yaml.safe_dump(dict(Recipe.find("sphinx_micro").document)))
-    found = sphinxkit.recipe.fetch._of_config(
-        {**document, "llm": {"type": "x", "path": "hf://meta-llama/Llama-2-7b-hf"}}
-    )
-    assert list(found) == [("llm", "hf://meta-llama/Llama-2-7b-hf", None)]
+def test_a_language_models_numbers_alone(fake: FakeHub) -> None:
+    document = {"kind": "model", "llm": {"type": "from_config", "path": "hf://meta-llama/Llama-2-7b-hf"}}
+    expected = {"llm": ["config.json", "tokenizer.model", "tokenizer.json"]}
+    assert names(sphinxkit.fetch(document)) == expected
+    assert len(fake.fetched) == 3
+    stage = {**Recipe.find("pretrain_7b").document, "model": document, "init_from": None}
+    assert names(sphinxkit.fetch(stage)) == expected
+
+
+def test_a_whole_checkpoint(fake: FakeHub) -> None:
+    assert names(sphinxkit.fetch("hf://meta-llama/Llama-2-7b-hf")) == {"checkpoint": LLAMA}
 
 
 def test_the_command(fake: FakeHub, tmp_path: Path) -> None:

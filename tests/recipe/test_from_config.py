@@ -102,6 +102,6 @@ def test_what_is_wrong(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         Recipe.find(document(folder))
     monkeypatch.setattr(hub, "cached_folder", lambda place: None)
     with pytest.raises(
-        RecipeError, match="hf://a/b has no config.json in the local cache; run `sphinxkit fetch hf://a"
+        RecipeError, match="hf://a/b has no config.json in the local cache; run `sphinxkit fetch` with thi"
     ):
         Recipe.find(document("hf://a/b"))

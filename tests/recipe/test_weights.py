@@ -181,3 +181,12 @@ def test_every_encoder_of_the_shipped_models_says_where_its_weights_are(name: st
         options = {key: value for key, value in place.options.items() if key not in ("weights", "tile_size")}
         with torch.device("meta"):
             assert encoders.create(place.type, **options).info.weights.startswith("hf://")
+
+
+def test_check_knows_the_parts_of_init_from() -> None:
+    sphinxkit.check("pretrain_7b")
+    document = dict(Recipe.find("pretrain_7b").document)
+    document["init_from"] = {**document["init_from"], "clip_vit_large": "x"}
+    with pytest.raises(RecipeError, match=r"init_from.clip_vit_large: expected a part of the model: llm, encoders,"):
+        sphinxkit.check(document)
+    sphinxkit.check({**document, "init_from": ["a", "b"]})

@@ -7,8 +7,7 @@
 
 This file holds the only table of the public implementation's type names. Every width comes from the folder's own files.
 
-Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens*.py (arrangements, names), accessory/util/tensor_parallel.py
-(shards).
+Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens*.py (arrangements, names), accessory/util/tensor_parallel.py.
 """
 
 from __future__ import annotations
@@ -357,12 +356,16 @@ def encoders_json(vision: Mapping[str, Any]) -> dict[str, Any] | None:
 
     Args:
         vision: A recipe's ``vision`` part.
+    Raises:
+        CheckpointError: A DINOv2 with registers or plain feed-forward layers, which no released file has.
     """
     entries = {
         options["type"]: options for branch in vision["branches"] for options in map(_options_of, branch["encoders"])
     }
-    stated = {name: _only_differing(name, entry) for name, entry in entries.items() if name in ENCODER_DEFAULTS}
-    if not any(stated.values()):
+    dino = entries.get("dinov2_vit_giant_patch14", {})
+    if dino.get("ffn", "swiglu") != "swiglu" or dino.get("num_register_tokens"):
+        raise CheckpointError("format 'sphinx' has a DINOv2 with ffn 'swiglu' and no registers only; write 'sphinxkit'")
+    if not any(_only_differing(name, entry) for name, entry in entries.items() if name in ENCODER_DEFAULTS):
         return None
     content: dict[str, Any] = {}
     for section, (builder, names) in _OPTIONS.items():
@@ -371,8 +374,7 @@ def encoders_json(vision: Mapping[str, Any]) -> dict[str, Any] | None:
         values = {**ENCODER_DEFAULTS[builder], **entries[builder]}
         if builder == "dinov2_vit_giant_patch14" and values["hidden_dim"] is None:
             values["hidden_dim"] = _swiglu_hidden_dim(values["embed_dim"], values["mlp_ratio"])
-        written = {key: _plain(values[option]) for key, option in names.items()}
-        written |= _FIXED.get(section, {})
+        written = {key: _plain(values[option]) for key, option in names.items()} | _FIXED.get(section, {})
         if "activation" in written:
             written["activation"] = _ACTIVATION_WORDS[written["activation"]]
         content[section] = written
@@ -489,8 +491,7 @@ class Released(Format):
             "meta.json": json_text({"llama_type": type_of_vision(vision)}),
             "config.json": json_text(meta_from_numbers(numbers)),
         }
-        encoders = None if vision is None else encoders_json(vision)
-        if encoders is not None:
+        if vision is not None and (encoders := encoders_json(vision)) is not None:
             texts["encoders.json"] = json_text(encoders)
         count = options.num_shards
         pieces = pieces_of(source, sphinx_key_map(vision), count)

@@ -166,3 +166,11 @@ def test_values_of_another_kind(section: str, key: str, value: object, expected:
         str(caught.value)
         == f"d/encoders.json cannot be followed:\n  - {section}.{key} is {value!r}, expected {expected}"
     )
+
+
+@pytest.mark.parametrize("option", [{"ffn": "mlp"}, {"num_register_tokens": 4}])
+def test_another_dinov2_is_not_written_as_if_it_were_the_released_one(option: dict[str, Any]) -> None:
+    vision = {"branches": [{"encoders": [{"type": "dinov2_vit_giant_patch14", **option}]}]}
+    with pytest.raises(CheckpointError, match="format 'sphinx' has a DINOv2 with ffn 'swiglu' and no registers only"):
+        encoders_json(vision)
+    assert encoders_json({"branches": [{"encoders": ["dinov2_vit_giant_patch14"]}]}) is None
