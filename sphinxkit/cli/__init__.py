@@ -1,6 +1,6 @@
 """The command line: ``sphinxkit COMMAND``.
 
-Exit codes: 0 done, 1 a named error (its message on stderr), 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, 1 an expected error (its message on stderr), 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ app.add_typer(delta_app, name="delta")
 
 
 def main() -> None:
-    """Run the command line; a named error becomes one line on stderr and exit code 1."""
+    """Run the command line; an expected error becomes one line on stderr and exit code 1."""
     try:
         app()
     except SphinxkitError as error:

@@ -18,15 +18,15 @@ HELP = "/image PATH asks about another picture, /reset starts anew, /exit or Ctr
 def chat(
     *,
     checkpoint: Checkpoint = NANO,
-    image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture to talk about.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", "-i", help="Image to talk about.")] = None,
     system: Annotated[str | None, typer.Option(help="Replaces the template's system text.")] = None,
     answering: AnswerOptions,
     loading: LoadOptions,
 ) -> None:
-    """Talk with a model about a picture, the answers written as they come.
+    """Chat with a model about an image; answers are streamed.
 
-    The picture is read once; every further question costs its own words only. Without a CHECKPOINT it is SPHINX-nano,
-    which comes with sphinxkit.
+    The image is encoded once, and the KV cache is kept between turns. Without a CHECKPOINT, the built-in SPHINX-nano is
+    used.
 
     Examples:
 

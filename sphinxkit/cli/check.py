@@ -1,4 +1,4 @@
-"""``sphinxkit check``: is a recipe right?"""
+"""``sphinxkit check``: validate recipes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check(
     recipes: Annotated[list[str], typer.Argument(help="Recipe files or shipped names.")],
     as_json: Json = False,
 ) -> None:
-    """Check recipes: every error at once; a model is also put together without memory.
+    """Check recipes and report all errors at once; a model is also built without memory.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What a command's CHECKPOINT means: a directory, a hub repository, or the model that comes with sphinxkit."""
+"""Resolves a command's CHECKPOINT: a directory, a hub repository, or the built-in model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ NANO = "nano"
 
 
 def find_checkpoint(name: str) -> str:
-    """The directory or ``hf://org/repo`` that a command's CHECKPOINT names.
+    """Resolve a command's CHECKPOINT to a directory or ``hf://org/repo``.
 
     Args:
-        name: As the user wrote it; ``nano`` is SPHINX-nano.
+        name: The argument; ``nano`` is SPHINX-nano.
     Raises:
-        CheckpointError: It is ``nano``, and this installation was made without the weights.
+        CheckpointError: It is ``nano``, and this installation lacks the weights.
     """
     if name != NANO:
         return name
@@ -22,10 +22,10 @@ def find_checkpoint(name: str) -> str:
 
 
 def tell_checkpoint(name: str) -> str:
-    """The weights' name in the record of a run; SPHINX-nano's includes which release of the weights it is.
+    """Name of the weights in a run's record; for SPHINX-nano it includes the weights' release.
 
     Args:
-        name: As the user wrote it.
+        name: The argument.
     """
     if name != NANO:
         return name

@@ -23,7 +23,7 @@ def convert(
     source: Annotated[
         str, typer.Argument(help="Checkpoint directory or hf://org/repo; with --part encoders also a model recipe.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it appears when it is complete.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
     to: Annotated[str, typer.Option("--to", help="sphinxkit, sphinx (as released), meta or hf.")] = "sphinxkit",
     num_shards: Annotated[
         int | None, typer.Option("--shards", min=1, help="Tensor-parallel shards (sphinx and meta; default 1).")
@@ -31,9 +31,11 @@ def convert(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
     part: Annotated[
         str | None,
-        typer.Option("--part", help="llm (meta and hf hold no more) or encoders alone; default: everything."),
+        typer.Option(
+            "--part", help="Write only this part: llm (all that meta and hf can hold) or encoders; default: everything."
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     recipe: RecipeOption = None,
     no_verify: NoVerify = False,
     replicas: Replicas = "equal",
@@ -41,7 +43,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint, tensor by tensor.
 
-    What the released files hold beyond the model (CLIP's text side and the like) is carried along in a file of its own.
+    Unused tensors of released files (such as CLIP's text tower) are kept in a separate file.
 
     Examples:
 

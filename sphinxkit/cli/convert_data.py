@@ -25,8 +25,8 @@ def convert_data(
     companion: Annotated[
         Path | None, typer.Option(help="The format's second file: VQAv2's annotations, image_data.json, refs(...).p.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Only this split, where records name one.")] = None,
-    image_prefix: Annotated[str, typer.Option(help="Put in front of every image path.")] = "",
+    split: Annotated[str | None, typer.Option(help="Read only this split, if records name one.")] = None,
+    image_prefix: Annotated[str, typer.Option(help="Prefix for every image path.")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="A malformed record is an error.")] = False,
     limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many conversations.")] = None,
     as_json: Annotated[

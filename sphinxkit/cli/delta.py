@@ -13,9 +13,9 @@ from sphinxkit.cli.options import Checkpoint, Json, parse_dtype
 
 app = typer.Typer(no_args_is_help=True, help="Differences between a base model and one tuned from it.")
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write; it appears when it is complete.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")]
-AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Let NaN and Inf through.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")]
+AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Allow NaN and Inf.")]
 
 
 @app.command()
@@ -23,10 +23,12 @@ def extract(
     base: Checkpoint,
     tuned: Checkpoint,
     output: Output,
-    dtype: Annotated[str | None, typer.Option(help="Of the differences; default: the tuned model's.")] = None,
-    num_shards: Annotated[int | None, typer.Option("--shards", min=1, help="Default: the tuned model's, or 1.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Dtype of the differences; default: the tuned model's.")] = None,
+    num_shards: Annotated[
+        int | None, typer.Option("--shards", min=1, help="Number of shards; default: the tuned model's, or 1.")
+    ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Add it back and report how far that is from TUNED.")
+        bool, typer.Option("--verify", help="Check: add the delta to BASE and report the distance to TUNED.")
     ] = False,
     overwrite: Overwrite = False,
     allow_nonfinite: AllowNonfinite = False,
@@ -34,7 +36,7 @@ def extract(
 ) -> None:
     """Write TUNED - BASE as `consolidated.NN-of-MM.model-diff.pth`, as the public implementation does.
 
-    Tensors that only TUNED has are stored whole. With 16 bits the difference is rounded; `--dtype float32` keeps it.
+    Tensors that only TUNED has are stored whole. In 16 bit the difference is rounded; `--dtype float32` is more exact.
 
     Example:
 
@@ -73,9 +75,11 @@ def apply(
     delta: Annotated[str, typer.Argument(help="Directory with consolidated.NN-of-MM.model-diff.pth.")],
     output: Output,
     to: Annotated[str, typer.Option("--to", help="sphinxkit, sphinx (as released), meta or hf.")] = "sphinx",
-    dtype: Annotated[str | None, typer.Option(help="Of the result; default: the base's, tensor by tensor.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Dtype of the result; default: the base's, tensor by tensor.")
+    ] = None,
     num_shards: Annotated[
-        int | None, typer.Option("--shards", min=1, help="Default: the delta's (sphinx, meta).")
+        int | None, typer.Option("--shards", min=1, help="Number of shards; default: the delta's (sphinx, meta).")
     ] = None,
     overwrite: Overwrite = False,
     allow_nonfinite: AllowNonfinite = False,
@@ -83,7 +87,7 @@ def apply(
 ) -> None:
     """Write BASE + DELTA as a checkpoint.
 
-    Tensors that only one of them has are taken as they are. Base and delta may be cut into different numbers of shards.
+    Tensors that only one of them has are copied. Base and delta may have different numbers of shards.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""``sphinxkit demo``: a page in the browser to ask about pictures, the answers drawn onto them."""
+"""``sphinxkit demo``: web page for questions about images, with answers drawn on them."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def demo(
     answering: AnswerOptions,
     loading: LoadOptions,
 ) -> None:
-    """Ask about pictures on a page in the browser; boxes and key points of the answers are drawn.
+    """Serve a web page for questions about images; boxes and key points of the answers are drawn.
 
-    Without a CHECKPOINT it is SPHINX-nano, which comes with sphinxkit. Needs `pip install "sphinxkit[demo]"`. The page
-    is served from this machine and sends nothing elsewhere.
+    Without a CHECKPOINT, the built-in SPHINX-nano is used. Needs `pip install "sphinxkit[demo]"`. The server runs on
+    this machine and sends no data elsewhere.
 
     Example:
 
@@ -99,13 +99,13 @@ def import_gradio() -> Any:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the page shows for a question.
+    """The page's reply to a question.
 
     Args:
-        asked: The question as the model read it.
+        asked: The model's prompt.
         text: The answer.
-        drawing: The picture with the answer's places on it; None without a picture.
-        notes: What was drawn and what could not be read.
+        drawing: The image with the answer's boxes and points; None without an image.
+        notes: What was drawn and what could not be parsed.
     """
 
     asked: str
@@ -115,11 +115,11 @@ class Reply:
 
 
 class Talk:
-    """One visitor's conversation; a new picture begins a new one.
+    """One visitor's conversation; a new image starts a new one.
 
     Args:
-        model: Who answers.
-        answering: How.
+        model: The model.
+        answering: Generation options.
     """
 
     def __init__(self, model: SphinxModel, answering: AnswerOptions) -> None:
@@ -133,11 +133,11 @@ class Talk:
         """Answer a question.
 
         Args:
-            source: Picture that it is about.
-            task: Name of a task that words it; None: the words are the question.
+            source: The image.
+            task: Name of a task; None: the words are the question.
             words: See ``task_options.read_task``.
-            box: Likewise; "" is none.
-            keeps_history: Whether earlier questions about the picture count.
+            box: See ``task_options.read_task``; "" is none.
+            keeps_history: Whether to keep earlier turns about the image.
         Raises:
             DataError: The picture cannot be read, or the question is not complete.
         """
@@ -180,8 +180,8 @@ def add_corner(box: str, x: float, y: float) -> str:
 
     Args:
         box: ``X,Y`` or ``X1,Y1,X2,Y2``, in pixels, or nothing.
-        x: Of the click, in the picture's pixels.
-        y: Likewise.
+        x: x of the click, in pixels of the image.
+        y: y of the click.
     """
     try:
         given = [float(word) for word in box.split(",")]
@@ -197,8 +197,8 @@ def make_page(gradio: Any, model: SphinxModel, answering: AnswerOptions) -> Any:
 
     Args:
         gradio: The package.
-        model: Who answers.
-        answering: How.
+        model: The model.
+        answering: Generation options.
     """
     from sphinxkit.formatters import tasks
 

@@ -1,4 +1,4 @@
-"""``sphinxkit evaluate``: ask a model a benchmark's questions and score its answers."""
+"""``sphinxkit evaluate``: run and score a benchmark."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ def evaluate(
     checkpoint: Checkpoint,
     benchmark: Annotated[str, typer.Argument(help="A benchmark (refcocog_val, MME_benchmark, ...) or a task.")],
     annotations: Annotated[Path, typer.Option(help="JSON list of annotations, each with question and gt_answers.")],
-    images: Annotated[Path, typer.Option(help="Folder that the annotations' image paths are relative to.")],
+    images: Annotated[Path, typer.Option(help="Base folder of the annotations' image paths.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Predictions, one JSON line each. Default: BENCHMARK.predictions.jsonl."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions that are asked at once.")] = 8,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. Default: the benchmark's.")] = None,
-    strip_prefix: Annotated[str, typer.Option(help="Taken off the front of every image path (data/coco/).")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 8,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum answer length in tokens. Default: the benchmark's.")
+    ] = None,
+    strip_prefix: Annotated[str, typer.Option(help="Prefix to remove from every image path (data/coco/).")] = "",
     loading: LoadOptions,
     as_json: Json = False,
 ) -> None:
-    """Ask a model every question of a benchmark, greedily, and score its answers.
+    """Run a benchmark with greedy decoding and score the answers.
 
-    The same command resumes a run that was stopped. A question whose image cannot be read is reported, scored as an
-    empty answer and asked again the next time. The exit code is 1 where that happens, or where no answer can be read.
+    The same command resumes a stopped run. A question with an unreadable image is reported, scored as an empty answer
+    and asked again in the next run. The exit code is then 1; it is also 1 if no answer can be parsed.
 
     Examples:
 

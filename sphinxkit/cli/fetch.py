@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 def fetch(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a file, of any kind; or hf://org/repo.")],
     to: Annotated[
-        Path | None, typer.Option("--to", help="A cache of its own, used with HF_HUB_CACHE; default: the usual one.")
+        Path | None,
+        typer.Option("--to", help="Separate cache folder, to be used with HF_HUB_CACHE; default: the usual cache."),
     ] = None,
 ) -> None:
-    """Download all that a recipe needs from the Hugging Face hub, and only that.
+    """Download exactly the files that a recipe needs from the Hugging Face hub.
 
-    Sizes and licences are printed first. What is in the cache stays, an interrupted download is resumed. With
-    HF_HUB_OFFLINE=1 it says what is missing.
+    Sizes and licences are printed first. Cached files are reused, and an interrupted download is resumed. With
+    HF_HUB_OFFLINE=1 the missing files are listed.
 
     Example:
 

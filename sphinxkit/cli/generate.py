@@ -34,48 +34,44 @@ def generate(
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The question; with --raw the whole prompt.")
     ] = None,
-    image: Annotated[Path | None, typer.Option("--image", "-i", help="Picture that the prompt is about.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", "-i", help="Image for the prompt.")] = None,
     task: Annotated[
         str | None,
-        typer.Option(
-            "--task", "-t", help="Ask in the wording of a task (rec, detection, pose, ...); see docs/tasks.md."
-        ),
+        typer.Option("--task", "-t", help="Use a task's question (rec, detection, pose, ...); see docs/tasks.md."),
     ] = None,
-    box: Annotated[
-        str | None, typer.Option(help="X1,Y1,X2,Y2 in pixels: the region that --task pose or reg asks about.")
-    ] = None,
+    box: Annotated[str | None, typer.Option(help="Region for --task pose or reg: X1,Y1,X2,Y2 in pixels.")] = None,
     draw: Annotated[
-        Path | None, typer.Option("--draw", help="Write the picture with the answer's boxes and key points on it.")
+        Path | None, typer.Option("--draw", help="Write the image with the answer's boxes and key points drawn.")
     ] = None,
     source: Annotated[
         Path | None,
         typer.Option("--input", help="JSON lines {prompt, image, ...}; image paths are relative to its folder."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON lines of answers; if it exists, the run continues.")
+        Path | None, typer.Option("--output", "-o", help="JSON lines of answers; an existing file is resumed.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of the input that are answered at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 8,
     num_workers: Annotated[int, typer.Option(min=1, help="Threads that load the input's images.")] = 2,
-    raw: Annotated[bool, typer.Option("--raw", help="Do not put the prompt through the chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     answering: AnswerOptions,
     stop: Annotated[
-        list[str] | None, typer.Option(help="Ends the answer; may be repeated. Default: the template's.")
+        list[str] | None, typer.Option(help="Stop string; may be repeated. Default: the template's.")
     ] = None,
-    truncate_left: Annotated[bool, typer.Option(help="Shorten an over-long prompt from the left.")] = False,
+    truncate_left: Annotated[bool, typer.Option(help="Truncate an over-long prompt from the left.")] = False,
     loading: LoadOptions,
     as_json: Json = False,
 ) -> None:
-    r"""Answer a prompt, about a picture or without; or all prompts of a file.
+    r"""Answer one prompt, with or without an image, or all prompts of a file.
 
-    Without a CHECKPOINT it is SPHINX-nano, which comes with sphinxkit.
+    Without a CHECKPOINT, the built-in SPHINX-nano is used.
 
-    With --task, --prompt holds what the task asks about: rec a phrase, detection a category, vqa a question; pose,
-    layout, text_detection and grounded_caption take none. --json then also gives what the answer says, in pixels.
+    With --task, --prompt is the task's argument: a phrase for rec, a category for detection, a question for vqa; pose,
+    layout, text_detection and grounded_caption take none. --json then also prints the parsed items, in pixels.
 
     A row of --input may hold id, prompt (or messages), image, max_new_tokens, temperature, top_p, stop, seed and meta,
-    which is copied to the answer; row i draws from --seed + i. Answers are written to OUTPUT.rank-0-of-1.part as they
-    come, and to OUTPUT in the input's order when all are there. The same command continues after a kill. With torchrun
-    every process takes its share of the rows.
+    which is copied to the answer; row i uses seed --seed + i. Answers are written to OUTPUT.rank-0-of-1.part as they
+    complete, and at the end to OUTPUT in input order. The same command resumes a stopped run. With torchrun, every
+    process answers a share of the rows.
 
     Examples:
 
@@ -166,7 +162,7 @@ class Question:
     task: TaskQuestion | None
 
     def find_places(self, answer: str) -> ParseResult[Any]:
-        """Whatever looks like a place in an answer, without a task that reads it."""
+        """Find boxes and points in an answer without a task's parser."""
         from sphinxkit.formatters.draw import find_places
         from sphinxkit.geometry import ImageGeometry
 
@@ -178,7 +174,7 @@ class Question:
 def read_question(
     prompt: str | None, image: Path | None, task: str | None, box: str | None, draw: Path | None
 ) -> Question:
-    """What the options ask; errors come before a model is loaded."""
+    """Build the question from the options; errors are raised before a model is loaded."""
     from sphinxkit.cli.task_options import read_task
     from sphinxkit.formatters.draw import check_target
     from sphinxkit.geometry import ImageGeometry
@@ -196,7 +192,7 @@ def read_question(
 
 
 def _show_places(result: ParseResult[Any], question: Question, draw: Path | None) -> dict[str, Any]:
-    """Draw what an answer says; returns it as JSON has it."""
+    """Draw an answer's items; returns them as JSON data."""
     from sphinxkit.formatters import tasks
     from sphinxkit.formatters.draw import count_places, label_boxes, save_drawing
 

@@ -1,4 +1,4 @@
-"""``sphinxkit inspect``: what a checkpoint or a recipe holds."""
+"""``sphinxkit inspect``: show the contents of a checkpoint or a recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def inspect(
     keys: Annotated[bool, typer.Option("--keys", help="List every tensor of a checkpoint.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show parts, parameters, image tokens, and of a checkpoint its format, dtypes and tensors.
+    """Show parts, parameters and image tokens; for a checkpoint also format, dtypes and tensors.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""``sphinxkit inspect-data``: what a model will learn from a file of samples or a mixture."""
+"""``sphinxkit inspect-data``: show the tokens and labels of training samples."""
 
 from __future__ import annotations
 
@@ -29,24 +29,28 @@ def inspect_data(
     model: Annotated[
         str | None, typer.Option(help="Checkpoint whose tokenizer and conversation template are used; or nano.")
     ] = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=0, help="Samples to show.")] = 5,
-    start: Annotated[int, typer.Option(min=0, help="The first of them: record of the file, sample of the epoch.")] = 0,
-    epoch: Annotated[int, typer.Option(min=0, help="Number of a mixture's epoch.")] = 0,
+    count: Annotated[int, typer.Option("--count", "-n", min=0, help="Number of samples to show.")] = 5,
+    start: Annotated[int, typer.Option(min=0, help="Index of the first sample (in the file, or in the epoch).")] = 0,
+    epoch: Annotated[int, typer.Option(min=0, help="Epoch of a mixture.")] = 0,
     root: Annotated[
         Path | None,
-        typer.Option(help="Folder that image paths, of a mixture all its paths, are relative to."),
+        typer.Option(help="Base folder of image paths; for a mixture, of all its paths."),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest sample; default: any length.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum length of a sample; default: any length.")
+    ] = None,
     over_length: Annotated[
-        str | None, typer.Option(help="What happens to a longer one: error, truncate or skip. Default: the mixture's.")
+        str | None, typer.Option(help="Policy for longer samples: error, truncate or skip. Default: the mixture's.")
     ] = None,
-    check_images: Annotated[bool, typer.Option(help="A sample whose image cannot be read is a bad one.")] = True,
+    check_images: Annotated[
+        bool, typer.Option(help="Open images; count a sample with an unreadable image as bad.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Show samples with the tokens that are learnt in colour, and of a mixture what an epoch will hold.
+    """Show samples with the tokens in the loss in colour; for a mixture also the contents of an epoch.
 
-    Where there are no colours (a pipe, `NO_COLOR`), what is learnt stands between ⟦ and ⟧. A sample that cannot be used
-    is shown with its error.
+    Without colours (a pipe, `NO_COLOR`), tokens in the loss are marked by ⟦ and ⟧. An unusable sample is shown with its
+    error.
 
     Examples:
 
@@ -104,16 +108,16 @@ def _title(entry: InspectedSample) -> str:
 
 
 def _visible(text: str) -> str:
-    """Text without control characters, which a terminal would obey; their pictures stand in their place."""
+    """Replace control characters, which a terminal would execute, by their symbols."""
     return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text)
 
 
 def coloured(entry: InspectedSample, has_colour: bool = True) -> Text:
-    """A sample's text with what is learnt of it in colour.
+    """A sample's text with the tokens in the loss in colour.
 
     Args:
         entry: The sample, without an error.
-        has_colour: False: marks what is learnt with ``LEARNT_MARKS``.
+        has_colour: False: mark them with ``LEARNT_MARKS``.
     """
     from rich.text import Text
 

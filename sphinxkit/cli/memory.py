@@ -1,4 +1,4 @@
-"""``sphinxkit memory``: will it fit?"""
+"""``sphinxkit memory``: predict memory use."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def memory(
     recipe: Annotated[
         str, typer.Argument(help="Recipe (name or file) or checkpoint directory, hf://org/repo or nano.")
     ],
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows answered together.")] = 1,
-    text_tokens: Annotated[int, typer.Option(min=1, help="Prompt and answer of a row, without the image.")] = 512,
-    images: Annotated[int | None, typer.Option(help="Images in the batch; default one for each row.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
+    text_tokens: Annotated[int, typer.Option(min=1, help="Prompt and answer tokens per row, without the image.")] = 512,
+    images: Annotated[int | None, typer.Option(help="Images in the batch; default: one per row.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="May be repeated. Default: float32 and bfloat16.")] = None,
     gpu: Annotated[str | None, typer.Option(help="Say whether it fits: h100, rtx4090, a100-40gb and so on.")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Of a training run: how many torchrun starts.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="For a train recipe: number of processes.")] = 1,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Of a training run: as for `sphinxkit train`.")
+        list[str] | None, typer.Option("--set", help="For a train recipe: override a key, as in `sphinxkit train`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict the memory of weights, KV cache and activations, without loading anything.
 
-    For a recipe of kind train: what training takes in each process.
+    For a train recipe: the memory of each training process.
 
     Examples:
 

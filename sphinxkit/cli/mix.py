@@ -1,4 +1,4 @@
-"""``sphinxkit mix``: models into one, by weights."""
+"""``sphinxkit mix``: mix the weights of several models."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ def mix(
         list[str] | None,
         typer.Argument(help="Models to mix, in any readable format, or hf://org/repo.", show_default=False),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory to write; it appears when it is complete.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory to write.")] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="A kind: mix recipe; options here override it.")
+        str | None, typer.Option("--recipe", help="Mix recipe; options on the command line override it.")
     ] = None,
     method: Annotated[
         str | None,
@@ -35,7 +33,7 @@ def mix(
         list[str] | None, typer.Option("--option", help="NAME=VALUE for the method, such as density=0.2 or seed=3.")
     ] = None,
     beta: Annotated[
-        float | None, typer.Option(help="Weight of the first of two models; 1 is the first itself.")
+        float | None, typer.Option(help="Weight of the first of two models; 1 gives the first model.")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="One weight per model, as 0.5,0.3,0.2.")] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Divide the weights by their sum.")] = False,
@@ -51,13 +49,13 @@ def mix(
     num_shards: Annotated[
         int | None, typer.Option("--shards", min=1, help="Tensor-parallel shards (sphinx and meta).")
     ] = None,
-    llm_only: Annotated[bool, typer.Option("--llm-only", help="Mix and write the language models alone.")] = False,
+    llm_only: Annotated[bool, typer.Option("--llm-only", help="Mix and write only the language models.")] = False,
     tokenizer: Annotated[str | None, typer.Option(help="tokenizer.model of the result, if the models' differ.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow weights outside [0, 1].")] = False,
-    allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Let NaN and Inf through.")] = False,
+    allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Allow NaN and Inf.")] = False,
     allow_different_recipes: Annotated[
-        bool, typer.Option("--allow-different-recipes", help="Mix although the models' structure differs.")
+        bool, typer.Option("--allow-different-recipes", help="Mix models of different structure.")
     ] = False,
     hashes: Annotated[bool, typer.Option("--hash/--no-hash", help="Hash the inputs for the provenance.")] = True,
     sweep: Annotated[
@@ -67,15 +65,15 @@ def mix(
         str | None,
         typer.Option(help="'COMMAND ... {model}', or python:module:function called with the model in memory."),
     ] = None,
-    minimize: Annotated[bool, typer.Option("--minimize", help="The lower score is the better one.")] = False,
+    minimize: Annotated[bool, typer.Option("--minimize", help="A lower score is better.")] = False,
     plot: Annotated[Path | None, typer.Option(help="PNG of score against beta; default sweep.png.")] = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Mix models by their weights, streamed tensor by tensor from any format to any other.
+    """Mix the weights of models, tensor by tensor, from any format to any other.
 
-    With `--sweep` every beta is scored and the best is written if `-o` is given: a Python function gets one model in
-    memory that is updated in place, a command gets a directory in place of {model} and prints the score last.
+    With `--sweep`, every beta is scored, and the best mix is written if `-o` is given. A Python function gets a model
+    in memory that is updated in place. A command gets a directory as {model} and must print the score last.
 
     Examples:
 
@@ -134,7 +132,7 @@ def mix(
 
 
 def parse_method(name: str | None, options: list[str] | None) -> str | dict[str, Any] | None:
-    """``--method`` and its ``--option NAME=NUMBER`` as a recipe says them.
+    """Parse ``--method`` and ``--option NAME=NUMBER`` to a recipe's form.
 
     Raises:
         DataError: Options without a method, or not of this form.
@@ -159,7 +157,7 @@ def parse_weights(text: str | None) -> list[float] | None:
     """``--weights`` as numbers.
 
     Raises:
-        DataError: Something else stands between the commas.
+        DataError: A value is not a number.
     """
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -29,24 +29,22 @@ Checkpoint = Annotated[
 ]
 """A command that may go without one takes ``checkpoints.NANO`` as the default."""
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="Recipe (name or file) that overrides what the checkpoint says.")
+    str | None, typer.Option("--recipe", help="Recipe (name or file) to use instead of the checkpoint's.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto (bfloat16 where the hardware has it), float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
-NoVerify = Annotated[
-    bool, typer.Option("--no-verify", help="Do not compare the checksums that the checkpoint's files carry.")
-]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not verify the checksums in the checkpoint's files.")]
 Replicas = Annotated[
-    str, typer.Option(help="equal: refuse shards that differ in what each holds whole; first: take the first's.")
+    str, typer.Option(help="If shards differ in a replicated tensor: equal: refuse; first: use the first shard.")
 ]
 LlamaType = Annotated[
     str | None, typer.Option("--llama-type", help="Type of a released directory without meta.json (llama_ens5).")
 ]
 Bits = Annotated[
     int | None,
-    typer.Option(help="8 or 4: quantise the weights of the language model's linear layers. Default: do not."),
+    typer.Option(help="Quantise the language model's linear layers to 8 or 4 bits. Default: off."),
 ]
 Accelerate = Annotated[
     str,
@@ -73,7 +71,7 @@ def cpu_has_bf16() -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device asked for; ``auto`` is CUDA if there is one. With torchrun, ``auto`` and ``cuda`` are the own GPU.
+    """Resolve the device; ``auto`` is CUDA if available. With torchrun, CUDA is the process's own GPU.
 
     Raises:
         DataError: There is no such device.
@@ -109,7 +107,7 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype asked for; ``auto`` is bfloat16 where the hardware has it, and says on stderr what it took."""
+    """Resolve the dtype; ``auto`` is bfloat16 if the hardware supports it, and reports the choice on stderr."""
     import torch
 
     if name not in DTYPES:
@@ -129,7 +127,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def parse_replicas(name: str) -> Literal["equal", "first"]:
-    """What to do where shards differ, by name.
+    """Parse the policy for shards that differ.
 
     Raises:
         DataError: Neither equal nor first.
@@ -164,7 +162,7 @@ def load_model(
     """Load a checkpoint as the options say.
 
     Raises:
-        DataError: Options that are not possible, or not together.
+        DataError: An option is not possible, or options contradict each other.
     """
     from sphinxkit.recipe import load
 
@@ -246,12 +244,12 @@ class LoadOptions:
 class AnswerOptions:
     """How an answer is written."""
 
-    max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens an answer.")] = 512
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0
-    top_p: Annotated[float, typer.Option(help="Nucleus of the sampling.")] = 1.0
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum number of tokens per answer.")] = 512
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling: probability mass to keep.")] = 1.0
+    seed: Annotated[int | None, typer.Option(help="Random seed for sampling.")] = None
     num_draft_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Draft up to this many tokens by prompt lookup (greedy only).")
+        int | None, typer.Option(min=1, help="Maximum number of tokens drafted by prompt lookup (greedy only).")
     ] = None
 
 

@@ -1,4 +1,4 @@
-"""Progress bars on stderr, so that stdout stays for results."""
+"""Progress bars on stderr; stdout is for results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Told the name and bytes of a tensor that is done, and the bytes of all tensors."""
+    """Callback with the name and bytes of a finished tensor, and the total bytes."""
 
     def __call__(self, key: str, num_bytes: int, total: int | None = None) -> None:
         """Move the bar on."""
@@ -19,8 +19,8 @@ def byte_progress(title: str, total: int | None = None) -> Iterator[Advance]:
     """A bar of bytes; yields ``advance(key, num_bytes, total)``. Shown on a terminal only, once bytes have come.
 
     Args:
-        title: What is being done.
-        total: Bytes in all, if they are known from the start.
+        title: Title of the bar.
+        total: Total bytes, if known.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn

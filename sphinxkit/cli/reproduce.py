@@ -1,4 +1,4 @@
-"""``sphinxkit reproduce``: SPHINX-nano from nothing, and SPHINX's claims on it."""
+"""``sphinxkit reproduce``: train SPHINX-nano from scratch, and test SPHINX's claims on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reproduce(
     ] = None,
     last: Annotated[str | None, typer.Option(help="nano: stop after this stage.")] = None,
     claim: Annotated[
-        str | None, typer.Option(help="ablations: embeddings, text, weights, sub_images or tasks alone.")
+        str | None, typer.Option(help="ablations: only this claim: embeddings, text, weights, sub_images or tasks.")
     ] = None,
     conversations: Annotated[
         int | None, typer.Option(min=1, help="ablations: budget of every variant. Default: 2304.")
@@ -43,7 +43,7 @@ def reproduce(
         typer.Option(help="ablations: checkpoint with the trained encoders; OUTPUT/../nano/encoders/model."),
     ] = None,
 ) -> None:
-    """Train models from nothing, stage by stage, and score them; resume where an earlier call stopped.
+    """Train models from scratch, stage by stage, and score them; resumes an earlier call.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""``sphinxkit score``: predictions against annotations."""
+"""``sphinxkit score``: score a file of predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task's question out of the options --task, --prompt and --box."""
+"""Builds a task's question from --task, --prompt and --box."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_task(task: str | Task[Any, Any], prompt: str | None, box: str | None, g
 
     Args:
         task: A task of ``formatters.tasks``, or its name.
-        prompt: The task's words: a phrase (rec), a category (detection), a question (vqa).
+        prompt: The task's argument: a phrase (rec), a category (detection), a question (vqa).
         box: Of a task that asks about a region (pose, reg), as ``parse_box`` reads it; None is the whole picture, and
             is said on stderr.
         geometry: The picture's size.

@@ -1,4 +1,4 @@
-"""``sphinxkit train``: a stage of training, as its recipe says."""
+"""``sphinxkit train``: run a training stage from its recipe."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import typer
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Recipe of kind train: a shipped name or a file.")],
+    recipe: Annotated[str, typer.Argument(help="Train recipe: a shipped name or a file.")],
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value, or key.below=value; the value is YAML. May be given several times."),
+        typer.Option(
+            "--set", help="Override a recipe key: key=value or key.subkey=value, with a YAML value; may be repeated."
+        ),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Refuse to resume a run that is in the output folder.")
+        bool, typer.Option("--fresh", help="Raise an error instead of resuming a run in the output folder.")
     ] = False,
 ) -> None:
-    """Train; resume a former run in the same output folder.
+    """Train from a recipe; resumes a previous run in the same output folder.
 
-    SIGTERM and Ctrl-C save and exit with 143 and 130.
+    SIGTERM and Ctrl-C save the state and exit with 143 and 130.
 
     Examples:
 
