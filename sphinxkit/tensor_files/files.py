@@ -51,13 +51,14 @@ def open_tensor_files(path: str | Path) -> TensorFiles:
 
 
 def read_tensor_files(
-    path: Path, is_extra: Callable[[str], bool] = lambda name: False
+    path: Path, is_optional: Callable[[str], bool] = lambda name: False
 ) -> tuple[dict[str, StoredTensor], list[Path]]:
     """The tensors of one file, or of the files that an index names, none of them read yet; and those files.
 
     Args:
         path: A ``.safetensors`` or torch file, or a ``*.index.json``.
-        is_extra: Whether the files may hold a tensor of this name that their index does not list.
+        is_optional: Whether the files may hold a tensor of this name that their index does not list, or lack one that
+            it does.
     Raises:
         CheckpointError: Damaged files, a tensor that is in two of them, or an index that is not true.
     """
@@ -75,13 +76,13 @@ def read_tensor_files(
     errors += [
         f"{name!r} is in {tensor.file.name} but not in {path.name}"
         for name, tensor in stored.items()
-        if name not in listed and not is_extra(name)
+        if name not in listed and not is_optional(name)
     ]
     for file_name, names in indexed.items():
         errors += [
             f"{name!r} should be in {file_name} but is not"
             for name in names
-            if name not in stored or stored[name].file.name != file_name
+            if (stored[name].file.name != file_name if name in stored else not is_optional(name))
         ]
     raise_errors(f"{path.parent}: the files do not fit together", errors)
     return stored, files

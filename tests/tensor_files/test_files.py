@@ -32,7 +32,10 @@ def test_an_index_and_its_files(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
     with pytest.raises(CheckpointError, match="'extra' is in 2.safetensors but not in model.safetensors.index.json"):
         tensor_files.open(index)
-    tensors, files = tensor_files.read_tensor_files(index, is_extra=lambda name: name == "extra")
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "no": "1.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"'no' should be in 1.safetensors but is not"):
+        tensor_files.open(index)
+    tensors, files = tensor_files.read_tensor_files(index, is_optional=lambda name: name in ("extra", "no"))
     assert list(tensors) == ["a", "b", "extra"]
     assert [path.name for path in files] == ["1.safetensors", "2.safetensors"]
 

@@ -5,9 +5,9 @@ Source of the names: transformers, models/{llama,mistral,qwen2,qwen3}/modeling_*
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
+from sphinxkit.checkpoint.formats.hf_config import hf_from_numbers, llm_from_hf
 from sphinxkit.checkpoint.formats.native import is_native
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
 from sphinxkit.checkpoint.llm_config import (
     EMBEDDING,
     HEAD,
-    LLM_DEFAULTS,
     Fitting,
-    differing,
     embedding_rows,
     model_recipe,
     refuse_experts,
@@ -39,16 +38,15 @@ from sphinxkit.checkpoint.writing import (
     pieces_of,
     write_safetensors_shards,
 )
-from sphinxkit.errors import CheckpointError, raise_errors
-from sphinxkit.registry import suggest
+from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.files import read_json, read_tensor_files
 
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 _INDEX = "model.safetensors.index.json"
-_HF_EMBEDDING = "model.embed_tokens.weight"
+_HF_EMBEDDING, _HF_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+(\.safetensors|\.bin)")
 _LLAMA_EOS = 2  # transformers' default of eos_token_id, LlamaConfig; it is Llama's tokenizer's own
-_NORM_EPS = 1e-6  # transformers' default of rms_norm_eps, in all families
 
 _HF_LAYER, _OUR_LAYER = "model.layers.{}.", "llm.layers.{}."
 _HF_RULES = [
@@ -111,237 +109,6 @@ def _rotary(reorder: Callable[..., Tensor], rule: NameRule, num_heads: int, num_
     if rule.rotary is None:
         return None
     return partial(reorder, num_heads={"query": num_heads, "key": num_kv_heads, "head": 1}[rule.rotary])
-
-
-@dataclass(frozen=True)
-class _Family:
-    """What transformers' configuration class of a ``model_type`` decides where ``config.json`` is silent.
-
-    Attributes:
-        architecture: The class that ``architectures`` names.
-        max_positions: Default of ``max_position_embeddings``.
-        num_kv_heads: Default of ``num_key_value_heads``; None: as many as query heads.
-        head_dim: Default of ``head_dim``; None: ``hidden_size / num_attention_heads``.
-        window: Default of ``sliding_window``.
-        has_window_switch: Whether a window counts with ``use_sliding_window`` alone.
-        options: Of our model.
-    """
-
-    architecture: str
-    max_positions: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    window: int | None = None
-    has_window_switch: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-_FAMILIES = {
-    "llama": _Family("LlamaForCausalLM", 2048),
-    "mistral": _Family("MistralForCausalLM", 131072, 8, window=4096),
-    "qwen2": _Family("Qwen2ForCausalLM", 32768, 32, None, 4096, True, {"qkv_bias": True}),
-    "qwen3": _Family("Qwen3ForCausalLM", 32768, 32, 128, 4096, True, {"qk_norm": True}),
-}
-"""Source: transformers 5.24, models/*/configuration_*.py."""
-
-_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_NUMBERS = (
-    *(*_NEEDED, "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "rms_norm_eps"),
-    *("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "tie_word_embeddings"),
-    *("sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "model_type"),
-)
-_ONLY: dict[str, Any] = {
-    **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleaved": False},
-    **{"partial_rotary_factor": 1.0, "is_encoder_decoder": False, "add_cross_attention": False},
-}
-"""Keys with one value that the model here has."""
-_NO_NUMBER = frozenset(
-    (
-        *("architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "name_or_path", "auto_map"),
-        *("use_cache", "initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop"),
-        *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "pretraining_tp", "is_llama_config"),
-        *("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled"),
-        *("return_dict", "output_attentions", "output_hidden_states", "torchscript", "use_bfloat16", "problem_type"),
-        *("id2label", "label2id", "num_labels", "chunk_size_feed_forward", "task_specific_params", "is_decoder"),
-        *("transformers.js_config", "unsloth_version", "unsloth_fixed", "max_length", "model_max_length"),
-    )
-)
-"""Keys that say nothing about a forward pass."""
-_ROPE_NAMES = {
-    **{"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
-    **{"beta_fast": "beta_fast", "beta_slow": "beta_slow", "attention_factor": "attention_factor"},
-    **{"truncate": "truncate", "original_max_position_embeddings": "original_max_seq_len"},
-}
-"""Theirs -> ours."""
-_ROPE_KEYS = (*_ROPE_NAMES, "rope_type", "type", "rope_theta", "mscale", "mscale_all_dim", "finetuned")
-_ROPE_OF = {
-    "dynamic": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": tuple(key for key in _ROPE_NAMES if "freq" not in key),
-}
-
-
-def llm_from_hf(config: Mapping[str, Any], file: Path, vocab_size: int) -> dict[str, Any]:
-    """The recipe's ``llm`` part from a Hugging Face ``config.json`` of LLaMA's line.
-
-    Args:
-        config: The file's content.
-        file: For messages.
-        vocab_size: Rows of the embedding.
-    Raises:
-        CheckpointError: Another family, or keys and values that the model here does not have; the message names them.
-    """
-    kind = str(config.get("model_type")).lower()
-    if "mixtral" in kind or "moe" in kind or config.get("num_local_experts") or config.get("num_experts"):
-        raise CheckpointError(
-            f"{file}: model_type {config.get('model_type')!r} is a mixture-of-experts model, which is not supported yet"
-        )
-    family = _FAMILIES.get(kind)
-    if family is None:
-        raise CheckpointError(f"{file}: model_type is {config.get('model_type')!r}; known: {', '.join(_FAMILIES)}")
-    errors = [
-        f"{key!r} is {config.get(key)!r}, expected a number" for key in _NEEDED if not isinstance(config.get(key), int)
-    ]
-    raise_errors(f"{file} cannot be followed", errors)
-    known = {*_NUMBERS, *_ONLY, *_NO_NUMBER}
-    errors += [
-        f"unknown key {key!r} with the value {value!r:.60}{suggest(key, known)}"
-        for key, value in config.items()
-        if key not in known and value is not None
-    ]
-    errors += [
-        f"{key!r} is {config[key]!r}; the model here only has {only!r}"
-        for key, only in _ONLY.items()
-        if config.get(key, only) not in (only, None)
-    ]
-    width, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
-    kv_heads, head_dim = config.get("num_key_value_heads", family.num_kv_heads), config.get("head_dim", family.head_dim)
-    theta, scaling, max_positions = _rope_from_hf(config, family, errors)
-    llm: dict[str, Any] = {
-        "type": "llama",
-        "vocab_size": vocab_size,
-        "embed_dim": width,
-        "num_layers": layers,
-        "num_heads": heads,
-        "hidden_dim": config["intermediate_size"],
-    }
-    if kv_heads not in (None, heads):
-        llm["num_kv_heads"] = kv_heads
-    options = {
-        "max_seq_len": max_positions,
-        "norm_eps": config.get("rms_norm_eps", _NORM_EPS),
-        "rope_theta": theta,
-        "rope_scaling": scaling,
-        "head_dim": None if head_dim is None or head_dim * heads == width else head_dim,
-        "sliding_window": _window_from_hf(config, family, errors),
-        "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
-        **family.options,
-    }
-    raise_errors(f"{file} cannot be followed", errors)
-    return {**llm, **differing(options), "attention": "auto"}
-
-
-def _rope_from_hf(config: Mapping[str, Any], family: _Family, errors: list[str]) -> tuple[float, Any, int]:
-    """``rope_theta``, ``rope_scaling`` and ``max_seq_len``."""
-    rope = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
-    theta = config.get("rope_theta", rope.get("rope_theta", LLM_DEFAULTS["rope_theta"]))
-    max_positions = config.get("max_position_embeddings", family.max_positions)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "linear", *_ROPE_OF):
-        errors.append(f"rotary scaling {kind!r} is not known; known: default, linear, {', '.join(_ROPE_OF)}")
-        return theta, None, max_positions
-    errors += [
-        f"unknown key {key!r} of the rotary scaling with the value {value!r:.60}"
-        for key, value in rope.items()
-        if key not in _ROPE_KEYS and value is not None and (key, value) != ("partial_rotary_factor", 1.0)
-    ]
-    if kind == "default":
-        return theta, None, max_positions
-    factor = rope.get("factor")
-    if not isinstance(factor, int | float) or factor <= 0:
-        errors.append(f"rotary scaling {kind!r}: 'factor' is {factor!r}, expected a positive number")
-        return theta, None, max_positions
-    if kind == "linear":
-        return theta, 1.0 / float(factor), max_positions  # there positions are divided by it, here multiplied
-    original = config.get("original_max_position_embeddings", rope.get("original_max_position_embeddings"))
-    if kind == "dynamic" or original is None:
-        original = max_positions
-    values = {**rope, "original_max_position_embeddings": int(original)}
-    if rope.get("mscale") and rope.get("mscale_all_dim") and rope.get("attention_factor") is None:
-        scales = [0.1 * rope[key] * math.log(max(factor, 1.0)) + 1.0 for key in ("mscale", "mscale_all_dim")]
-        values["attention_factor"] = scales[0] / scales[1]
-    wanted = {*_ROPE_OF[kind], "original_max_position_embeddings"}
-    scaling = {ours: values[key] for key, ours in _ROPE_NAMES.items() if key in wanted and values.get(key) is not None}
-    if kind != "llama3":  # these files give the pretrained length
-        max_positions = max(max_positions, int(original * factor))
-    return theta, {"type": kind, **scaling}, max_positions
-
-
-def _window_from_hf(config: Mapping[str, Any], family: _Family, errors: list[str]) -> int | None:
-    """``sliding_window``: of all layers or of none."""
-    window = config.get("sliding_window", family.window)
-    layers = config["num_hidden_layers"]
-    if family.window is None and window is not None:
-        errors.append(f"'sliding_window' is {window!r}, which model_type {config['model_type']!r} has not")
-    is_on = config.get("use_sliding_window", False) if family.has_window_switch else True
-    first = config.get("max_window_layers", 28) if family.has_window_switch else 0  # 28: transformers' default
-    kinds = config.get("layer_types")
-    if kinds is None:
-        kinds = ["sliding_attention" if is_on and i >= first else "full_attention" for i in range(layers)]
-    if window is None or set(kinds) == {"full_attention"}:
-        return None
-    if set(kinds) != {"sliding_attention"}:
-        errors.append("'layer_types' or 'max_window_layers': the sliding window is for some layers only; here for all")
-    return int(window)
-
-
-def hf_from_numbers(numbers: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """A ``config.json`` for the class of transformers that computes the same: Llama, Mistral, Qwen2 or Qwen3.
-
-    Args:
-        numbers: What :func:`~sphinxkit.checkpoint.llm_config.full_numbers` gives.
-        dtype: Of the weights: "float32".
-    Raises:
-        CheckpointError: No class has all of these options.
-    """
-    window = numbers["sliding_window"]
-    if numbers["qkv_bias"] and numbers["qk_norm"]:
-        raise CheckpointError("format 'hf' has no class with both qkv_bias and qk_norm; write \"sphinxkit\"")
-    if numbers["qk_norm"] or numbers["qkv_bias"]:
-        kind = "qwen3" if numbers["qk_norm"] else "qwen2"
-        beside = {"use_sliding_window": window is not None, "sliding_window": window, "max_window_layers": 0}
-    elif window is not None:
-        kind, beside = "mistral", {"sliding_window": window}
-    else:
-        kind, beside = "llama", {"mlp_bias": False}
-    scaling, max_positions = numbers["rope_scaling"], numbers["max_seq_len"]
-    if isinstance(scaling, Mapping):
-        fields = {theirs: scaling[ours] for theirs, ours in _ROPE_NAMES.items() if ours in scaling}
-        rope: dict[str, Any] | None = {"rope_type": scaling["type"], **fields}
-        if scaling["type"] == "dynamic":
-            max_positions = scaling["original_max_seq_len"]
-    else:
-        rope = None if scaling is None else {"rope_type": "linear", "factor": 1.0 / scaling}
-    return {
-        "architectures": [_FAMILIES[kind].architecture],
-        "model_type": kind,
-        "hidden_size": numbers["embed_dim"],
-        "intermediate_size": numbers["hidden_dim"],
-        "num_hidden_layers": numbers["num_layers"],
-        "num_attention_heads": numbers["num_heads"],
-        "num_key_value_heads": numbers["num_kv_heads"],
-        "head_dim": numbers["head_dim"] or numbers["embed_dim"] // numbers["num_heads"],
-        "vocab_size": numbers["vocab_size"],
-        "max_position_embeddings": max_positions,
-        "rms_norm_eps": numbers["norm_eps"],
-        "rope_theta": numbers["rope_theta"],
-        "rope_scaling": rope,
-        "hidden_act": "silu",
-        **({} if kind == "qwen2" else {"attention_bias": False}),
-        **beside,
-        "tie_word_embeddings": numbers["tie_embeddings"],
-        "torch_dtype": dtype,
-    }
 
 
 def _end_ids(folder: Path, config: Mapping[str, Any], vocab_size: int) -> list[int]:
@@ -432,11 +199,15 @@ class HuggingFace(Format):
         """
         weights = _find_weights(folder)
         config_path = folder / CONFIG_NAME
+        if weights is None and (shards := [path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)]):
+            index = _SHARD.sub(r"\1\2.index.json", shards[0])
+            raise CheckpointError(f"{folder}: holds {len(shards)} shards without their index; fetch {index}")
         if weights is None or not config_path.is_file():
             raise CheckpointError(f"{folder}: needs model.safetensors or pytorch_model.bin, and {CONFIG_NAME}")
         config = read_json(config_path)
         key_map = hf_key_map()
-        stored, files = read_tensor_files(weights, key_map.is_derived)
+        tied = {_HF_HEAD} if config.get("tie_word_embeddings") else set()
+        stored, files = read_tensor_files(weights, lambda name: name in tied or key_map.is_derived(name))
         refuse_experts(stored, str(folder))
         if not any(key_map.to_ours(name) for name in stored):
             raise CheckpointError(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sphinxkit import checkpoint, llama
 from sphinxkit.checkpoint import MappingSource, ModuleSource
-from sphinxkit.checkpoint.formats.hf import _rotary, hf_key_map, llm_from_hf, rotary_to_halves, rotary_to_pairs
+from sphinxkit.checkpoint.formats.hf import _rotary, hf_key_map, rotary_to_halves, rotary_to_pairs
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.files import read_tensor_files
 
@@ -132,12 +132,15 @@ def test_transformers_computes_the_same_both_ways(
             {"model_type": "qwen3", "head_dim": 8, "use_sliding_window": True, "max_window_layers": 1},
             "'layer_types' or 'max_window_layers': the sliding window is for some layers only",
         ),
-        ({"hidden_size": ...}, "'hidden_size' is None, expected a number"),
+        ({"hidden_size": ...}, "'hidden_size' is None, expected a positive whole number"),
         ({"attention_bias": True}, "'attention_bias' is True; the model here only has False"),
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'; the model here only has 'silu'"),
         ({"head_dim": 16}, r"q_proj.weight is \[32, 32\], the configuration asks for \[64, 32\]"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rotary scaling 'longrope' is not known"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 0}}, "'factor' is 0, expected a positive number"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 0}},
+            "'rope_scaling.factor' is 0, expected a positive number",
+        ),
         (
             {"rope_scaling": {"type": "yarn", "factor": 2.0, "mrope_section": [1]}},
             r"unknown key 'mrope_section' of the rotary scaling with the value \[1\]",
@@ -153,29 +156,6 @@ def test_configurations_that_do_not_fit(
     write_json(folder / "config.json", **changes)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.open(folder)
-
-
-def test_defaults_of_the_configuration() -> None:
-    config = {
-        "model_type": "llama",
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"},
-    }
-    assert llm_from_hf(config, Path("config.json"), 7) == {
-        "type": "llama",
-        "vocab_size": 7,
-        "embed_dim": 8,
-        "num_layers": 1,
-        "num_heads": 2,
-        "hidden_dim": 16,
-        "max_seq_len": 2048,
-        "norm_eps": 1e-6,
-        "rope_theta": 500.0,
-        "attention": "auto",
-    }
 
 
 def test_unknown_tensors_and_no_llama(folder: Path) -> None:
@@ -218,6 +198,30 @@ def test_index_that_is_not_true(tmp_path: Path, text_model: Model, write_json: C
         checkpoint.open(folder)
     (folder / last).unlink()
     with pytest.raises(CheckpointError, match=rf"files that {index.name} names are missing; fetch them:\n  - {last}"):
+        checkpoint.open(folder)
+
+
+def test_an_index_names_what_is_derived(tmp_path: Path, text_model: Model, write_json: Callable[..., Path]) -> None:
+    """A tied head and rotary frequencies may be listed and lie in no file, as transformers allows."""
+    source, recipe = text_model
+    tied = MappingSource({key: source.read(key) for key in source.keys() if key != "llm.lm_head.weight"})  # noqa: SIM118
+    folder = checkpoint.save(tmp_path / "hf", tied, format="hf", recipe=recipe, max_shard_bytes=20_000)
+    index = folder / "model.safetensors.index.json"
+    true = json.loads(index.read_text())["weight_map"]
+    more = dict.fromkeys(["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"], max(true.values()))
+    write_json(index, weight_map=true | more)
+    with checkpoint.open(folder) as opened:
+        assert sorted(opened.keys()) == sorted(tied.keys())
+    write_json(folder / "config.json", tie_word_embeddings=False)
+    with pytest.raises(CheckpointError, match=r"'lm_head.weight' should be in .* but is not"):
+        checkpoint.open(folder)
+
+
+def test_shards_without_their_index(tmp_path: Path, text_model: Model) -> None:
+    source, recipe = text_model
+    folder = checkpoint.save(tmp_path / "hf", source, format="hf", recipe=recipe, max_shard_bytes=20_000)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"shards without their index; fetch model.safetensors.index.json"):
         checkpoint.open(folder)
 
 
