@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 from sphinxkit import atomic
 from sphinxkit.atomic import TEMP_SUFFIX, atomic_directory, atomic_file, clean_leftovers
 
-DEAD_PID = 2**22 + 1  # beyond the largest pid that Linux gives (PID_MAX_LIMIT)
+DEAD = "0123456789abcdef"
 FILES_PER_VERSION = 6
 KILLS = 8
 
@@ -115,7 +116,7 @@ def test_failure_between_two_renames_puts_the_old_one_back(tmp_path: Path, monke
     rename = Path.rename
 
     def failing(self: Path, other: Path) -> Path:
-        if other == target and ".old." not in self.name:
+        if other == target and "-old" not in self.name:
             raise OSError(errno.EIO, "broken disk")
         return rename(self, other)
 
@@ -143,35 +144,128 @@ def test_exchange_swaps_and_says_where_it_cannot(tmp_path: Path, monkeypatch: py
 
 
 def test_leftovers_of_the_dead_are_removed_and_others_kept(tmp_path: Path) -> None:
-    target = tmp_path / "model"
-    dead = tmp_path / f".model.{DEAD_PID}{TEMP_SUFFIX}"
-    alive = tmp_path / f".model.{os.getppid()}{TEMP_SUFFIX}"
-    other = tmp_path / f".model2.{DEAD_PID}{TEMP_SUFFIX}"
-    odd = tmp_path / f".model.x{TEMP_SUFFIX}"
-    for path in (dead, alive, other, odd):
+    target, held = tmp_path / "model", tmp_path / "held"
+    dead = [tmp_path / f".model.{DEAD}{TEMP_SUFFIX}", tmp_path / f".model.{DEAD[::-1]}{TEMP_SUFFIX}"]
+    dead[0].mkdir()
+    dead[1].write_text("half")
+    lock = tmp_path / f".model.lock{TEMP_SUFFIX}"
+    lock.touch()
+    others = [tmp_path / f".model2.{DEAD}{TEMP_SUFFIX}", tmp_path / f".model.x{TEMP_SUFFIX}"]
+    for path in others:
         path.mkdir()
-    file = tmp_path / f".model.{DEAD_PID + 1}{TEMP_SUFFIX}"
-    file.write_text("half")
-    assert sorted(clean_leftovers(target)) == sorted([dead, file])
-    assert sorted(tmp_path.iterdir()) == sorted([alive, other, odd])
+    with atomic_file(held) as writing, atomic_directory(tmp_path / "folder") as filling:
+        assert sorted(clean_leftovers(target)) == sorted(dead)
+        assert clean_leftovers(held) == clean_leftovers(tmp_path / "folder") == []
+        assert writing.exists()
+        assert filling.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([*others, held, tmp_path / "folder"])
     assert clean_leftovers(tmp_path / "no" / "folder") == []
 
 
 def test_moved_aside_directory_is_restored_only_if_the_target_is_missing(tmp_path: Path) -> None:
     target = tmp_path / "model"
-    aside = tmp_path / f".model.old.{DEAD_PID}{TEMP_SUFFIX}"
-    half = tmp_path / f".model.{DEAD_PID}{TEMP_SUFFIX}"
+    aside = tmp_path / f".model.{DEAD}-old{TEMP_SUFFIX}"
+    half = tmp_path / f".model.{DEAD[::-1]}{TEMP_SUFFIX}"
     for path in (aside, half):
         path.mkdir()
         (path / "a").write_text("old" if path == aside else "half")
-    clean_leftovers(target)
+    atomic.put_back(target)
     assert content(target) == {"old"}
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == [half.name]
     aside.mkdir()
     (aside / "a").write_text("older")
+    atomic.put_back(target)
     clean_leftovers(target)
     assert content(target) == {"old"}
     assert leftovers(tmp_path) == []
+
+
+def test_a_second_writer_of_a_folder_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with atomic_directory(target) as folder:
+        (folder / "a").write_text("1")
+        with pytest.raises(BlockingIOError, match=r"another process is writing it.*model"), atomic_directory(target):
+            pass
+        atomic.put_back(target)
+    assert content(target) == {"1"}
+    assert leftovers(tmp_path) == []
+
+
+def test_two_writers_of_a_file_have_files_of_their_own(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    with atomic_file(target) as one, atomic_file(target) as other:
+        assert one != other
+        one.write_text("1")
+        other.write_text("2")
+    assert target.read_text() == "1"
+    assert leftovers(tmp_path) == []
+
+
+def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(atomic.fcntl, "flock", refusing)
+    dead = [tmp_path / f".model.{DEAD}{TEMP_SUFFIX}", tmp_path / f".model.{DEAD[::-1]}{TEMP_SUFFIX}"]
+    dead[0].mkdir()
+    dead[1].write_text("half")
+    with atomic_directory(tmp_path / "model") as folder, atomic_file(tmp_path / "file") as file:
+        (folder / "a").write_text("1")
+        file.write_text("1")
+    assert clean_leftovers(tmp_path / "model") == []
+    assert all(path.exists() for path in dead)
+    assert content(tmp_path / "model") == {"1"}
+
+
+def test_a_pipe_stays_a_pipe_and_gets_the_content(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        with atomic_file(pipe) as path:
+            path.write_text("text")
+        assert reader.communicate()[0] == b"text"
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_devices_and_descriptors_are_written_not_replaced(tmp_path: Path) -> None:
+    with atomic_file("/dev/null") as path:
+        path.write_text("text")
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    with pytest.raises(OSError, match="No space left"), atomic_file("/dev/full") as path:
+        path.write_text("text")
+    with (tmp_path / "a").open("w+") as file:
+        with atomic_file(f"/proc/self/fd/{file.fileno()}") as path:
+            path.write_text("text")
+        assert file.read() == "text"
+
+
+def test_a_link_is_followed_and_permissions_are_kept(tmp_path: Path) -> None:
+    behind, link, loose = tmp_path / "sub" / "behind", tmp_path / "link", tmp_path / "loose"
+    behind.parent.mkdir()
+    behind.write_text("old")
+    behind.chmod(0o640)
+    link.symlink_to(behind)
+    loose.symlink_to("nowhere")
+    for path in (link, loose):
+        with atomic_file(path) as temporary:
+            temporary.write_text("new")
+        assert path.is_symlink()
+        assert path.read_text() == "new"
+    assert stat.S_IMODE(behind.stat().st_mode) == 0o640
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o700)
+    with atomic_directory(folder):
+        pass
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    with pytest.raises(IsADirectoryError), atomic_file(folder):
+        pass
+
+
+def test_a_long_name_has_a_temporary_one(tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 250)
+    with atomic_file(target) as temporary:
+        temporary.write_text("1")
+    assert target.read_text() == "1"
 
 
 def test_directory_fsync_that_is_not_supported_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,9 +282,11 @@ def test_directory_fsync_that_is_not_supported_is_no_error(tmp_path: Path, monke
 @pytest.mark.parametrize("way", ["exchange", "renames"])
 def test_killed_at_any_moment_leaves_a_complete_directory(tmp_path: Path, way: str) -> None:
     target = tmp_path / "model"
+    begin = time.monotonic()
     with atomic_directory(target) as folder:
         for index in range(FILES_PER_VERSION):
             (folder / str(index)).write_text("0")
+    once = time.monotonic() - begin  # a slow disk takes longer to replace it
     moments = random.Random(0)
     script = WRITER.format(files=FILES_PER_VERSION)
     reached = 0
@@ -200,7 +296,7 @@ def test_killed_at_any_moment_leaves_a_complete_directory(tmp_path: Path, way: s
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == b"ready\n"
-            time.sleep(moments.uniform(0.0, 0.05))
+            time.sleep(moments.uniform(0.0, max(0.05, 2 * once)))
             writer.send_signal(signal.SIGKILL)
         if way == "renames":
             clean_leftovers(target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sphinxkit.atomic import clean_leftovers
+from sphinxkit.atomic import put_back
 from sphinxkit.checkpoint.formats import Format, OpenOptions, get_format, names
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import Replicas
@@ -59,7 +59,7 @@ def open_checkpoint(
         raise CheckpointError(f"replicas={replicas!r}: expected 'equal' or 'first'")
     folder = Path(path)
     if not folder.exists():
-        clean_leftovers(folder)  # a writer that was killed half-way may have left the old folder aside
+        put_back(folder)  # a writer that was killed half-way may have left the old folder aside
     if not folder.exists():
         raise CheckpointError(f"{folder}: there is no such folder")
     if not folder.is_dir():

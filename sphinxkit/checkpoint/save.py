@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 
 from sphinxkit.atomic import atomic_directory
-from sphinxkit.checkpoint.formats import Format, get_format
+from sphinxkit.checkpoint.formats import Format, get_format, names
 from sphinxkit.checkpoint.llm_config import EMBEDDING
+from sphinxkit.checkpoint.open import detect
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.writing import Progress, TensorInput, WriteOptions, specs_of
 from sphinxkit.errors import CheckpointError
@@ -96,6 +97,7 @@ def save(
         if num_bytes + _SPARE_BYTES > free:
             raise CheckpointError(f"{target}: needs {num_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
         with atomic_directory(target) as folder:
+            _check_target(target, overwrite)  # again: another process may have written it before the lock was ours
             with source.verifying() if verify and isinstance(source, Checkpoint) else nullcontext():
                 texts = layout.write(folder, chosen, carried, options)
             for name, text in {**texts, **(extra_files or {})}.items():
@@ -114,13 +116,35 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise CheckpointError(f"{target}: is a file; a checkpoint is a folder")
     items = sorted(target.iterdir()) if target.exists() else []
     foreign = [item.name for item in items if item.is_dir() or not any(map(item.match, _OURS))]
-    if items and (foreign or not any(item.suffix in _WEIGHTS for item in items)):
+    if items and (foreign or not _is_checkpoint(target, items)):
         raise CheckpointError(
             f"{target}: is not a checkpoint but holds {', '.join((foreign or [item.name for item in items])[:5])}; it "
             "will not be replaced"
         )
     if items and not overwrite:
         raise CheckpointError(f"{target}: exists already; pass overwrite=True (--overwrite) to replace it")
+
+
+def _is_checkpoint(folder: Path, items: Sequence[Path]) -> bool:
+    """Whether one of the formats knows the folder and its weight files begin as such files do.
+
+    A damaged checkpoint may be replaced, so nothing beyond the beginnings is read.
+    """
+    weights = [item for item in items if item.suffix in _WEIGHTS]
+    if not weights or not all(map(_begins_as_weights, weights)):
+        return False
+    try:
+        return bool(detect(folder)) or any(get_format(name).detect_delta(folder) for name in names())
+    except CheckpointError:  # a format knows the names of the files; some are missing
+        return True
+
+
+def _begins_as_weights(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if path.suffix == ".safetensors":
+        return start[8:9] == b"{"
+    return start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"  # torch's zip layout, or a pickle
 
 
 def _check_vocabulary(target: Path, tokenizer: Mapping[str, bytes], source: TensorInput, format: Format) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_source import TensorSource
 
 Model = tuple[MappingSource, dict[str, Any]]
-DEAD_PID = 2**22 + 1  # beyond the largest pid that Linux gives
 
 
 @pytest.mark.parametrize("format", checkpoint.formats.names())
@@ -58,11 +56,14 @@ def test_nothing_to_open(tmp_path: Path, text_model: Model) -> None:
         checkpoint.open(tmp_path, format="gguf")
 
 
-def test_a_folder_that_a_killed_writer_moved_aside_is_found(tmp_path: Path, text_model: Model) -> None:
+def test_a_folder_that_a_killed_writer_moved_aside_is_found_and_nothing_is_removed(
+    tmp_path: Path, text_model: Model
+) -> None:
     source, _ = text_model
     folder = checkpoint.save(tmp_path / "model", source)
-    folder.rename(tmp_path / f".model.old.{DEAD_PID}{TEMP_SUFFIX}")
-    (tmp_path / f".model.{DEAD_PID}{TEMP_SUFFIX}").mkdir()
+    folder.rename(tmp_path / f".model.{'0' * 16}-old{TEMP_SUFFIX}")
+    half = tmp_path / f".model.{'1' * 16}{TEMP_SUFFIX}"
+    half.mkdir()
     with checkpoint.open(folder) as opened:
         assert len(opened) == len(list(source.keys()))
-    assert os.listdir(tmp_path) == ["model"]  # noqa: PTH208 - names only
+    assert sorted(tmp_path.iterdir()) == [half, folder]

@@ -128,6 +128,46 @@ def test_what_is_there_is_never_lost_by_mistake(tmp_path: Path, text_model: Mode
         checkpoint.save(tmp_path / "thesis.tex", source)
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"package.json": "{}", "README.md": "mine", "x.bin": "data"},
+        {"records.json": "[1, 2]", "records.bin": "data"},
+        {"config.json": "{}", "model.safetensors": "a text of its own"},
+        {"consolidated.00.pth": "data"},
+        {"model.safetensors.index.json": "{}", "weights.bin": "PK\3\4data"},
+    ],
+)
+def test_a_folder_of_another_program_is_not_replaced(tmp_path: Path, text_model: Model, files: dict[str, str]) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    with pytest.raises(CheckpointError, match="is not a checkpoint but holds"):
+        checkpoint.save(folder, text_model[0], overwrite=True)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == files
+
+
+def test_a_damaged_checkpoint_may_be_replaced(tmp_path: Path, text_model: Model, same: Callable[..., None]) -> None:
+    source, recipe = text_model
+    folder = checkpoint.save(tmp_path / "own", source, format="meta", num_shards=2, recipe=recipe)
+    (folder / "consolidated.00.pth").unlink()
+    checkpoint.save(folder, source, recipe=recipe, overwrite=True)
+    with checkpoint.open(folder) as opened:
+        same(opened, source)
+
+
+def test_two_saves_to_one_new_folder(tmp_path: Path, text_model: Model, same: Callable[..., None]) -> None:
+    source, _ = text_model
+
+    def save_again(key: str, size: int) -> None:
+        with pytest.raises(CheckpointError, match="another process is writing it"):
+            checkpoint.save(tmp_path / "own", source)
+
+    with checkpoint.open(checkpoint.save(tmp_path / "own", source, progress=save_again)) as opened:
+        same(opened, source)
+
+
 def test_a_checkpoint_may_be_replaced_by_itself(tmp_path: Path, text_model: Model, same: Callable[..., None]) -> None:
     source, recipe = text_model
     folder = checkpoint.save(tmp_path / "own", source, recipe=recipe)
