@@ -39,6 +39,12 @@ def test_precision_at_1_strict_and_lenient() -> None:
     assert result.unparsable == 1
 
 
+def test_an_overlap_of_exactly_half_is_a_hit() -> None:
+    square = Annotation(0, "", "", [0, 0, 100, 100], "a.json:1", (200, 200), {})
+    result = metrics.score("precision_at_1", [Record(square, "[0.000,0.000,0.500,0.250]")])
+    assert result.scores == result.lenient == {"precision_at_1": 1.0}
+
+
 def test_a_gold_box_with_swapped_corners_names_its_annotation() -> None:
     with pytest.raises(DataError, match=r"^a.json:1: box \(120.0, 10.0, 20.0, 60.0\): its corners are swapped"):
         metrics.score("precision_at_1", [_record("[0.1,0.3,0.6,0.55]", [120, 10, 20, 60])])

@@ -71,6 +71,12 @@ def test_match_boxes_is_one_to_one_and_takes_the_largest_overlap_first() -> None
     assert sorted(match_boxes(predictions, golds)) == [(0, 1), (1, 0)]
 
 
+def test_an_overlap_of_exactly_half_matches() -> None:
+    half, whole = Box(0, 0, 100, 50), Box(0, 0, 100, 100)
+    assert match_boxes([("cat", half)], [("cat", whole)]) == [(0, 0)]
+    assert match_boxes([("cat", Box(0, 0, 100, 49))], [("cat", whole)]) == []
+
+
 def test_match_counts_by_hand() -> None:
     counts = MatchCounts()
     square = Box(0, 0, 10, 10)
