@@ -49,7 +49,7 @@ def raise_errors(what: str, errors: Sequence[str]) -> None:
 
     Args:
         what: As for :func:`list_errors`.
-        errors: Likewise.
+        errors: Their messages.
     Raises:
         CheckpointError: ``errors`` is not empty.
     """

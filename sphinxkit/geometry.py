@@ -1,7 +1,7 @@
 """Points and boxes, and the maps between original pixels and the padded square of SPHINX's coordinates.
 
 SPHINX pads an image to a square (the image centred, the odd pixel at the bottom or right) and writes coordinates as
-fractions of that square's side, whatever the resolution.
+fractions of that square's side, at any resolution.
 Source: LLaMA2-Accessory, accessory/data/transform.py (padded_resize); SPHINX, arXiv:2311.07575, section 3.3.
 """
 

@@ -10,16 +10,18 @@ from torch import Tensor
 
 
 def to_device(values: Tensor | Sequence[Any], device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers of the host on a device, without asking to wait for what the device still has to do.
+    """Copy host data to a device without synchronising with the device.
 
-    ``torch.tensor(values, device="cuda")`` and ``to("cuda")`` wait until all that is queued has run. A copy from memory
-    that is not pinned need not: it is read before the call returns, so the source may change afterwards. All other
-    copies (from pinned memory, or from a device) wait as ``to`` does.
+    ``torch.tensor(values, device="cuda")`` and ``to("cuda")`` wait until all queued work has run. A copy from pageable
+    memory need not wait: the source is read before the call returns, so it may change afterwards. All other copies
+    (from pinned memory, or from a device) wait as ``to`` does.
 
     Args:
         values: A tensor, or numbers.
-        device: Where they are wanted.
+        device: Target device.
         dtype: None: the tensor's; of numbers int64, bool, or float32 whatever torch's default is.
+    Shape:
+        values, return: any
     Source: CUDA's API synchronization behavior, cudaMemcpyAsync from pageable memory.
     """
     if isinstance(values, Tensor):

@@ -143,7 +143,7 @@ def obstacle(model: LlamaModel) -> str | None:
     """Why text has to be generated through the model's own modules; None if nothing is in the way.
 
     Args:
-        model: Whatever stands where a ``LlamaModel`` is expected.
+        model: The object in place of a ``LlamaModel``.
     """
     if type(model) is not LlamaModel:
         return f"the model is a {type(model).__name__}"

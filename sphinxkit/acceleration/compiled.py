@@ -116,7 +116,7 @@ class CompiledAccelerator(FusedAccelerator):
         self._traced = self._modules = None
 
     def cache_capacity(self, capacity: int, limit: int) -> int:
-        """A bucket's, so that the graphs are met again."""
+        """Capacity of a bucket, so that compiled graphs are reused."""
         return bucket(capacity, limit)
 
     @torch.no_grad()

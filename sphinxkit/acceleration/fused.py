@@ -215,7 +215,7 @@ def _join(groups: Sequence[Sequence[nn.Linear]]) -> list[Tensor]:
 
 
 def _head_weight(lm_head: nn.Module) -> Weight | None:
-    """What calling ``lm_head`` multiplies with, if it is contiguous numbers or codes of 8 bits, and nothing else."""
+    """The weight of ``lm_head``, if it is contiguous floats or 8-bit codes; otherwise None."""
     if type(lm_head) is QuantizedLinear:
         return lm_head if lm_head.bits == 8 else None
     if type(lm_head) is not nn.Linear or type(lm_head.weight) is not nn.Parameter or lm_head.weight.is_inference():

@@ -1,4 +1,4 @@
-"""A matrix product and what stands around it in a decoder layer."""
+"""A matrix product and the operations around it in a decoder layer."""
 
 from __future__ import annotations
 

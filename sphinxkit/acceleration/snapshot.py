@@ -47,7 +47,7 @@ class Snapshot:
         )
 
     def is_watched(self) -> bool:
-        """Whether a hook or a replaced ``forward`` wants the modules to be called."""
+        """Whether a hook or a replaced ``forward`` requires the modules to be called."""
         of_all: bool = torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]
         return of_all or any(self._hooks) or any("forward" in own for own in self._own)
 

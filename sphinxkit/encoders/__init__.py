@@ -1,4 +1,4 @@
-"""Vision encoders: CLIP, ConvNeXt, DINOv2, BLIP-2's Q-Former, any timm backbone, and yours."""
+"""Vision encoders: CLIP, ConvNeXt, DINOv2, BLIP-2's Q-Former, any timm backbone, and custom encoders."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class Encoder(nn.Module):
 
         Args:
             positions: Class token's position first, then the patches' row-major.
-            grid: Side of the wanted grid in patches.
+            grid: Side of the target grid in patches.
         Shape:
             positions: (1, 1 + n*n, D)
             return: (1, 1 + grid*grid, D)
@@ -149,11 +149,11 @@ class Encoder(nn.Module):
         raise ShapeError(f"encoder {self.name}: its position table cannot be resampled")
 
     def unseen_options(self) -> Mapping[str, Any]:
-        """Options of the builder that the shapes of the tensors do not show, as weights' files may state them."""
+        """Builder options that do not follow from tensor shapes, as weight files may state them."""
         return {}
 
     def set_activation(self, activation: str) -> None:
-        """Make the feed-forward layers compute ``activation``, which came with the weights.
+        """Set the activation of the feed-forward layers to that of the weights.
 
         Raises:
             ShapeError: The network has another one that cannot be changed.
@@ -166,10 +166,10 @@ class Encoder(nn.Module):
 
     @classmethod
     def sizes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """The builder's options that tensors of these names and shapes fit, as far as they tell; for messages.
+        """Infer the builder's options from tensor names and shapes, for error messages.
 
         Args:
-            shapes: By the encoder's own names.
+            shapes: Shapes by the encoder's own names.
         """
         return {}
 
@@ -205,7 +205,7 @@ class Encoder(nn.Module):
             return self.encode(self.prepare(pixels))
 
     def extra_repr(self) -> str:
-        """The facts that ``print(encoder)`` shows."""
+        """Facts shown by ``print(encoder)``."""
         return (
             f"{self.name}, embed_dim={self.embed_dim}, num_prefix_tokens={self.num_prefix_tokens}, "
             f"grid_size={self.grid_size}, input_size={self.input_size}, trainable={self.trainable}"
@@ -216,7 +216,7 @@ def check_divisible(where: str, what: str, value: int, by_what: str, by: int) ->
     """Raise unless both are positive ints and ``by`` divides ``value``.
 
     Args:
-        where: Who asks, for the message.
+        where: Name of the caller, for the message.
         what: Name of ``value``.
         value: The multiple.
         by_what: Name of ``by``.

@@ -1,4 +1,4 @@
-"""A conformance check for encoders, yours included."""
+"""A conformance check for encoders, including custom ones."""
 
 from __future__ import annotations
 

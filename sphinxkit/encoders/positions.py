@@ -31,7 +31,7 @@ def resample_positions(positions: Tensor, grid: int, *, antialias: bool, offset:
 
     Args:
         positions: Class token's position first, then the patches' row-major.
-        grid: Side of the wanted grid in patches.
+        grid: Side of the target grid in patches.
         antialias: Whether to average over more than the nearest cells where the table shrinks.
         offset: Added to ``grid`` before it is divided by the table's side, where the quotient is used as the scale of
             the sampling coordinates (DINOv2); 0: the coordinates are scaled by the sizes themselves.

@@ -154,7 +154,7 @@ class QFormer(nn.Module):
         )
 
     def forward(self, queries: Tensor, image_tokens: Tensor) -> Tensor:
-        """Let the queries read the image.
+        """Apply the Q-Former: queries attend to the image tokens.
 
         Shape:
                 queries: (B, N, D)
@@ -169,8 +169,8 @@ class Blip2Trunk(nn.Module):
     """Learnt queries, vision tower and Q-Former.
 
     Args:
-        vision_model: Gives the image's tokens.
-        qformer: Reads them.
+        vision_model: Vision tower; returns the image tokens.
+        qformer: Q-Former; reads the image tokens.
         num_query_tokens: Learnt queries, N.
         embed_dim: Width D of the queries.
     Shape:
@@ -185,7 +185,7 @@ class Blip2Trunk(nn.Module):
         self.qformer = qformer
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Let the learnt queries read each view.
+        """Apply the learnt queries to each view.
 
         Shape:
                 pixels: (B, 3, S, S)

@@ -1,4 +1,4 @@
-"""The files that a source of weights names: on disk or on the hub, and of several only those that are needed."""
+"""Finds and opens weight files, on disk or on the hub; only the needed ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class LocalFolder:
     """A folder on disk.
 
     Args:
-        label: What the user wrote.
+        label: Source as the user wrote it.
         path: The folder.
     """
 
@@ -77,8 +77,8 @@ class HubFolder:
 
     Args:
         place: The folder.
-        listing: What is in it.
-        cache_dir: Another cache than the usual one.
+        listing: Its contents.
+        cache_dir: Cache folder instead of the usual one.
     """
 
     place: hub.HubPath
@@ -109,7 +109,7 @@ def find_hub_folder(place: hub.HubPath, cache_dir: Path | None = None) -> tuple[
 
     Args:
         place: A repository, or a file or folder in it.
-        cache_dir: Another cache than the usual one.
+        cache_dir: Cache folder instead of the usual one.
     Raises:
         CheckpointError: It holds no tensors, or cannot be asked.
     """
@@ -167,7 +167,7 @@ class WeightFiles:
     """Opened files of tensors, none of them read yet.
 
     Args:
-        label: What the user wrote.
+        label: Source as the user wrote it.
         tensors: By the files' names, without a ``module.`` that is before all of them.
         files: The files that were opened.
         configs: The JSON files beside them, by name.

@@ -1,4 +1,4 @@
-"""Published weights into an encoder: every public format under our names, streamed tensor by tensor."""
+"""Loads published weights of any public format into an encoder, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What was found at a source of weights, for logs and reports.
+    """Description of loaded weights, for logs and reports.
 
     Args:
         source: The file, folder or repository.
         format: The format that was found.
         files: The files that were opened.
-        num_bytes: Bytes of the tensors that are read, as they are stored.
+        num_bytes: Stored bytes of the tensors that are read.
         skipped: Names of tensors that SPHINX does not use: text towers, heads.
-        activation: What the feed-forward layers compute.
-        resampled: Position tables that were brought to another size, in words.
+        activation: Activation of the feed-forward layers.
+        resampled: Descriptions of resampled position tables.
     """
 
     source: str
@@ -67,7 +67,7 @@ def create(name: str, *, weights: str | Path | None = None, **options: Any) -> E
         name: A registered name, or ``package.module:builder``.
         weights: None leaves the random weights; else a source as :func:`load_weights` takes it: ``"pretrained"``, a
             file or folder, or ``hf://org/repo[@revision][/file]``. Only a hub source touches the network.
-        **options: Of the builder.
+        **options: Options of the builder.
     Raises:
         RegistryError: Unknown name or option.
         ShapeError: Options that do not fit each other.
@@ -80,7 +80,7 @@ def create(name: str, *, weights: str | Path | None = None, **options: Any) -> E
 
 
 def published_source(encoder: Encoder) -> str:
-    """Where an encoder's own published weights are.
+    """Source of an encoder's own published weights.
 
     Raises:
         CheckpointError: None are known for its sizes.
@@ -137,18 +137,18 @@ class PublishedWeights:
 
 
 def load_weights(encoder: Encoder, source: str | Path, activation: str | None = None) -> LoadedWeights:
-    """Fill an encoder with published weights, whatever format they are in; what was found is logged and returned.
+    """Load published weights of any known format into an encoder; logs and returns what was found.
 
-    The format is told by the tensors' names. Tensors stream one by one from mapped files into the encoder's own
+    The format is detected from tensor names. Tensors stream one by one from mapped files into the encoder's own
     parameters, keeping its dtype and device; pickles are read with ``weights_only``. Text towers and heads are skipped
-    by name. A position table of another size is resampled by the family's own rule. The activation comes with the
-    weights where the files say it (OpenAI's are QuickGELU).
+    by name. A position table of another size is resampled by the family's own rule. The activation is set from the
+    files if they state it (OpenAI's are QuickGELU).
 
     Args:
         encoder: With parameters that are not on the meta device.
         source: ``"pretrained"`` for ``encoder.info.weights``, a file, a folder, or ``hf://org/repo[@revision][/path]``.
-        activation: What the weights were trained with, where the files do not say; None: what the format's weights
-            mostly have, with a warning.
+        activation: Activation of the weights, if the files do not state it; None: the format's usual one, with a
+            warning.
     Raises:
         CheckpointError: The source cannot be read, is of no known format, or does not fit; one error lists every tensor
             that is missing, unexpected or of another shape. The encoder is then unchanged.
@@ -167,7 +167,7 @@ def open_weights(encoder: Encoder, source: str | Path, activation: str | None = 
     """Published weights for an encoder, opened and checked but not read; what was found is logged.
 
     Args:
-        encoder: Whom they are for, on any device, the meta device too; it stays as it is.
+        encoder: The target encoder, on any device (also meta); it is not changed.
         source: As :func:`load_weights` takes it.
         activation: As there.
     Raises:
@@ -235,12 +235,12 @@ def _detect(encoder: Encoder, names: Collection[str], label: str) -> WeightForma
 
 
 def wanted_names(encoder: Encoder, names: Collection[str], label: str) -> list[str]:
-    """Of the names of a published model's tensors those that the encoder needs.
+    """Select the tensor names of a published model that the encoder needs.
 
     Args:
-        encoder: Whom they are for.
-        names: Of all tensors, as an index of several files lists them.
-        label: Where they are, for messages.
+        encoder: The target encoder.
+        names: All tensor names of an index.
+        label: Their location, for messages.
     Raises:
         CheckpointError: They are in no format that is known for the encoder.
     """

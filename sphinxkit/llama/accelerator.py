@@ -1,4 +1,4 @@
-"""What the model asks of something that reads prompts and decodes faster than its modules do."""
+"""Protocol for accelerated prefill and decoding."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Model = TypeVar("Model", contravariant=True)
 class Accelerator(Protocol[Model]):
     """Runs the passes of text generation in place of ``LlamaModel``'s modules; set as ``model.accelerator``.
 
-    It computes what the modules compute but for the order of sums, and calls ``model.forward`` where it cannot run: for
-    weights that were replaced, hooks, adapters, a model in training mode. It keeps no reference to the model.
+    Results equal those of the modules up to the order of sums. It calls ``model.forward`` if it cannot run: for
+    replaced weights, hooks, adapters, or a model in training mode. It keeps no reference to the model.
     """
 
     def prefill(
@@ -40,9 +40,9 @@ class Accelerator(Protocol[Model]):
         ...
 
     def cache_capacity(self, capacity: int, limit: int) -> int:
-        """How many tokens a cache is made for, where ``capacity`` of at most ``limit`` were asked for."""
+        """Capacity to allocate for a cache when ``capacity`` tokens, at most ``limit``, are requested."""
         ...
 
     def reset(self) -> None:
-        """Forget what was prepared: the weights move to another device or dtype."""
+        """Drop prepared state, because the weights move to another device or dtype."""
         ...

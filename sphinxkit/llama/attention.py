@@ -15,18 +15,18 @@ from sphinxkit.llama.rope import apply_rope
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionContext:
-    """What the layers share during one forward pass; made by ``LlamaModel.attention_context``.
+    """State shared by all layers in one forward pass; made by ``LlamaModel.attention_context``.
 
     It is one opaque object on purpose: wrappers that cast the floating-point arguments of a layer to 16 bit (FSDP)
     do not look inside, so ``freqs_cis`` stays complex64.
 
     Args:
         freqs_cis: From ``precompute_freqs_cis``.
-        pattern: Which keys each query sees.
+        pattern: Which keys each query attends to.
         backend: A resolved backend.
-        state: What ``backend.prepare(pattern)`` gave.
-        cache: Where keys and values go, if anywhere.
-        cache_write: Their places there.
+        state: Result of ``backend.prepare(pattern)``.
+        cache: Cache for keys and values, or None.
+        cache_write: Positions in the cache.
     """
 
     freqs_cis: Tensor
@@ -40,7 +40,7 @@ class AttentionContext:
 class Attention(nn.Module):
     """Self-attention of one LLaMA layer.
 
-    The number of heads is read off the projected widths, so that projections sharded over heads work unchanged.
+    The number of heads follows from the projected widths, so projections sharded over heads work unchanged.
 
     Args:
         embed_dim: Width of a token, D.
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         num_kv_heads: Key and value heads, Hkv; divides H.
         head_dim: Channels of a head.
         qkv_bias: Whether queries, keys and values have a bias.
-        qk_norm_eps: Of an RMS norm over each head's query and key, in front of the rotation; None: there is none.
+        qk_norm_eps: Epsilon of an RMS norm on each head's query and key, before the rotation; None: no norm.
     Shape:
         x: (B, S, D)
         return: (B, S, D)
@@ -80,8 +80,8 @@ class Attention(nn.Module):
 
         Args:
             x: Tokens (B, S, D).
-            context: What all layers share.
-            layer: Which layer this is, for the cache.
+            context: State shared by all layers.
+            layer: Index of the layer, for the cache.
         """
         heads = (*x.shape[:2], -1, self.head_dim)
         q, k, v = (project(x).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj))
@@ -99,8 +99,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, layer: in
         q: Rotated queries.
         k: Rotated keys.
         v: Values.
-        context: What all layers share.
-        layer: Which layer this is, for the cache.
+        context: State shared by all layers.
+        layer: Index of the layer, for the cache.
     Shape:
         q: (B, S, H, D)
         k, v: (B, S, Hkv, D)

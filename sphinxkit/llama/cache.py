@@ -225,7 +225,7 @@ class KVCache:
         return self._scatter(width, given, known, ends, num_keys)
 
     def lengths_changed(self) -> None:
-        """Say that ``lengths`` were raised from outside (to lower them needs no word).
+        """Announce that ``lengths`` were raised from outside (lowering needs no call).
 
         With static shapes the host keeps a bound of the longest row instead of asking the device; the next pass will
         ask.

@@ -255,7 +255,7 @@ class LlamaModel(nn.Module):
                 padding: their logits mean nothing and the cache does not count them.
             seq_lens: Lengths of the samples packed in the single row: none sees another, and positions start at 0 in
                 each.
-            output_positions: Positions that are wanted; the others pass no further than the last layer. A slice of
+            output_positions: Positions to return; the others stop after the last layer. A slice of
                 the S axis, or indices (B,) or (B, R): one or R positions for each row.
         Shape:
             embeds: (B, S, D)
@@ -300,7 +300,7 @@ class LlamaModel(nn.Module):
             embeds: Prompts, padded on the right.
             cache: What came before; holds the prompts afterwards.
             lengths: How many columns of each row are real; None: all.
-            all_positions: Give the logits of every column, as a drafted answer wants them.
+            all_positions: Return the logits of every position, as needed to verify drafts.
         Shape:
             embeds: (B, S, D)
             return: (B, 1, V); with ``all_positions`` (B, S, V)
@@ -462,7 +462,7 @@ def last_positions(lengths: Sequence[int] | Tensor | None) -> Tensor | slice:
 
 
 def select_positions(hidden: Tensor, output_positions: Tensor | slice | None) -> Tensor:
-    """The positions whose logits are wanted.
+    """The positions whose logits are needed.
 
     Args:
         hidden: What the layers gave.

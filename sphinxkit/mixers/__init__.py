@@ -1,4 +1,4 @@
-"""Mixers: several encoders' tokens, or several branches' tokens, made one."""
+"""Mixers: join several encoders' features, or several branches' tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every mixer has, and the registry of mixers."""
+"""Interfaces and registry of mixers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sphinxkit.registry import Registry
 
 
 class FeatureMixer(Protocol):
-    """What a vision branch asks of the mixer of its encoders; ``ChannelMixer`` is one."""
+    """Protocol of a vision branch's mixer of encoders; ``ChannelMixer`` implements it."""
 
     @property
     def embed_dim(self) -> int:
@@ -45,7 +45,7 @@ class FeatureMixer(Protocol):
 
 
 class TokenMixer(Protocol):
-    """What a vision tower asks of the mixer of its branches; ``SequenceMixer`` is one."""
+    """Protocol of a vision tower's mixer of branches; ``SequenceMixer`` implements it."""
 
     def __call__(self, tokens: Sequence[Tensor]) -> Tensor:
         """Join the branches' tokens.

@@ -29,7 +29,7 @@ class ChannelMixer(nn.Module):
         grid: Common (H, W) in patches, 256 a side at most; features on another grid are resampled first. None: all
             features must come on one grid, which is kept.
         resample: "nearest" (repeats tokens) or "bilinear".
-        prefix: What to do about the tokens without a place in the image. "error": every encoder must bring the same
+        prefix: Policy for prefix tokens (tokens without an image position). "error": every encoder must bring the same
             number, and they are concatenated one by one. "first": the first of each encoder (a class token before
             registers). "mean": the mean of each encoder's. "drop": none. With "first" and "mean" an encoder without
             prefix tokens gives the mean of its patches, as SPHINX's ConvNeXt does, so there is always exactly one.

@@ -1,4 +1,4 @@
-"""SPHINX-nano: the whole of SPHINX at a few million parameters, with trained weights that come with the package."""
+"""SPHINX-nano: all of SPHINX at a few million parameters, with trained weights in the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every tiler has, and the registry of tilers."""
+"""Interface and registry of tilers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sphinxkit.registry import Registry
 
 
 class Tiler(Protocol):
-    """What a vision tower asks of a tiler; ``GridTiler`` is one."""
+    """Protocol of tilers; ``GridTiler`` implements it."""
 
     @property
     def image_size(self) -> tuple[int, int]:

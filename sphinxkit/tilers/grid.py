@@ -18,8 +18,8 @@ class GridTiler:
     """Cut an image into rows x cols crops, with a downsampled view of the whole image first.
 
     SPHINX is ``GridTiler(1, 1, 224, thumbnail=False)``, SPHINX-1k ``GridTiler(2, 2, 224)``, SPHINX-2k
-    ``GridTiler(3, 3, 224)``. An encoder that sees another size beside a bigger one (DINOv2's 224 beside ConvNeXt's 512)
-    asks the same tiler for its own ``tile_size``.
+    ``GridTiler(3, 3, 224)``. An encoder with another input size (DINOv2's 224 beside ConvNeXt's 512) asks the same
+    tiler for its own ``tile_size``.
 
     Args:
         rows: Crops from top to bottom.
@@ -27,7 +27,7 @@ class GridTiler:
         tile_size: Side of a crop in pixels; the image is ``rows * tile_size`` high and ``cols * tile_size`` wide.
         thumbnail: View 0 is the whole image, resized to a crop's size.
     Raises:
-        ShapeError: ``rows``, ``cols`` or ``tile_size`` is no positive int.
+        ShapeError: ``rows``, ``cols`` or ``tile_size`` is not a positive int.
     Source: SPHINX, arXiv:2311.07575, section 3.4; LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py and (second
         size) llama_ens5_light.py, encode_image.
     """
@@ -110,7 +110,7 @@ class GridTiler:
             views: (B, V, C, h, w)
             return: (B, C, rows*h, cols*w)
         Raises:
-            ShapeError: Another number of views.
+            ShapeError: The number of views is wrong.
         """
         if views.ndim != 5 or views.shape[1] != self.num_views:
             raise ShapeError(f"grid tiler: expected views (B, {self.num_views}, C, h, w), got {tuple(views.shape)}")

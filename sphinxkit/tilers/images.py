@@ -1,4 +1,4 @@
-"""Images in any form as upright 8-bit RGB images, or an error that names the file."""
+"""Loads images in any form as upright 8-bit RGB; errors name the file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | BinaryIO
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Anything that is an image as an upright 8-bit RGB image.
+    """Load an image as upright 8-bit RGB.
 
     The EXIF orientation is applied, alpha dropped (as PIL's ``convert("RGB")`` does), grey, palette and CMYK images
     become RGB and deeper ones 8-bit (see ``to_rgb``).

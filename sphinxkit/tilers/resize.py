@@ -23,7 +23,7 @@ STRIP = 128  # rows per piece when a pass runs over the padding, too: keeps a pi
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a pass that matters: output [first, last) from padded input [low, high)."""
+    """The part of a pass that must be computed: output [first, last) from padded input [low, high)."""
 
     first: int
     last: int

@@ -42,7 +42,13 @@ class BlockedAttention(SDPAAttention):
     name = "cpu_blocked"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
-        """See ``AttentionBackend.attend``."""
+        """See ``AttentionBackend.attend``.
+
+        Shape:
+            q: (B, H, S, D)
+            k, v: (B, Hkv, T, D)
+            return: (B, H, S, D)
+        """
         is_traced = torch.compiler.is_compiling()
         is_whole = pattern.write is None and pattern.window is None
         if not is_whole or q.dtype not in HALF_DTYPES or q.device.type != "cpu" or is_traced:
@@ -68,7 +74,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) ->
     Args:
         q: Queries, in 16 bit.
         k: Keys, as many heads.
-        v: Values, likewise.
+        v: Values.
         lengths: Of the samples; they sum to S.
     Shape:
         q, k, v: (1, H, S, D)
@@ -88,7 +94,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Args:
         q: Queries, in 16 bit.
         k: Keys, as many heads.
-        v: Values, likewise.
+        v: Values.
     Shape:
         q, k, v: (B, H, S, D)
         return: (B, H, S, D), in the memory order (B, S, H, D)

@@ -1,4 +1,4 @@
-"""What a published format calls an encoder's tensors: rules as data, and their use."""
+"""Tensor names of published formats: rules as data, and their application."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Translation:
         found: By our name.
         skipped: Names in the files of what SPHINX does not use.
         errors: Tensors that the format does not know, and parts that are missing.
-        resampled: What was brought to another size, in words.
+        resampled: Descriptions of resampled tensors.
     """
 
     found: dict[str, FoundTensor] = field(default_factory=dict)

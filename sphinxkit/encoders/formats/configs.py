@@ -1,4 +1,4 @@
-"""What the JSON files beside published weights say about a network beyond the shapes of its tensors."""
+"""Reads network options from the JSON files beside published weights."""
 
 from __future__ import annotations
 

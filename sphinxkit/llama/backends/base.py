@@ -1,7 +1,7 @@
-"""What every attention backend has in common: the pattern of a forward pass, the interface, the names.
+"""Base of attention backends: the pattern of a forward pass, the interface and the registry.
 
-A forward pass is described once by an ``AttentionPattern``. The backend makes what it needs of it (a mask, an xformers
-bias) in ``prepare``, and every layer calls ``attend`` with that.
+An ``AttentionPattern`` describes a forward pass. From it, ``prepare`` makes the backend's state (a mask, an xformers
+bias) once, and every layer passes that to ``attend``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionPattern:
-    """Which keys each query of one forward pass sees.
+    """Which keys each query of one forward pass attends to.
 
     - neither ``seq_lens`` nor ``write``: causal over each row.
     - ``seq_lens``: one row of packed samples, causal within each.
-    - ``write``: query j of row i is at position ``starts[i] + j`` and sees the cache's slots up to there.
+    - ``write``: query j of row i is at position ``starts[i] + j`` and attends to the cache's slots up to there.
 
-    With a ``window`` a query sees no more than so many of them: itself and those just before it.
+    With a ``window``, a query attends to at most that many keys: its own and those just before it.
 
     Args:
         batch_size: Rows, B.
@@ -37,7 +37,7 @@ class AttentionPattern:
         seq_lens: Lengths of the packed samples; they sum to S.
         write: Places in a cache whose slots are the keys. None for the first pass into an empty cache, whose keys are
             the pass's own.
-        window: Keys that a query sees at most; None where it sees all.
+        window: Maximum number of keys per query; None: no limit.
     """
 
     batch_size: int
@@ -95,9 +95,9 @@ class AttentionBackend(ABC):
         Args:
             q: Queries.
             k: Keys; with ``pattern.write`` the cache's, else the pass's own.
-            v: Values, likewise.
-            pattern: Who sees whom.
-            state: What ``prepare`` gave for this pattern.
+            v: Values.
+            pattern: Which keys each query attends to.
+            state: Result of ``prepare`` for this pattern.
         Shape:
             q: (B, H, S, D)
             k, v: (B, Hkv, T, D); query heads h*H/Hkv ... (h+1)*H/Hkv - 1 share key head h
@@ -106,7 +106,7 @@ class AttentionBackend(ABC):
 
 
 def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Each key or value head as often as query heads share it: (B, Hkv, T, D) -> (B, num_heads, T, D)."""
+    """Repeat each key or value head for the query heads that share it: (B, Hkv, T, D) -> (B, num_heads, T, D)."""
     return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
 
 

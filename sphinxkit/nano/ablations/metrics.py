@@ -1,4 +1,4 @@
-"""How the ablations evaluate a model: loss and accuracy of the right answers' tokens, without generating text."""
+"""Evaluation of the ablations: loss and accuracy on the tokens of correct answers, without generation."""
 
 from __future__ import annotations
 

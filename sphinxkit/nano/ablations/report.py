@@ -1,4 +1,4 @@
-"""What the ablations show: verdicts by a stated rule, a page in Markdown, plots."""
+"""Report of the ablations: verdicts by a fixed rule, a Markdown page, plots."""
 
 from __future__ import annotations
 

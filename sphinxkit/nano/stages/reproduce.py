@@ -1,4 +1,4 @@
-"""SPHINX-nano from nothing: all stages in order; a call resumes where the last one stopped."""
+"""Trains SPHINX-nano from scratch: all stages in order; a call resumes an earlier one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the stages and the ablations share: a time limit, SPHINX-nano's recipes, a training run."""
+"""Common parts of stages and ablations: time limit, recipes, training run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SPHINX-nano's own SentencePiece tokenizer, trained on what the procedural world says."""
+"""SPHINX-nano's own SentencePiece tokenizer, trained on text of the procedural world."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A world to train in: scenes drawn from a seed, with exact annotations for every task, and no data files."""
+"""Procedural world: scenes drawn from a seed, with exact annotations for every task, without data files."""
 
 from sphinxkit.nano.world.composition import KINDS, SIZES, Style, compose
 from sphinxkit.nano.world.export import annotation, export_annotations, export_records

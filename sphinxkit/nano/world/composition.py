@@ -1,4 +1,4 @@
-"""Scenes out of random choices: what is in them and where."""
+"""Composes random scenes: objects and positions."""
 
 from __future__ import annotations
 

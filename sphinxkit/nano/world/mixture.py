@@ -1,4 +1,4 @@
-"""Worlds as sources of a mixture: nothing is read from files, samples are drawn when they are asked for."""
+"""Worlds as sources of a mixture: samples are generated on demand, not read from files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class WorldSource:
         domain: ``real`` or ``synthetic``.
         num_turns: Questions about a scene, at most.
         name: For reports; unique. None: domain and task.
-        num_scenes: How many scenes there are; an epoch that wants more has some twice.
+        num_scenes: Number of scenes; a longer epoch repeats some.
         options: Options of ``World``; they replace those of the mixture.
     """
 

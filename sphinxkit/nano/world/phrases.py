@@ -1,4 +1,4 @@
-"""The words for what a scene shows, and which of them mean one thing only."""
+"""Phrases for objects in a scene, and which of them are unambiguous."""
 
 from __future__ import annotations
 

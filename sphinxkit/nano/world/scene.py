@@ -1,4 +1,4 @@
-"""What a scene holds: shapes, words, people, the blocks of a page, the bars of a chart."""
+"""Contents of a scene: shapes, words, people, page blocks, chart bars."""
 
 from __future__ import annotations
 

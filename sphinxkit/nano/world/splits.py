@@ -1,9 +1,9 @@
-"""What training never sees: which scenes, colour-shape pairs, words, page layouts and poses are held out.
+"""Held-out content: scenes, colour-shape pairs, words, page layouts and poses.
 
 Everything here is a pure function of the thing itself, so no list has to be kept and nothing can leak:
 
 - A scene belongs to one split by its content: the content's hash modulo ``NUM_CLASSES``. The background's tint is drawn
-  last, again and again, until the scene falls into the split that is wanted. No scene of one split can be of another.
+  last, again and again, until the scene falls into the target split. No scene of one split can be of another.
 - A colour and a shape are held out as a pair if the sum of their numbers is a multiple of ``HELD_OUT_ONE_IN``: each
   colour and each shape is seen in training, but not together.
 - A word (or numeral), a page layout (the classes of its blocks, column by column) or a pose (its limbs' directions) is

@@ -1,4 +1,4 @@
-"""Words that can be spoken and mean nothing, and numerals, for pictures with text."""
+"""Pronounceable made-up words, and numerals, for images with text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A world to train in: any number of scenes with exact annotations, out of a seed."""
+"""The procedural world: any number of scenes with exact annotations, from a seed."""
 
 from __future__ import annotations
 
