@@ -106,6 +106,11 @@ def test_top_p_on_a_hand_worked_example() -> None:
     torch.testing.assert_close(probs, torch.tensor([[2 / 3, 1 / 3, 0.0, 0.0]]), atol=PROBS_ATOL, rtol=0)
 
 
+def test_a_mass_of_exactly_top_p_before_a_token_keeps_it() -> None:
+    probs, _ = top_p_probs(torch.zeros(1, 2), 1.0, 0.5)
+    assert probs.tolist() == [[0.5, 0.5]]
+
+
 class RandomLlm:
     """The same fixed distribution at every step; the cache is only counted."""
 
