@@ -1,4 +1,4 @@
-"""The language model's numbers and the tensors that they ask for, compared with the tensors that are there."""
+"""Numbers of the language model, compared with the tensors in the files."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def model_recipe(
     Args:
         llm: The language model.
         vision: The vision tower; None for a text-only model.
-        end_ids: Ids that end an answer, beside the tokenizer's end-of-sentence.
+        end_ids: Token ids that end an answer, in addition to end-of-sentence.
     """
     seen = {} if vision is None else {"vision": dict(vision)}
     ends = {"end_ids": list(end_ids)} if end_ids else {}

@@ -1,4 +1,4 @@
-"""Filling a module from a checkpoint, tensor by tensor, straight into its device and dtype."""
+"""Loads a checkpoint into a module, tensor by tensor, directly to its device and dtype."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sphinxkit.tensor_source import TensorSource
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_into` did.
+    """Result of :func:`load_into`.
 
     Attributes:
         loaded: Names that were filled.
@@ -148,7 +148,7 @@ def load_into(
         module: On meta or not; parameters are replaced.
         source: Tensors under the module's own names.
         device: Where the weights go; None: the CPU for what is on meta, else where the parameter is.
-        dtype: Of every floating-point tensor; None keeps each one's stored dtype.
+        dtype: Dtype of all floating-point tensors; None keeps each one's stored dtype.
         strict: Whether names that only one side has are errors. Without it, missing parameters stay as they are,
             on meta too. Wrong shapes are always errors.
     Returns:

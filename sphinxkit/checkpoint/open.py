@@ -1,4 +1,4 @@
-"""Finding out what a folder holds, and opening it."""
+"""Detects the format of a folder and opens it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An opened checkpoint: lazily read tensors in canonical names, and what the files say about the model."""
+"""An opened checkpoint: lazily read tensors under canonical names, and the model's description."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Checkpoint(LazySource[LazyTensor]):
         unused: Tensors that the files hold but no model uses, under their original names.
         recipe: The recipe (kind model) that the files describe; a string says why there is none.
         tokenizer_path: The tokenizer, if there is one.
-        metadata: Whatever else the files say: ``config``, ``llama_type``, ``num_shards``.
+        metadata: Further facts from the files: ``config``, ``llama_type``, ``num_shards``.
         checks: Gives the checksums that the files carry.
         key_map: The names in the files; None if they are the canonical ones.
-        errors: What is wrong with the tensors' names and shapes, where opening was asked to go on regardless.
+        errors: Errors in the tensors' names and shapes, if opening deferred them.
 
     Attributes:
         path: The folder.
@@ -135,6 +135,6 @@ class Checkpoint(LazySource[LazyTensor]):
         super().read_into(key, out)
 
     def close(self) -> None:
-        """Let go of the mapped files; tensors that were read stay valid."""
+        """Close the mapped files; tensors already read stay valid."""
         super().close()
         self.unused.close()

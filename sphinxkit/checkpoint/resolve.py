@@ -1,4 +1,4 @@
-"""From what a user writes to the local folder of a checkpoint: a path, or one on the Hugging Face hub."""
+"""Resolves a path or Hugging Face hub id to the local folder of a checkpoint."""
 
 from __future__ import annotations
 

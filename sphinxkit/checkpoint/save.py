@@ -47,7 +47,7 @@ def save(
     progress: Progress | None = None,
     verify: bool = True,
 ) -> Path:
-    """Write a checkpoint folder, tensor by tensor; it appears whole or not at all.
+    """Write a checkpoint folder tensor by tensor, atomically.
 
     Args:
         path: Folder to make.

@@ -135,7 +135,7 @@ def pieces_of(
     """What a format's files will hold, under its names.
 
     Args:
-        source: What is saved.
+        source: Tensors to save.
         key_map: The format's names.
         count: Number of shards.
         conversion: What is done to the tensors that a rule names.
@@ -170,7 +170,7 @@ def write_torch_shards(
 
     Args:
         paths: One file a shard.
-        source: What is saved.
+        source: Tensors to save.
         pieces: What the files will hold.
         unused: Tensors that every shard gets whole, under their own names.
         wrapper: Key to put around the tensors; None for none.
@@ -199,7 +199,7 @@ def write_safetensors_shards(
 
     Args:
         folder: Where to.
-        source: What is saved.
+        source: Tensors to save.
         pieces: What the files will hold.
         max_shard_bytes: Size at which another file starts.
         checksum: Whether to compute SHA-256 sums on the way.

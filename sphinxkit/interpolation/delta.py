@@ -1,4 +1,4 @@
-"""Differences between a base model and one tuned from it, and adding them back.
+"""Deltas between a base model and a tuned model.
 
 A delta holds ``tuned - base`` for the tensors that both have and the tensor itself for those that only the tuned model
 has, as the public implementation's ``consolidated.NN-of-MM.model-diff.pth`` files do.
@@ -33,8 +33,8 @@ def delta_source(
     Args:
         base: The model before tuning.
         tuned: The model after tuning.
-        dtype: Of the delta; "first" is that of the tuned model.
-        allow_nonfinite: Let NaN and Inf through.
+        dtype: Dtype of the delta; "first" is that of the tuned model.
+        allow_nonfinite: Allow NaN and Inf.
     Raises:
         CheckpointError: The base holds tensors that the tuned model lacks, or shapes differ.
     """
@@ -65,8 +65,8 @@ def restored_source(
     Args:
         base: The model before tuning.
         delta: From :func:`delta_source` or the public implementation.
-        dtype: Of the result; "first" is that of the base.
-        allow_nonfinite: Let NaN and Inf through.
+        dtype: Dtype of the result; "first" is that of the base.
+        allow_nonfinite: Allow NaN and Inf.
     Raises:
         CheckpointError: Shapes differ: the delta belongs to another base.
     """

@@ -1,4 +1,4 @@
-"""Where two models differ: distances per tensor and per layer."""
+"""Compares two models: distances per tensor and per layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a merge method is: the base class of all of them, their registry, and what several of them share.
+"""Base class and registry of merge methods, and shared helpers.
 
 A method is written for flat chunks, so that one implementation serves whole tensors and streams: ``prepare`` makes a
 ``Combine`` for one tensor, from as many passes over its chunks as its statistics need, and that mixes one chunk. Chunks
@@ -27,7 +27,7 @@ SUM_TOLERANCE = 1e-6  # how far weights may be from 1 in total and still count a
 
 
 class MixMethod(ABC):
-    """A way to mix the tensors of one name. Options are the fields of the subclass.
+    """Base class of merge methods. A subclass's fields are its options.
 
     Attributes:
         name: Registered name.
@@ -68,7 +68,7 @@ class MixMethod(ABC):
         """Raise if the method needs a base and there is none.
 
         Raises:
-            DataError: So it is.
+            DataError: The method needs a base and none is given.
         """
         if self.needs_base and not has_base:
             raise DataError(f"{self.name} adds differences to a base model (a common ancestor); name it (--base MODEL)")
@@ -183,7 +183,7 @@ def register(name: str) -> Callable[[M], M]:
 
 
 def build_method(method: str | Mapping[str, Any]) -> MixMethod:
-    """The method that a recipe names: a registered name, or ``{type: name, option: value, ...}``.
+    """Build the method of a recipe: a registered name, or ``{type: name, option: value, ...}``.
 
     Raises:
         RegistryError: Unknown name or option.

@@ -1,4 +1,4 @@
-"""What becomes of each tensor in a mix, decided from names, shapes and dtypes before any data is read."""
+"""Decides how each tensor of a mix is made, from names, shapes and dtypes, before any data is read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Outcome:
             floating point, so all models must hold the same bits; ``overlap``: the first ``common`` elements are
             mixed, the rest are ``model``'s.
         shape: Of the result.
-        dtype: Of the result.
+        dtype: Dtype of the result.
         model: Whose tensor is kept; -1 is the base.
         weights: One per model.
         method: How ``mix`` and ``overlap`` combine.
@@ -45,12 +45,12 @@ class Decision:
     Args:
         sources: The models.
         base: The common ancestor, for the methods that need one.
-        names: What to call the models in messages; default first, second, ...
+        names: Names of the models in messages; default first, second, ...
         method: For tensors without a rule.
         weights: Their weights, checked.
         rules: Exceptions by name.
-        dtype: Of every floating point tensor of the result; None keeps what the models share, "first" what the first
-            model that holds a tensor has.
+        dtype: Dtype of all floating-point tensors of the result; None keeps what the models share, "first" what the
+            first model that holds a tensor has.
         extrapolate: Allow weights outside [0, 1] in rules.
         missing: "error", or "keep": a tensor that not every model holds is kept from the first that does.
     """

@@ -1,4 +1,4 @@
-"""A mix as data: what a ``kind: mix`` recipe says, and what the command line turns into the same thing."""
+"""A mix as data: the content of a mix recipe or of the command line's options."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class MixPlan:
         weights: One per model, instead of ``beta``.
         normalize: Divide the weights by their sum.
         base: The common ancestor, for task_arithmetic, ties and dare.
-        rules: Pattern -> what happens to the tensors with such a name; the first that matches decides. See
+        rules: Name pattern -> action for matching tensors; the first match applies. See
             :func:`sphinxkit.interpolation.rules.parse_rule`.
         dtype: Of the result: float32, float16, bfloat16, float64; None keeps what the models have.
         format: Layout of the result: sphinxkit, sphinx, meta or hf; None takes the first model's.
         num_shards: Tensor-parallel shards of the result (sphinx and meta); None: the first model's, if the format is.
-        llm_only: Mix and write the language models alone; what else the models hold is left out, and need not agree.
+        llm_only: Mix and write the language models alone; other tensors are left out and may differ.
         tokenizer: File to put beside the result, for models whose tokenizers differ.
-        allow_nonfinite: Let NaN and Inf through.
+        allow_nonfinite: Allow NaN and Inf.
         extrapolate: Allow weights outside [0, 1].
-        allow_different_recipes: Mix models whose recipes differ; the first one's is kept.
+        allow_different_recipes: Allow models with different recipes; the result has the first model's.
     Raises:
-        RecipeError: Values that contradict each other; every one is listed.
+        RecipeError: Values contradict each other; all are listed.
     """
 
     models: list[str]

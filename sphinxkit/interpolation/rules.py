@@ -23,7 +23,7 @@ RuleKind = Literal["mix", "keep", "overlap", "drop"]
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens to the tensors whose name matches a pattern.
+    """Action for tensors whose name matches a pattern.
 
     Attributes:
         pattern: Name with ``*`` (any characters, dots too), ``?``, ``[abc]`` and braces (``{0..15}``, ``{0..30..2}``,

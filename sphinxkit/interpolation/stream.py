@@ -39,10 +39,10 @@ class MixedSource:
         weights: One per model, or None for the method's default.
         rules: Exceptions by name; the first match decides.
         base: The common ancestor, for the methods that need one.
-        dtype: Of every floating point tensor of the result; None: the stored dtype of the model that a tensor is a
+        dtype: Dtype of all floating-point tensors of the result; None: the stored dtype of the model that a tensor is a
             copy of, else the dtype that holds those of the models that take part; "first": the first model's.
-        names: What messages call the models.
-        allow_nonfinite: Let NaN and Inf through.
+        names: Names of the models in messages.
+        allow_nonfinite: Allow NaN and Inf.
         extrapolate: Allow weights outside [0, 1].
         hash_inputs: Hash every tensor that is read, for :meth:`input_hashes`: of all models, or of those with these
             indices (the base comes last).
@@ -357,7 +357,7 @@ def count_nonfinite(tensor: Tensor) -> tuple[int, int]:
 
 
 class InPlaceSource(TensorSource, Protocol):
-    """A source that can write a tensor where it is wanted; checkpoints and mixes are such."""
+    """A source that can write a tensor into a given buffer, such as a checkpoint or a mix."""
 
     def read_into(self, key: str, out: Tensor) -> None:
         """Write the tensor ``key`` into ``out``, whatever its dtype and device.

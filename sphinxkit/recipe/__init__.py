@@ -1,4 +1,4 @@
-"""Recipe files: what they may say, how they are assembled, how models are loaded and saved.
+"""Recipes: schema, model building, loading and saving.
 
 The other public functions of this family (``mix``, ``diff``, ``check``, ...) are ``sphinxkit``'s; each is imported from
 its own module, so that loading a model does not import how models are mixed.

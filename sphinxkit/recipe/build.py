@@ -1,4 +1,4 @@
-"""Assembly: a model recipe becomes a SphinxModel. The only place that wires widths and knows names."""
+"""Builds a SphinxModel from a recipe. This is the only module that resolves component names and connects widths."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def build(
     Args:
         recipe: A shipped name ("sphinx_1k_13b"), a path, a dict or a Recipe, of kind ``model``.
         device: "meta" builds the structure without memory.
-        dtype: Of every parameter; a name such as "bfloat16" will do.
-        tokenizer: Overrides the recipe's own.
-        weights: "pretrained" fills the encoders as the recipe's ``weights:`` say, from files or the hub; None ignores
-            those keys. The language model and the projectors are random either way.
+        dtype: Dtype of all parameters, or its name such as "bfloat16".
+        tokenizer: Tokenizer to use instead of the recipe's.
+        weights: "pretrained" loads the encoders from the sources in the recipe's ``weights:`` keys (files or hub); None
+            ignores those keys. The language model and the projectors are random either way.
 
     Raises:
         RecipeError: The recipe is not valid, not of kind ``model``, or says nothing about weights that are asked for.
-        ShapeError: Its parts do not fit each other.
+        ShapeError: The parts do not fit together.
         CheckpointError: Weights cannot be read or do not fit.
         DataError: No such device or dtype, or weights for a model on the meta device.
     """
@@ -87,7 +87,7 @@ def build(
 
 
 def build_on_meta(recipe: Recipe, dtype: torch.dtype, tokenizer: Tokenizer | None = None) -> SphinxModel:
-    """The model's structure without memory, to be filled by ``checkpoint.load_into``."""
+    """Build the model on the meta device, to be filled by ``checkpoint.load_into``."""
     place = partial(_place_on_meta, dtype=dtype)
     return assemble(_model_recipe(recipe), place, place, tokenizer).eval()
 
@@ -154,7 +154,7 @@ def _call(builder: Callable[[], Any]) -> Any:
 
 
 def _at(path: str, place: Place, builder: Callable[[], Any]) -> Any:
-    """Build one component; what it finds wrong is told with its place in the recipe."""
+    """Build one component; errors name its place in the recipe."""
     try:
         return place(builder)
     except RegistryError as error:
@@ -179,9 +179,9 @@ def assemble(recipe: Recipe, place: Place, place_llm: Place, tokenizer: Tokenize
 
     Args:
         recipe: Of kind ``model``.
-        place: Calls a module's builder on the wanted device and dtype.
+        place: Calls a module's builder on the target device and dtype.
         place_llm: The same for the language model.
-        tokenizer: Overrides the recipe's own.
+        tokenizer: Tokenizer to use instead of the recipe's.
     """
     spec = ModelSpec.model_validate(recipe.document)
     llm = _at("llm", place_llm, partial(llama.create, spec.llm.type, **spec.llm.options))

@@ -1,4 +1,4 @@
-"""Whether a recipe is right: ``sphinxkit.check``."""
+"""Validates recipes: ``sphinxkit.check``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CheckedRecipe:
     """A recipe that is valid.
 
     Attributes:
-        recipe: It.
+        recipe: The recipe.
         num_parameters: Of a model, of all parts; None for other kinds.
         num_image_tokens: Of a model, of one image; None for other kinds.
     """
@@ -33,7 +33,7 @@ class CheckedRecipe:
 
 
 def check(recipe: str | Path | Mapping[str, Any] | Recipe) -> CheckedRecipe:
-    """Check a recipe; a model is also put together without memory.
+    """Check a recipe; a model is also built without memory.
 
     Args:
         recipe: A shipped name, a path, a dict or a Recipe, of any kind.

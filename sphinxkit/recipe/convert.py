@@ -37,25 +37,23 @@ def convert(
 ) -> Path:
     """Convert a checkpoint, tensor by tensor; about one tensor is in memory at a time.
 
-    What the released files hold beyond the model (CLIP's text side and the like) is carried along where the format has
-    a place for it.
+    Unused tensors of released files (such as CLIP's text tower) are kept if the format supports them.
 
     Args:
         source: Directory of a checkpoint, or ``hf://org/repo``. With ``part="encoders"`` also a model recipe (a shipped
             name or a ``.yaml`` file): its encoders are then read from where its ``weights:`` say.
-        output: Directory to write; it appears when it is complete.
+        output: Directory to write (atomically).
         format: A name of ``sphinxkit.checkpoint.formats``: "sphinxkit", "sphinx" (as released), "meta" or "hf".
         part: "llm" writes the language model alone ("meta" and "hf" hold no more), "encoders" the vision encoders
             alone ("sphinxkit"), which training starts from; None writes everything.
         num_shards: Tensor-parallel shards ("sphinx" and "meta"); None: 1.
-        dtype: Of every floating-point tensor; None: as stored.
-        recipe: Overrides what the checkpoint says about the model's structure.
-        overwrite: Whether a checkpoint at ``output`` may be replaced.
-        verify: Whether to compare the checksums that the checkpoint's files carry.
-        replicas: What to do where shards differ in a tensor that each holds whole: "equal" refuses, "first" takes the
-            first shard's.
-        llama_type: The type of a released directory without ``meta.json``.
-        progress: Called with a tensor's name, its bytes, and the bytes of all, when it has been read.
+        dtype: Dtype of all floating-point tensors; None: as stored.
+        recipe: Recipe to use instead of the checkpoint's.
+        overwrite: Replace an existing checkpoint at ``output``.
+        verify: Verify the checksums in the checkpoint's files.
+        replicas: Policy if shards differ in a replicated tensor: "equal" raises an error, "first" uses the first shard.
+        llama_type: Type of a released directory without ``meta.json``.
+        progress: Called after each read tensor with its name, its bytes and the total bytes.
     Returns:
         ``output``.
     Raises:

@@ -1,4 +1,4 @@
-"""What a model will learn from data: ``sphinxkit.inspect_data``."""
+"""Inspects training data: ``sphinxkit.inspect_data``."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def inspect_data(
     over_length: OverLength | None = None,
     check_images: bool = True,
 ) -> DataInspection:
-    """Read samples as training does: their tokens, which of them are learnt, and what is wrong with bad ones.
+    """Read samples as in training: tokens, labels, and errors of bad samples.
 
     Args:
         source: JSON lines of samples, or a mixture recipe (name or file).
         tokenizer: A ``tokenizer.model``.
         model: Checkpoint whose tokenizer and conversation template are used; without it the template is SPHINX's.
-        count: How many samples.
-        start: The first of them: record of the file, sample of the epoch.
-        epoch: Number of a mixture's epoch.
-        root: Folder that image paths, of a mixture all its paths, are relative to.
-        max_tokens: Longest sample; None: any length.
-        over_length: What happens to a longer one; None: as the mixture says, else ``error``.
-        check_images: Whether a sample whose image cannot be read is a bad one.
+        count: Number of samples.
+        start: Index of the first sample (in the file, or in the epoch).
+        epoch: Epoch of a mixture.
+        root: Base folder of image paths; for a mixture, of all its paths.
+        max_tokens: Maximum length of a sample; None: any length.
+        over_length: Policy for longer samples; None: the mixture's, else ``error``.
+        check_images: Open images; an unreadable image makes a bad sample.
     Returns:
         The samples; of a mixture also its table. A mixture needs neither ``tokenizer`` nor ``model`` for that.
     Raises:
         RecipeError: A recipe of another kind, or not a valid one; or ``source`` is nothing at all.
-        DataError: A file cannot be read; there is no tokenizer; ``start`` lies behind the last sample.
+        DataError: A file cannot be read; there is no tokenizer; ``start`` is after the last sample.
     """
     mixture = open_mixture(source, root)
     if over_length is not None and over_length not in get_args(OverLength):
@@ -72,7 +72,7 @@ def open_mixture(source: str | Path, root: str | Path | None = None) -> Mixture 
 
     Args:
         source: Recipe of kind mixture (name or file), or a file of samples.
-        root: Folder that the mixture's paths are relative to; None: the working folder.
+        root: Base folder of the mixture's paths; None: the working folder.
     Raises:
         RecipeError: A recipe of another kind, or not a valid one; or ``source`` is nothing at all.
         DataError: One of the mixture's files cannot be read.

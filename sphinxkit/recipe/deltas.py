@@ -1,4 +1,4 @@
-"""Differences between a base model and one tuned from it, as checkpoints: extracted, and added back."""
+"""Deltas between a base model and a tuned model: extracting and applying."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class DeltaResult:
 
     Attributes:
         path: The directory.
-        num_tensors: In it.
+        num_tensors: Number of tensors.
         num_shards: Tensor-parallel shards; None for formats that have none.
-        verified: How far the tuned model is from base + delta, if that was asked for.
+        verified: Distance of the tuned model from base + delta, if requested.
     """
 
     path: Path
@@ -65,18 +65,18 @@ def extract_delta(
 ) -> DeltaResult:
     """Write ``tuned - base`` as ``consolidated.NN-of-MM.model-diff.pth``, as the public implementation does.
 
-    Tensors that only the tuned model has are stored whole. With 16 bits the difference is rounded; float32 keeps it.
+    Tensors that only the tuned model has are stored whole. In 16 bit the difference is rounded; float32 is more exact.
 
     Args:
         base: Directory of a checkpoint, or ``hf://org/repo``.
         tuned: The same.
-        output: Directory to write; it appears when it is complete.
-        dtype: Of the differences; None: the tuned model's.
+        output: Directory to write (atomically).
+        dtype: Dtype of the differences; None: the tuned model's.
         num_shards: None: the tuned model's, or 1.
-        verify: Add it back and measure how far that is from the tuned model.
-        overwrite: Whether a checkpoint at ``output`` may be replaced.
-        allow_nonfinite: Let NaN and Inf through.
-        progress: Called with a tensor's name, its bytes, and the bytes of all, when it has been written.
+        verify: Apply the delta and measure the distance to the tuned model.
+        overwrite: Replace an existing checkpoint at ``output``.
+        allow_nonfinite: Allow NaN and Inf.
+        progress: Called after each written tensor with its name, its bytes and the total bytes.
     Raises:
         CheckpointError: A model cannot be opened, the two do not fit, or the output cannot be written.
     Source: LLaMA2-Accessory, accessory/tools/weight_operate.py.
@@ -111,18 +111,18 @@ def apply_delta(
 ) -> DeltaResult:
     """Write ``base + delta`` as a checkpoint.
 
-    Tensors that only one of them has are taken as they are. Base and delta may be cut into different numbers of shards.
+    Tensors that only one of them has are copied. Base and delta may have different numbers of shards.
 
     Args:
         base: Directory of a checkpoint, or ``hf://org/repo``.
         delta: Directory with ``consolidated.NN-of-MM.model-diff.pth``.
-        output: Directory to write; it appears when it is complete.
+        output: Directory to write (atomically).
         format: "sphinxkit", "sphinx" (as released), "meta" or "hf".
-        dtype: Of the result; None: the base's, tensor by tensor.
+        dtype: Dtype of the result; None: the base's, tensor by tensor.
         num_shards: None: the delta's (sphinx, meta).
-        overwrite: Whether a checkpoint at ``output`` may be replaced.
-        allow_nonfinite: Let NaN and Inf through.
-        progress: Called with a tensor's name, its bytes, and the bytes of all, when it has been written.
+        overwrite: Replace an existing checkpoint at ``output``.
+        allow_nonfinite: Allow NaN and Inf.
+        progress: Called after each written tensor with its name, its bytes and the total bytes.
     Raises:
         CheckpointError: One of them cannot be opened, they do not fit, or the output cannot be written.
     """

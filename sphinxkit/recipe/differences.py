@@ -1,4 +1,4 @@
-"""Where two models differ: ``sphinxkit.diff``."""
+"""Compares two models: ``sphinxkit.diff``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sphinxkit.recipe.open_checkpoints import everything, open_all
 def diff(
     first: str | os.PathLike[str], second: str | os.PathLike[str], *, plot: str | os.PathLike[str] | None = None
 ) -> DiffReport:
-    """Measure how far two models are apart, tensor by tensor, in float64 and constant memory.
+    """Measure the distance of two models, tensor by tensor, in float64 and constant memory.
 
     Args:
         first: Directory of a checkpoint, or ``hf://org/repo``; relative distances refer to it.

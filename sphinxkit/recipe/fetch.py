@@ -29,7 +29,7 @@ class NeededFiles:
         place: In the recipe: ``vision.branches[0].encoders[0]``, ``init_from.llm``.
         source: As the recipe names it.
         license: Of the repository, as its card states it ("" where it does not, or without a network).
-        is_gated: Whether the repository wants its licence accepted on its page first.
+        is_gated: Whether the repository requires accepting its licence on its page.
         files: What is needed; ``local`` is None where it is not in the cache.
         problem: Why the files are not known, without a network; "" otherwise.
     """

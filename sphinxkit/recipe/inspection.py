@@ -1,4 +1,4 @@
-"""What a checkpoint or a recipe holds: ``sphinxkit.inspect``."""
+"""Shows the contents of a checkpoint or a recipe: ``sphinxkit.inspect``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sphinxkit.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class StoredTensors:
-    """What the files of a checkpoint hold.
+    """Contents of a checkpoint's files.
 
     Attributes:
         format: sphinxkit, sphinx, meta or hf.
         files: Their paths.
         dtypes: Stored dtype -> number of tensors.
-        unused: Names of tensors that no part uses; they are carried along.
+        unused: Names of tensors that no part uses; they are kept.
         tensors: Name -> shape of every other tensor.
     """
 
@@ -36,18 +36,18 @@ class StoredTensors:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model as its recipe says, and of a checkpoint what is stored.
+    """Description of a model, and of a checkpoint's stored tensors.
 
     Attributes:
-        name: What was asked for.
+        name: The requested name.
         parts: Each encoder, the projectors, the language model -> number of parameters.
         num_parameters: Of the whole model.
         image_size: Side of the square image; None for a text-only model.
-        num_views: Of one image.
-        num_image_tokens: Of one image.
+        num_views: Views per image.
+        num_image_tokens: Tokens per image.
         max_seq_len: Context of the language model in tokens.
-        recipe: With every default written out.
-        stored: None for a recipe.
+        recipe: Recipe with all defaults filled in.
+        stored: Stored tensors; None for a recipe.
     """
 
     name: str
@@ -75,7 +75,7 @@ def is_checkpoint(name: object) -> bool:
 
 
 def recipe_of(name: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-    """The recipe called ``name``, or the one that a checkpoint tells."""
+    """The recipe called ``name``, or that of a checkpoint."""
     if isinstance(name, Mapping | Recipe) or not is_checkpoint(name):
         return Recipe.find(name)
     with checkpoint.open(checkpoint.resolve(name)) as opened:
@@ -83,7 +83,7 @@ def recipe_of(name: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
 
 
 def inspect(name: str | Path | Mapping[str, Any] | Recipe) -> Inspection:
-    """Parts, parameters and image tokens of a model; of a checkpoint also its format, dtypes and tensors.
+    """Inspect a model: parts, parameters and image tokens; for a checkpoint also format, dtypes and tensors.
 
     Nothing is loaded: the structure is built without memory, and only the headers of files are read.
 

@@ -29,26 +29,25 @@ def load(
 ) -> SphinxModel:
     """Load a model: a sphinxkit directory, or a released SPHINX, Meta or HF Llama one.
 
-    Tensors stream one by one from the mapped files to their device and dtype; nothing is built to be thrown away.
+    Tensors are streamed one by one from memory-mapped files to their device and dtype.
 
     Args:
         path_or_hub_id: A directory, or ``hf://org/repo``.
-        recipe: Overrides what the directory says about the model's structure.
-        device: Where the weights go.
-        dtype: Of every parameter; a name such as "bfloat16" will do.
+        recipe: Recipe to use instead of the directory's.
+        device: Device of the weights.
+        dtype: Dtype of all parameters, or its name such as "bfloat16".
         verify: Whether to compare the checksums that the files carry, in a second thread beside the loading: the
             SHA-256 of each file of sphinxkit's own directories, the CRC-32 of each record of torch files. Hugging
             Face's safetensors carry none.
-        replicas: What to do where shards differ in a tensor that each holds whole: "equal" refuses, "first" takes the
-            first shard's.
-        llama_type: The type of a released directory without ``meta.json``.
-        accelerate: How text is generated, see ``SphinxModel.accelerate``: "auto" prepares fused layers when the first
+        replicas: Policy if shards differ in a replicated tensor: "equal" raises an error, "first" uses the first shard.
+        llama_type: Type of a released directory without ``meta.json``.
+        accelerate: Acceleration mode, see ``SphinxModel.accelerate``: "auto" prepares fused layers when the first
             text is generated, "compile" adds ``torch.compile``, None is the plain model.
 
     Raises:
         CheckpointError: Files, keys, shapes or the tokenizer do not fit; one error lists them all.
         RecipeError: The recipe is not valid.
-        DataError: The device, the dtype or ``accelerate`` is not one that there is.
+        DataError: The device, the dtype or ``accelerate`` is unknown.
         RegistryError: "compile" cannot run here.
     """
     device, dtype = check_place(device, dtype)

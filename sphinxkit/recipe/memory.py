@@ -1,4 +1,4 @@
-"""How much memory a model will take to answer, before anything is loaded: ``sphinxkit.memory``."""
+"""Predicts the memory for inference, before anything is loaded: ``sphinxkit.memory``."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ GPU_GIGABYTES = {
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes that a model takes, by purpose.
+    """Memory of a model in bytes, by purpose.
 
     Args:
-        weights: Of each part.
-        kv_cache: Keys and values of every row.
-        activations: The most that a forward pass holds at once beside weights and cache.
-        num_image_tokens: Of one image.
+        weights: Weights of each part.
+        kv_cache: Keys and values of all rows.
+        activations: Peak of a forward pass, without weights and cache.
+        num_image_tokens: Tokens per image.
     """
 
     weights: dict[str, int]
@@ -46,11 +46,11 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Everything at once."""
+        """Sum of all purposes."""
         return sum(self.weights.values()) + self.kv_cache + self.activations
 
     def left_on(self, gpu: str) -> int:
-        """Bytes that are left on a GPU; negative where the model does not fit.
+        """Free bytes on a GPU; negative if the model does not fit.
 
         Args:
             gpu: One of ``GPU_GIGABYTES``.
@@ -78,7 +78,7 @@ def num_bytes(module: nn.Module) -> int:
 
 
 def parts_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The parts that a user thinks of, by name: each encoder, the projectors, the language model."""
+    """The user-visible parts by name: each encoder, the projectors, the language model."""
     parts: dict[str, nn.Module] = {}
     vision: Any = getattr(model, "vision", None)
     for i, branch in enumerate([] if vision is None else vision.branches):
@@ -136,7 +136,7 @@ class FusedOperators(TorchFunctionMode):
 
 
 def peak_bytes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, **options: Any) -> int:
-    """The most that a module on the meta device holds beside its weights for an input; nothing is computed.
+    """Peak activation memory of a module on the meta device for an input; nothing is computed.
 
     Args:
         module: On the meta device.
@@ -159,11 +159,11 @@ def memory(
     text_tokens: int = 512,
     images: int | None = None,
 ) -> MemoryEstimate:
-    """Predict what answering a batch takes: weights, KV cache and the peak of the activations.
+    """Predict the memory for answering a batch: weights, KV cache and peak activations.
 
-    The activations are found by following the shapes of the real model on tensors without memory, with fused
-    attention; what an allocator adds (rounding, fragments, library workspaces) is not in it. What a training run takes
-    is told by ``sphinxkit.training.memory.estimate_training``.
+    Activations are found by tracing the real model on tensors without memory, with fused attention. Allocator overhead
+    (rounding, fragments, library workspaces) is not included. For training see
+    ``sphinxkit.training.memory.estimate_training``.
 
     Args:
         recipe: Of kind ``model``: a shipped name, a path, a dict or a Recipe.

@@ -34,11 +34,11 @@ Report = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class ChosenSoup:
-    """The models that a greedy soup took.
+    """The models in a greedy soup.
 
     Attributes:
-        members: Their paths, in the order they were taken.
-        score: Of their mean.
+        members: Their paths, in order of selection.
+        score: Score of their mean.
     """
 
     members: tuple[str, ...]
@@ -47,16 +47,16 @@ class ChosenSoup:
 
 @dataclass(frozen=True)
 class MixResult:
-    """What a mix gave.
+    """Result of a mix.
 
     Attributes:
         path: The checkpoint that was written; None for a sweep without an output.
-        method: As it was asked for, with its options.
-        weights: One per model; of a sweep, those of the best point.
+        method: The method, with its options.
+        weights: One per model; for a sweep, those of the best point.
         models: Their paths, in the order of the weights.
         num_tensors: In the result.
-        sweep: Every point that was scored, and which was best; None without a sweep.
-        soup: What a greedy soup took; None for other methods.
+        sweep: All scored points, and the best one; None without a sweep.
+        soup: Result of a greedy soup; None for other methods.
         plot: The picture of the sweep, if one was asked for.
     """
 
@@ -114,12 +114,13 @@ def mix(
 ) -> MixResult:
     """Mix models by their weights, tensor by tensor, from any format to any other.
 
-    What is None is as the recipe says, or as :class:`~sphinxkit.interpolation.MixPlan` says without one.
+    Arguments that are None take the recipe's value, or without a recipe the default of
+    :class:`~sphinxkit.interpolation.MixPlan`.
 
     Args:
         models_or_recipe: A list of models (directories in any readable format, or ``hf://org/repo``), or a recipe of
             kind ``mix``: a shipped name, a path, a dict, a Recipe or a MixPlan.
-        output: Directory to write; it appears when it is complete. A sweep needs none.
+        output: Directory to write (atomically). A sweep needs none.
         models: The models, instead of the recipe's.
         method: Registered name, or ``{type: name, option: value, ...}``; without a recipe ``linear``. ``greedy_soup``
             averages the models that improve ``score``.
@@ -127,28 +128,28 @@ def mix(
         weights: One per model, instead of ``beta``.
         normalize: Divide the weights by their sum.
         base: The common ancestor, for task_arithmetic, ties and dare.
-        rules: Pattern -> what happens to the tensors with such a name; they stand before the recipe's.
-        dtype: Of the result; None keeps what the models have.
+        rules: Name pattern -> action for matching tensors; they take precedence over the recipe's.
+        dtype: Dtype of the result; None: the models' dtype.
         format: sphinxkit, sphinx, meta or hf; None takes the first model's.
         num_shards: Tensor-parallel shards (sphinx and meta).
-        llm_only: Mix and write the language models alone.
-        tokenizer: ``tokenizer.model`` of the result, if the models' differ.
+        llm_only: Mix and write only the language models.
+        tokenizer: ``tokenizer.model`` of the result, if those of the models differ.
         extrapolate: Allow weights outside [0, 1].
-        allow_nonfinite: Let NaN and Inf through.
-        allow_different_recipes: Mix models whose recipes differ; the first one's is kept.
-        overwrite: Whether a checkpoint at ``output`` may be replaced.
+        allow_nonfinite: Allow NaN and Inf.
+        allow_different_recipes: Allow models with different recipes; the result has the first model's.
+        overwrite: Replace an existing checkpoint at ``output``.
         hash_inputs: Hash the inputs for ``provenance.json``.
         sweep: Betas to try, or ``"START:STOP:STEP"``; the best is written if there is an output.
-        score: What a sweep or a greedy soup is judged by: a function of the model, which is held in memory and updated
-            in place; ``"python:module:function"`` or ``"python:file.py:function"``, which names one; or a command in
-            which ``{model}`` stands for a directory and whose last line is the score.
+        score: Score of a sweep or a greedy soup: a function of the model, which is held in memory and updated in place;
+            ``"python:module:function"`` or ``"python:file.py:function"``, which names one; or a command in which
+            ``{model}`` stands for a directory and whose last line is the score.
         minimize: Whether a lower score is better.
         plot: PNG of the sweep's scores to draw.
-        device: Where a Python function finds the model.
-        progress: Called with a tensor's name, its bytes, and the bytes of all, when it has been written.
+        device: Device of the model passed to a Python function.
+        progress: Called after each written tensor with its name, its bytes and the total bytes.
         report: Called with every score.
     Returns:
-        Where the mix is and what it is made of.
+        The path of the mix, and its provenance.
     Raises:
         RecipeError: The recipe is not of kind ``mix``, values contradict each other, or a rule matches nothing.
         DataError: Weights that cannot be used, a missing base, output or score, or a score that is not a number.

@@ -1,4 +1,4 @@
-"""Opening several checkpoints at once, and looking at all that they hold."""
+"""Opens several checkpoints and lists all their tensors."""
 
 from __future__ import annotations
 

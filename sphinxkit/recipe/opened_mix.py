@@ -57,9 +57,9 @@ class OpenedMix:
     """Models opened for mixing, and the mix of all their tensors (nothing of it read yet).
 
     Attributes:
-        plan: What was asked for.
+        plan: The mix plan.
         method: The method, built.
-        models: The models, opened.
+        models: The opened models.
         base: The common ancestor, opened, or None.
         mixed: The mix, the unused group included.
     """
@@ -250,12 +250,12 @@ def open_mix(plan: MixPlan, *, hash_inputs: bool = True, weights: Sequence[float
     """Open every model of a plan and check that they can be mixed; nothing is read or written yet.
 
     Args:
-        plan: What to mix.
+        plan: The mix plan.
         hash_inputs: Hash the tensors that are read, for the provenance.
         weights: Instead of the plan's.
     Raises:
         CheckpointError: A model cannot be opened, or tensors, recipes or tokenizers do not agree.
-        DataError: Weights that cannot be used.
+        DataError: The weights are not valid.
         RecipeError: A rule that matches nothing.
     """
     method = plan.mix_method()

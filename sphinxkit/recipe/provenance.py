@@ -1,4 +1,4 @@
-"""What a mixed checkpoint was made of, as its ``provenance.json`` says."""
+"""Provenance of a mixed checkpoint: ``provenance.json``."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def provenance(
     """Version, method, weights, rules, and of each input its path, format, files and content.
 
     Args:
-        plan: What was asked for.
-        models: The models, opened.
+        plan: The mix plan.
+        models: The opened models.
         base: Their common ancestor, opened, or None.
         mixed: Their mix, written.
         weights: One per model.

@@ -33,9 +33,9 @@ class Recipe:
     """A valid recipe.
 
     Args:
-        document: What the file says, unchanged.
+        document: Content of the file, unchanged.
         source: The file it came from, for messages and for paths beside it; None for a dict.
-        trusted: False for what came with a checkpoint: it may name no code to import.
+        trusted: False for the recipe of a checkpoint, which may not name code to import.
     Raises:
         RecipeError: The document is not valid; the message lists every error with its path.
     """

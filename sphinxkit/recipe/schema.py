@@ -1,4 +1,4 @@
-"""What a recipe may say: the structure of each kind, and every component's options from its builder's signature.
+"""Schema of recipes: the structure of each kind, and each component's options from its builder's signature.
 
 ``find_errors`` gives everything that is wrong with a document at once, each with its path in the file.
 """
@@ -98,7 +98,7 @@ class Slot:
 
     Args:
         path: Of the component.
-        value: What stands there, not validated.
+        value: The value there, not validated.
         registry: Of its family.
         wired: Builder parameters that assembly fills in.
         assembly: Keys that assembly itself reads, which are not the builder's, and what each must be.

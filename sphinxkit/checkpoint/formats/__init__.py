@@ -1,4 +1,4 @@
-"""Checkpoint formats: all that is true of a format stands in its file."""
+"""Checkpoint formats, one per file."""
 
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, get_format, names, register, registry
 from sphinxkit.checkpoint.formats.hf import HuggingFace

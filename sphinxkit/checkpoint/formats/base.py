@@ -1,4 +1,4 @@
-"""What a checkpoint format is, and the registry of them: one class in one file for each format."""
+"""Base class and registry of checkpoint formats; each format is one class in one file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sphinxkit.registry import Registry
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What :func:`sphinxkit.checkpoint.open` was told; see there."""
+    """Options of :func:`sphinxkit.checkpoint.open`; see there."""
 
     replicas: Replicas = "equal"
     llama_type: str | None = None
@@ -32,8 +32,8 @@ class Format(ABC):
 
     Attributes:
         name: Its registered name.
-        looks_like: The files that tell it, for messages.
-        is_text_only: Whether it holds a language model alone.
+        looks_like: Its characteristic files, for messages.
+        is_text_only: Whether it holds only a language model.
         has_shards: Whether it can be written in tensor-parallel shards.
         has_unused: Whether it can carry the unused group of released files.
         has_deltas: Whether it can hold differences to a base model.
@@ -76,10 +76,10 @@ class Format(ABC):
         """Write the tensors into an empty folder, one at a time.
 
         Args:
-            folder: Exists.
-            source: What is saved.
+            folder: Existing folder.
+            source: Tensors to save.
             unused: The unused group; None for formats without ``has_unused``.
-            options: How.
+            options: Write options.
         Returns:
             The small text files that go beside the tensors.
         Raises:
@@ -87,7 +87,7 @@ class Format(ABC):
         """
 
     def tokenizer(self, folder: Path, rows: int | None) -> Path | None:
-        """The tokenizer that lies in a folder, if there is one.
+        """The tokenizer in a folder, if there is one.
 
         Args:
             folder: Where to look.

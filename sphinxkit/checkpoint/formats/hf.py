@@ -131,7 +131,7 @@ class LanguageModelFolder:
 
     Attributes:
         llm: The recipe's ``llm`` part.
-        end_ids: Ids that end an answer, beside the tokenizer's end-of-sentence.
+        end_ids: Token ids that end an answer, in addition to end-of-sentence.
         tokenizer: The file of its tokenizer, if there is one.
     """
 
@@ -141,7 +141,7 @@ class LanguageModelFolder:
 
 
 def read_language_model(folder: Path) -> LanguageModelFolder:
-    """Read ``config.json`` and what lies beside it; no weights.
+    """Read ``config.json`` and the files beside it, without weights.
 
     Args:
         folder: With ``config.json``.
@@ -185,7 +185,7 @@ class HuggingFace(Format):
     may_pad_vocabulary = True
 
     def detect(self, folder: Path) -> bool:
-        """Whether weights and ``config.json`` lie there, and no index of sphinxkit's own."""
+        """Whether the folder has weights and ``config.json``, and no sphinxkit index."""
         names = {path.name for path in folder.iterdir()}
         weights = any(n.startswith("model") and n.endswith((".safetensors", ".safetensors.index.json")) for n in names)
         weights |= any(n.startswith("pytorch_model") and n.endswith((".bin", ".bin.index.json")) for n in names)

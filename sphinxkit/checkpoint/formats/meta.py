@@ -107,7 +107,7 @@ def llm_from_meta(config: Mapping[str, Any], file: Path, vocab_size: int) -> dic
     Args:
         config: The file's content; keys that are missing take the public implementation's defaults.
         file: For messages.
-        vocab_size: Rows of the embedding, which is what counts whatever the file says.
+        vocab_size: Rows of the embedding; overrides the file.
     Raises:
         CheckpointError: Unknown keys, or numbers that are none.
     """
@@ -226,7 +226,7 @@ class Meta(Format):
     has_shards = True
 
     def detect(self, folder: Path) -> bool:
-        """Whether ``consolidated.NN.pth`` files lie there."""
+        """Whether the folder has ``consolidated.NN.pth`` files."""
         return bool(find_meta_shards(folder))
 
     def open(self, folder: Path, options: OpenOptions) -> Checkpoint:

@@ -424,11 +424,11 @@ class Released(Format):
     has_deltas = True
 
     def detect(self, folder: Path) -> bool:
-        """Whether ``consolidated.NN-of-MM.model.pth`` files lie there."""
+        """Whether the folder has ``consolidated.NN-of-MM.model.pth`` files."""
         return bool(find_shards(folder))
 
     def detect_delta(self, folder: Path) -> bool:
-        """Whether ``consolidated.NN-of-MM.model-diff.pth`` files lie there."""
+        """Whether the folder has ``consolidated.NN-of-MM.model-diff.pth`` files."""
         return bool(find_shards(folder, _KINDS[True]))
 
     def open(self, folder: Path, options: OpenOptions) -> Checkpoint:

@@ -1,1 +1,1 @@
-"""One file a merge method: its formula, options, paper, and the registration of its name."""
+"""Merge methods, one per file: formula, options, paper, and registration."""

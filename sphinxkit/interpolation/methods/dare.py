@@ -35,7 +35,7 @@ class Dare(TaskArithmetic):
         check_number("seed", self.seed, whole=True)
 
     def copy_of(self, weights: Sequence[float]) -> int | None:
-        """A model comes out whole only if nothing is dropped."""
+        """The result equals a model only if nothing is dropped."""
         copied = super().copy_of(weights)
         return copied if copied == -1 or self.drop_rate == 0 else None
 
@@ -87,11 +87,11 @@ def dare(
 
     Args:
         base: The common ancestor.
-        tensors: Fine-tuned from it.
+        tensors: Models fine-tuned from the base.
         weights: One per tensor.
         drop_rate: See :class:`Dare`.
         seed: Same seed, same result, however the tensor is cut into chunks.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     Shape:
         base, tensors, return: all the same, any
     Raises:

@@ -82,13 +82,13 @@ class Ema(Linear):
 def linear(
     tensors: Sequence[Tensor], weights: Sequence[float], normalize: bool = False, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Weighted sum of tensors: ``sum_i weights[i] * tensors[i]``; tensors of weight 0 are not looked at.
+    """Weighted sum of tensors: ``sum_i weights[i] * tensors[i]``; tensors of weight 0 are ignored.
 
     Args:
         tensors: One or more.
         weights: One per tensor; they need not sum to 1.
         normalize: Divide the weights by their sum first.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     Shape:
         tensors, return: all the same, any
     Raises:
@@ -106,7 +106,7 @@ def lerp(a: Tensor, b: Tensor, t: float, dtype: torch.dtype | None = None) -> Te
         a: At 0.
         b: At 1.
         t: Position between them.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     Shape:
         a, b, return: all the same, any
     Raises:
@@ -124,7 +124,7 @@ def wise_ft(zero_shot: Tensor, fine_tuned: Tensor, alpha: float, dtype: torch.dt
         zero_shot: Before.
         fine_tuned: After.
         alpha: In [0, 1]; 0.5 is the paper's recommendation.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     Shape:
         zero_shot, fine_tuned, return: all the same, any
     Raises:
@@ -143,7 +143,7 @@ def ema(average: Tensor, tensor: Tensor, decay: float, dtype: torch.dtype | None
         average: The average so far.
         tensor: The newest value.
         decay: In [0, 1]; 1 keeps the average, 0 replaces it.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     Shape:
         average, tensor, return: all the same, any
     Raises:

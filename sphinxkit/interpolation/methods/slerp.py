@@ -64,7 +64,7 @@ def slerp(a: Tensor, b: Tensor, t: float, dtype: torch.dtype | None = None) -> T
         a: At 0, bit for bit.
         b: At 1, bit for bit.
         t: Position on the arc.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     Shape:
         a, b, return: all the same, any
     Raises:

@@ -1,4 +1,4 @@
-"""Model soups: the mean of several fine-tuned models, of all of them or of those that help."""
+"""Model soups: the mean of all fine-tuned models, or of those that improve a score."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def uniform_soup(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) ->
 
     Args:
         tensors: One or more.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     Shape:
         tensors, return: all the same, any
     Raises:
@@ -42,7 +42,7 @@ def uniform_soup(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) ->
 
 
 class Soup(NamedTuple):
-    """What a greedy soup chose."""
+    """Result of a greedy soup."""
 
     members: tuple[int, ...]
     """Indices of the models in the soup, in the order they were taken."""
@@ -80,12 +80,12 @@ def greedy_soup(
     score: Callable[[Mapping[str, Tensor]], float],
     dtype: torch.dtype | None = None,
 ) -> tuple[dict[str, Tensor], Soup]:
-    """Average of the fine-tuned models that help, chosen greedily by a score.
+    """Average of fine-tuned models, chosen greedily by a score.
 
     Args:
         models: Tensors by name, the same names in each.
         score: Of a model on held-out data; higher is better.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     Shape:
         models, return: the tensors of one name all the same, any
     Returns:

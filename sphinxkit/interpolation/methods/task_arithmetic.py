@@ -1,4 +1,4 @@
-"""Task vectors, what a model learnt beyond its base, added with weights."""
+"""Task arithmetic: adds weighted task vectors (differences to the base)."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def task_arithmetic(
 
     Args:
         base: The common ancestor.
-        tensors: Fine-tuned from it.
+        tensors: Models fine-tuned from the base.
         weights: One per tensor.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     Shape:
         base, tensors, return: all the same, any
     Raises:

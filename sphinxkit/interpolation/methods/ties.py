@@ -33,7 +33,7 @@ class Ties(TaskArithmetic):
         check_number("scale", self.scale)
 
     def copy_of(self, weights: Sequence[float]) -> int | None:
-        """A model comes out whole only if nothing is cut or scaled."""
+        """The result equals a model only if nothing is trimmed or scaled."""
         if self.scale == 0:
             return -1
         copied = super().copy_of(weights)
@@ -120,12 +120,12 @@ def ties(
 
     Args:
         base: The common ancestor.
-        tensors: Fine-tuned from it.
-        weights: Of each tensor in votes and mean; default all 1, the paper's method.
+        tensors: Models fine-tuned from the base.
+        weights: Weight of each tensor in votes and mean; default: all 1, as in the paper.
         density: See :class:`Ties`. The cut is per tensor given: pass a flattened model for the paper's whole-model
             cut. Equal magnitudes at the cut are all kept.
         scale: See :class:`Ties`.
-        dtype: Of the result.
+        dtype: Dtype of the result.
     Shape:
         base, tensors, return: all the same, any
     Raises:
