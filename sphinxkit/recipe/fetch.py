@@ -10,6 +10,7 @@ from typing import Any
 
 from sphinxkit import encoders, hub
 from sphinxkit.checkpoint.resolve import wanted_files
+from sphinxkit.encoders import Encoder
 from sphinxkit.encoders.weight_files import find_hub_folder, needed_files
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.hub import HubFile, HubListing, HubPath
@@ -85,16 +86,16 @@ def fetch(
     needed = [_find(place, source, encoder, cache) for place, source, encoder in sources]
     if announce is not None:
         announce(needed)
-    raise_errors("the hub cannot be reached and the cache is not complete", _absent(needed))
+    raise_errors("the hub cannot be reached, and the cache lacks", _absent(needed))
     _check_disk(needed, cache)
     return [_download(item, cache) for item in needed]
 
 
-Needs = Iterator[tuple[str, str, EncoderSource | None]]
+Needs = Iterator[tuple[str, str, Encoder | None]]
 
 
 def _sources(recipe: Recipe) -> Needs:
-    """Place, hub source, and the encoder that it is for, or None for a whole checkpoint."""
+    """Place, hub source, and the encoder that it is for (on the meta device), or None for a whole checkpoint."""
     document = recipe.document
     folder = None if recipe.source is None else recipe.source.parent
     if recipe.kind == "model":
@@ -119,11 +120,10 @@ def _sources(recipe: Recipe) -> Needs:
 
 def _of_encoders(places: Sequence[EncoderSource]) -> Needs:
     for place in places:
-        source = place.source
-        if source == encoders.PRETRAINED:
-            source = encoders.published_source(place.on_meta())
-        if source is not None and hub.is_hub_path(source):
-            yield place.path, source, place
+        if place.source == encoders.PRETRAINED or hub.is_hub_path(place.source or ""):
+            encoder = place.on_meta()
+            is_own = place.source == encoders.PRETRAINED
+            yield place.path, encoders.published_source(encoder) if is_own else str(place.source), encoder
 
 
 def _of_checkpoints(place: str, sources: Sequence[Any]) -> Needs:
@@ -139,8 +139,12 @@ def _of_config(document: Mapping[str, Any]) -> Needs:
         yield "llm", llm["path"], None
 
 
-def _find(place: str, source: str, encoder: EncoderSource | None, cache: Path | None) -> NeededFiles:
+def _find(place: str, source: str, encoder: Encoder | None, cache: Path | None) -> NeededFiles:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
     where = HubPath.parse(source)
+    if HF_HUB_OFFLINE and hub.cached_folder(replace(where, path=""), cache) is None:
+        return NeededFiles(place, where, "", False, (), f"{source}: nothing of it")
     try:
         if encoder is not None:
             return _find_encoder(place, where, encoder, cache)
@@ -156,10 +160,9 @@ def _find(place: str, source: str, encoder: EncoderSource | None, cache: Path | 
         return NeededFiles(place, where, "", False, (), str(error))
 
 
-def _find_encoder(place: str, where: HubPath, encoder: EncoderSource, cache: Path | None) -> NeededFiles:
+def _find_encoder(place: str, where: HubPath, encoder: Encoder, cache: Path | None) -> NeededFiles:
     folder, chosen = find_hub_folder(where, cache)
-    network = encoder.on_meta()
-    texts, files = needed_files(folder, chosen, lambda names: encoders.wanted_names(network, names, folder.label))
+    texts, files = needed_files(folder, chosen, lambda names: encoders.wanted_names(encoder, names, folder.label))
     listing = folder.listing
     names = [folder.full_name(name) for name in (*texts, *files)]
     found = tuple(listing.files.get(name, HubFile(name, None, None)) for name in names)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 from typer.testing import CliRunner
 
@@ -131,11 +132,11 @@ def test_only_what_a_model_needs(fake: FakeHub) -> None:
 
 
 def test_what_is_there_is_not_fetched_again(fake: FakeHub) -> None:
-    sphinxkit.fetch("sphinx_7b")
+    sphinxkit.fetch("sphinx_tiny")
     (fake.cache / "facebook/dinov2-giant/model.safetensors").unlink()
     fake.fetched.clear()
     told: list[Sequence[NeededFiles]] = []
-    sphinxkit.fetch("sphinx_7b", announce=told.append)
+    sphinxkit.fetch("sphinx_tiny", announce=told.append)
     assert [file.name for item in told[0] for file in item.missing] == ["model.safetensors"]
     assert fake.fetched == ["facebook/dinov2-giant/model.safetensors"]
 
@@ -178,11 +179,24 @@ def test_without_a_network_everything_that_is_missing_is_one_list(fake: FakeHub)
     with pytest.raises(CheckpointError) as caught:
         sphinxkit.fetch("pretrain_7b")
     text = str(caught.value)
-    assert text.startswith("the hub cannot be reached and the cache is not complete:")
+    assert text.startswith("the hub cannot be reached, and the cache lacks:")
     assert "init_from.llm: hf://meta-llama/Llama-2-7b-hf: model-00002-of-00002.safetensors" in text
     assert "encoders[0]: hf://Salesforce/blip2-opt-2.7b: model-00001-of-00003.safetensors" in text
     assert "encoders[2]: hf://facebook/dinov2-giant: cannot be fetched" in text
     assert "openai" not in text
+
+
+def test_offline_mode_and_an_empty_cache(fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.is_online = False
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError) as caught:
+        sphinxkit.fetch("sphinx_tiny", to=tmp_path / "empty")
+    first = "vision.branches[0].encoders[0]: hf://laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup"
+    assert str(caught.value).splitlines() == [
+        "the hub cannot be reached, and the cache lacks:",
+        f"  - {first}: nothing of it",
+        "  - vision.branches[0].encoders[1]: hf://facebook/dinov2-giant: nothing of it",
+    ]
 
 
 def test_a_repository_without_weights(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +209,8 @@ def test_a_repository_without_weights(fake: FakeHub, monkeypatch: pytest.MonkeyP
 def test_a_disk_that_is_too_small(fake: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
     with pytest.raises(CheckpointError, match=r"0.0 GB to download, the disk has 0.0 GB free"):
-        sphinxkit.fetch("sphinx_7b", to=tmp_path / "not" / "there")
-    assert fake.fetched == ["Salesforce/blip2-opt-2.7b/model.safetensors.index.json"]
+        sphinxkit.fetch("sphinx_tiny", to=tmp_path / "not" / "there")
+    assert fake.fetched == []
 
 
 def test_a_language_models_numbers_alone(fake: FakeHub) -> None:
