@@ -1,9 +1,9 @@
-"""Files and directories that appear whole or not at all: temporary name, flush, rename.
+"""Atomic writing of files and directories: temporary name, flush, rename.
 
 A temporary name is ``.<name>.<random>.sphinxkit-tmp`` in the target's own folder, so that the rename stays on one file
-system. Who writes holds a lock of the system (``flock``), which ends with the process however it ends and holds
-between containers: a temporary file is locked itself, the folders of one target share ``.<name>.lock.sphinxkit-tmp``.
-``clean_leftovers`` removes what nobody holds. Where the file system has no locks nothing is removed.
+system. The writer holds a system lock (``flock``), which ends with the process and works between containers: a
+temporary file is locked itself, and the folders of one target share ``.<name>.lock.sphinxkit-tmp``. ``clean_leftovers``
+removes unlocked leftovers. On a file system without locks nothing is removed.
 
 An existing directory is replaced by exchanging it with the new one, which Linux does in one step. Where that is not
 possible it is renamed to ``.<name>.<random>-old.sphinxkit-tmp`` first; a run that is killed between the two renames
@@ -179,8 +179,8 @@ def clean_leftovers(target: str | Path) -> list[Path]:
     """Remove temporary files and folders for ``target`` that no process holds, or put back what was there before.
 
     Args:
-        target: The final path; its siblings with the temporary name are looked at. If it is missing and a killed run
-            had moved it aside, it is restored.
+        target: The final path; its temporary siblings are checked. If it is missing and a killed run had moved it
+            aside, it is restored.
     Returns:
         What was removed or renamed.
     """
@@ -255,7 +255,7 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
 
     Args:
         target: Final path; an existing file is replaced in one step and keeps its permissions. A symbolic link is
-            followed. A device or a pipe stays what it is: the content is written to it at the end.
+            followed. For a device or a pipe, the content is written to it at the end.
     Raises:
         OSError: ``target`` is a folder, or cannot be written.
     """

@@ -54,7 +54,7 @@ class HubFile:
     Args:
         name: Its path in the repository.
         size: In bytes; None where the hub does not say.
-        local: Where it lies in the local cache; None if it is not there.
+        local: Its path in the local cache; None if it is not cached.
     """
 
     name: str
@@ -64,13 +64,13 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubListing:
-    """What a repository holds.
+    """Contents of a repository.
 
     Args:
         files: By name.
         license: As the repository's card states it ("" if it does not, or if the hub could not be asked).
         is_complete: Whether the hub itself was asked; False: only what the local cache holds.
-        is_gated: Whether the repository wants its licence accepted before it gives files.
+        is_gated: Whether the repository requires accepting its licence before downloads.
     """
 
     files: dict[str, HubFile]
@@ -85,12 +85,12 @@ def is_hub_path(source: str | Path) -> bool:
 
 
 def fetch(place: HubPath, wanted: Sequence[str], ignored: Sequence[str] = ()) -> Path:
-    """Bring the files that match ``wanted`` into the local cache.
+    """Download the files that match ``wanted`` to the local cache.
 
     Args:
-        place: The repository; its ``path`` is not looked at.
+        place: The repository; its ``path`` is ignored.
         wanted: Patterns of file names in the repository (``*`` matches across folders).
-        ignored: Patterns of files that are left where they are.
+        ignored: Patterns of files to skip.
     Returns:
         The local folder of the repository.
     Raises:
@@ -108,12 +108,12 @@ def fetch(place: HubPath, wanted: Sequence[str], ignored: Sequence[str] = ()) ->
 
 
 def fetch_file(place: HubPath, name: str, cache_dir: Path | None = None) -> Path:
-    """Bring one file into the local cache.
+    """Download one file to the local cache.
 
     Args:
-        place: The repository; its ``path`` is not looked at.
+        place: The repository; its ``path`` is ignored.
         name: The file's path in the repository.
-        cache_dir: Another cache than the usual one.
+        cache_dir: Cache folder instead of the usual one.
     Raises:
         CheckpointError: It cannot be fetched and is not in the cache.
     """
@@ -130,7 +130,7 @@ def list_files(place: HubPath, cache_dir: Path | None = None) -> HubListing:
 
     Args:
         place: The repository; with a ``path`` only the files below it, or that file.
-        cache_dir: Another cache than the usual one.
+        cache_dir: Cache folder instead of the usual one.
     Raises:
         CheckpointError: The hub cannot be asked and the cache has nothing of the repository.
     """
@@ -161,7 +161,7 @@ def cached_folder(place: HubPath, cache_dir: Path | None = None) -> Path | None:
 
     Args:
         place: The repository; nothing is fetched.
-        cache_dir: Of the cache; None: the hub library's own.
+        cache_dir: Cache folder; None: the hub library's default.
     """
     from huggingface_hub import snapshot_download
 
@@ -183,13 +183,13 @@ def _cached_files(place: HubPath, cache_dir: Path | None) -> dict[str, Path]:
 def resolve(source: str | Path, texts: Sequence[str], weights: Sequence[str], fallback: Sequence[str]) -> Path:
     """The local file or folder that a path or ``hf://org/repo[@revision][/path]`` names, fetched if need be.
 
-    Of a folder on the hub its own files come, not those of the folders in it.
+    For a folder on the hub, only its own files are fetched, not those of subfolders.
 
     Args:
         source: A path, or a hub id with ``hf://`` in front.
         texts: Patterns of the small files to fetch from a folder.
         weights: Patterns of the files of tensors to fetch from it.
-        fallback: Patterns of files of tensors that are fetched where there are none of ``weights``.
+        fallback: Patterns of tensor files to fetch if none match ``weights``.
     Raises:
         CheckpointError: There is no such path; a malformed id; the hub cannot be asked and the cache does not have it.
     """

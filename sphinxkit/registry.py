@@ -29,8 +29,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the closest known name, or an empty string.
 
     Args:
-        name: What came.
-        known: What exists.
+        name: The unknown name.
+        known: Known names.
     """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""The protocol between whoever reads tensors by name (checkpoints) and whoever works on them (loading, mixing)."""
+"""Protocol of named tensors: between readers (checkpoints) and users (loading, mixing)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class MappingSource:
 class ModuleSource(MappingSource):
     """A module's parameters and persistent buffers as a :class:`TensorSource`, under its own names.
 
-    A tensor that goes by several names (tied embeddings) is there once, under the first.
+    A tensor with several names (tied embeddings) appears once, under the first.
 
     Args:
         module: On any device but meta; its tensors are not copied.
@@ -93,11 +93,11 @@ class ChunkedSource(TensorSource, Protocol):
 
 
 class PrefixedSource:
-    """The tensors of a source with a prefix before their names, such as a part's as the whole model calls them.
+    """The tensors of a source with a prefix before their names, such as those of a part in the whole model.
 
     Args:
-        source: Where they come from.
-        prefix: Before every name.
+        source: The source.
+        prefix: Prefix of every name.
     """
 
     def __init__(self, source: TensorSource, prefix: str) -> None:

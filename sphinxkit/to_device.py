@@ -1,4 +1,4 @@
-"""The way of small numbers to a device."""
+"""Copies small host data to a device."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Faster text generation: joint projections, torch.compile, quantised weights, and kernels for CPUs.
 
-The language model knows nothing of it but the protocol ``llama.Accelerator``.
+The language model depends only on the protocol ``llama.Accelerator``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Text generation through fused layers, prepared when the first text is generated."""
+"""Text generation through fused layers, prepared at the first generation."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _PARTS = {"attention_norm": RMSNorm, "attention": Attention, "mlp_norm": RMSNorm
 class FusedAccelerator:
     """``llama.Accelerator`` by joint projections and, on CPUs, a kernel for few rows and attention in blocks.
 
-    The weights are joined when the first prompt is read, once, under a lock. Before every pass it looks whether the
-    model is still as it was then (``Snapshot``). While the model is in training mode or a hook is registered anywhere
-    below it, text is generated through the plain modules. After weights were moved or replaced, it is too, until the
-    next prompt, when weights that can be joined are joined again; adapters and tensors of other kinds cannot be.
+    The weights are fused once, under a lock, when the first prompt is read. Every pass checks that the model has not
+    changed since (``Snapshot``). In training mode, or with a hook registered anywhere below the model, generation uses
+    the plain modules. It also does so after weights were moved or replaced, until the next prompt fuses them again.
+    Adapters and other tensor types cannot be fused.
 
-    Tensors that share memory with the weights and are held elsewhere (a state dict that was taken before, a view) keep
-    sharing it: such weights are not joined. Why a model is not accelerated is logged at level INFO.
+    Weights whose memory is shared with tensors held elsewhere (an earlier state dict, a view) are not fused. The reason
+    for not accelerating a model is logged at level INFO.
 
-    Copies and pickles of the model get an accelerator of their own that has prepared nothing.
+    Copies and pickles of the model get their own, unprepared accelerator.
 
     Args:
         use_gemv: See ``FusedLayers``.
@@ -81,18 +81,18 @@ class FusedAccelerator:
         return capacity
 
     def reset(self) -> None:
-        """Forget the joint weights; the parameters stay where they are."""
+        """Drop the fused weights; the parameters stay where they are."""
         self._fused = None
 
     def current(self, model: LlamaModel) -> FusedLayers | None:
-        """The fused layers, if they were prepared and the model is as it was then."""
+        """The fused layers, if they are prepared and the model is unchanged."""
         fused = self._fused
         if fused is None or model.training or fused.snapshot.is_watched() or not fused.snapshot.is_same():
             return None
         return fused
 
     def prepare(self, model: LlamaModel) -> FusedLayers | None:
-        """The fused layers, made now if need be; None where text goes through the plain modules."""
+        """The fused layers, prepared now if necessary; None if generation uses the plain modules."""
         fused = self.current(model)
         if fused is not None:
             return fused
@@ -140,7 +140,7 @@ def restore(kind: type[FusedAccelerator], options: dict[str, Any]) -> FusedAccel
 
 
 def obstacle(model: LlamaModel) -> str | None:
-    """Why text has to be generated through the model's own modules; None if nothing is in the way.
+    """Reason why generation must use the plain modules; None if there is none.
 
     Args:
         model: The object in place of a ``LlamaModel``.

@@ -42,7 +42,7 @@ def bucket(length: int, limit: int) -> int:
 
 
 def compiler_fault(device: torch.device) -> str | None:
-    """Why torch's compiler cannot make code for a device; None if nothing is known to be in its way."""
+    """Reason why torch's compiler cannot compile for a device; None if none is known."""
     if device.type == "cpu":
         from torch._inductor import cpp_builder, exc
 

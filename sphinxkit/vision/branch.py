@@ -1,4 +1,4 @@
-"""One branch of the vision tower: encoders, the mixer of their features, the projector."""
+"""One branch of the vision tower: encoders, mixer, projector."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class VisionBranch(nn.Module):
     Args:
         encoders: Run on the same views, in order.
         projector: (..., sum of widths) -> (..., D). A projector that changes the number of tokens has a method
-            ``num_tokens(count) -> int`` that says how many come out.
+            ``num_tokens(count) -> int`` that returns the number of output tokens.
         mixer: Joins the encoders' features (see ``sphinxkit.mixers.base.FeatureMixer``); may be None for one encoder.
         tile_sizes: Side in pixels of each encoder's views; None: the tiler's own.
     Shape:
@@ -60,11 +60,11 @@ class VisionBranch(nn.Module):
 
     @property
     def is_pooled(self) -> bool:
-        """Whether the mixer treats sub-images unlike the whole image."""
+        """Whether the mixer treats sub-images differently from the whole image."""
         return getattr(self.mixer, "tile_pool", 1) != 1
 
     def num_tokens(self, is_tile: bool) -> int:
-        """Tokens of one view, computed from the encoders' facts; nothing runs.
+        """Tokens of one view, computed from the encoders' facts without running them.
 
         Args:
             is_tile: The view is a sub-image.
@@ -88,13 +88,13 @@ class VisionBranch(nn.Module):
 
         Args:
             views: For each encoder, the views at its tile size.
-            groups: For each group which views it has, and whether they are sub-images.
-            max_views: An encoder runs on at most this many views at once; None: on all.
+            groups: For each group, its views and whether they are sub-images.
+            max_views: Maximum number of views per encoder pass; None: all views at once.
         Shape:
             views: one (B, V, 3, T_i, T_i) per encoder
             return: one (B, V_g, N_g, D) per group
         Raises:
-            ShapeError: The tokens of a view are not as many as ``num_tokens`` says.
+            ShapeError: The number of tokens of a view differs from ``num_tokens``.
         """
         batch_size, num_views = views[0].shape[:2]
         features = [

@@ -21,11 +21,11 @@ MAX_VIEWS = 40  # what callers who want answers encode at once: eight images of 
 class VisionTower(nn.Module):
     """Everything between pixels and the language model's input.
 
-    The branches' tokens of a view are joined in sequence. A learnt start token stands before them and a learnt end
-    token behind them (the image delimiters, the same for all views). The views follow each other in the tiler's order.
+    The branches' tokens of a view are joined in sequence, between a learnt start token and a learnt end token (the
+    image delimiters, shared by all views). Views are in the tiler's order.
 
     Args:
-        branches: Each gives tokens of the language model's width.
+        branches: Branches, whose tokens have the language model's width.
         mixer: Joins the branches' tokens of a view (see ``sphinxkit.mixers.base.TokenMixer``).
         embed_dim: Width D of the language model.
         image_size: Side of the preprocessed image in pixels.
@@ -72,7 +72,7 @@ class VisionTower(nn.Module):
 
     @property
     def groups(self) -> list[tuple[slice, bool]]:
-        """Neighbouring views that are treated alike: (which, whether they are sub-images)."""
+        """Groups of neighbouring views that are treated alike: (views, whether they are sub-images)."""
         if not any(branch.is_pooled for branch in self.branches):
             return [(slice(0, self.tiler.num_views), False)]
         flags = self.tiler.is_tile
@@ -81,7 +81,7 @@ class VisionTower(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """Visual tokens of one image, N_img, the image delimiters of every view included; nothing runs."""
+        """Number of visual tokens of one image, N_img, image delimiters included."""
         mixer: Any = self.mixer
         counts = (
             (mixer.num_tokens([branch.num_tokens(is_tile) for branch in self.branches]), views)
@@ -90,10 +90,10 @@ class VisionTower(nn.Module):
         return sum((count + len(self.image_delimiters)) * (views.stop - views.start) for count, views in counts)
 
     def views(self, pixels: Tensor) -> dict[int | None, Tensor]:
-        """Cut images into views, once for each tile size that some encoder asks for.
+        """Cut images into views, once for each tile size that an encoder needs.
 
         Args:
-            pixels: Of the images, CLIP-normalised.
+            pixels: CLIP-normalised images.
         Shape:
             pixels: (B, 3, image_size, image_size)
             return: by tile size T, (B, V, 3, T, T) each
@@ -113,9 +113,9 @@ class VisionTower(nn.Module):
         """Visual tokens of a batch of images, image delimiters included.
 
         Args:
-            pixels: Of the images, CLIP-normalised.
-            max_views: An encoder runs on at most this many views at once, which bounds its memory; None: on all. On a
-                CPU a bound also means at most ``sphinxkit.vision.branch.CPU_PIXELS`` at once, which is faster.
+            pixels: CLIP-normalised images.
+            max_views: Maximum number of views per encoder pass, which bounds memory; None: all views at once. On a CPU,
+                a bound also limits a pass to ``sphinxkit.vision.branch.CPU_PIXELS``, which is faster.
         Shape:
             pixels: (B, 3, image_size, image_size)
             return: (B, N_img, D)

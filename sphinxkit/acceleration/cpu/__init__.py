@@ -1,4 +1,4 @@
-"""What is fast on CPUs: a kernel for a few rows, attention in blocks, memory in large pages."""
+"""CPU acceleration: a kernel for a few rows, attention in blocks, memory in large pages."""
 
 from __future__ import annotations
 

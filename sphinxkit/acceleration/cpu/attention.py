@@ -30,12 +30,12 @@ BLOCKED_LENGTHS = range(512, 2049)
 class BlockedAttention(SDPAAttention):
     """torch's SDPA, with two of its slow cases on a CPU replaced.
 
-    - Rows of 512 to 2048 tokens in bfloat16 without gradients, on a CPU that multiplies bfloat16 without matrix tiles
-      (AMX), go through ``causal_attention``.
-    - Packed samples of up to 1024 tokens in 16 bit that want gradients go through ``packed_attention``: the backward
+    - Rows of 512 to 2048 tokens in bfloat16 without gradients, on a CPU with bfloat16 instructions but without matrix
+      tiles (AMX), go through ``causal_attention``.
+    - Packed samples of up to 1024 tokens in 16 bit with gradients go through ``packed_attention``: the backward
       pass of torch's kernel is slow there.
 
-    An accelerated model takes it by itself where its attention is "auto"; by name it is
+    An accelerated model uses it if its attention is "auto"; its name is
     ``"sphinxkit.acceleration:BlockedAttention"``.
     """
 
@@ -196,6 +196,6 @@ class _PackedAttention(torch.autograd.Function):
 
 @functools.cache
 def _has_no_tiles() -> bool:
-    """Whether the CPU multiplies bfloat16 by itself, but has no tiles, for which torch's kernel is made."""
+    """Whether the CPU has bfloat16 instructions but no matrix tiles, for which torch's kernel is made."""
     features = getattr(torch.cpu, "get_capabilities", dict[str, bool])()  # older torch has none
     return bool(features.get("avx512_bf16")) and not features.get("amx_bf16")

@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process, so that the next step need not ask the system for it again."""
+"""Keeps freed memory in the process, so that the next step need not request it from the system again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TOP_PAD_BYTES = 64 << 20  # our choice
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep what is freed, for a process that trains on a CPU and does little else.
+    """Make glibc keep freed memory, for a process that only trains on a CPU.
 
     By default every tensor of some MiB is new memory from the system, which clears it page by page at the first touch,
     in every step: dense training of SPHINX-nano's encoders took 1.3 to 1.45 times as long. The process stays as large
