@@ -41,6 +41,7 @@ def save(
     tokenizer: TokenizerSource | None = None,
     unused: TensorSource | None = None,
     extra_files: Mapping[str, str] | None = None,
+    files_of: Checkpoint | None = None,
     checksum: bool = True,
     delta: bool = False,
     overwrite: bool = False,
@@ -63,6 +64,8 @@ def save(
         tokenizer: ``tokenizer.model`` or ``tokenizer.json``: its path or content, or name -> content of its files.
         unused: The unused group of a released checkpoint, to be carried along ("sphinxkit" and "sphinx").
         extra_files: Name -> text of small files to put beside (``provenance.json``).
+        files_of: The opened checkpoint whose small files come along where both are "hf": ``generation_config.json``,
+            the ids of special tokens, what lies beside its tokenizer; None: ``source``, if it is an opened one.
         checksum: Whether to store SHA-256 sums ("sphinxkit" only); they are computed while writing.
         delta: The tensors are differences to a base model ("sphinx" only): the files are named ``*.model-diff.pth``.
         overwrite: Whether an existing checkpoint folder may be replaced. Folders with anything else in them never are.
@@ -91,7 +94,9 @@ def save(
         files = {} if tokenizer is None else read_tokenizer_files(tokenizer)
         if files:
             _check_vocabulary(target, files, chosen, layout)
-        options = WriteOptions(recipe, recipe_yaml, num_shards or 1, max_shard_bytes, checksum, delta, files)
+        giver = source if files_of is None and isinstance(source, Checkpoint) else files_of
+        place = giver.path if giver is not None and giver.format == format else None
+        options = WriteOptions(recipe, recipe_yaml, num_shards or 1, max_shard_bytes, checksum, delta, files, place)
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
         if num_bytes + _SPARE_BYTES > free:

@@ -124,6 +124,7 @@ class WriteOptions:
     checksum: bool
     is_delta: bool = False
     tokenizer: Mapping[str, bytes] = field(default_factory=dict)
+    files_of: Path | None = None
 
 
 def pieces_of(

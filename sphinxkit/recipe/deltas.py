@@ -170,5 +170,6 @@ def _write(
             unused=unused if unused.keys() else None,
             overwrite=overwrite,
             progress=with_total(progress, source),
+            files_of=described,
             delta=is_delta,
         )

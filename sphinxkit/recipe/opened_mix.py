@@ -176,6 +176,7 @@ class OpenedMix:
                 recipe=self._recipe(mixed),
                 tokenizer=self.tokenizer(),
                 unused=carried if carried.keys() else None,
+                files_of=first,
                 extra_files=_LateText(lambda: self._provenance(mixed, weights, facts)),
                 overwrite=overwrite,
                 progress=progress,

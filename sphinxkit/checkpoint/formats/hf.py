@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
+from sphinxkit.checkpoint.formats.hf_companions import GENERATION_CONFIG_NAME, companion_files
 from sphinxkit.checkpoint.formats.hf_config import hf_from_numbers, llm_from_hf
 from sphinxkit.checkpoint.formats.native import is_native
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
@@ -42,7 +43,6 @@ from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.files import read_json, read_tensor_files
 
 CONFIG_NAME = "config.json"
-GENERATION_CONFIG_NAME = "generation_config.json"
 _INDEX = "model.safetensors.index.json"
 _HF_EMBEDDING, _HF_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+(\.safetensors|\.bin)")
@@ -248,7 +248,7 @@ class HuggingFace(Format):
         )
 
     def write(self, folder: Path, source: TensorInput, unused: TensorInput | None, options: WriteOptions) -> Texts:
-        """Write ``model*.safetensors`` and ``config.json``."""
+        """Write ``model*.safetensors``, ``config.json`` and what transformers reads beside them."""
         numbers = self.numbers(source, options.recipe)
         convert = partial(
             _rotary, rotary_to_halves, num_heads=numbers["num_heads"], num_kv_heads=numbers["num_kv_heads"]
@@ -256,9 +256,9 @@ class HuggingFace(Format):
         pieces = pieces_of(source, hf_key_map(), conversion=convert)
         weight_map, written = write_safetensors_shards(folder, source, pieces, options.max_shard_bytes, checksum=False)
         config = hf_from_numbers(numbers, str(source.dtype(EMBEDDING)).removeprefix("torch."))
-        if options.recipe is not None and options.recipe.get("end_ids"):
-            config["eos_token_id"] = options.recipe["end_ids"]
-        texts = {CONFIG_NAME: json_text(config)}
+        ends = list(options.recipe.get("end_ids") or ()) if options.recipe else []
+        ids, texts = companion_files(options.tokenizer, options.files_of, ends)
+        texts[CONFIG_NAME] = json_text(config | ids)
         if len(written) > 1:
             total = sum(piece.spec.num_bytes for piece in pieces)
             texts[_INDEX] = json_text({"metadata": {"total_size": total}, "weight_map": weight_map})
