@@ -157,7 +157,10 @@ def obstacle(model: LlamaModel) -> str | None:
         for name, part in layer.named_children():
             if type(part) is not _PARTS.get(name):
                 return f"layers.{index}.{name} is a {type(part).__name__}"
-        for name, linear in (*layer.attention.named_children(), *layer.mlp.named_children()):
-            if type(linear) not in (QuantizedLinear, nn.Linear) or getattr(linear, "bias", None) is not None:
-                return f"layers.{index}: {name} is a {type(linear).__name__}, expected one without bias or adapter"
+        for name, part in (*layer.attention.named_children(), *layer.mlp.named_children()):
+            if name in ("q_norm", "k_norm") and type(part) is RMSNorm:
+                continue
+            has_bias = getattr(part, "bias", None) is not None and name not in ("q_proj", "k_proj", "v_proj")
+            if type(part) not in (QuantizedLinear, nn.Linear) or has_bias:
+                return f"layers.{index}: {name} is a {type(part).__name__}, expected one without bias or adapter"
     return None

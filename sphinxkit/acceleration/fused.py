@@ -18,6 +18,7 @@ from sphinxkit.acceleration.ops import PLAIN, FusedOps
 from sphinxkit.acceleration.quantization import QuantizedLinear
 from sphinxkit.acceleration.snapshot import Snapshot, storage_uses
 from sphinxkit.llama.attention import AttentionContext, attend
+from sphinxkit.llama.layers import RMSNorm
 from sphinxkit.llama.model import LlamaBlock, LlamaModel
 from sphinxkit.llama.rope import rotate_pairs
 
@@ -41,6 +42,18 @@ class _Layer:
     down: Weight
     num_heads: int
     num_kv_heads: int
+    biases: tuple[Tensor, ...]  # of q, k and v; the modules' own memory
+    head_norms: tuple[RMSNorm, RMSNorm] | None  # of each head's query and key
+
+    def add_biases(self, qkv: Tensor) -> Tensor:
+        return qkv + torch.cat(self.biases) if self.biases else qkv
+
+    def normalize_heads(self, qkv: Tensor) -> Tensor:
+        """Queries and keys (B, S, heads, D) normalised, values behind them as they are."""
+        if self.head_norms is None:
+            return qkv
+        q, k, v = torch.split(qkv, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
+        return torch.cat([self.head_norms[0](q), self.head_norms[1](k), v], dim=2)
 
     def weights(self) -> list[Weight]:
         norms = (self.qkv_ops.norm, self.gate_up_ops.norm)
@@ -92,7 +105,8 @@ class FusedLayers:
         widens = reads_cache and context.cache is not None and context.cache.dtype == torch.float32
         for index, layer in enumerate(self._layers):
             heads, groups = layer.num_heads, layer.num_kv_heads
-            qkv = multiply(x, layer.qkv, layer.qkv_ops).view(*grid, heads + 2 * groups, head_dim)
+            qkv = layer.add_biases(multiply(x, layer.qkv, layer.qkv_ops)).view(*grid, heads + 2 * groups, head_dim)
+            qkv = layer.normalize_heads(qkv)
             turned = heads + groups
             if widens or qkv.dtype == torch.float32:  # where the rotation happens anyway
                 qkv = qkv.float()
@@ -135,7 +149,8 @@ def _check_layers(layers: Sequence[LlamaBlock]) -> bool:
     """Whether all linear layers are quantised; raises where they cannot be joined, before anything is moved."""
     kinds, seen = set(), set()
     for layer in layers:
-        linears = [*layer.attention.named_children(), *layer.mlp.named_children()]
+        parts = [*layer.attention.named_children(), *layer.mlp.named_children()]
+        linears = [(name, part) for name, part in parts if not isinstance(part, RMSNorm)]
         kinds |= {isinstance(linear, QuantizedLinear) for _, linear in linears}
         plain = [(name, linear.weight) for name, linear in linears if isinstance(linear, nn.Linear)]
         for name, weight in plain:
@@ -169,7 +184,7 @@ def _groups(layer: LlamaBlock) -> list[list[nn.Module]]:
 
 
 def _fuse(layer: LlamaBlock, head_dim: int, is_quantized: bool) -> _Layer:
-    groups = _groups(layer)
+    groups, attention = _groups(layer), layer.attention
     joints: Sequence[Weight]
     if is_quantized:
         joints = [QuantizedLinear.join(cast(list[QuantizedLinear], group)) for group in groups]
@@ -185,6 +200,10 @@ def _fuse(layer: LlamaBlock, head_dim: int, is_quantized: bool) -> _Layer:
         down=down,
         num_heads=layer.attention.q_proj.out_features // head_dim,
         num_kv_heads=layer.attention.k_proj.out_features // head_dim,
+        biases=tuple(part.bias.detach() for part in groups[0] if isinstance(part.bias, Tensor)),
+        head_norms=None
+        if attention.q_norm is None or attention.k_norm is None
+        else (attention.q_norm, attention.k_norm),
     )
 
 

@@ -99,8 +99,6 @@ class QuantizedLinear(nn.Module):
         Raises:
             TypeError: As ``join``.
         """
-        if any(each.bias is not None for each in layers):
-            raise TypeError("quantised layers with a bias cannot be joined")
         kinds = {(each.in_features, each.bits, each.group_size, each.codes.shape[1:]) for each in layers}
         if len(kinds) > 1:
             raise TypeError("quantised layers of different kinds cannot be joined")
@@ -109,7 +107,7 @@ class QuantizedLinear(nn.Module):
 
     @staticmethod
     def join(layers: Sequence[QuantizedLinear]) -> QuantizedLinear:
-        """One layer for several that read the same input: its output is theirs side by side.
+        """One layer for several that read the same input: its output is theirs side by side, without their biases.
 
         The codes move into it, and the given layers hold views of them; a single layer is its own.
 

@@ -114,7 +114,8 @@ def _size(name: str, source: str, **numbers: Any) -> Callable[..., LlamaModel]:
     build.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     build.__annotations__ = typing.get_type_hints(LlamaModel.__init__) | {"return": LlamaModel}
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"``{name}``; the arguments are those of ``LlamaModel``.\n\nSource: {source}"
+    family = source.split(",")[0]
+    build.__doc__ = f"{family} of the size ``{name}``; the arguments are those of ``LlamaModel``.\n\nSource: {source}"
     return registry.register(name)(build)
 
 

@@ -24,27 +24,40 @@ def from_config(path: str, attention: str = "auto", max_seq_len: int | None = No
     """
 
 
-def expand_document(document: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A document of kind ``model`` with ``llm: {type: from_config}`` written out, and ``tokenizer`` and ``end_ids``.
+def expand_document(document: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """A document of kind ``model`` with what lies in files written out.
 
-    What the document says itself stays. Nothing is fetched: a folder of the hub has to be in the local cache.
+    From ``llm: {type: from_config}`` come its numbers, ``tokenizer`` and ``end_ids``, as far as the document does not
+    say them itself; nothing is fetched, a folder of the hub has to be in the local cache. A ``conversation: {type:
+    jinja, file: ...}`` gets the file's text.
 
     Args:
-        document: Valid, with ``type: from_config``.
-        folder: That a path may be relative to.
+        document: Valid.
+        folder: That paths may be relative to.
+    Returns:
+        The document itself where there is nothing to write out.
     Raises:
-        RecipeError: There is no such folder, or it is not in the cache.
-        CheckpointError: Its numbers are those of another kind of model.
+        RecipeError: There is no such folder or file, or it is not in the cache.
+        CheckpointError: The folder's numbers are those of another kind of model.
     """
-    options = dict(document["llm"])
-    found = read_language_model(_local_folder(str(options["path"]), folder))
-    changed = {key: options[key] for key in ("attention", "max_seq_len") if options.get(key) is not None}
-    expanded = {**document, "llm": {**found.llm, **changed}}
-    if found.tokenizer is not None and document.get("tokenizer") is None:
-        expanded["tokenizer"] = str(found.tokenizer.absolute())
-    if found.end_ids and not document.get("end_ids"):
-        expanded["end_ids"] = list(found.end_ids)
-    return expanded
+    llm, conversation = document["llm"], document.get("conversation")
+    if isinstance(llm, Mapping) and llm["type"] == FROM_CONFIG:
+        found = read_language_model(_local_folder(str(llm["path"]), folder))
+        changed = {key: llm[key] for key in ("attention", "max_seq_len") if llm.get(key) is not None}
+        document = {**document, "llm": {**found.llm, **changed}}
+        if found.tokenizer is not None and document.get("tokenizer") is None:
+            document["tokenizer"] = str(found.tokenizer.absolute())
+        if found.end_ids and not document.get("end_ids"):
+            document["end_ids"] = list(found.end_ids)
+    if isinstance(conversation, Mapping) and conversation["type"] == "jinja" and conversation.get("file") is not None:
+        path = folder / conversation["file"]
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"conversation.file: {path} cannot be read: {error}") from error
+        rest = {key: value for key, value in conversation.items() if key != "file"}
+        document = {**document, "conversation": {**rest, "template": text}}
+    return document
 
 
 def _local_folder(path: str, folder: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sphinxkit.checkpoint import Checkpoint
 from sphinxkit.errors import RecipeError
-from sphinxkit.recipe.from_config import FROM_CONFIG, expand_document
+from sphinxkit.recipe.from_config import expand_document
 from sphinxkit.recipe.schema import component_defaults, find_errors, model_slots
 from sphinxkit.registry import suggest
 
@@ -77,7 +77,9 @@ class Recipe:
 
     @classmethod
     def find(cls, recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-        """A recipe from whatever names one, with an ``llm: {type: from_config}`` written out; as :meth:`find_written`.
+        """A recipe from whatever names one, as :meth:`find_written`, with what lies in files beside it written out.
+
+        That is an ``llm: {type: from_config}`` and a ``conversation: {type: jinja, file: ...}``.
 
         Raises:
             RecipeError: As there; or the folder that ``from_config`` names is not there or not in the cache.
@@ -109,11 +111,10 @@ class Recipe:
         )
 
     def _expanded(self) -> Recipe:
-        llm = self.document.get("llm")
-        if self.kind != "model" or not isinstance(llm, Mapping) or llm["type"] != FROM_CONFIG:
+        if self.kind != "model":
             return self
-        folder = self.source.parent if self.source else Path()
-        return Recipe(expand_document(self.document, folder), self.source, self.trusted)
+        document = expand_document(self.document, self.source.parent if self.source else Path())
+        return self if document is self.document else Recipe(document, self.source, self.trusted)
 
     @property
     def kind(self) -> str:

@@ -58,7 +58,7 @@ class SphinxModel(nn.Module):
         self.vision = vision
         self.tokenizer = tokenizer
         self.conversation = conversation
-        self.end_ids = tuple(end_ids)
+        self._end_ids = tuple(end_ids)
         self.recipe_yaml = recipe_yaml
 
     # -- what the model is --------------------------------------------------------------------------------------------
@@ -72,6 +72,13 @@ class SphinxModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Dtype of the language model's weights."""
         return self.llm.embed_tokens.weight.dtype
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer beside end-of-sentence: those given, and the template's stops that are tokens."""
+        stops: Sequence[str] = () if self.conversation is None else self.conversation.stop
+        found = [] if self.tokenizer is None else [self.tokenizer.control_id(stop) for stop in stops]
+        return tuple(dict.fromkeys((*self._end_ids, *(token for token in found if token is not None))))
 
     def require_vision(self) -> VisionTower:
         """Return the vision tower, or raise DataError if the model has none."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sphinxkit.formatters import Message
+    from sphinxkit.formatters import ConversationTemplate, Message
     from sphinxkit.llama import LlamaModel
     from sphinxkit.tokenizer import Tokenizer
     from sphinxkit.vision import VisionTower
@@ -19,7 +19,12 @@ class ModelParts(Protocol):
     """The parts of a model that answers; ``SphinxModel`` is one."""
 
     llm: LlamaModel
-    end_ids: tuple[int, ...]
+    conversation: ConversationTemplate | None
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer, beside the tokenizer's end-of-sentence."""
+        ...
 
     @property
     def device(self) -> torch.device:

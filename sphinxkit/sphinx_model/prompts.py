@@ -33,6 +33,14 @@ class Prompt:
     embeds: Tensor
 
 
+def encode_prompt(model: ModelParts, text: str) -> list[int]:
+    """Beginning-of-sentence and the ids of a text, in which what the model's template marks as tokens are tokens."""
+    tokenizer, template = model.require_tokenizer(), model.conversation
+    if template is None or not template.specials:
+        return tokenizer.encode(text, bos=True)
+    return [*tokenizer.encode("", bos=True), *template.encode_text(text, tokenizer)[0]]
+
+
 def tokenize_prompts(
     model: ModelParts,
     prompts: str | Sequence[str],
@@ -41,14 +49,14 @@ def tokenize_prompts(
     max_new_tokens: int = 1,
 ) -> list[list[int]]:
     """Token ids of each prompt, checked to leave room for an answer; nothing is computed."""
-    tokenizer = model.require_tokenizer()
+    model.require_tokenizer()
     token_ids = []
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise DataError(f"prompt {row} is not text but {type(prompt).__name__}")
         if not prompt.strip() and pictures[row] is None:
             raise DataError(f"prompt {row} is empty, and there is no image")
-        token_ids.append(tokenizer.encode(prompt, bos=True))
+        token_ids.append(encode_prompt(model, prompt))
     num_image_tokens = model.require_vision().num_tokens if any(picture is not None for picture in pictures) else 0
     limit = model.llm.max_seq_len
     for row, ids in enumerate(token_ids):

@@ -16,6 +16,7 @@ from sphinxkit.generation import ContinuousBatch, Sampling, check_context
 from sphinxkit.sphinx_model.images import ImageInput, encode_each
 from sphinxkit.sphinx_model.multimodal import join_image, num_positions, num_text_tokens
 from sphinxkit.sphinx_model.parts import ModelParts
+from sphinxkit.sphinx_model.prompts import encode_prompt
 from sphinxkit.to_device import to_device
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class ChatSession:
         text, stop = self._model.chat_prompt(messages, answer_start)
         sampling = dataclasses.replace(sampling, stop=stop)
         tokenizer = self._model.require_tokenizer()
-        ids = tokenizer.encode(text, bos=True)
+        ids = encode_prompt(self._model, text)
         positions = num_positions(len(ids), self._num_image_tokens)
         limit = self._model.llm.max_seq_len
         try:

@@ -132,6 +132,11 @@ class Tokenizer:
         if wrong:
             raise DataError(f"tokenizer: id {wrong[0]} is outside the vocabulary of {self.vocab_size}")
 
+    def control_id(self, text: str) -> int | None:
+        """The control token that a text spells; None if it spells none, or more than one token."""
+        ids = self.encode(text)
+        return ids[0] if len(ids) == 1 and ids[0] in self._model.control_ids else None
+
     def stream(self) -> IncrementalDecoder:
         """A fresh decoder that turns ids into text as they come."""
         return IncrementalDecoder(self)

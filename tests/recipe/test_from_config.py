@@ -14,6 +14,7 @@ from sphinxkit import hub
 from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.recipe import Recipe
 from sphinxkit.tokenizer import Tokenizer
+from tests.formatters.test_templates import CHATML
 from tests.tokenizer.conftest import write_qwen
 
 CONFIG = {
@@ -101,7 +102,35 @@ def test_what_is_wrong(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(CheckpointError, match="the tokenizer has 424 pieces but the embedding has 100 rows"):
         Recipe.find(document(folder))
     monkeypatch.setattr(hub, "cached_folder", lambda place: None)
-    with pytest.raises(
-        RecipeError, match="hf://a/b has no config.json in the local cache; run `sphinxkit fetch` with thi"
-    ):
+    with pytest.raises(RecipeError, match="hf://a/b has no config.json in the local cache; run `sphinxkit fetch` with"):
         Recipe.find(document("hf://a/b"))
+
+
+def test_a_jinja_file_beside_the_recipe_is_written_out(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    path = tmp_path / "model.yaml"
+    path.write_text(
+        "kind: model\nllm: {type: from_config, path: qwen}\nconversation: {type: jinja, file: chat.jinja}\n"
+    )
+    model = sphinxkit.build(path)
+    model.save(tmp_path / "saved")
+    again = sphinxkit.load(tmp_path / "saved")
+    turns = [{"role": "user", "content": "Hi"}]
+    assert again.conversation is not None
+    assert again.conversation.prompt(turns) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert again.end_ids == model.end_ids
+    path.write_text("kind: model\nllm: {type: from_config, path: qwen}\nconversation: {type: jinja, file: no.jinja}\n")
+    with pytest.raises(RecipeError, match=r"conversation.file: .*no.jinja cannot be read"):
+        sphinxkit.build(path)
+
+
+def test_the_templates_stop_ends_an_answer_where_it_is_a_token(folder: Path) -> None:
+    """Also where the tokenizer's own end-of-sentence is another."""
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    (folder / "generation_config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "eos_token_id": 422}))
+    model = sphinxkit.build(document(folder))
+    assert model.tokenizer is not None
+    assert set(model.end_ids) == {422, model.tokenizer.encode("<|im_end|>")[0]}
+    model.conversation = None
+    assert model.end_ids == (422,)
