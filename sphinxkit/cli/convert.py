@@ -17,6 +17,7 @@ from sphinxkit.cli.options import (
     parse_part,
     parse_replicas,
 )
+from sphinxkit.errors import DataError
 
 
 def convert(
@@ -35,6 +36,7 @@ def convert(
             "--part", help="Write only this part: llm (all that meta and hf can hold) or encoders; default: everything."
         ),
     ] = None,
+    llm_only: Annotated[bool, typer.Option("--llm-only", help="The same as --part llm.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     recipe: RecipeOption = None,
     no_verify: NoVerify = False,
@@ -56,6 +58,8 @@ def convert(
     import sphinxkit
     from sphinxkit.cli.progress import byte_progress
 
+    if llm_only and part is not None:
+        raise DataError(f"--llm-only and --part {part}: name one of them")
     with byte_progress(f"converting {source}") as progress:
         sphinxkit.convert(
             find_checkpoint(source),
@@ -63,7 +67,7 @@ def convert(
             format=to,
             num_shards=num_shards,
             dtype=None if dtype is None else parse_dtype(dtype),
-            part=parse_part(part),
+            part="llm" if llm_only else parse_part(part),
             recipe=recipe,
             overwrite=overwrite,
             verify=not no_verify,

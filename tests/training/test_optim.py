@@ -24,6 +24,8 @@ def test_schedule_by_hand() -> None:
     assert learning_rate(99, 100, 3.0, minimum=2.0) == pytest.approx(2.0, abs=1e-3)
     assert learning_rate(0, 10, 3.0, warmup_ratio=0.0) == 3.0
     assert learning_rate(0, 1, 3.0) == 3.0
+    assert learning_rate(0, 50, 3.0, warmup_ratio=0.03) == pytest.approx(1.5)  # 1.5 steps are rounded up to 2
+    assert learning_rate(50, 100, 3.0, warmup_ratio=0.0, minimum=2.0) == pytest.approx(2.5)
 
 
 def test_adamw_by_its_formula(document) -> None:
