@@ -11,7 +11,9 @@ import importlib
 import inspect
 import typing
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sphinxkit.errors import RegistryError
@@ -34,6 +36,23 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+_may_import: ContextVar[bool] = ContextVar("may_import", default=True)
+
+
+_HARMLESS = frozenset({"sphinxkit.nano.world:WorldMixture"})
+"""Of our own, named by path in the recipes that we ship: it only computes."""
+
+
+@contextmanager
+def no_imports() -> Iterator[None]:
+    """Within it no registry imports ``package.module:builder``; what a registry imported before stays known to it."""
+    token = _may_import.set(False)
+    try:
+        yield
+    finally:
+        _may_import.reset(token)
 
 
 class _Plugins:
@@ -130,6 +149,11 @@ class Registry(Generic[T]):
         return path in self._imported
 
     def _import(self, path: str) -> Callable[..., T]:
+        if not _may_import.get() and path not in self._imported | _HARMLESS:
+            raise RegistryError(
+                f"{self.family} {path!r} is code to import; nothing of it was. If you trust where it comes from, pass "
+                "trust=True (--trust)"
+            )
         module_name, _, attribute = path.partition(":")
         try:
             builder = getattr(importlib.import_module(module_name), attribute)

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.cli.options import Json
+from sphinxkit.cli.options import Json, Trust
 from sphinxkit.errors import SphinxkitError
 
 
 def check(
     recipes: Annotated[list[str], typer.Argument(help="Recipe files or shipped names.")],
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Check recipes and report all errors at once; a model is also built without memory.
@@ -26,7 +27,7 @@ def check(
     results = []
     for name in recipes:
         try:
-            found = sphinxkit.check(name)
+            found = sphinxkit.check(name, trust=trust)
             fields: dict[str, object] = {"recipe": name, "valid": True, "kind": found.kind}
             if found.num_parameters is not None:
                 fields |= {"num_parameters": found.num_parameters, "num_image_tokens": found.num_image_tokens}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sphinxkit.cli.checkpoints import find_checkpoint
-from sphinxkit.cli.options import Json
+from sphinxkit.cli.options import Json, Trust
 
 if TYPE_CHECKING:
     from sphinxkit.recipe.inspection import Inspection
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def inspect(
     name: Annotated[str, typer.Argument(help="Checkpoint directory, hf://org/repo, nano, or recipe (name or file).")],
     keys: Annotated[bool, typer.Option("--keys", help="List every tensor of a checkpoint.")] = False,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show parts, parameters and image tokens; for a checkpoint also format, dtypes and tensors.
@@ -30,7 +31,7 @@ def inspect(
     """
     import sphinxkit
 
-    found = dataclasses.replace(sphinxkit.inspect(find_checkpoint(name)), name=name)
+    found = dataclasses.replace(sphinxkit.inspect(find_checkpoint(name), trust=trust), name=name)
     if as_json:
         typer.echo(json.dumps(found.to_dict(tensors=keys)))
     else:

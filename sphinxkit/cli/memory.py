@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sphinxkit.cli.checkpoints import find_checkpoint
-from sphinxkit.cli.options import Json, parse_dtype
+from sphinxkit.cli.options import Json, Trust, parse_dtype
 
 if TYPE_CHECKING:
     from sphinxkit.recipe import Recipe
@@ -31,6 +32,7 @@ def memory(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="For a train recipe: override a key, as in `sphinxkit train`.")
     ] = None,
+    trust: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Predict the memory of weights, KV cache and activations, without loading anything.
@@ -48,17 +50,19 @@ def memory(
     import sphinxkit
     from sphinxkit.recipe.inspection import recipe_of
     from sphinxkit.recipe.memory import gpu_bytes
+    from sphinxkit.registry import no_imports
 
-    found = recipe_of(find_checkpoint(recipe))
-    if found.kind == "train":
-        _say_training(found, settings or [], processes, text_tokens, as_json)
-        return
+    with nullcontext() if trust else no_imports():
+        found = recipe_of(find_checkpoint(recipe), trust)
+        if found.kind == "train":
+            _say_training(found, settings or [], processes, text_tokens, as_json)
+            return
     if gpu is not None:
         gpu_bytes(gpu)  # a name that is not known is an error before any work
     results: dict[str, Any] = {}
     for name in dtype or ["float32", "bfloat16"]:
         estimate = sphinxkit.memory(
-            found, dtype=parse_dtype(name), batch_size=batch_size, text_tokens=text_tokens, images=images
+            found, dtype=parse_dtype(name), batch_size=batch_size, text_tokens=text_tokens, images=images, trust=trust
         )
         results[name] = {
             "weights": estimate.weights,

@@ -35,6 +35,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto (bfloat16 where the hardware has it), float32, bfloat16 or float16.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Import and call the code that the recipe names (package.module:builder).")
+]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not verify the checksums in the checkpoint's files.")]
 Replicas = Annotated[
     str, typer.Option(help="If shards differ in a replicated tensor: equal: refuse; first: use the first shard.")

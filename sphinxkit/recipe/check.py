@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.recipe.weights import check_init_from
+from sphinxkit.registry import no_imports
 
 
 @dataclass(frozen=True)
@@ -32,20 +34,23 @@ class CheckedRecipe:
         return self.recipe.kind
 
 
-def check(recipe: str | Path | Mapping[str, Any] | Recipe) -> CheckedRecipe:
+def check(recipe: str | Path | Mapping[str, Any] | Recipe, *, trust: bool = False) -> CheckedRecipe:
     """Check a recipe; a model is also built without memory.
 
     Args:
         recipe: A shipped name, a path, a dict or a Recipe, of any kind.
+        trust: Whether code that the recipe names (``package.module:builder``) may be imported and called.
     Raises:
-        RecipeError: The recipe is not valid; the message lists every error with its path.
+        RecipeError: The recipe is not valid, or names code without ``trust``; the message lists
+            every error with its path.
         ShapeError: The parts of the model do not fit each other.
     """
-    found = Recipe.find(recipe)
-    if found.kind == "train":
-        check_init_from(found)
-    if found.kind != "model":
-        return CheckedRecipe(found)
-    model = build(found, device="meta")
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return CheckedRecipe(found, count, 0 if model.vision is None else model.vision.num_tokens)
+    with nullcontext() if trust else no_imports():
+        found = Recipe.find(recipe)
+        if found.kind == "train":
+            check_init_from(found)
+        if found.kind != "model":
+            return CheckedRecipe(found)
+        model = build(found, device="meta")
+        count = sum(parameter.numel() for parameter in model.parameters())
+        return CheckedRecipe(found, count, 0 if model.vision is None else model.vision.num_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sphinxkit import checkpoint
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.memory import parts_of
 from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.registry import no_imports
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,20 @@ def is_checkpoint(name: object) -> bool:
     return isinstance(name, str | Path) and (str(name).startswith("hf://") or Path(name).is_dir())
 
 
-def recipe_of(name: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-    """The recipe called ``name``, or that of a checkpoint."""
+def recipe_of(name: str | Path | Mapping[str, Any] | Recipe, trust: bool = False) -> Recipe:
+    """The recipe called ``name``, or that of a checkpoint.
+
+    Args:
+        name: As for ``inspect``.
+        trust: Whether a checkpoint's recipe may name code to import.
+    """
     if isinstance(name, Mapping | Recipe) or not is_checkpoint(name):
         return Recipe.find(name)
     with checkpoint.open(checkpoint.resolve(name)) as opened:
-        return Recipe.of_checkpoint(opened)
+        return Recipe.of_checkpoint(opened, trust)
 
 
-def inspect(name: str | Path | Mapping[str, Any] | Recipe) -> Inspection:
+def inspect(name: str | Path | Mapping[str, Any] | Recipe, *, trust: bool = False) -> Inspection:
     """Inspect a model: parts, parameters and image tokens; for a checkpoint also format, dtypes and tensors.
 
     Nothing is loaded: the structure is built without memory, and only the headers of files are read.
@@ -90,12 +97,14 @@ def inspect(name: str | Path | Mapping[str, Any] | Recipe) -> Inspection:
     Args:
         name: Directory of a checkpoint, ``hf://org/repo``, or a recipe of kind ``model`` (shipped name, path, dict or
             Recipe).
+        trust: Whether code that the recipe names (``package.module:builder``) may be imported and called.
     Raises:
         CheckpointError: The checkpoint cannot be opened.
-        RecipeError: The recipe is not a valid model.
+        RecipeError: The recipe is not a valid model, or names code without ``trust``.
     """
-    recipe = recipe_of(name)
-    model = build(recipe, device="meta")
+    with nullcontext() if trust else no_imports():
+        recipe = recipe_of(name, trust)
+        model = build(recipe, device="meta")
     vision = model.vision
     return Inspection(
         name=str(name) if isinstance(name, str | Path) else recipe.name,

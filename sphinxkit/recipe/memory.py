@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from sphinxkit.errors import DataError
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.recipe import Recipe
-from sphinxkit.registry import suggest
+from sphinxkit.registry import no_imports, suggest
 
 GPU_GIGABYTES = {
     **{"t4": 16, "a10": 24, "l4": 24, "l40s": 48, "v100-16gb": 16, "v100-32gb": 32},
@@ -158,6 +159,7 @@ def memory(
     batch_size: int = 1,
     text_tokens: int = 512,
     images: int | None = None,
+    trust: bool = False,
 ) -> MemoryEstimate:
     """Predict the memory for answering a batch: weights, KV cache and peak activations.
 
@@ -171,12 +173,14 @@ def memory(
         batch_size: Rows answered together.
         text_tokens: Prompt and answer of a row, in tokens, without the image.
         images: Images in the batch; None: one for each row, unless the model is text-only.
+        trust: Whether code that the recipe names (``package.module:builder``) may be imported and called.
 
     Raises:
-        RecipeError: The recipe is not a valid model.
+        RecipeError: The recipe is not a valid model, or names code without ``trust``.
         DataError: A count is out of range, or a row does not fit the context.
     """
-    model = build(recipe, device="meta", dtype=dtype)
+    with nullcontext() if trust else no_imports():
+        model = build(recipe, device="meta", dtype=dtype)
     count = (0 if model.vision is None else batch_size) if images is None else images
     if batch_size < 1 or text_tokens < 1 or not 0 <= count <= batch_size or (count and model.vision is None):
         raise DataError(f"memory: cannot answer {batch_size} rows of {text_tokens} tokens with {count} images")

@@ -66,14 +66,14 @@ class Recipe:
         return cls(_parse_yaml(text, str(path)), path)
 
     @classmethod
-    def of_checkpoint(cls, opened: Checkpoint) -> Recipe:
-        """The recipe that a checkpoint's files tell; it may name components, but no code to import.
+    def of_checkpoint(cls, opened: Checkpoint, trusted: bool = False) -> Recipe:
+        """The recipe that a checkpoint's files tell; it may name components, but no code to import unless trusted.
 
         Raises:
             CheckpointError: The files do not tell.
             RecipeError: What they tell is not valid, or names code.
         """
-        return cls(opened.recipe, opened.path / "recipe.yaml", trusted=False)
+        return cls(opened.recipe, opened.path / "recipe.yaml", trusted)
 
     @classmethod
     def find(cls, recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:

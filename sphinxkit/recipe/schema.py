@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -277,10 +278,11 @@ def _mix_errors(document: Mapping[str, Any]) -> list[FieldError]:
 
 def _train_errors(document: Mapping[str, Any]) -> list[FieldError]:
     """The plan's own errors, and those of the model and the mixtures that are written inside of it."""
-    registry: Registry[Any] = Registry("recipe")
-    plan = "sphinxkit.training.plan:TrainPlan"  # of a layer above this one, so it is named as a plug-in is
+    plan = "train"
+    builder = import_module("sphinxkit.training.plan").TrainPlan  # of a layer above this one, so it is imported by name
+    registry: Registry[Any] = Registry("recipe", {plan: builder})
     fields = _without_kind(document)
-    renamed: Mapping[str, str] = getattr(registry.get(plan), "renamed_keys", {})
+    renamed: Mapping[str, str] = getattr(builder, "renamed_keys", {})
     errors = [FieldError((key,), f"is now called {renamed[key]!r}") for key in fields if key in renamed]
     errors += _validate(registry.options_model(plan), {k: v for k, v in fields.items() if k not in renamed}, ())
     model = fields.get("model")
