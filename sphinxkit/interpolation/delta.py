@@ -24,6 +24,7 @@ def delta_source(
     *,
     dtype: torch.dtype | Literal["first"] = "first",
     allow_nonfinite: bool = False,
+    hash_inputs: bool = False,
 ) -> MixedSource:
     """The delta of ``tuned`` over ``base``, as a lazy source.
 
@@ -35,6 +36,7 @@ def delta_source(
         tuned: The model after tuning.
         dtype: Dtype of the delta; "first" is that of the tuned model.
         allow_nonfinite: Allow NaN and Inf.
+        hash_inputs: Hash both as they are read, see :meth:`MixedSource.input_hashes`.
     Raises:
         CheckpointError: The base holds tensors that the tuned model lacks, or shapes differ.
     """
@@ -49,6 +51,7 @@ def delta_source(
         names=("tuned", "base"),
         allow_nonfinite=allow_nonfinite,
         extrapolate=True,
+        hash_inputs=hash_inputs,
         missing="keep",
     )
 
@@ -59,6 +62,7 @@ def restored_source(
     *,
     dtype: torch.dtype | Literal["first"] = "first",
     allow_nonfinite: bool = False,
+    hash_inputs: bool = False,
 ) -> MixedSource:
     """``base + delta`` as a lazy source; tensors that only one of them holds are taken as they are.
 
@@ -67,6 +71,7 @@ def restored_source(
         delta: From :func:`delta_source` or the public implementation.
         dtype: Dtype of the result; "first" is that of the base.
         allow_nonfinite: Allow NaN and Inf.
+        hash_inputs: Hash both as they are read, see :meth:`MixedSource.input_hashes`.
     Raises:
         CheckpointError: Shapes differ: the delta belongs to another base.
     """
@@ -78,5 +83,6 @@ def restored_source(
         names=("base", "delta"),
         allow_nonfinite=allow_nonfinite,
         extrapolate=True,
+        hash_inputs=hash_inputs,
         missing="keep",
     )

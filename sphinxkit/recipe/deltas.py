@@ -18,6 +18,7 @@ from sphinxkit.interpolation.delta import delta_source, restored_source
 from sphinxkit.interpolation.diff import DiffReport, compare
 from sphinxkit.interpolation.sources import SelectedSource
 from sphinxkit.recipe.open_checkpoints import Progress, everything, no_new_parents, open_all, with_total
+from sphinxkit.recipe.provenance import LateText, delta_provenance, restored_provenance
 from sphinxkit.recipe.recipe import Recipe
 
 
@@ -85,10 +86,15 @@ def extract_delta(
     with ExitStack() as stack:
         first, second = open_all([base, tuned], stack)
         delta = delta_source(
-            everything(first), everything(second), dtype=dtype or "first", allow_nonfinite=allow_nonfinite
+            everything(first),
+            everything(second),
+            dtype=dtype or "first",
+            allow_nonfinite=allow_nonfinite,
+            hash_inputs=True,
         )
         shards = num_shards or second.metadata.get("num_shards") or 1
-        _write(target, delta, first, second, second, "sphinx", shards, overwrite, progress, is_delta=True)
+        said = LateText(lambda: delta_provenance(first, delta))
+        _write(target, delta, first, second, second, "sphinx", shards, overwrite, progress, said, is_delta=True)
         report = None
         if verify:
             written = stack.enter_context(checkpoint.open(target, delta=True))
@@ -124,19 +130,25 @@ def apply_delta(
         allow_nonfinite: Allow NaN and Inf.
         progress: Called after each written tensor with its name, its bytes and the total bytes.
     Raises:
-        CheckpointError: One of them cannot be opened, they do not fit, or the output cannot be written.
+        CheckpointError: One of them cannot be opened, they do not fit, the delta records another base, or the output
+            cannot be written.
     """
     target = Path(output)
     with ExitStack() as stack:
         (first,) = open_all([base], stack)
         second = stack.enter_context(checkpoint.open(checkpoint.resolve(os.fspath(delta)), delta=True))
         result = restored_source(
-            everything(first), everything(second), dtype=dtype or "first", allow_nonfinite=allow_nonfinite
+            everything(first),
+            everything(second),
+            dtype=dtype or "first",
+            allow_nonfinite=allow_nonfinite,
+            hash_inputs=True,
         )
         has_shards = checkpoint.formats.get_format(format).has_shards
         shards = (num_shards or second.metadata.get("num_shards") or 1) if has_shards else None
         described = second if second.has_recipe else first
-        _write(target, result, first, second, described, format, shards, overwrite, progress, is_delta=False)
+        said = LateText(lambda: restored_provenance(first, second, result))
+        _write(target, result, first, second, described, format, shards, overwrite, progress, said, is_delta=False)
     return DeltaResult(target, len(result.outcomes), shards)
 
 
@@ -150,6 +162,7 @@ def _write(
     num_shards: int | None,
     overwrite: bool,
     progress: Progress | None,
+    said: LateText,
     *,
     is_delta: bool,
 ) -> None:
@@ -171,5 +184,6 @@ def _write(
             overwrite=overwrite,
             progress=with_total(progress, source),
             files_of=described,
+            extra_files=said,
             delta=is_delta,
         )

@@ -18,7 +18,7 @@ from sphinxkit.interpolation import MixedSource, MixMethod, MixPlan
 from sphinxkit.interpolation.rules import ORDINALS
 from sphinxkit.interpolation.sources import SelectedSource
 from sphinxkit.recipe.open_checkpoints import LLM, everything, no_new_parents, open_all
-from sphinxkit.recipe.provenance import PROVENANCE, has_sums, provenance
+from sphinxkit.recipe.provenance import LateText, has_sums, provenance
 from sphinxkit.recipe.recipe import Recipe
 
 VISION = "vision"
@@ -177,7 +177,7 @@ class OpenedMix:
                 tokenizer=self.tokenizer(),
                 unused=carried if carried.keys() else None,
                 files_of=first,
-                extra_files=_LateText(lambda: self._provenance(mixed, weights, facts)),
+                extra_files=LateText(lambda: self._provenance(mixed, weights, facts)),
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -199,24 +199,6 @@ class OpenedMix:
     def _provenance(self, mixed: MixedSource, weights: Sequence[float], facts: Mapping[str, Any] | None) -> str:
         made = provenance(self.plan, self.models, self.base, mixed, weights)
         return json.dumps({**made, **(facts or {})}, indent=1) + "\n"
-
-
-class _LateText(Mapping[str, str]):
-    """The provenance file, whose text is made when everything else has been written and hashed."""
-
-    def __init__(self, text: Callable[[], str]) -> None:
-        self._text = text
-
-    def __getitem__(self, name: str) -> str:
-        if name != PROVENANCE:
-            raise KeyError(name)
-        return self._text()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([PROVENANCE])
-
-    def __len__(self) -> int:
-        return 1
 
 
 def mixed_source(

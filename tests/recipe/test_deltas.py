@@ -42,3 +42,17 @@ def test_the_output_is_no_input(golden: Path, tmp_path: Path) -> None:
     base = golden / "llama_ens5"
     with pytest.raises(CheckpointError, match="is one of the inputs"):
         sphinxkit.extract_delta(base, base, base, overwrite=True)
+
+
+def test_another_base_is_refused(golden: Path, tmp_path: Path) -> None:
+    """The delta knows its base by content, wherever that lies and however it is stored."""
+    base, tuned = golden / "llama_ens5", models.perturbed(golden / "llama_ens5", tmp_path / "tuned")
+    sphinxkit.extract_delta(base, tuned, tmp_path / "delta")
+    with pytest.raises(CheckpointError, match=r"tuned: is not the base of the delta .*delta, which was made from"):
+        sphinxkit.apply_delta(tuned, tmp_path / "delta", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+    sphinxkit.convert(base, tmp_path / "moved")
+    sphinxkit.apply_delta(tmp_path / "moved", tmp_path / "delta", tmp_path / "right")
+    assert sphinxkit.diff(tuned, tmp_path / "right").total.max_abs < 1e-6
+    (tmp_path / "delta" / "provenance.json").unlink()  # as the public implementation's deltas are
+    sphinxkit.apply_delta(tuned, tmp_path / "delta", tmp_path / "unknown")
