@@ -23,8 +23,11 @@ RULE = (
     "A claim *shows* if the variant that it favours is better than every other one that it is compared with, in the "
     "mean over the seeds, by more than the seeds' range: the largest difference between two seeds of one variant. It "
     "is *reversed* if the favoured variant is worse than one of them by more than that. Otherwise the seeds cannot "
-    "tell, and it *does not show*. With fewer than two seeds of a variant nothing is decided."
+    "tell, and it *does not show*. With fewer than two seeds of a variant nothing is decided. A claim about pictures "
+    "is *not judged* while no variant gives enough answers exactly: then none has learned to use the picture, and the "
+    "loss compares the form of answers alone."
 )
+MIN_EXACT = 0.2  # of answers.exact, for a claim about pictures to be judged; our choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Claim:
         others: The variants that it is compared with.
         score: The score that is compared; lower is better for all of them.
         shown: Scores in the table.
+        is_about_pictures: Judge it only if a variant has learned to use the picture (``MIN_EXACT``).
     """
 
     name: str
@@ -46,6 +50,7 @@ class Claim:
     others: tuple[str, ...]
     score: str
     shown: tuple[str, ...]
+    is_about_pictures: bool = False
 
 
 _ANSWERS = ("answers.loss", "answers.token_accuracy", "answers.exact")
@@ -59,6 +64,7 @@ CLAIMS = (
         tuple(variant.name for variant in make_variants() if variant.name.startswith("only_")),
         "answers.loss",
         _ANSWERS,
+        is_about_pictures=True,
     ),
     Claim(
         "text",
@@ -84,6 +90,7 @@ CLAIMS = (
         ("one_view",),
         "answers.loss",
         _ANSWERS,
+        is_about_pictures=True,
     ),
     Claim(
         "tasks",
@@ -102,7 +109,7 @@ class Verdict:
     """What the results say about a claim.
 
     Args:
-        word: "shows", "does not show", "is reversed" or "is not decided".
+        word: "shows", "does not show", "is reversed", "is not decided" or "is not judged".
         gain: How much the favoured variant's mean is better than the best other's; None without results.
         seeds_range: The largest difference between two seeds of a compared variant.
     """
@@ -139,6 +146,9 @@ def judge(results: Results, claim: Claim) -> Verdict:
         return Verdict("is not decided")
     gain = min(fmean(found[variant]) for variant in claim.others) - fmean(found[claim.favoured])
     spread = max(max(scores) - min(scores) for scores in found.values())
+    exact = [fmean(values(results, variant, "answers.exact") or [1.0]) for variant in found]
+    if claim.is_about_pictures and max(exact) < MIN_EXACT:
+        return Verdict("is not judged", gain, spread)
     word = "shows" if gain > spread else "is reversed" if gain < -spread else "does not show"
     return Verdict(word, gain, spread)
 
@@ -162,6 +172,11 @@ def _rows(results: Results, claim: Claim) -> list[str]:
 def _sentence(verdict: Verdict, claim: Claim) -> str:
     if verdict.gain is None:
         return "The claim **is not decided**: there are fewer than two seeds of a variant."
+    if verdict.word == "is not judged":
+        return (
+            f"The claim **is not judged**: in no variant does `answers.exact` reach {MIN_EXACT}, so none has learned "
+            "to use the picture at this budget, and the losses compare the form of answers alone."
+        )
     side = "better" if verdict.gain >= 0 else "worse"
     return (
         f"The claim **{verdict.word}**: by `{claim.score}` the variant in bold is {abs(verdict.gain):.3f} {side} than "

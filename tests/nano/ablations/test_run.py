@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,16 @@ def test_verdicts(scores: dict[str, list[float]], word: str, gain: float) -> Non
     verdict = judge(results(**scores), CLAIM)
     assert verdict.word == word
     assert verdict.gain == pytest.approx(gain)
+
+
+def test_a_claim_about_pictures_is_not_judged_where_no_variant_uses_them() -> None:
+    found = results(all=[1.0, 1.0], shared=[0.5, 0.6], one_view=[1.4, 1.5])
+    about_pictures = dataclasses.replace(CLAIM, is_about_pictures=True)
+    for exact, word in ((0.06, "is not judged"), (0.2, "is reversed")):
+        for result in found:
+            result["scores"]["answers.exact"] = exact
+        assert judge(found, about_pictures).word == word
+        assert judge(found, CLAIM).word == "is reversed"
 
 
 def test_one_seed_decides_nothing() -> None:
