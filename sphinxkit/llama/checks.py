@@ -10,6 +10,8 @@ from torch import Tensor
 from sphinxkit.errors import ShapeError
 from sphinxkit.llama.cache import KVCache
 
+MAX_LAYERS = 256  # the largest Llama has 126; each costs time to make even without memory; our choice
+
 
 class Sized(Protocol):
     """The sizes of a model that the checks look at."""
@@ -31,6 +33,8 @@ def check_sizes(**sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise ShapeError(f"LLaMA: {name} must be at least 1, got {size}")
+    if (sizes.get("num_layers") or 0) > MAX_LAYERS:
+        raise ShapeError(f"LLaMA: num_layers may be {MAX_LAYERS} at most, got {sizes['num_layers']}")
     embed_dim, num_heads, head_dim = sizes["embed_dim"] or 0, sizes["num_heads"] or 1, sizes["head_dim"]
     kv_heads = sizes["num_kv_heads"] or 1
     if head_dim is None and embed_dim % num_heads:

@@ -13,6 +13,7 @@ from sphinxkit.errors import RecipeError
 from sphinxkit.recipe.from_config import expand_document
 from sphinxkit.recipe.schema import component_defaults, find_errors, model_slots
 from sphinxkit.registry import suggest
+from sphinxkit.yaml_limits import read_yaml_text
 
 
 def shipped_folder() -> Path:
@@ -58,10 +59,14 @@ class Recipe:
         Raises:
             RecipeError: No such file, not YAML, or not a valid recipe.
         """
+        import yaml
+
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_yaml_text(path)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"recipe {path} is not YAML: {error}") from error
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8 too
             raise RecipeError(f"recipe {path} cannot be read: {error}") from error
         return cls(_parse_yaml(text, str(path)), path)
 
@@ -184,7 +189,9 @@ def _parse_yaml(text: str, where: str) -> Any:
     UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
         documents = list(yaml.load_all(text, UniqueKeyLoader))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: the 99th of a month
+        if isinstance(error, RecipeError):
+            raise
         raise RecipeError(f"recipe {where} is not YAML: {error}") from error
     if len(documents) != 1:
         raise RecipeError(f"recipe {where}: expected one document, got {len(documents)}")

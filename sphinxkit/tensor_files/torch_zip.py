@@ -97,9 +97,19 @@ def _load(path: Path) -> Any:
         raise CheckpointError(f"{path}: the file is empty; fetch it again")
     is_zip = magic == _ZIP_MAGIC
     try:
+        if is_zip:
+            _refuse_compressed(path)
         return torch.load(path, map_location="cpu", mmap=is_zip or None, weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything at all
         raise CheckpointError(_explain(path, size, error)) from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """``torch.save`` compresses nothing; what is compressed could unfold to any size."""
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                raise zipfile.BadZipFile(f"record {info.filename} is compressed")
 
 
 def _explain(path: Path, size: int, error: Exception) -> str:

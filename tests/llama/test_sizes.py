@@ -114,3 +114,8 @@ def test_the_recipe_schema_is_made_of_the_builders_arguments() -> None:
     assert options().model_dump()["num_kv_heads"] == 4
     with pytest.raises(ValueError, match="embed_dims"):
         options(embed_dims=3)
+
+
+def test_a_hundred_thousand_layers_are_refused_before_one_is_made() -> None:
+    with torch.device("meta"), pytest.raises(ShapeError, match="num_layers may be 256 at most, got 100000"):
+        LlamaModel(vocab_size=32, embed_dim=8, num_layers=100_000, num_heads=2, hidden_dim=16)

@@ -88,6 +88,16 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
         read_torch_file(tmp_path / "none.pth")
 
 
+def test_a_compressed_file_is_refused_before_it_unfolds(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"N0" * 2**20 + b"}.")
+        archive.writestr("archive/version", b"3")
+    assert path.stat().st_size < 10_000
+    with pytest.raises(CheckpointError, match=r"a\.pth: not a readable torch file .*data\.pkl is compressed"):
+        read_torch_file(path)
+
+
 def test_changed_data_is_found_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"a": torch.full((64,), 7, dtype=torch.uint8)}, path)

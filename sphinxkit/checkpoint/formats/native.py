@@ -31,6 +31,7 @@ from sphinxkit.tensor_files.files import read_json, read_tensor_files
 from sphinxkit.tensor_files.lazy import StoredTensor
 from sphinxkit.tensor_files.safetensors import read_safetensors, write_safetensors
 from sphinxkit.tensor_files.spec import WrittenFile
+from sphinxkit.yaml_limits import read_yaml_text
 
 INDEX_NAME = "model.safetensors.index.json"
 UNUSED_NAME = "unused.safetensors"
@@ -82,7 +83,7 @@ def _read_recipe(path: Path) -> dict[str, Any] | str:
     if not path.is_file():
         return f"there is no {RECIPE_NAME}, so the model's structure is not known; give a recipe"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_yaml_text(path))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):

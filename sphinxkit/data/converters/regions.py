@@ -37,8 +37,28 @@ from sphinxkit.geometry import Box, ImageGeometry
 _ENTITY = re.compile(r"\[/EN#(\d+)/\S+ ([^\]]*)\]")
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads containers, numbers and texts; refuses every class and function."""
+class _Memo(dict[int, Any]):
+    """What a pickle may refer back to; its numbers count from 0."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        if key >= self.limit:
+            raise pickle.UnpicklingError(f"it numbers an object {key} and has {self.limit} bytes")
+        super().__setitem__(key, value)
+
+
+class _PlainUnpickler(pickle._Unpickler):
+    """Reads containers, numbers and texts; refuses every class and function.
+
+    It is the one in Python: that in C makes a table as long as the largest number of a reference, whatever it is.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self.memo = _Memo(len(data))
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"{module}.{name} is not plain data")
@@ -57,7 +77,7 @@ def _load_refs(path: Path) -> list[Any]:
     if path.suffix == ".json":
         return [item.value for item in iter_json(path)]
     try:
-        refs = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        refs = _PlainUnpickler(path.read_bytes()).load()
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(f"{path}: not a pickle of plain data: {error}") from error
     if not isinstance(refs, list):

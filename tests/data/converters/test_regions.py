@@ -99,6 +99,7 @@ class Evil:
     ("content", "message"),
     [
         (pickle.dumps([Evil()], protocol=2), r"refs\.p: not a pickle of plain data: .* is not plain data"),
+        (b"\x80\x02]r\xff\xff\xff\x1f.", r"refs\.p: not a pickle of plain data: it numbers an object 536870911"),
         (b"\x80\x02]", r"refs\.p: not a pickle of plain data"),
         (pickle.dumps({"a": 1}), r"refs\.p: expected a list of referring expressions, got dict"),
     ],
