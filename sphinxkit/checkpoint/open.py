@@ -45,7 +45,7 @@ def open_checkpoint(
             the first shard's.
         verify: Whether to check checksums (SHA-256 of our own files, CRC-32 in torch files); reads everything once.
             ``Checkpoint.verifying`` does it beside the reading.
-        llama_type: For a released directory without ``meta.json``.
+        llama_type: Type of a released directory; counts before its ``meta.json``.
         delta: Open ``consolidated.NN-of-MM.model-diff.pth``: differences to a base model, under canonical names.
         defer_errors: Keep names and shapes that do not fit the format in ``Checkpoint.errors``, for a caller (such as
             :func:`~sphinxkit.checkpoint.load_into`) that knows of more and raises one error.

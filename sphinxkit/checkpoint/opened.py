@@ -94,6 +94,41 @@ class Checkpoint(LazySource[LazyTensor]):
         found = None if self._key_map is None else self._key_map.to_theirs(key)
         return key if found is None else found[0]
 
+    def overlaid(self, tuned: Checkpoint) -> Checkpoint:
+        """This checkpoint with the tensors of a tuned one, which may hold a part of them, in their place.
+
+        Args:
+            tuned: Opened; its tokenizer counts, if it has one.
+        Returns:
+            Both as one; it closes the files of both.
+        Raises:
+            CheckpointError: The two hold no tensor in common, or shapes differ.
+        """
+        common = [key for key in tuned.keys() if key in self._tensors]  # noqa: SIM118
+        if not common:
+            raise CheckpointError(f"{tuned.path}: holds no tensor that {self.path} has; it is not tuned from it")
+        raise_errors(
+            f"{tuned.path}: does not lie over {self.path}",
+            [
+                f"{key!r} is {list(tuned.shape(key))}, there {list(self.shape(key))}"
+                for key in common
+                if tuned.shape(key) != self.shape(key)
+            ],
+        )
+        return Checkpoint(
+            self.path,
+            self.format,
+            {**self._tensors, **tuned._tensors},
+            [*self.files, *tuned.files],
+            {**self.unused._tensors, **tuned.unused._tensors},
+            self._recipe if self.has_recipe else tuned._recipe,
+            tuned.tokenizer_path or self.tokenizer_path,
+            self.metadata,
+            lambda: [*self._checks(), *tuned._checks()],
+            self._key_map,
+            (*self.errors, *tuned.errors),
+        )
+
     def verify(self) -> None:
         """Compare every checksum that the files carry, now; reads everything once.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -43,7 +43,14 @@ Replicas = Annotated[
     str, typer.Option(help="If shards differ in a replicated tensor: equal: refuse; first: use the first shard.")
 ]
 LlamaType = Annotated[
-    str | None, typer.Option("--llama-type", help="Type of a released directory without meta.json (llama_ens5).")
+    str | None,
+    typer.Option("--llama-type", help="Type of a released directory (llama_ens5); counts before its meta.json."),
+]
+Overlay = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--overlay", help="Tuned directory whose tensors take the model's place (repeatable; the last counts)."
+    ),
 ]
 Bits = Annotated[
     int | None,
@@ -161,6 +168,7 @@ def load_model(
     llama_type: str | None = None,
     bits: int | None = None,
     accelerate: str = "auto",
+    overlay: Sequence[str] | None = None,
 ) -> SphinxModel:
     """Load a checkpoint as the options say.
 
@@ -179,6 +187,7 @@ def load_model(
         verify=not no_verify,
         replicas=parse_replicas(replicas),
         llama_type=llama_type,
+        overlay=overlay,
         accelerate=None if accelerate == "none" else "compile" if accelerate == "compile" else "auto",
     )
     if checkpoint == NANO:
@@ -227,6 +236,7 @@ class LoadOptions:
     llama_type: LlamaType = None
     bits: Bits = None
     accelerate: Accelerate = "auto"
+    overlay: Overlay = None
 
     def load(self, checkpoint: str) -> SphinxModel:
         """See ``load_model``."""
@@ -240,6 +250,7 @@ class LoadOptions:
             self.llama_type,
             self.bits,
             self.accelerate,
+            self.overlay,
         )
 
 

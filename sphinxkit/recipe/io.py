@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from sphinxkit import checkpoint
+from sphinxkit.checkpoint import Checkpoint
+from sphinxkit.errors import DataError
 from sphinxkit.recipe.build import build_on_meta, check_place
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.sphinx_model import SphinxModel
@@ -25,6 +27,7 @@ def load(
     verify: bool = True,
     replicas: Literal["equal", "first"] = "equal",
     llama_type: str | None = None,
+    overlay: str | Path | Sequence[str | Path] | None = None,
     accelerate: Literal["auto", "compile"] | None = "auto",
 ) -> SphinxModel:
     """Load a model: a sphinxkit directory, or a released SPHINX, Meta or HF Llama one.
@@ -40,19 +43,31 @@ def load(
             SHA-256 of each file of sphinxkit's own directories, the CRC-32 of each record of torch files. Hugging
             Face's safetensors carry none.
         replicas: Policy if shards differ in a replicated tensor: "equal" raises an error, "first" uses the first shard.
-        llama_type: Type of a released directory without ``meta.json``.
+        llama_type: Type of a released directory; counts before its ``meta.json``.
+        overlay: A tuned directory (or several, the last counts) whose tensors take the place of the model's; it may
+            hold a part of them, as LLaMA2-Accessory's do, which leave frozen encoders out.
         accelerate: Acceleration mode, see ``SphinxModel.accelerate``: "auto" prepares fused layers when the first
             text is generated, "compile" adds ``torch.compile``, None is the plain model.
 
     Raises:
         CheckpointError: Files, keys, shapes or the tokenizer do not fit; one error lists them all.
         RecipeError: The recipe is not valid.
-        DataError: The device, the dtype or ``accelerate`` is unknown.
+        DataError: The device, the dtype, the path's kind or ``accelerate`` is unknown.
         RegistryError: "compile" cannot run here.
     """
     device, dtype = check_place(device, dtype)
-    path = checkpoint.resolve(path_or_hub_id)
-    with checkpoint.open(path, replicas=replicas, llama_type=llama_type, defer_errors=True) as source:
+    if not isinstance(path_or_hub_id, str | Path):
+        raise DataError(f"load: got {path_or_hub_id!r:.200}, expected one directory; overlay= lays others over it")
+    overlays = [overlay] if isinstance(overlay, str | Path) else list(overlay or ())
+
+    def opened(path: str | Path) -> Checkpoint:
+        folder = checkpoint.resolve(path)
+        return checkpoint.open(folder, replicas=replicas, llama_type=llama_type, defer_errors=True)
+
+    with ExitStack() as stack:
+        source = stack.enter_context(opened(path_or_hub_id))
+        for tuned in overlays:
+            source = stack.enter_context(source.overlaid(stack.enter_context(opened(tuned))))
         found = Recipe.of_checkpoint(source) if recipe is None else Recipe.find(recipe)
         tokenizer = Tokenizer(source.tokenizer_path) if source.tokenizer_path is not None else None
         model = build_on_meta(found, dtype)

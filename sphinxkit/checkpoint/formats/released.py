@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
-from sphinxkit.checkpoint.formats.meta import llama_rules, meta_from_numbers, read_llm
+from sphinxkit.checkpoint.formats.meta import PARAMS_NAME, llama_rules, meta_from_numbers, read_llm
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
 from sphinxkit.checkpoint.llm_config import Fitting, embedding_rows, model_recipe, refuse_experts
 from sphinxkit.checkpoint.opened import Checkpoint
@@ -85,8 +85,6 @@ def sphinx_key_map(vision: Mapping[str, Any] | None) -> KeyMap:
     return KeyMap(rules, unused=unused)
 
 
-# ---- types -----------------------------------------------------------------------------------------------------------
-
 _INPUT_SIZES = {"convnext_xxlarge": 256, "dinov2_vit_giant_patch14": 224}  # the builders' defaults
 _MIXER = {"type": "channel", "grid": [16, 16]}
 _PROJECTOR = {"type": "linear", "norm": "layer"}
@@ -140,7 +138,9 @@ def vision_of_type(llama_type: str, where: str) -> dict[str, Any] | None:
     if "mixtral" in llama_type or "moe" in llama_type:
         raise CheckpointError(f"{where}: {what} is a mixture-of-experts model, which is not supported yet")
     if llama_type not in LLAMA_TYPES:
-        hint = suggest(llama_type, LLAMA_TYPES)
+        hint = suggest(llama_type, LLAMA_TYPES) or "."
+        if llama_type.endswith("_peft"):
+            hint = ": a model with adapters (LoRA, biases), which is not supported; merge them into the weights first."
         raise CheckpointError(f"{where}: unknown {what}{hint} Known: {', '.join(LLAMA_TYPES)}")
     return copy.deepcopy(LLAMA_TYPES[llama_type])
 
@@ -197,8 +197,6 @@ def guess_vision(names: Sequence[str]) -> dict[str, Any] | None:
     found = (types[prefix] for prefix in types if any(name.startswith(prefix) for name in names))
     return vision_of_type(next(found, "llama"), "")
 
-
-# ---- encoders.json ---------------------------------------------------------------------------------------------------
 
 # Defaults of the builders (sphinxkit.encoders), so that a recipe only says what differs; a test compares both.
 ENCODER_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -381,8 +379,6 @@ def encoders_json(vision: Mapping[str, Any]) -> dict[str, Any] | None:
     return content
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
-
 SHARD_NAME = "consolidated.{:02d}-of-{:02d}.{}.pth"
 _KINDS = ("model", "model-diff")  # weights, differences to a base model
 _SHARD = re.compile(r"consolidated\.(\d+)-of-(\d+)\.([\w-]+)\.pth")
@@ -439,12 +435,15 @@ class Released(Format):
                 do not fit, a tokenizer of the wrong size.
         """
         meta_path, config_path, encoders_path = (folder / f"{name}.json" for name in ("meta", "config", "encoders"))
-        llama_type = options.llama_type
-        if meta_path.is_file():
+        if not config_path.is_file() and (folder / PARAMS_NAME).is_file():
+            config_path = folder / PARAMS_NAME  # as LLaMA2-Accessory's own folders call it
+        llama_type, said_by = options.llama_type, f"{folder}: llama_type="
+        if llama_type is None and meta_path.is_file():
+            said_by = str(meta_path)
             llama_type = read_json(meta_path).get("llama_type")
             if not isinstance(llama_type, str):
                 raise CheckpointError(f"{meta_path}: 'llama_type' is {llama_type!r}, expected a name")
-        vision = None if llama_type is None else vision_of_type(llama_type, str(meta_path))
+        vision = None if llama_type is None else vision_of_type(llama_type, said_by)
         kind = _KINDS[options.is_delta]
         files = find_shards(folder, kind)
         if not files:
