@@ -20,7 +20,8 @@ PACKAGE = Path(sphinxkit.__file__).parent
 
 # The lowest layer first; a module imports its own family and lower layers. In layer 0 modules may use each other.
 GROUND = (
-    "errors version registry features geometry pixels tensor_source atomic to_device hub tensor_files tokenizer_files"
+    "errors version registry features geometry pixels tensor_source atomic to_device hub "
+    "tensor_files tokenizer_files tokenizer_json"
 )
 LAYERS = [
     set(GROUND.split()),
