@@ -100,7 +100,7 @@ def save(
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
         if num_bytes + _SPARE_BYTES > free:
-            raise CheckpointError(f"{target}: needs {num_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+            raise CheckpointError(f"{target}: needs {num_bytes + _SPARE_BYTES:,} bytes, the disk has {free:,} free")
         with atomic_directory(target) as folder:
             _check_target(target, overwrite)  # again: another process may have written it before the lock was ours
             with source.verifying() if verify and isinstance(source, Checkpoint) else nullcontext():

@@ -1,11 +1,14 @@
 """The command line: ``sphinxkit COMMAND``.
 
-Exit codes: 0 success, 1 an expected error (its message on stderr), 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, 1 an expected error (its message on stderr), 2 wrong usage, 130 interrupted,
+143 terminated.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -66,6 +69,7 @@ app.add_typer(delta_app, name="delta")
 
 def main() -> None:
     """Run the command line; an expected error becomes one line on stderr and exit code 1."""
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except SphinxkitError as error:
@@ -73,3 +77,11 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Leave as Ctrl-C does: what is half-written is removed on the way out."""
+    del frame
+    sys.exit(128 + number)
