@@ -12,8 +12,8 @@ from sphinxkit.checkpoint.keymap import KeyMap
 from sphinxkit.checkpoint.sharding import UNFIT
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.tensor_files.lazy import LazySource, LazyTensor
+from sphinxkit.tensor_files.tokenizer_files import choose_tokenizer, read_tokenizer_files, tokenizer_size
 from sphinxkit.tensor_source import TensorSource
-from sphinxkit.tokenizer_files import choose_tokenizer, read_tokenizer_files, tokenizer_size
 
 EMBEDDING = "llm.embed_tokens.weight"
 HEAD = "llm.lm_head.weight"

@@ -18,8 +18,13 @@ from sphinxkit.checkpoint.open import detect
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.writing import Progress, TensorInput, WriteOptions, specs_of
 from sphinxkit.errors import CheckpointError
+from sphinxkit.tensor_files.tokenizer_files import (
+    SENTENCEPIECE_NAME,
+    TokenizerSource,
+    read_tokenizer_files,
+    tokenizer_size,
+)
 from sphinxkit.tensor_source import TensorSource
-from sphinxkit.tokenizer_files import SENTENCEPIECE_NAME, TokenizerSource, read_tokenizer_files, tokenizer_size
 
 MAX_SHARD_BYTES = 5 * 10**9  # Hugging Face's habit
 _SPARE_BYTES = 2**20  # headers and small files beside the tensors; our choice

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from sphinxkit.errors import CheckpointError
-from sphinxkit.tokenizer_files import (
+from sphinxkit.tensor_files.tokenizer_files import (
     JSON_NAME,
     SENTENCEPIECE_NAME,
     TIKTOKEN,

@@ -18,8 +18,8 @@ from sphinxkit.recipe.recipe import Recipe, document_to_yaml
 from sphinxkit.recipe.schema import WEIGHTS, ComponentSpec, ModelSpec, VisionSpec
 from sphinxkit.recipe.weights import encoder_sources, load_encoder_weights
 from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.tensor_files.tokenizer_files import JSON_NAME
 from sphinxkit.tokenizer import Tokenizer
-from sphinxkit.tokenizer_files import JSON_NAME
 from sphinxkit.vision import VisionBranch, VisionTower
 
 Place = Callable[[Callable[[], Any]], Any]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sphinxkit.checkpoint import Checkpoint
+from sphinxkit.checkpoint.yaml_limits import read_yaml_text
 from sphinxkit.errors import RecipeError
 from sphinxkit.recipe.from_config import expand_document
 from sphinxkit.recipe.schema import component_defaults, find_errors, model_slots
 from sphinxkit.registry import suggest
-from sphinxkit.yaml_limits import read_yaml_text
 
 
 def shipped_folder() -> Path:

@@ -63,7 +63,7 @@ def score(
         token_ids = to_device([ids], model.device)
         hidden = hidden_states(model.llm, token_ids, images_of_row)[0, start - 1 : -1]
         logits = model.llm.lm_head(hidden).float()
-        if bool(logits.isfinite().logical_not().any()):
+        if not bool(logits.isfinite().all()):
             raise not_finite(f"score: row {row}")
         targets = token_ids[0, start:]
         chosen = torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).sum()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sphinxkit.errors import CheckpointError
-from sphinxkit.tokenizer_files import JSON_NAME, parse_json
+from sphinxkit.tensor_files.tokenizer_files import JSON_NAME, parse_json
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 

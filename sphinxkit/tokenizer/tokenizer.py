@@ -8,10 +8,16 @@ from pathlib import Path
 
 from sphinxkit.atomic import atomic_file
 from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.tensor_files.tokenizer_files import (
+    JSON_NAME,
+    TIKTOKEN,
+    TokenizerSource,
+    is_tiktoken,
+    read_tokenizer_files,
+)
 from sphinxkit.tokenizer.base import TokenModel
 from sphinxkit.tokenizer.hf import HuggingFaceModel
 from sphinxkit.tokenizer.sentencepiece import SentencePieceModel
-from sphinxkit.tokenizer_files import JSON_NAME, TIKTOKEN, TokenizerSource, is_tiktoken, read_tokenizer_files
 
 
 class Tokenizer:

@@ -6,7 +6,7 @@ import pytest
 
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
 from sphinxkit.errors import CheckpointError
-from sphinxkit.tokenizer_files import read_tokenizer_files, tokenizer_size
+from sphinxkit.tensor_files.tokenizer_files import read_tokenizer_files, tokenizer_size
 
 
 def test_size_is_compared_with_the_embedding(golden: Path, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     found = FakeHub(tmp_path / "cache")
     monkeypatch.setattr(hub, "list_files", found.list_files)
     monkeypatch.setattr(hub, "fetch_file", found.fetch_file)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return found
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
 from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.tensor_files.tokenizer_files import choose_tokenizer, read_tokenizer_files, tokenizer_size
 from sphinxkit.tokenizer import Tokenizer
-from sphinxkit.tokenizer_files import choose_tokenizer, read_tokenizer_files, tokenizer_size
 from tests.tokenizer.conftest import SAMPLES, make_lines
 
 FAMILIES = ["qwen", "llama3", "llama2"]

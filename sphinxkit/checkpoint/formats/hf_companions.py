@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sphinxkit.checkpoint.formats.tokenizer_json import CONFIG_NAME, from_sentencepiece, special_ids
 from sphinxkit.checkpoint.writing import json_text
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.files import read_json
-from sphinxkit.tokenizer_files import JSON_NAME, SENTENCEPIECE_NAME, SIDE_NAMES, parse_json
-from sphinxkit.tokenizer_json import CONFIG_NAME, from_sentencepiece, special_ids
+from sphinxkit.tensor_files.tokenizer_files import JSON_NAME, SENTENCEPIECE_NAME, SIDE_NAMES, parse_json
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

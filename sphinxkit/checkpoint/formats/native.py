@@ -25,13 +25,13 @@ from sphinxkit.checkpoint.writing import (
     specs_of,
     write_safetensors_shards,
 )
+from sphinxkit.checkpoint.yaml_limits import read_yaml_text
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.tensor_files.checksums import Check
 from sphinxkit.tensor_files.files import read_json, read_tensor_files
 from sphinxkit.tensor_files.lazy import StoredTensor
 from sphinxkit.tensor_files.safetensors import read_safetensors, write_safetensors
 from sphinxkit.tensor_files.spec import WrittenFile
-from sphinxkit.yaml_limits import read_yaml_text
 
 INDEX_NAME = "model.safetensors.index.json"
 UNUSED_NAME = "unused.safetensors"

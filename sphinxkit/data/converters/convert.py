@@ -232,7 +232,9 @@ def _named(output: str | Path | None) -> Iterator[None]:
         yield
     except OSError as error:
         path = None if error.filename is None else Path(error.filename)
-        is_output = path is None or path.name.endswith(TEMP_SUFFIX) or path in Path(output or "").parents
+        is_output = (
+            path is None or path.name.endswith(TEMP_SUFFIX) or path in (Path(output or ""), *Path(output or "").parents)
+        )
         if output is not None and is_output:
             raise DataError(f"{output}: cannot be written: {error}") from error
         if path is None:

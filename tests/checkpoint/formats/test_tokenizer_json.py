@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
+from sphinxkit.checkpoint.formats.tokenizer_json import from_sentencepiece, special_ids
 from sphinxkit.errors import CheckpointError
-from sphinxkit.tokenizer_json import from_sentencepiece, special_ids
 
-CONTENT = (Path(__file__).parent / "golden/llama_ens5/tokenizer.model").read_bytes()
+CONTENT = (Path(__file__).parents[2] / "golden/llama_ens5/tokenizer.model").read_bytes()
 OURS = SentencePieceProcessor(model_proto=CONTENT)
 THEIRS = Tokenizer.from_str(from_sentencepiece(CONTENT)["tokenizer.json"])
 PIECES = [OURS.id_to_piece(token).replace("\u2581", " ") for token in range(3, OURS.get_piece_size())]

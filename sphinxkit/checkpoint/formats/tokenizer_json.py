@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sphinxkit.errors import CheckpointError
-from sphinxkit.tokenizer_files import JSON_NAME, SENTENCEPIECE_NAME, parse_json
+from sphinxkit.tensor_files.tokenizer_files import JSON_NAME, SENTENCEPIECE_NAME, parse_json
 
 CONFIG_NAME = "tokenizer_config.json"
 _SPACE = "\u2581"
@@ -21,7 +21,7 @@ def special_ids(files: Mapping[str, bytes]) -> dict[str, int]:
     """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, as far as a tokenizer has them.
 
     Args:
-        files: From :func:`~sphinxkit.tokenizer_files.read_tokenizer_files`.
+        files: From :func:`~sphinxkit.tensor_files.tokenizer_files.read_tokenizer_files`.
     Raises:
         CheckpointError: A file is damaged.
     """

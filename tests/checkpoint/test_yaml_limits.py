@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sphinxkit import checkpoint
+from sphinxkit.checkpoint.yaml_limits import MAX_CHARACTERS, MAX_DEPTH, MAX_NODES, check_yaml
 from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.recipe import Recipe
-from sphinxkit.yaml_limits import MAX_CHARACTERS, MAX_DEPTH, MAX_NODES, check_yaml
 
 
 def aliases(levels: int) -> str:
