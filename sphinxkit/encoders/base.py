@@ -15,6 +15,8 @@ from sphinxkit.features import VisionFeatures
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, check_normalized, check_pixels, renormalize, resize_pixels
 from sphinxkit.registry import Registry
 
+MAX_LAYERS = 256  # our choice
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderInfo:
@@ -231,3 +233,16 @@ def check_divisible(where: str, what: str, value: int, by_what: str, by: int) ->
 registry: Registry[Encoder] = Registry("encoder")
 register = registry.register
 names = registry.names
+
+
+def check_depth(where: str, *num_layers: int) -> None:
+    """Raise if a network would have more layers than any that there is: each costs time to make, even without memory.
+
+    Args:
+        where: Name of the caller, for the message.
+        num_layers: Of each stack of layers.
+    Raises:
+        ShapeError: They are more than ``MAX_LAYERS`` together.
+    """
+    if sum(num_layers) > MAX_LAYERS:
+        raise ShapeError(f"{where}: {sum(num_layers)} layers, but {MAX_LAYERS} are the most")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.clip import CLIP_FORMATS
 from sphinxkit.encoders.layers import activation_layer, attend, count_layers, replace_activations
@@ -142,6 +142,7 @@ def clip_vit_large_patch14(
     from open_clip.transformer import VisionTransformer
 
     name = "clip_vit_large_patch14"
+    check_depth(name, num_layers)
     check_divisible(name, "image_size", image_size, "patch_size", patch_size)
     check_divisible(name, "embed_dim", embed_dim, "num_heads", num_heads)
     trunk = VisionTransformer(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from einops import rearrange
 from torch import Tensor
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.convnext import CONVNEXT_FORMATS
 from sphinxkit.encoders.layers import activation_layer, count_layers, replace_activations
@@ -103,6 +103,7 @@ def convnext_xxlarge(
 
     name = "convnext_xxlarge"
     check_divisible(name, "input_size", input_size, "stride", _STRIDE)
+    check_depth(name, *depths)
     if len(dims) != 4 or len(depths) != 4:
         raise ShapeError(f"{name}: expected four dims and four depths, got dims {tuple(dims)}, depths {tuple(depths)}")
     trunk = ConvNeXt(

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.dinov2 import DINOV2_FORMATS
 from sphinxkit.encoders.layers import count_layers
@@ -153,6 +153,7 @@ def dinov2_vit_giant_patch14(
     from timm.models.vision_transformer import VisionTransformer
 
     name = "dinov2_vit_giant_patch14"
+    check_depth(name, num_layers)
     check_divisible(name, "input_size", input_size, "patch_size", patch_size)
     check_divisible(name, "pretrain_image_size", pretrain_image_size, "patch_size", patch_size)
     check_divisible(name, "embed_dim", embed_dim, "num_heads", num_heads)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_divisible, register
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
 from sphinxkit.encoders.eva import INIT_STD, EvaVisionTower, LayerStack
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.blip2 import BLIP2_FORMATS
@@ -304,6 +304,7 @@ def blip2_qformer(
     Source: BLIP-2, arXiv:2301.12597, section 3.1; numbers: Salesforce/blip2-opt-2.7b, config.json.
     """
     name = "blip2_qformer"
+    check_depth(name, num_layers, vision_layers)
     check_divisible(name, "image_size", image_size, "patch_size", patch_size)
     check_divisible(name, "vision_dim", vision_dim, "vision_heads", vision_heads)
     check_divisible(name, "embed_dim", embed_dim, "num_heads", num_heads)

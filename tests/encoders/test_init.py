@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sphinxkit import encoders
-from sphinxkit.errors import RegistryError
+from sphinxkit.errors import RegistryError, ShapeError
 
 TINY = {
     "clip_vit_large_patch14": {"image_size": 28, "embed_dim": 16, "num_heads": 2, "num_layers": 1},
@@ -69,3 +69,10 @@ def test_options_models_know_the_builders_keywords() -> None:
     assert model().model_dump()["input_size"] == 256
     with pytest.raises(RegistryError, match=r"encoder 'convnext_xxlarge': .*unexpected keyword argument 'input_sise'"):
         encoders.create("convnext_xxlarge", input_sise=3)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_hundred_thousand_layers_are_refused_before_one_is_made(name: str) -> None:
+    deep = {"depths": (1, 1, 100_000, 1)} if "depths" in TINY[name] else {"num_layers": 100_000}
+    with torch.device("meta"), pytest.raises(ShapeError, match=r"layers, but 256 are the most"):
+        encoders.create(name, **(TINY[name] | deep))
