@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ BEYOND_LLAMA2 = ("head_dim", "qkv_bias", "qk_norm", "sliding_window", "tie_embed
 NAMED_NUM_HEADS: dict[str, int] = {"llama2_7b": 32, "llama2_13b": 40, "tinyllama_1b": 32}
 """Query heads of the sizes a recipe may name instead of giving numbers; the rest follows from the tensors' shapes."""
 
+_ADAPTERS = re.compile(r"(.*\.)?lora_.*|.*\.lora\..*|(.*\.)?layers\.\d+\.\w+\.(w[qkvo]|w[123])\.bias")
 _EXPERTS = re.compile(r".*\.(feed_forward|block_sparse_moe|mlp)\.(experts|gate\.weight|router|w1_gate).*")
 
 
@@ -103,8 +104,8 @@ def model_recipe(
     return {"kind": "model", **seen, "llm": dict(llm), "conversation": "sphinx_v1", **ends}
 
 
-def refuse_experts(names: Iterable[str], where: str) -> None:
-    """Refuse the tensors of a mixture of experts.
+def refuse_unsupported(names: Collection[str], where: str) -> None:
+    """Refuse the tensors of a mixture of experts, and those of adapters that are not merged.
 
     Args:
         names: As in the files.
@@ -115,6 +116,11 @@ def refuse_experts(names: Iterable[str], where: str) -> None:
     if name := next((name for name in names if _EXPERTS.fullmatch(name)), None):
         raise CheckpointError(
             f"{where}: {name!r} belongs to a mixture-of-experts model (Mixtral and others), which is not supported yet"
+        )
+    if name := next((name for name in names if _ADAPTERS.fullmatch(name)), None):
+        raise CheckpointError(
+            f"{where}: {name!r} belongs to adapters (LoRA, biases), which are not supported; merge them into the "
+            "weights first, with the program that trained them"
         )
 
 

@@ -52,6 +52,10 @@ Overlay = Annotated[
         "--overlay", help="Tuned directory whose tensors take the model's place (repeatable; the last counts)."
     ),
 ]
+TokenizerFile = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="Tokenizer file or directory, where the checkpoint's own does not count."),
+]
 Bits = Annotated[
     int | None,
     typer.Option(help="Quantise the language model's linear layers to 8 or 4 bits. Default: off."),
@@ -169,6 +173,7 @@ def load_model(
     bits: int | None = None,
     accelerate: str = "auto",
     overlay: Sequence[str] | None = None,
+    tokenizer: str | None = None,
 ) -> SphinxModel:
     """Load a checkpoint as the options say.
 
@@ -188,6 +193,7 @@ def load_model(
         replicas=parse_replicas(replicas),
         llama_type=llama_type,
         overlay=overlay,
+        tokenizer=tokenizer,
         accelerate=None if accelerate == "none" else "compile" if accelerate == "compile" else "auto",
     )
     if checkpoint == NANO:
@@ -237,6 +243,7 @@ class LoadOptions:
     bits: Bits = None
     accelerate: Accelerate = "auto"
     overlay: Overlay = None
+    tokenizer: TokenizerFile = None
 
     def load(self, checkpoint: str) -> SphinxModel:
         """See ``load_model``."""
@@ -251,6 +258,7 @@ class LoadOptions:
             self.bits,
             self.accelerate,
             self.overlay,
+            self.tokenizer,
         )
 
 

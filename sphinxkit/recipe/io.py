@@ -11,7 +11,8 @@ import torch
 
 from sphinxkit import checkpoint
 from sphinxkit.checkpoint import Checkpoint
-from sphinxkit.errors import DataError
+from sphinxkit.checkpoint.llm_config import EMBEDDING
+from sphinxkit.errors import CheckpointError, DataError
 from sphinxkit.recipe.build import build_on_meta, check_place
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.sphinx_model import SphinxModel
@@ -28,6 +29,7 @@ def load(
     replicas: Literal["equal", "first"] = "equal",
     llama_type: str | None = None,
     overlay: str | Path | Sequence[str | Path] | None = None,
+    tokenizer: str | Path | None = None,
     accelerate: Literal["auto", "compile"] | None = "auto",
 ) -> SphinxModel:
     """Load a model: a sphinxkit directory, or a released SPHINX, Meta or HF Llama one.
@@ -46,6 +48,8 @@ def load(
         llama_type: Type of a released directory; counts before its ``meta.json``.
         overlay: A tuned directory (or several, the last counts) whose tensors take the place of the model's; it may
             hold a part of them, as LLaMA2-Accessory's do, which leave frozen encoders out.
+        tokenizer: File or directory of the tokenizer, where it does not lie in the directory (Meta's and
+            LLaMA2-Accessory's may lie one above); counts before the directory's.
         accelerate: Acceleration mode, see ``SphinxModel.accelerate``: "auto" prepares fused layers when the first
             text is generated, "compile" adds ``torch.compile``, None is the plain model.
 
@@ -69,9 +73,13 @@ def load(
         for tuned in overlays:
             source = stack.enter_context(source.overlaid(stack.enter_context(opened(tuned))))
         found = Recipe.of_checkpoint(source) if recipe is None else Recipe.find(recipe)
-        tokenizer = Tokenizer(source.tokenizer_path) if source.tokenizer_path is not None else None
+        place = tokenizer or source.tokenizer_path
+        words = None if place is None else Tokenizer(place)
+        rows = source.shape(EMBEDDING)[0] if EMBEDDING in source.keys() else None  # noqa: SIM118
+        if words is not None and rows is not None and words.vocab_size > rows:
+            raise CheckpointError(f"{place}: the tokenizer has {words.vocab_size} pieces, the embedding {rows} rows")
         model = build_on_meta(found, dtype)
-        model.tokenizer = tokenizer or model.tokenizer  # the reader has checked its size
+        model.tokenizer = words or model.tokenizer  # the reader has checked its size
         with source.verifying() if verify else nullcontext():
             checkpoint.load_into(model, source, device=device, dtype=dtype)
     model.accelerate(accelerate)

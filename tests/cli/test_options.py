@@ -41,6 +41,6 @@ def test_a_group_becomes_options_in_its_place() -> None:
 def test_loading_as_the_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr("sphinxkit.cli.options.load_model", lambda *given: seen.append(given))
-    LoadOptions("r", "cuda:1", "float16", True, "first", "llama_ens5", 8, "cuda").load("models/mine")
-    assert seen == [("models/mine", "r", "cuda:1", "float16", True, "first", "llama_ens5", 8, "cuda")]
+    LoadOptions("r", "cuda:1", "float16", True, "first", "llama_ens5", 8, "cuda", ["o"], "t").load("models/mine")
+    assert seen == [("models/mine", "r", "cuda:1", "float16", True, "first", "llama_ens5", 8, "cuda", ["o"], "t")]
     assert AnswerOptions().temperature == 0.0  # greedy unless told otherwise

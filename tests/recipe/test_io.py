@@ -39,3 +39,23 @@ def test_params_json_and_an_explicit_type(golden: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=rf"llama_type=: unknown llama_type '{name}'") as caught:
             sphinxkit.load(other, llama_type=name)
         assert "did you mean" not in str(caught.value)
+
+
+def test_a_tokenizer_that_lies_elsewhere(golden: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(golden / "llama_ens5_light", tmp_path / "m", ignore=shutil.ignore_patterns("golden*"))
+    (folder / "tokenizer.model").rename(tmp_path / "tokenizer.model")
+    assert sphinxkit.load(folder).tokenizer is None
+    for place in (tmp_path, tmp_path / "tokenizer.model"):
+        found = sphinxkit.load(folder, tokenizer=place).tokenizer
+        assert found is not None
+        assert found.vocab_size == 512
+
+
+def test_adapters_are_refused_by_name(golden: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(golden / "llama_ens5_light", tmp_path / "m", ignore=shutil.ignore_patterns("golden*"))
+    file = min(folder.glob("*.pth"))
+    tensors = torch.load(file)["model"]
+    for name in ("lora_wq_l1.weight", "wq.bias"):
+        torch.save({"model": tensors | {f"llma.layers.0.attention.{name}": torch.zeros(2, 2)}}, file)
+        with pytest.raises(CheckpointError, match=rf"{name}' belongs to adapters \(LoRA, biases\), which are not"):
+            sphinxkit.load(folder)

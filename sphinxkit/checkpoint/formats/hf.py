@@ -25,7 +25,7 @@ from sphinxkit.checkpoint.llm_config import (
     Fitting,
     embedding_rows,
     model_recipe,
-    refuse_experts,
+    refuse_unsupported,
 )
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import MergedTensor, bitwise_equal
@@ -208,7 +208,7 @@ class HuggingFace(Format):
         key_map = hf_key_map()
         tied = {_HF_HEAD} if config.get("tie_word_embeddings") else set()
         stored, files = read_tensor_files(weights, lambda name: name in tied or key_map.is_derived(name))
-        refuse_experts(stored, str(folder))
+        refuse_unsupported(stored, str(folder))
         if not any(key_map.to_ours(name) for name in stored):
             raise CheckpointError(
                 f"{folder}: holds no 'model.embed_tokens.weight', so it is not a Llama in this layout"

@@ -15,7 +15,14 @@ from typing import Any
 
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
-from sphinxkit.checkpoint.llm_config import EMBEDDING, Fitting, differing, embedding_rows, model_recipe, refuse_experts
+from sphinxkit.checkpoint.llm_config import (
+    EMBEDDING,
+    Fitting,
+    differing,
+    embedding_rows,
+    model_recipe,
+    refuse_unsupported,
+)
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import MergedTensor, merge_shards
 from sphinxkit.checkpoint.verify import torch_files_checks
@@ -246,7 +253,7 @@ class Meta(Format):
         if dim is not None and not isinstance(dim, int):
             raise CheckpointError(f"{path}: 'dim' is {dim!r}, expected a positive whole number")
         shards = [read_torch_file(file) for file in files]
-        refuse_experts((name for shard in shards for name in shard), str(files[0]))
+        refuse_unsupported([name for shard in shards for name in shard], str(files[0]))
         if (query := shards[0].get("layers.0.attention.wq.weight")) is not None:
             _check_shard_count(folder, query.shape, len(files))
         fitting = Fitting(folder, meta_key_map(), options.defer_errors)

@@ -22,7 +22,7 @@ from typing import Any
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
 from sphinxkit.checkpoint.formats.meta import PARAMS_NAME, llama_rules, meta_from_numbers, read_llm
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
-from sphinxkit.checkpoint.llm_config import Fitting, embedding_rows, model_recipe, refuse_experts
+from sphinxkit.checkpoint.llm_config import Fitting, embedding_rows, model_recipe, refuse_unsupported
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import merge_shards
 from sphinxkit.checkpoint.verify import torch_files_checks
@@ -449,7 +449,7 @@ class Released(Format):
         if not files:
             raise CheckpointError(f"{folder}: no consolidated.NN-of-MM.{kind}.pth in it")
         shards = [read_torch_file(file) for file in files]
-        refuse_experts((name for shard in shards for name in shard), str(files[0]))
+        refuse_unsupported([name for shard in shards for name in shard], str(files[0]))
         if all(sphinx_key_map(None).to_ours(name) for shard in shards for name in shard):
             vision = None  # the language model alone, whatever the type's name
         elif llama_type is None:
