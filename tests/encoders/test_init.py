@@ -71,7 +71,7 @@ def test_options_models_know_the_builders_keywords() -> None:
         encoders.create("convnext_xxlarge", input_sise=3)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [name for name in TINY if name != "timm"])
 def test_a_hundred_thousand_layers_are_refused_before_one_is_made(name: str) -> None:
     deep = {"depths": (1, 1, 100_000, 1)} if "depths" in TINY[name] else {"num_layers": 100_000}
     with torch.device("meta"), pytest.raises(ShapeError, match=r"layers, but 256 are the most"):
