@@ -154,7 +154,7 @@ def generate(
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class _Question:
     """What the options ask."""
 
     words: str
@@ -173,7 +173,7 @@ class Question:
 
 def read_question(
     prompt: str | None, image: Path | None, task: str | None, box: str | None, draw: Path | None
-) -> Question:
+) -> _Question:
     """Build the question from the options; errors are raised before a model is loaded."""
     from sphinxkit.cli.task_options import read_task
     from sphinxkit.formatters.draw import check_target
@@ -188,10 +188,10 @@ def read_question(
         question = read_task(task, prompt, box, ImageGeometry(*picture.size))
     if draw is not None:
         check_target(draw, image)
-    return Question(prompt or "", picture, question)
+    return _Question(prompt or "", picture, question)
 
 
-def _show_places(result: ParseResult[Any], question: Question, draw: Path | None) -> dict[str, Any]:
+def _show_places(result: ParseResult[Any], question: _Question, draw: Path | None) -> dict[str, Any]:
     """Draw an answer's items; returns them as JSON data."""
     from sphinxkit.formatters import tasks
     from sphinxkit.formatters.draw import count_places, label_boxes, save_drawing
