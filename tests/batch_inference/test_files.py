@@ -81,6 +81,7 @@ def test_torchrun(golden: Path, rows, write, expected, tmp_path: Path) -> None:
     assert read(tmp_path / "out.jsonl") == expected(rows)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(golden: Path, rows, write, expected, tmp_path: Path) -> None:
     many = [{**row, "id": index, "max_new_tokens": 12} for index, row in enumerate(rows * 3)]
     source, output = write(many), tmp_path / "out.jsonl"

@@ -28,8 +28,17 @@ COMPETITORS = {
     "training": {"padded", "naive"},
 }
 
+LONG = {"attention", "end_to_end", "llm", "loading", "training"}  # more than two seconds
 
-@pytest.mark.parametrize("name", harness.names())
+
+def test_there_are_benchmarks() -> None:
+    assert {"encoders", "mixers", "tilers", "projectors", "interpolation", "formatters"} < set(harness.names())
+    assert set(harness.names()) > LONG
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in harness.names()]
+)
 def test_micro_run_is_valid_and_complete(name: str, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     context = harness.Context(torch.device("cpu"), tmp_path, micro=True)

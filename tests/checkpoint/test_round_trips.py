@@ -79,6 +79,7 @@ def test_any_number_of_released_shards(golden: Path, tmp_path: Path, same: Calla
     dtype=st.sampled_from(DTYPES),
     max_shard_bytes=st.sampled_from([1, 9_000, 10**9]),
 )
+@pytest.mark.slow
 def test_any_path_through_the_formats(
     tmp_path_factory: pytest.TempPathFactory,
     text_model: Model,

@@ -415,6 +415,7 @@ def grown(folder: Path, total_bytes: int, num_tensors: int, method: str, other: 
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's RssAnon")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     # 100 MB each: three tensors of 2 MB, the threads' chunks and torch's own growth, not the 300 MB of loading it all
     assert grown(tmp_path, 100 * 10**6, 50, "linear", other="a") < 3 * 2e6 + 80e6

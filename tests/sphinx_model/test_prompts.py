@@ -115,6 +115,7 @@ def _generate(model: SphinxModel, images, times: int) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's accounts")
+@pytest.mark.slow
 def test_two_hundred_generations_leave_nothing_behind(model: SphinxModel, images) -> None:
     _generate(model, images, 20)
     tensors, resident = _tensor_bytes(), _resident_bytes()

@@ -33,6 +33,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(sphinxkit.load(folder / "model").state_dict())
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(document, straight: Path, run_processes) -> None:
     """Step 5 is lost: it was after the checkpoint of step 3."""
     plan = document(export=True)
@@ -75,6 +76,7 @@ def test_a_signal_to_the_whole_group_is_not_a_dead_worker(document, recorder, st
     assert exact(Path(plan.output)) == exact(straight)
 
 
+@pytest.mark.slow
 def test_slices_are_one_run(document, straight: Path) -> None:
     for stop, status in ((2, "paused"), (2, "paused"), (8, "done")):
         assert train(TrainPlan(**document(stop_after=stop, num_workers=stop // 8, async_save=True))).status == status

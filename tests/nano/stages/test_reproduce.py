@@ -57,6 +57,7 @@ def test_stages_stop_when_the_time_is_over(micro: None, tmp_path: Path, monkeypa
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_resuming_to_the_end(micro: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, Mapping[str, Any]]] = []
     answers: Iterator[bool] = iter([False] * 5 + [True])
