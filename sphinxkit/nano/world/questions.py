@@ -26,7 +26,7 @@ COUNTS = tuple(str(count) for count in range(11))
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SceneQuestion:
     """A question.
 
     Args:
@@ -40,11 +40,11 @@ class Question:
     others: tuple[str, ...]
 
 
-def _ask(text: str, answer: str, options: Sequence[str]) -> Question:
-    return Question(text, answer, tuple(option for option in dict.fromkeys(options) if option != answer))
+def _ask(text: str, answer: str, options: Sequence[str]) -> SceneQuestion:
+    return SceneQuestion(text, answer, tuple(option for option in dict.fromkeys(options) if option != answer))
 
 
-def _yes_no(text: str, is_so: bool) -> Question:
+def _yes_no(text: str, is_so: bool) -> SceneQuestion:
     return _ask(text, YES_NO[not is_so], YES_NO)
 
 
@@ -52,7 +52,7 @@ def _is_askable(shape: Shape, scene: Scene) -> bool:
     return scene.split != "test" or is_held_out_pair(shape.color, shape.shape)
 
 
-def _about_one(scene: Scene, rng: Rng) -> list[Question]:
+def _about_one(scene: Scene, rng: Rng) -> list[SceneQuestion]:
     """Colour, shape and size of one shape."""
     shapes = scene.shapes
     askable = [shape for shape in shapes if _is_askable(shape, scene)]
@@ -75,7 +75,7 @@ def _about_one(scene: Scene, rng: Rng) -> list[Question]:
     return found
 
 
-def _about_count(scene: Scene, rng: Rng) -> list[Question]:
+def _about_count(scene: Scene, rng: Rng) -> list[SceneQuestion]:
     shapes = scene.shapes
     total = str(len(shapes))
     found = [_ask("How many shapes are there?", total, COUNTS[1:7])]
@@ -87,7 +87,7 @@ def _about_count(scene: Scene, rng: Rng) -> list[Question]:
     return found
 
 
-def _about_presence(scene: Scene, rng: Rng) -> list[Question]:
+def _about_presence(scene: Scene, rng: Rng) -> list[SceneQuestion]:
     """Yes and no in equal parts; a "no" differs from something that is there in one word where that is possible."""
     pairs = {(x.color, x.shape) for x in scene.shapes}
     shape = next(x for x in rng.shuffled(scene.shapes) if _is_askable(x, scene))
@@ -111,7 +111,7 @@ def _allowed(scene: Scene) -> set[tuple[str, str]]:
     return {(color, shape) for color in COLORS for shape in SHAPES if is_test or not is_held_out_pair(color, shape)}
 
 
-def _about_place(scene: Scene, rng: Rng) -> list[Question]:
+def _about_place(scene: Scene, rng: Rng) -> list[SceneQuestion]:
     """Relations of two things, and which is the leftmost."""
     named = unique_names(scene)
     targets = [x for x in named if scene.split != "test" or x.is_held_out]
@@ -129,7 +129,7 @@ def _about_place(scene: Scene, rng: Rng) -> list[Question]:
     return found
 
 
-def _about_words(scene: Scene, rng: Rng) -> list[Question]:
+def _about_words(scene: Scene, rng: Rng) -> list[SceneQuestion]:
     texts = [word.text for word in scene.words]
     others = [*texts, *(draw_word(rng, scene.split == "test") for _ in range(3))]
     found = []
@@ -149,7 +149,7 @@ def _about_words(scene: Scene, rng: Rng) -> list[Question]:
     return found
 
 
-def _about_people(scene: Scene, rng: Rng) -> list[Question]:
+def _about_people(scene: Scene, rng: Rng) -> list[SceneQuestion]:
     found = [_ask("How many people are there?", str(len(scene.people)), COUNTS[1:5])]
     persons = [x for x in things(scene) if isinstance(x.source, Person)]
     target = rng.choice(persons)
@@ -164,7 +164,7 @@ def _about_people(scene: Scene, rng: Rng) -> list[Question]:
     return found
 
 
-def _about_page(scene: Scene, rng: Rng) -> list[Question]:
+def _about_page(scene: Scene, rng: Rng) -> list[SceneQuestion]:
     kinds = [block.kind for block in scene.blocks]
     kind = rng.choice(("table", "figure", "list", "title"))
     found = [
@@ -179,7 +179,7 @@ def _about_page(scene: Scene, rng: Rng) -> list[Question]:
     return found
 
 
-def _about_chart(scene: Scene, rng: Rng) -> list[Question]:
+def _about_chart(scene: Scene, rng: Rng) -> list[SceneQuestion]:
     if scene.chart is None:
         return []
     bars = scene.chart.bars
@@ -196,14 +196,14 @@ def _about_chart(scene: Scene, rng: Rng) -> list[Question]:
     ]
 
 
-def questions(scene: Scene, rng: Rng) -> list[Question]:
+def questions(scene: Scene, rng: Rng) -> list[SceneQuestion]:
     """Questions of every kind that the scene can answer, in random order.
 
     Args:
         scene: The scene.
         rng: Random choices of the questions.
     """
-    makers: list[tuple[bool, Callable[[Scene, Rng], list[Question]]]] = [
+    makers: list[tuple[bool, Callable[[Scene, Rng], list[SceneQuestion]]]] = [
         (bool(scene.shapes), _about_one),
         (bool(scene.shapes), _about_count),
         (bool(scene.shapes), _about_presence),
@@ -216,7 +216,7 @@ def questions(scene: Scene, rng: Rng) -> list[Question]:
     return rng.shuffled([question for applies, make in makers if applies for question in make(scene, rng)])
 
 
-def unanswerable(scene: Scene, rng: Rng) -> Question | None:
+def unanswerable(scene: Scene, rng: Rng) -> SceneQuestion | None:
     """A question about a shape that is not there; None for scenes that could not be thought to have any."""
     absent = [shape for shape in SHAPES if shape not in [x.shape for x in scene.shapes]]
     if not scene.shapes or not absent:

@@ -7,7 +7,7 @@ import pytest
 
 from sphinxkit.nano.world import COLORS, SHAPES, Rng, Scene, World
 from sphinxkit.nano.world.phrases import RELATIONS, plural, things
-from sphinxkit.nano.world.questions import Question, questions, unanswerable
+from sphinxkit.nano.world.questions import SceneQuestion, questions, unanswerable
 
 NUM_SCENES = 80
 KINDS = ("single", "shapes", "texts", "people", "mixed", "page", "chart")
@@ -68,7 +68,7 @@ def answer(text: str, scene: Scene) -> str | None:
     return None
 
 
-def asked(kind: str, split: str = "train") -> list[tuple[Scene, Question]]:
+def asked(kind: str, split: str = "train") -> list[tuple[Scene, SceneQuestion]]:
     world = World(split=split)
     scenes = [world.scene_of_kind(index, kind) for index in range(NUM_SCENES)]
     return [(scene, question) for index, scene in enumerate(scenes) for question in questions(scene, Rng(index))]
