@@ -16,12 +16,12 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
 
 @linux
 def test_peak_memory_sees_what_is_freed_again() -> None:
-    with PeakMemory() as memory:
-        # mapped, as malloc may have memory left that another test freed
-        with mmap.mmap(-1, 64 * MEGABYTE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as data:
-            for _ in range(64):
-                data.write(b"1" * MEGABYTE)
-            time.sleep(20 * POLL_SECONDS)
+    # mapped, as malloc may have memory left that another test freed
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with PeakMemory() as memory, mmap.mmap(-1, 64 * MEGABYTE, flags=private) as data:
+        for _ in range(64):
+            data.write(b"1" * MEGABYTE)
+        time.sleep(20 * POLL_SECONDS)
     assert memory.grown is not None
     assert 63 * MEGABYTE < memory.grown < 64 * MEGABYTE + SLACK
 
