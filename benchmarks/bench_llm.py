@@ -233,7 +233,7 @@ def _batch_cases(context: Context) -> Iterator[Case]:
         tokenizer = Tokenizer(released_layout.pad_tokenizer(small, num_pieces, vocab_size))
         llm = llama_twins.build(size, context, dtype, vocab_size=vocab_size)
         with torch.no_grad():
-            llm.lm_head.weight[tokenizer.eos_id] = 0  # rows end where they are told to: no best logit is 0
+            llm.lm_head.weight[tokenizer.eos_id] = 0  # never chosen: every row has its full length
         llm.accelerator = FusedAccelerator()
         yield _batch_case(context, size, SphinxModel(llm, tokenizer=tokenizer), rows)
         del llm

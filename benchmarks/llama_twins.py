@@ -192,7 +192,7 @@ Step = Callable[[Tensor], Tensor]
 def our_step(
     model: Any, batch: int, prompt: int, new: int, dtype: torch.dtype | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """A step of ours for ``batch`` rows: a prompt starts anew, one token goes on; tokens (B, S) -> logits (B, 1, V)."""
+    """Our step for ``batch`` rows, (B, S) -> logits (B, 1, V): a prompt starts, one token continues."""
     cache = model.make_cache(batch, prompt + new, dtype=dtype)
 
     def step(tokens: Tensor) -> Tensor:

@@ -242,7 +242,7 @@ was made of it; strict scores count an answer that needed a repair as empty, len
 A task is one class: its words, how a sample becomes a question and an answer, and how an answer is read. Register it,
 and `tasks.create`, `sphinxkit score` and `sphinxkit evaluate` know it by its name; the entry-point group of
 [plug-ins](plugins.md) makes the command line import it. `metric` names one of
-`sphinxkit.evaluation.metrics.registry`, which takes new ones likewise. `evaluate` fills the arguments of `prompt` from
+`sphinxkit.evaluation.metrics.registry`, which takes new ones too. `evaluate` fills the arguments of `prompt` from
 an annotation's fields of the same names, and from its question where there is no such field.
 
 ```python

@@ -50,7 +50,7 @@ PACKAGES = {module for module, path in PATHS.items() if path.name == "__init__.p
 
 
 def names_of(node: ast.Import | ast.ImportFrom) -> list[str]:
-    """What a statement imports, as modules where they are modules of ours."""
+    """Modules that a statement imports; names of sphinxkit are resolved to modules."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     parts = [f"{node.module}.{alias.name}" for alias in node.names]

@@ -182,12 +182,12 @@ class WeightFiles:
 
 
 def needed_files(folder: Folder, chosen: list[str], choose: Choice) -> tuple[list[str], list[str]]:
-    """The configurations and the files of tensors to open; of an index only those that hold a tensor that is wanted.
+    """The configurations and the files of tensors to open; of an index only those with a chosen tensor.
 
     Args:
         folder: As :func:`find_folder` gives it.
-        chosen: Likewise.
-        choose: Given the names of all tensors in an index, those that are wanted.
+        chosen: Files of tensors, as :func:`find_folder` gives them.
+        choose: Given the names of all tensors in an index, returns the chosen ones.
     Raises:
         CheckpointError: An index that is damaged or cannot be fetched.
     """
@@ -199,7 +199,7 @@ def needed_files(folder: Folder, chosen: list[str], choose: Choice) -> tuple[lis
 
 
 def open_files(source: str | Path, choose: Choice) -> WeightFiles:
-    """Open the files that a source names; of an index only those that hold a tensor that is wanted.
+    """Open the files that a source names; of an index only those with a chosen tensor.
 
     Args:
         source: A file, a folder, or ``hf://org/repo[@revision][/path]``.

@@ -34,7 +34,7 @@ COCO_SKELETON = (
 """Which of COCO's key points are joined. Source: COCO 2017, person_keypoints_*.json, categories[0].skeleton."""
 
 LINE_FRACTION = 1 / 250  # of the image's mean side (our choice)
-TEXT_FRACTION = 1 / 28  # likewise (our choice)
+TEXT_FRACTION = 1 / 28  # of the same side (our choice)
 MAX_LABEL = 40  # characters of a label that are drawn (our choice)
 
 

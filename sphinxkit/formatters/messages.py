@@ -13,8 +13,6 @@ IMAGE_PLACEHOLDER = "<image>"
 Message = Mapping[str, str]
 """``{"role": "system" | "user" | "assistant", "content": text}``."""
 
-Role = Literal["system", "user", "assistant"]
-
 
 def clean_content(content: str) -> str:
     """A message's text without image placeholders and without the white space around it."""

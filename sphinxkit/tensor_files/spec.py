@@ -1,4 +1,4 @@
-"""What a writer of tensors is told before it writes, what it says afterwards, and the bytes of a tensor."""
+"""Names, shapes and dtypes of tensors to write, what was written, and the bytes of a tensor."""
 
 from __future__ import annotations
 

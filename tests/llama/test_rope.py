@@ -20,7 +20,7 @@ def test_rope_turns_neighbouring_pairs_by_the_papers_angle(theta: float, scaling
     for row in range(2):
         for column in range(3):
             position = float(positions[row, column]) * (scaling or 1.0)
-            # float32 rounds the angle to 2^-24 of itself, and its frequency likewise
+            # float32 rounds the angle and its frequency to 2^-24 of themselves
             tolerance = FP32_TOLERANCE + position * 2.0**-22
             for head in range(2):
                 for pair in range(3):

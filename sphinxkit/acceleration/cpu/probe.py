@@ -35,7 +35,7 @@ def find_gemv(dtype: torch.dtype, coded: bool) -> Gemv | None:
         if compiler is None:
             return None
         gemv = Gemv(dtype, compiler, coded=coded)
-    except Exception as error:  # it runs what CC says: whatever comes of it means that there is no kernel
+    except Exception as error:  # CC may name any program; every failure means: no kernel
         fault: str | None = f"{type(error).__name__}: {error}"
     else:
         fault = gemv_fault(gemv)
