@@ -33,12 +33,15 @@ LAYERS = [
 ]
 LAYER_OF = {family: layer for layer, families in enumerate(LAYERS) for family in families}
 
-# Imported only inside the functions that need them; pydantic belongs to the one module that is about schemas.
+# Imported only inside the functions that need them; ABOUT names the modules whose classes derive from a package's.
 LAZY = {
     *("timm", "open_clip", "xformers", "pydantic", "yaml", "transformers", "torchvision", "matplotlib", "torchao"),
     *("gradio", "vllm", "pyarrow", "webdataset", "peft", "trl", "fastapi", "tokenizers", "huggingface_hub"),
 }
-ABOUT = {"pydantic": {"recipe/schema.py"}}
+ABOUT = {
+    "pydantic": {"recipe/schema.py"},
+    "transformers": {f"integrations/transformers/{name}.py" for name in ("config", "model", "processor")},
+}
 
 PATHS = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path

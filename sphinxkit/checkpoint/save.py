@@ -110,10 +110,10 @@ def save(
             _check_target(target, overwrite)  # again: another process may have written it before the lock was ours
             with source.verifying() if verify and isinstance(source, Checkpoint) else nullcontext():
                 texts = layout.write(folder, chosen, carried, options)
-            for name, text in {**texts, **(extra_files or {})}.items():
-                (folder / name).write_text(text, encoding="utf-8", newline="\n")
             for name, content in files.items():
                 (folder / name).write_bytes(content)
+            for name, text in {**texts, **(extra_files or {})}.items():
+                (folder / name).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(f"{target}: the disk is full; nothing was left behind") from error

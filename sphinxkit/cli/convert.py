@@ -33,7 +33,7 @@ def convert(
     part: Annotated[
         str | None,
         typer.Option(
-            "--part", help="Write only this part: llm (all that meta and hf can hold) or encoders; default: everything."
+            "--part", help="Write only this part: llm (all that meta can hold) or encoders; default: everything."
         ),
     ] = None,
     llm_only: Annotated[bool, typer.Option("--llm-only", help="The same as --part llm.")] = False,
@@ -53,7 +53,9 @@ def convert(
 
     `sphinxkit convert sphinx_13b -o sphinx_encoders --part encoders --dtype bfloat16` (a recipe's public encoders)
 
-    `sphinxkit convert sphinx_1k -o hf_llama --to hf --part llm --dtype bfloat16`
+    `sphinxkit convert sphinx_1k -o sphinx_1k_hf --to hf` (for transformers and vLLM)
+
+    `sphinxkit convert sphinx_1k -o hf_llama --to hf --part llm --dtype bfloat16` (the language model alone)
     """
     import sphinxkit
     from sphinxkit.cli.progress import byte_progress

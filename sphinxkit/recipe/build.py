@@ -86,6 +86,27 @@ def build(
     return model.eval()
 
 
+def build_vision_tower(document: Mapping[str, Any], embed_dim: int) -> VisionTower:
+    """The vision tower of a checkpoint's recipe, with random weights, on torch's default device and in its dtype.
+
+    Args:
+        document: Recipe of kind model with vision; it may not name code to import.
+        embed_dim: Width of the language model.
+    Raises:
+        RecipeError: The recipe is not valid, not of kind ``model``, has no vision, or names code.
+        ShapeError: The parts do not fit together.
+    """
+    recipe = _model_recipe(Recipe(document, trusted=False))
+    spec = ModelSpec.model_validate(recipe.document)
+    if spec.vision is None:
+        raise RecipeError(f"recipe {recipe.source or recipe.name}: has no vision")
+    dtype = torch.get_default_dtype()
+    with _NoValues():
+        tower = _vision_tower(spec.vision, embed_dim, lambda builder: module_of(builder()).to(dtype))
+        tower.init_weights()
+    return tower
+
+
 def build_on_meta(recipe: Recipe, dtype: torch.dtype, tokenizer: Tokenizer | None = None) -> SphinxModel:
     """Build the model on the meta device, to be filled by ``checkpoint.load_into``."""
     place = partial(_place_on_meta, dtype=dtype)

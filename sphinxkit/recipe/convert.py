@@ -13,9 +13,11 @@ import torch
 from sphinxkit import checkpoint
 from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.interpolation.sources import JoinedSource
+from sphinxkit.recipe.hf_folder import hf_files
 from sphinxkit.recipe.open_checkpoints import Progress, everything, with_total
 from sphinxkit.recipe.recipe import Recipe, shipped_recipes
 from sphinxkit.recipe.weights import open_encoder_weights, require_sources
+from sphinxkit.tokenizer import Tokenizer
 
 Part = Literal["llm", "encoders"]
 
@@ -43,9 +45,10 @@ def convert(
         source: Directory of a checkpoint, or ``hf://org/repo``. With ``part="encoders"`` also a model recipe (a shipped
             name or a ``.yaml`` file): its encoders are then read from where its ``weights:`` say.
         output: Directory to write (atomically).
-        format: A name of ``sphinxkit.checkpoint.formats``: "sphinxkit", "sphinx" (as released), "meta" or "hf".
-        part: "llm" writes the language model alone ("meta" and "hf" hold no more), "encoders" the vision encoders
-            alone ("sphinxkit"), which training starts from; None writes everything.
+        format: A name of ``sphinxkit.checkpoint.formats``: "sphinxkit", "sphinx" (as released), "meta" or "hf". A whole
+            model as "hf" is the folder that :mod:`sphinxkit.integrations.transformers` and vLLM read.
+        part: "llm" writes the language model alone ("meta" holds no more), "encoders" the vision encoders alone
+            ("sphinxkit"), which training starts from; None writes everything.
         num_shards: Tensor-parallel shards ("sphinx" and "meta"); None: 1.
         dtype: Dtype of all floating-point tensors; None: as stored.
         recipe: Recipe to use instead of the checkpoint's.
@@ -61,7 +64,7 @@ def convert(
             read or do not fit.
         RecipeError: The recipe is not valid, or does not say where its encoders' weights are.
     """
-    layout = checkpoint.formats.get_format(format)
+    checkpoint.formats.get_format(format)  # an unknown name is an error before anything is read
     target = Path(output)
     if part not in (None, "llm", "encoders"):
         raise CheckpointError(f"part={part!r}: expected 'llm', 'encoders' or None")
@@ -74,6 +77,8 @@ def convert(
         if found is None and opened.has_recipe:
             found = Recipe.of_checkpoint(opened)
         document = None if found is None else found.resolved()
+        is_whole = part is None and document is not None and "vision" in document
+        layout = checkpoint.formats.get_format("hf_sphinx" if format == "hf" and is_whole else format)
         if part == "encoders":
             towers = JoinedSource([opened], lambda key: ".encoders." in key)
             with opened.verifying() if verify else nullcontext():
@@ -86,15 +91,20 @@ def convert(
                     progress=with_total(progress, towers, dtype),
                 )
         carried = layout.has_unused and part is None
+        place = opened.tokenizer_path
+        beside = {}
+        if layout.name == "hf_sphinx" and found is not None:
+            beside = hf_files(found, None if place is None else Tokenizer(place))
         return checkpoint.save(
             target,
             opened,
-            format=format,
+            format=layout.name,
             part=part,
             num_shards=num_shards,
             dtype=dtype,
             recipe=document,
-            tokenizer=opened.tokenizer_path,
+            tokenizer=place,
+            extra_files=beside,
             unused=opened.unused if carried else None,
             overwrite=overwrite,
             progress=with_total(progress, everything(opened, part == "llm") if carried or part else opened, dtype),

@@ -18,6 +18,8 @@ SENTENCEPIECE_NAME = "tokenizer.model"
 JSON_NAME = "tokenizer.json"
 SIDE_NAMES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """What may lie beside a ``tokenizer.json`` and belongs to it."""
+IMAGE_TOKEN = "<image>"  # noqa: S105 - no password
+"""Stands for an image in texts of other libraries; a token that transformers adds, with no row in the embedding."""
 TIKTOKEN = "is a tiktoken model, which cannot be used; put the tokenizer.json of the same model beside it"
 
 TokenizerSource = str | Path | bytes | Mapping[str, bytes]
@@ -36,7 +38,8 @@ def read_tokenizer_files(source: TokenizerSource) -> dict[str, bytes]:
     """Name -> content of a tokenizer's files; the first is the one that holds the tokens.
 
     Args:
-        source: Where they are; a ``tokenizer.json`` brings the files of ``SIDE_NAMES`` beside it along.
+        source: Where they are; a ``tokenizer.json`` brings the files of ``SIDE_NAMES`` beside it along, and leaves a
+            token for images behind.
     Raises:
         CheckpointError: There is no tokenizer, or a file cannot be read.
     """
@@ -58,7 +61,20 @@ def read_tokenizer_files(source: TokenizerSource) -> dict[str, bytes]:
     if path.suffix != ".json":
         return {SENTENCEPIECE_NAME: _read(path)}
     beside = [path.with_name(name) for name in SIDE_NAMES if path.with_name(name).is_file()]
-    return {JSON_NAME: _read(path), **{side.name: _read(side) for side in beside}}
+    return _without_image_token({JSON_NAME: _read(path), **{side.name: _read(side) for side in beside}})
+
+
+def _without_image_token(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files without the image's token, which transformers writes into ``tokenizer.json`` behind all others."""
+    config = files.get("tokenizer_config.json")
+    if config is None or parse_json(config, "tokenizer_config.json").get("image_token") != IMAGE_TOKEN:
+        return files
+    document = parse_json(files[JSON_NAME], JSON_NAME)
+    added = document.get("added_tokens")
+    if not isinstance(added, list) or not added or added[-1].get("content") != IMAGE_TOKEN:
+        return files
+    document["added_tokens"] = added[:-1]
+    return files | {JSON_NAME: json.dumps(document, ensure_ascii=False).encode()}
 
 
 def _read(path: Path) -> bytes:

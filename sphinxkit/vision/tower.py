@@ -70,6 +70,13 @@ class VisionTower(nn.Module):
         for token in self.image_delimiters:
             nn.init.normal_(token, std=0.02, generator=generator)
 
+    def freeze_encoders(self) -> None:
+        """Take the encoders that are not trainable out of training, after other code has replaced their parameters."""
+        for branch in self.branches:
+            for encoder in branch.encoders:
+                if not encoder.trainable:
+                    encoder.requires_grad_(False)
+
     @property
     def groups(self) -> list[tuple[slice, bool]]:
         """Groups of neighbouring views that are treated alike: (views, whether they are sub-images)."""

@@ -52,7 +52,7 @@ def test_nothing_to_open(tmp_path: Path, text_model: Model) -> None:
         checkpoint.open(tmp_path, format="sphinxkit")
     with pytest.raises(CheckpointError, match="replicas='last': expected 'equal' or 'first'"):
         checkpoint.open(tmp_path, replicas="last")  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="unknown checkpoint format 'gguf'; known: hf, meta, sphinx, sphinxkit"):
+    with pytest.raises(CheckpointError, match="format 'gguf'; known: hf, hf_sphinx, meta, sphinx, sphinxkit"):
         checkpoint.open(tmp_path, format="gguf")
 
 

@@ -49,12 +49,12 @@ def test_the_language_model_alone(golden: Path, tmp_path: Path, format: str) -> 
 
 
 def test_what_cannot_be_converted(golden: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="unknown checkpoint format 'gguf'; known: hf, meta, sphinx, sphinxkit"):
+    with pytest.raises(CheckpointError, match="format 'gguf'; known: hf, hf_sphinx, meta, sphinx, sphinxkit"):
         sphinxkit.convert(tmp_path / "none", tmp_path / "out", format="gguf")
     with pytest.raises(CheckpointError, match="there is no such folder"):
         sphinxkit.convert(tmp_path / "none", tmp_path / "out")
-    with pytest.raises(CheckpointError, match="format 'hf' holds a language model alone"):
-        sphinxkit.convert(golden / "llama_ens_light", tmp_path / "out", format="hf")
+    with pytest.raises(CheckpointError, match="format 'meta' holds a language model alone"):
+        sphinxkit.convert(golden / "llama_ens_light", tmp_path / "out", format="meta")
     assert list(tmp_path.iterdir()) == []
 
 

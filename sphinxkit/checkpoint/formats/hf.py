@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
 from sphinxkit.checkpoint.formats.hf_companions import GENERATION_CONFIG_NAME, companion_files
-from sphinxkit.checkpoint.formats.hf_config import hf_from_numbers, llm_from_hf
+from sphinxkit.checkpoint.formats.hf_config import SPHINX, hf_from_numbers, llm_from_hf
 from sphinxkit.checkpoint.formats.native import is_native
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
 from sphinxkit.checkpoint.llm_config import (
@@ -43,7 +43,7 @@ from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.files import read_json, read_tensor_files
 
 CONFIG_NAME = "config.json"
-_INDEX = "model.safetensors.index.json"
+INDEX_NAME = "model.safetensors.index.json"
 _HF_EMBEDDING, _HF_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+(\.safetensors|\.bin)")
 _LLAMA_EOS = 2  # transformers' default of eos_token_id, LlamaConfig; it is Llama's tokenizer's own
@@ -104,7 +104,7 @@ def rotary_to_halves(tensor: Tensor, num_heads: int) -> Tensor:
     return tensor.reshape(num_heads, half, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
-def _rotary(reorder: Callable[..., Tensor], rule: NameRule, num_heads: int, num_kv_heads: int) -> Convert | None:
+def rotary(reorder: Callable[..., Tensor], rule: NameRule, num_heads: int, num_kv_heads: int) -> Convert | None:
     """``reorder`` for the tensors that a rule names; None where both sides order their rows alike."""
     if rule.rotary is None:
         return None
@@ -158,7 +158,15 @@ def read_language_model(folder: Path) -> LanguageModelFolder:
     return LanguageModelFolder(llm, ends, HuggingFace().tokenizer(folder, vocab_size))
 
 
-def _check_tie(tensors: Mapping[str, MergedTensor], config_path: Path) -> None:
+def check_tie(tensors: Mapping[str, MergedTensor], config_path: Path) -> None:
+    """Raise where a head that is tied to the embedding differs from it.
+
+    Args:
+        tensors: Under canonical names.
+        config_path: For the message.
+    Raises:
+        CheckpointError: It does.
+    """
     head, embedding = tensors.get(HEAD), tensors[EMBEDDING]
     if head is not None and not bitwise_equal(head.read(), embedding.read()):
         raise CheckpointError(
@@ -167,7 +175,7 @@ def _check_tie(tensors: Mapping[str, MergedTensor], config_path: Path) -> None:
         )
 
 
-def _find_weights(folder: Path) -> Path | None:
+def find_weights(folder: Path) -> Path | None:
     """The weight file of a folder or the index of several (safetensors before .bin); None if there is none."""
     names = ("model.safetensors", "pytorch_model.bin")
     found = [folder / f"{name}{end}" for name in names for end in (".index.json", "")]
@@ -185,11 +193,13 @@ class HuggingFace(Format):
     may_pad_vocabulary = True
 
     def detect(self, folder: Path) -> bool:
-        """Whether the folder has weights and ``config.json``, and no sphinxkit index."""
+        """Whether the folder has weights and ``config.json``, no sphinxkit index and no vision."""
         names = {path.name for path in folder.iterdir()}
         weights = any(n.startswith("model") and n.endswith((".safetensors", ".safetensors.index.json")) for n in names)
         weights |= any(n.startswith("pytorch_model") and n.endswith((".bin", ".bin.index.json")) for n in names)
-        return weights and CONFIG_NAME in names and not is_native(folder)
+        if not weights or CONFIG_NAME not in names or is_native(folder):
+            return False
+        return read_json(folder / CONFIG_NAME).get("model_type") != SPHINX
 
     def open(self, folder: Path, options: OpenOptions) -> Checkpoint:
         """Open a folder with weight files and ``config.json``.
@@ -197,7 +207,7 @@ class HuggingFace(Format):
         Raises:
             CheckpointError: Damaged or missing files, not a Llama, names or shapes that do not fit.
         """
-        weights = _find_weights(folder)
+        weights = find_weights(folder)
         config_path = folder / CONFIG_NAME
         if weights is None and (shards := [path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)]):
             index = _SHARD.sub(r"\1\2.index.json", shards[0])
@@ -227,9 +237,9 @@ class HuggingFace(Format):
             if found is None:
                 fitting.errors.append(f"{name!r} is not a name this format has")
             else:
-                merged[found[0]] = MergedTensor([tensor], reorder=_rotary(rotary_to_pairs, found[1], heads, kv_heads))
+                merged[found[0]] = MergedTensor([tensor], reorder=rotary(rotary_to_pairs, found[1], heads, kv_heads))
         if config.get("tie_word_embeddings") and EMBEDDING in merged:
-            _check_tie(merged, config_path)
+            check_tie(merged, config_path)
             merged.pop(HEAD, None)
         if EMBEDDING not in merged and not fitting.defer:
             fitting.errors.append(f"there is no {_HF_EMBEDDING!r}")
@@ -251,7 +261,7 @@ class HuggingFace(Format):
         """Write ``model*.safetensors``, ``config.json`` and what transformers reads beside them."""
         numbers = self.numbers(source, options.recipe)
         convert = partial(
-            _rotary, rotary_to_halves, num_heads=numbers["num_heads"], num_kv_heads=numbers["num_kv_heads"]
+            rotary, rotary_to_halves, num_heads=numbers["num_heads"], num_kv_heads=numbers["num_kv_heads"]
         )
         pieces = pieces_of(source, hf_key_map(), conversion=convert)
         weight_map, written = write_safetensors_shards(folder, source, pieces, options.max_shard_bytes, checksum=False)
@@ -261,5 +271,5 @@ class HuggingFace(Format):
         texts[CONFIG_NAME] = json_text(config | ids)
         if len(written) > 1:
             total = sum(piece.spec.num_bytes for piece in pieces)
-            texts[_INDEX] = json_text({"metadata": {"total_size": total}, "weight_map": weight_map})
+            texts[INDEX_NAME] = json_text({"metadata": {"total_size": total}, "weight_map": weight_map})
         return texts

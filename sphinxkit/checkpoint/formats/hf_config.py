@@ -12,6 +12,8 @@ from sphinxkit.checkpoint.llm_config import LLM_DEFAULTS, differing
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.registry import suggest
 
+SPHINX = "sphinx"
+"""``model_type`` of a whole SPHINX; see ``hf_sphinx``."""
 _NORM_EPS = 1e-6  # transformers' default of rms_norm_eps, in all families
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ def from_sentencepiece(content: bytes) -> dict[str, str]:
             (unigrams, a table of characters to replace, other rules for spaces).
     Source: transformers, convert_slow_tokenizer.py, LlamaConverter and SpmConverter.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     model = _processor(content)
     specs = {number: dict(_fields(value)) for number, value in _fields(content) if number in (_TRAINER, _NORMALIZER)}
@@ -62,9 +63,6 @@ def from_sentencepiece(content: bytes) -> dict[str, str]:
         "it replaces characters": bool(normalizer.get(_CHARSMAP)),
         "it drops spaces": bool(normalizer.get(_NO_EXTRA_SPACES, True)),
         "it keeps spaces as they are": not normalizer.get(_ESCAPES, True),
-        "it has pieces that are never cut": any(
-            dict(_fields(piece)).get(_TYPE) == _USER_DEFINED for number, piece in _fields(content) if number == _PIECE
-        ),
     }
     reasons = [reason for reason, holds in unlike.items() if holds]
     if reasons:
@@ -72,10 +70,12 @@ def from_sentencepiece(content: bytes) -> dict[str, str]:
     pieces: list[str] = [model.id_to_piece(token) for token in range(model.get_piece_size())]
     vocab = {piece: token for token, piece in enumerate(pieces)}
     special = [token for token in range(len(pieces)) if model.is_control(token) or model.is_unknown(token)]
+    kinds = [dict(_fields(piece)).get(_TYPE) for number, piece in _fields(content) if number == _PIECE]
+    whole = {piece for piece, kind in zip(pieces, kinds, strict=True) if kind == _USER_DEFINED}
     plain = {
         piece: token
         for piece, token in vocab.items()
-        if not (model.is_byte(token) or model.is_unused(token) or token in special)
+        if not (model.is_byte(token) or model.is_unused(token) or token in special or piece in whole)
     }
     merges: list[tuple[float, int, int, str, str]] = []
     for piece, token in plain.items():
@@ -92,8 +92,12 @@ def from_sentencepiece(content: bytes) -> dict[str, str]:
         unk_token=unk,
         fuse_unk=True,
         byte_fallback=has_bytes,
+        ignore_merges=bool(whole),
     )
     tokenizer = Tokenizer(bpe)
+    if whole:  # SentencePiece never cuts them: the longest that begins at a place is one piece there
+        longest_first = "|".join(re.escape(piece) for piece in sorted(whole, key=len, reverse=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(longest_first), "isolated")
     tokenizer.add_special_tokens([AddedToken(pieces[token], normalized=False, special=True) for token in special])
     has_prefix = bool(normalizer.get(_DUMMY_PREFIX, True))
     prefix = [normalizers.Prepend(_SPACE)] if has_prefix else []

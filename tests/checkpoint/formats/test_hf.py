@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sphinxkit import checkpoint, llama
 from sphinxkit.checkpoint import MappingSource, ModuleSource
-from sphinxkit.checkpoint.formats.hf import _rotary, hf_key_map, rotary_to_halves, rotary_to_pairs
+from sphinxkit.checkpoint.formats.hf import hf_key_map, rotary, rotary_to_halves, rotary_to_pairs
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.files import read_tensor_files
 
@@ -361,9 +361,9 @@ def test_only_query_and_key_are_reordered() -> None:
     assert query is not None
     assert key is not None
     assert value is not None
-    reorder_query, reorder_key = _rotary(rotary_to_pairs, query[1], 2, 1), _rotary(rotary_to_pairs, key[1], 2, 1)
+    reorder_query, reorder_key = rotary(rotary_to_pairs, query[1], 2, 1), rotary(rotary_to_pairs, key[1], 2, 1)
     assert reorder_query is not None
     assert reorder_key is not None
     assert torch.equal(reorder_query(tensor), rotary_to_pairs(tensor, 2))
     assert torch.equal(reorder_key(tensor), rotary_to_pairs(tensor, 1))
-    assert _rotary(rotary_to_pairs, value[1], 2, 1) is None
+    assert rotary(rotary_to_pairs, value[1], 2, 1) is None

@@ -1,0 +1,37 @@
+"""Optional packages: imported where they are needed, or an error that names the pip command."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from sphinxkit.errors import SphinxkitError
+
+
+class MissingPackageError(SphinxkitError, ImportError):
+    """An optional package is not installed."""
+
+
+def require(module: str, extra: str, *, oldest: str | None = None) -> ModuleType:
+    """Import a module of an optional package.
+
+    Args:
+        module: Its name.
+        extra: The extra of sphinxkit that installs the package.
+        oldest: The oldest version that will do, as far as its first two numbers; None: any.
+    Raises:
+        MissingPackageError: It cannot be imported, or is too old; the message names the pip command.
+    """
+    command = f'pip install "sphinxkit[{extra}]"'
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise MissingPackageError(f"{module} cannot be imported ({error}); install it: {command}") from error
+    version = str(getattr(found, "__version__", ""))
+    if oldest is not None and _numbers(version) < _numbers(oldest):
+        raise MissingPackageError(f"{module} {version} is too old, {oldest} or later is needed; install it: {command}")
+    return found
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:2] if part.isdigit()]
