@@ -55,7 +55,7 @@ _HOMES = {
 _FAMILIES = frozenset(
     {
         *("batch_inference", "checkpoint", "data", "encoders", "evaluation", "formatters", "generation"),
-        *("interpolation", "llama", "mixers", "nano", "projectors", "recipe", "sphinx_model"),
+        *("integrations", "interpolation", "llama", "mixers", "nano", "projectors", "recipe", "sphinx_model"),
         *("tilers", "tokenizer", "training", "vision"),
     }
 )

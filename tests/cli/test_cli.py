@@ -169,7 +169,7 @@ def test_convert_the_language_model_to_hugging_face(golden: Path, tmp_path: Path
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)(ids).logits
     ours = sphinxkit.load(golden / "llama_ens_light")(ids)
     torch.testing.assert_close(theirs, ours, atol=2e-5, rtol=0)  # rounding, logits of scale 8
-    with pytest.raises(CheckpointError, match="unknown checkpoint format 'gguf'; known: hf, meta"):
+    with pytest.raises(CheckpointError, match="unknown checkpoint format 'gguf'; known: hf, hf_sphinx, meta"):
         run("convert", str(golden / "llama_ens"), "-o", str(tmp_path / "x"), "--to", "gguf")
 
 

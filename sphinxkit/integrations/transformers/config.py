@@ -22,7 +22,7 @@ class SphinxConfig(PreTrainedConfig):
     model_type = SPHINX
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 - transformers reads it from the class
 
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: Any = None
     recipe: dict[str, Any] | None = None
     image_token_id: int | None = None
     tie_word_embeddings: bool = False

@@ -55,7 +55,7 @@ def _as_source(image: Any) -> Any:
     return image if isinstance(image, Image.Image) or is_plain else to_pil_image(image)
 
 
-class SphinxProcessor(ProcessorMixin):  # type: ignore[misc]
+class SphinxProcessor(ProcessorMixin):
     """Texts and images to what the model reads.
 
     A text begins with beginning-of-sentence and, if it has an image, its token; both are put there where they are
