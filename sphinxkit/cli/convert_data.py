@@ -16,17 +16,24 @@ def convert_data(
         str,
         typer.Option(
             "--format",
-            help="llava, vqav2, gqa, ocrvqa, textcaps, coco, publaynet, doclaynet, refcoco, visual_genome, flickr30k "
-            "or imagefolder.",
+            help="llava (also ShareGPT4V), vqav2, gqa, ocrvqa, textvqa, textcaps, docvqa, infographicvqa, chartqa, "
+            "scienceqa, aokvqa, coco, lvis, objects365, publaynet, doclaynet, refcoco, visual_genome, flickr30k or "
+            "imagefolder.",
         ),
     ],
     task: Annotated[str | None, typer.Option(help="Task to write; default: the format's first.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")] = None,
     companion: Annotated[
-        Path | None, typer.Option(help="The format's second file: VQAv2's annotations, image_data.json, refs(...).p.")
+        Path | None,
+        typer.Option(
+            help="The format's second file: VQAv2's annotations, TextVQA's OCR, image_data.json, refs(...).p."
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Read only this split, if records name one.")] = None,
     image_prefix: Annotated[str, typer.Option(help="Prefix for every image path.")] = "",
+    wording: Annotated[
+        int | None, typer.Option(min=0, help="The task's wording with this number; default: all, drawn by record.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A malformed record is an error.")] = False,
     limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many conversations.")] = None,
     as_json: Annotated[
@@ -58,6 +65,7 @@ def convert_data(
             split=split,
             stream=sys.stdout if output is None else None,
             image_prefix=image_prefix,
+            wording=wording,
             strict=strict,
             limit=limit,
             progress=lambda count: status.update(f"converting {source}: {count} conversations"),

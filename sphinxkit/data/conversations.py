@@ -14,10 +14,14 @@ from sphinxkit.formatters import (
     EncodedConversation,
     Message,
     check_messages,
+    clean_content,
     label_text,
 )
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES = {
+    **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"},
+    **dict.fromkeys(("chatgpt", "bing", "bard"), "assistant"),  # ShareGPT's
+}
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 IMAGE_PREFIX = f"{IMAGE_PLACEHOLDER}\n"  # LLaVA's mark in the first turn of a conversation about an image
 
@@ -44,12 +48,27 @@ class TextTokenizer(Protocol):
         ...
 
 
-def read_conversation(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+def trim_turns(messages: Sequence[Message]) -> list[Message]:
+    """A conversation from its first question to its last answer; turns outside and empty ones at the ends go.
+
+    Args:
+        messages: ``{"role", "content"}`` each; a system message at the start stays.
+    """
+    system = list(messages[:1]) if messages and messages[0]["role"] == "system" else []
+    turns = messages[len(system) :]
+    said = [message["role"] if clean_content(message["content"]) else "" for message in turns]
+    start = said.index("user") if "user" in said else len(turns)
+    end = max((index + 1 for index, role in enumerate(said) if role == "assistant"), default=0)
+    return [*system, *turns[start:end]]
+
+
+def read_conversation(record: Mapping[str, Any], where: str, *, trim: bool = False) -> tuple[Message, ...]:
     """The messages of a record: LLaVA's ``conversations`` of {"from", "value"}, or ``messages`` of {"role", "content"}.
 
     Args:
         record: The record.
         where: "file:line", for messages.
+        trim: See ``trim_turns``; False: such turns are errors.
     Returns:
         Messages ``{"role", "content"}``: an optional system message, then user and assistant alternating.
     Raises:
@@ -60,13 +79,15 @@ def read_conversation(record: Mapping[str, Any], where: str) -> tuple[Message, .
     turns = record.get("conversations", record.get("messages"))
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{where}: 'conversations' must be a list that is not empty, got {turns!r:.60}")
-    messages = []
+    messages: list[Message] = []
     for index, turn in enumerate(turns):
         speaker, content = (turn.get(key) for key in keys) if isinstance(turn, dict) else (None, None)
         role = ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None or not isinstance(content, str):
             raise DataError(f"{where}: message {index} must have {keys[0]!r} and {keys[1]!r}, got {turn!r:.80}")
         messages.append({"role": role, "content": content})
+    if trim and not (messages := trim_turns(messages)):
+        raise DataError(f"{where}: no question of 'conversations' has an answer")
     check_messages(messages, where, last="assistant")
     return tuple(messages)
 
@@ -96,7 +117,7 @@ def read_image(record: Mapping[str, Any], where: str) -> str:
     return next(iter(paths), "")
 
 
-def read_record(record: Mapping[str, Any], where: str) -> tuple[tuple[Message, ...], str]:
+def read_record(record: Mapping[str, Any], where: str, *, trim: bool = False) -> tuple[tuple[Message, ...], str]:
     """The messages of a conversation record and the path of its image, "" for a text.
 
     A top-level ``system`` is the system message.
@@ -104,11 +125,12 @@ def read_record(record: Mapping[str, Any], where: str) -> tuple[tuple[Message, .
     Args:
         record: See ``read_conversation`` and ``read_image``.
         where: "file:line", for messages.
+        trim: See ``trim_turns``.
     Raises:
         DataError: As those; ``system`` is not text or there is a second system message; or a placeholder ``<image>`` is
             wrong: at most one is allowed, in a question, and only with an image.
     """
-    messages, image = read_conversation(record, where), read_image(record, where)
+    messages, image = read_conversation(record, where, trim=trim), read_image(record, where)
     system = record.get("system")
     if system is not None and not isinstance(system, str):
         raise DataError(f"{where}: 'system' must be a text, got {system!r:.60}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
-from sphinxkit.data.json_stream import OnMalformed, is_finite_number
+from sphinxkit.data.json_stream import JsonItem, OnMalformed, is_finite_number
 from sphinxkit.errors import DataError
 from sphinxkit.formatters.tasks.coordinates import check_box
 from sphinxkit.geometry import Box, ImageGeometry
@@ -108,6 +110,33 @@ class Converted:
 
 
 Converter = Callable[[Source, Problems], Iterator[Converted]]
+Samples = Iterable[tuple[str, str, Any]]
+"""(id, image, sample) of each sample that a record holds."""
+
+
+def convert_each(
+    path: Path,
+    items: Iterable[JsonItem],
+    problems: Problems,
+    make: Callable[[JsonItem, dict[str, Any]], Samples],
+    *names: str,
+) -> Iterator[Converted]:
+    """The samples of every record of a file; a record that cannot be used is reported.
+
+    Args:
+        path: The file, for reports.
+        items: Its records.
+        problems: Collects unusable records.
+        make: The samples of a record.
+        names: Fields that name a record in reports; without any, its key does.
+    """
+    for item in items:
+        try:
+            for sample_id, image, sample in make(item, an_object(item.value)):
+                yield Converted(sample_id, image, sample, path, item.line)
+        except RecordError as error:
+            name = name_of(item.value, *names) or ("" if item.key is None else f"{item.key}: ")
+            problems.add(path, item.line, f"{name}{error}")
 
 
 def an_object(value: Any) -> dict[str, Any]:
@@ -169,6 +198,36 @@ def a_text(record: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RecordError(f"{key!r} must be a text that is not empty, got {value!r:.60}")
     return value.strip()
+
+
+def texts_of(record: dict[str, Any], key: str) -> list[str]:
+    """``record[key]`` as a list of texts with at least one; see ``a_text``.
+
+    Raises:
+        RecordError: It is something else.
+    """
+    texts = [a_text({key: text}, key) for text in a_list(record, key)]
+    if not texts:
+        raise RecordError(f"{key!r} is empty")
+    return texts
+
+
+def most_frequent(answers: Iterable[str]) -> str:
+    """The answer that most people gave, the first of those."""
+    return Counter(answers).most_common(1)[0][0]
+
+
+def last_parts(url: str, count: int = 2) -> str:
+    """The last ``count`` parts of the path of a URL or file name.
+
+    Raises:
+        RecordError: It is no URL.
+    """
+    try:
+        path = urlsplit(url).path
+    except ValueError as error:
+        raise RecordError(f"not a URL: {url!r:.80}") from error
+    return "/".join(PurePosixPath(path).parts[-count:])
 
 
 def a_number(record: dict[str, Any], key: str) -> float:

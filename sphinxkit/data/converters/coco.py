@@ -1,7 +1,8 @@
-"""COCO and data sets in its format: instances, key points, captions; PubLayNet and DocLayNet pages.
+"""COCO and data sets in its format: instances, key points, captions; LVIS; Objects365; PubLayNet and DocLayNet pages.
 
 The file is read once; annotations are grouped by image on disk.
-Source: cocodataset.org, data format; PubLayNet, arXiv:1908.07836; DocLayNet, arXiv:2206.01062.
+Source: cocodataset.org, data format; LVIS, arXiv:1908.03195; Objects365, ICCV 2019; PubLayNet, arXiv:1908.07836;
+DocLayNet, arXiv:2206.01062.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sphinxkit.data.converters.base import (
     an_id,
     an_object,
     box_of,
+    last_parts,
     name_of,
 )
 from sphinxkit.data.converters.disk_tables import DiskTables
@@ -31,6 +33,7 @@ from sphinxkit.formatters.tasks.coordinates import check_point
 from sphinxkit.geometry import Box, ImageGeometry, Point
 
 KeepFields = Callable[[dict[str, Any]], Any]
+ImageName = Callable[[dict[str, Any]], str]
 Categories = dict[str, dict[str, Any] | None]  # by id; None: the id is there more than once, with different content
 
 
@@ -62,8 +65,23 @@ def _add_category(
         categories[key] = None
 
 
+def _file_name(record: dict[str, Any]) -> str:
+    return a_text(record, "file_name")
+
+
+def _image(record: dict[str, Any], name: ImageName) -> list[Any]:
+    """[path, width, height, ids of categories whose objects are not all annotated (LVIS)]."""
+    partly = "not_exhaustive_category_ids"
+    return [name(record), *a_size(record), a_list(record, partly) if partly in record else []]
+
+
 def _fill(
-    tables: DiskTables, source: Source, problems: Problems, keep: KeepFields, needs_categories: bool
+    tables: DiskTables,
+    source: Source,
+    problems: Problems,
+    keep: KeepFields,
+    needs_categories: bool,
+    image_name: ImageName,
 ) -> Categories:
     """Read the file: images into the tables, (id, ``keep(annotation)``) as rows by image; returns the categories."""
     categories: Categories = {}
@@ -72,7 +90,7 @@ def _fill(
         try:
             record = an_object(item.value)
             if member == "images":
-                tables.put("images", an_id(record, "id"), [a_text(record, "file_name"), *a_size(record)], item.line)
+                tables.put("images", an_id(record, "id"), _image(record, image_name), item.line)
             elif member == "categories":
                 _add_category(categories, record, problems, source, item.line)
             elif not _is_crowd(record):
@@ -109,9 +127,10 @@ def _per_image(
     make: Callable[[_Page], Iterator[Converted]],
     *,
     categories: bool,
+    image_name: ImageName = _file_name,
 ) -> Iterator[Converted]:
     with DiskTables() as tables:
-        known = _fill(tables, source, problems, keep, categories)
+        known = _fill(tables, source, problems, keep, categories, image_name)
         for image_id, rows in tables.groups():
             annotations = [_Annotation(line, name, kept) for line, (name, kept) in rows]
             try:
@@ -123,7 +142,9 @@ def _per_image(
                     _report(problems, source, annotation, f"image_{error}")
                 continue
             unique = list(_without_repeated(annotations, problems, source))
-            yield from make(_Page(source, problems, known, image_id, image[0], ImageGeometry(*image[1:]), unique))
+            name, width, height, partly = image
+            geometry = ImageGeometry(width, height)
+            yield from make(_Page(source, problems, known, image_id, name, geometry, unique, partly))
 
 
 def _report(problems: Problems, source: Source, annotation: _Annotation, reason: object) -> None:
@@ -153,11 +174,14 @@ class _Page:
     file_name: str
     geometry: ImageGeometry
     annotations: list[_Annotation]
+    partly_annotated: list[Any]
 
     def boxes(self) -> Iterator[tuple[int, str, Box]]:
-        """(line, category, box) of the annotations that can be used."""
+        """(line, category, box) of the annotations that can be used; none of a category that is annotated partly."""
         for annotation in self.annotations:
             category_id, values = annotation.kept
+            if category_id in self.partly_annotated:
+                continue
             try:
                 category, box = str(_category(self.categories, category_id)["name"]), box_of(values, self.geometry)
             except RecordError as error:
@@ -176,20 +200,47 @@ def _keep_box(record: dict[str, Any]) -> Any:
     return [an_id(record, "category_id"), a_list(record, "bbox")]
 
 
-def detection(source: Source, problems: Problems) -> Iterator[Converted]:
-    """One sample per image and category: all its boxes. Crowd regions are left out."""
+def detection(
+    source: Source, problems: Problems, *, image_name: ImageName = _file_name, underscores: bool = True
+) -> Iterator[Converted]:
+    """One sample per image and category: all its boxes. Crowd regions are left out.
+
+    Args:
+        source: The annotation file.
+        problems: Collects unusable records.
+        image_name: The path of an image record.
+        underscores: Keep underscores in a category's name; False: they become spaces.
+    """
 
     def make(page: _Page) -> Iterator[Converted]:
         found: dict[str, list[Box]] = {}
         first: dict[str, int] = {}
-        for line, category, box in page.boxes():
+        for line, name, box in page.boxes():
+            category = name if underscores else name.replace("_", " ")
             found.setdefault(category, []).append(box)
             first.setdefault(category, line)
         for category, boxes in found.items():
             sample = DetectionSample(category, tuple(boxes), page.geometry)
             yield page.converted(f"{page.id}:{category}", sample, first[category])
 
-    return _per_image(source, problems, _keep_box, make, categories=True)
+    return _per_image(source, problems, _keep_box, make, categories=True, image_name=image_name)
+
+
+def lvis(source: Source, problems: Problems) -> Iterator[Converted]:
+    """As ``detection``; an image's path is the end of its ``coco_url`` ("train2017/000000391895.jpg").
+
+    A category whose objects are not all annotated in an image (``not_exhaustive_category_ids``) is left out there.
+    """
+
+    def image_name(record: dict[str, Any]) -> str:
+        return last_parts(a_text(record, "coco_url" if "coco_url" in record else "file_name"))
+
+    return detection(source, problems, image_name=image_name, underscores=False)
+
+
+def objects365(source: Source, problems: Problems) -> Iterator[Converted]:
+    """As ``detection``; an image's path is its patch and its name, as the archives unpack."""
+    return detection(source, problems, image_name=lambda record: last_parts(_file_name(record)))
 
 
 def layout(source: Source, problems: Problems) -> Iterator[Converted]:

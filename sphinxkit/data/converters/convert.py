@@ -11,8 +11,9 @@ from typing import IO, Any
 
 from sphinxkit.atomic import TEMP_SUFFIX, atomic_file
 from sphinxkit.data.conversations import write_conversation
-from sphinxkit.data.converters import coco, image_folder, regions, vqa
+from sphinxkit.data.converters import choices, coco, documents, image_folder, llava, regions, vqa
 from sphinxkit.data.converters.base import Converted, Converter, Malformed, Problems, Source, is_writable
+from sphinxkit.data.permutation import derive_key
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
 from sphinxkit.registry import suggest
@@ -21,15 +22,23 @@ ANY_TASK = "*"
 
 # Format -> task -> converter; the first task is the default. ANY_TASK: conversations that have been worded already.
 FORMATS: Mapping[str, Mapping[str, Converter]] = {
-    "llava": {ANY_TASK: vqa.llava},
+    "llava": {ANY_TASK: llava.llava},
     "vqav2": {"vqa": vqa.vqav2},
     "gqa": {"vqa": vqa.gqa},
     "ocrvqa": {"vqa": vqa.ocrvqa},
+    "textvqa": {"vqa": vqa.textvqa},
     "textcaps": {"caption": vqa.textcaps},
+    "docvqa": {"vqa": documents.docvqa},
+    "infographicvqa": {"vqa": documents.docvqa},
+    "chartqa": {"vqa": documents.chartqa},
+    "scienceqa": {"multiple_choice": choices.scienceqa},
+    "aokvqa": {"multiple_choice": choices.aokvqa_choices, "vqa": choices.aokvqa_direct},
     "coco": {"detection": coco.detection, "pose": coco.pose, "caption": coco.caption},
     "coco_captions": {"caption": coco.caption},
     "coco_instances": {"detection": coco.detection},
     "coco_keypoints": {"pose": coco.pose},
+    "lvis": {"detection": coco.lvis},
+    "objects365": {"detection": coco.objects365},
     "publaynet": {"layout": coco.layout},
     "doclaynet": {"layout": coco.layout},
     "refcoco": {"rec": regions.refcoco, "reg": regions.refcoco},
@@ -37,6 +46,7 @@ FORMATS: Mapping[str, Mapping[str, Converter]] = {
         "rec": regions.genome_regions,
         "reg": regions.genome_regions,
         "relation": regions.genome_relations,
+        "vqa": regions.genome_questions,
     },
     "flickr30k": {"grounded_caption": regions.flickr30k},
     "imagefolder": {"classification": image_folder.classification},
@@ -44,9 +54,14 @@ FORMATS: Mapping[str, Mapping[str, Converter]] = {
 # Other names of the same layouts; case and punctuation play no part.
 SPELLINGS = {
     "flickr30kentities": "flickr30k",
+    "llava665k": "llava",
+    "llavav15mix665k": "llava",
+    "objects365v2": "objects365",
     "okvqa": "vqav2",
     "refcocog": "refcoco",
     "refcocoplus": "refcoco",
+    "sharegpt": "llava",
+    "sharegpt4v": "llava",
     "vg": "visual_genome",
     "vqa": "vqav2",
 }
@@ -106,7 +121,12 @@ def _choose(format_name: str, task: str | None) -> tuple[str, str, Converter]:
 
 
 def convert_records(
-    source: Source, format_name: str, task: str | None, problems: Problems, image_prefix: str = ""
+    source: Source,
+    format_name: str,
+    task: str | None,
+    problems: Problems,
+    image_prefix: str = "",
+    wording: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The conversations of an annotation file, one by one, in bounded memory.
 
@@ -116,6 +136,7 @@ def convert_records(
         task: One of the format's tasks; None: its first. For ready conversations: their label.
         problems: Collects unusable records.
         image_prefix: Prefix of every image path.
+        wording: Index of the task's wording; None: any, drawn by the record's id, so that a record always has the same.
     Yields:
         Records as ``write_conversation`` makes them.
     Raises:
@@ -123,11 +144,14 @@ def convert_records(
     """
     name, chosen, converter = _choose(format_name, task)
     formatter = None if ANY_TASK in FORMATS[name] else tasks.create(chosen, **TASK_OPTIONS.get(name, {}))
+    if formatter is not None and wording is not None and not 0 <= wording < len(formatter.wordings):
+        raise DataError(f"task {chosen!r}: wording {wording} does not exist, there are {len(formatter.wordings)}")
 
     def word(converted: Converted) -> list[dict[str, str]]:
         if formatter is None:
             return list(converted.sample)
-        example = formatter.format(converted.sample)
+        drawn = derive_key("wording", chosen, converted.id) % len(formatter.wordings)
+        example = formatter.format(converted.sample, drawn if wording is None else wording)
         return [{"role": "user", "content": example.instruction}, {"role": "assistant", "content": example.answer}]
 
     for converted in converter(source, problems):
@@ -154,6 +178,7 @@ def convert_data(
     split: str | None = None,
     stream: IO[str] | None = None,
     image_prefix: str = "",
+    wording: int | None = None,
     strict: bool = False,
     limit: int | None = None,
     progress: Progress | None = None,
@@ -167,10 +192,11 @@ def convert_data(
         format_name: A key of ``FORMATS``.
         task: One of the format's tasks; None: its first.
         output: File to write (atomically); None: write to ``stream``.
-        companion: The format's second file: VQAv2's annotations, image_data.json, refs(...).p.
+        companion: The format's second file: VQAv2's annotations, TextVQA's OCR tokens, image_data.json, refs(...).p.
         split: Only this split, where records name one.
         stream: Output stream if ``output`` is None.
         image_prefix: Prefix of every image path.
+        wording: See ``convert_records``.
         strict: Raise at the first malformed record and write nothing.
         limit: Stop after this many conversations.
         progress: Called from time to time with the number written.
@@ -196,7 +222,7 @@ def convert_data(
         problems = Problems(strict, sink.write if listing is not None else None)
         encode = json.JSONEncoder(ensure_ascii=False).encode
         written = 0
-        for record in convert_records(source, name, task, problems, image_prefix):
+        for record in convert_records(source, name, task, problems, image_prefix, wording):
             if limit is not None and written >= limit:
                 break
             if target is not None:

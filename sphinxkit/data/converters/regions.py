@@ -9,9 +9,8 @@ import io
 import pickle
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 from sphinxkit.data.converters.base import (
@@ -26,12 +25,19 @@ from sphinxkit.data.converters.base import (
     an_id,
     an_object,
     box_of,
+    last_parts,
     name_of,
 )
 from sphinxkit.data.converters.disk_tables import DiskTables
 from sphinxkit.data.json_stream import iter_json, iter_json_members
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks import GroundedCaptionSample, GroundedPhrase, RegionSample, RelationSample
+from sphinxkit.formatters.tasks import (
+    GroundedCaptionSample,
+    GroundedPhrase,
+    QuestionSample,
+    RegionSample,
+    RelationSample,
+)
 from sphinxkit.geometry import Box, ImageGeometry
 
 _ENTITY = re.compile(r"\[/EN#(\d+)/\S+ ([^\]]*)\]")
@@ -131,9 +137,9 @@ def _genome_images(tables: DiskTables, source: Source, problems: Problems) -> No
     for item in iter_json(path, problems.on(path)):
         try:
             record = an_object(item.value)
-            parts = PurePosixPath(urlsplit(str(record.get("url", ""))).path).parts[-2:]
             key = an_id(record, "image_id" if "image_id" in record else "id")
-            tables.put("images", key, ["/".join(parts) or f"{key}.jpg", *a_size(record)], item.line)
+            name = last_parts(str(record.get("url", ""))) or f"{key}.jpg"
+            tables.put("images", key, [name, *a_size(record)], item.line)
         except RecordError as error:
             problems.add(path, item.line, f"{name_of(item.value, 'image_id', 'id')}{error}")
     tables.report_repeated("images", problems, path)
@@ -203,6 +209,15 @@ def genome_relations(source: Source, problems: Problems) -> Iterator[Converted]:
         return RelationSample(subject, a_text(relation, "predicate").lower(), target, geometry)
 
     return _genome(source, problems, "relationships", "relationship_id", make)
+
+
+def genome_questions(source: Source, problems: Problems) -> Iterator[Converted]:
+    """One sample per question of question_answers.json; image_data.json beside it or as companion."""
+
+    def make(question: dict[str, Any], geometry: ImageGeometry) -> QuestionSample:
+        return QuestionSample(a_text(question, "question"), a_text(question, "answer"))
+
+    return _genome(source, problems, "qas", "qa_id", make)
 
 
 def _flickr_boxes(path: Path, problems: Problems) -> tuple[ImageGeometry, dict[str, list[Box]]]:

@@ -1,32 +1,34 @@
-"""Questions and captions: VQAv2, GQA, OCR-VQA, TextCaps, and LLaVA conversations.
+"""Questions and captions: VQAv2, GQA, OCR-VQA, TextVQA, TextCaps.
 
-Source: visualqa.org/download; cs.stanford.edu/people/dorarad/gqa/download; ocr-vqa.github.io; textvqa.org/textcaps;
-LLaVA, arXiv:2304.08485.
+Source: visualqa.org/download; cs.stanford.edu/people/dorarad/gqa/download; ocr-vqa.github.io; textvqa.org/dataset;
+textvqa.org/textcaps.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
-from sphinxkit.data.conversations import read_record
 from sphinxkit.data.converters.base import (
     Converted,
     Problems,
     RecordError,
+    Samples,
     Source,
     a_list,
     a_number,
     a_text,
     an_id,
     an_object,
+    convert_each,
+    last_parts,
+    most_frequent,
     name_of,
+    texts_of,
 )
 from sphinxkit.data.converters.disk_tables import DiskTables
-from sphinxkit.data.json_stream import iter_json, iter_json_members, iter_records
+from sphinxkit.data.json_stream import JsonItem, iter_json, iter_json_members
 from sphinxkit.errors import DataError
 from sphinxkit.formatters.tasks import CaptionSample, QuestionSample
 
@@ -87,7 +89,7 @@ def _vqav2_answer(record: dict[str, Any]) -> str:
     answers = [a_text(an_object(answer), "answer") for answer in a_list(record, "answers")]
     if not answers:
         raise RecordError("'answers' is empty")
-    return Counter(answers).most_common(1)[0][0]
+    return most_frequent(answers)
 
 
 def gqa(source: Source, problems: Problems) -> Iterator[Converted]:
@@ -112,7 +114,7 @@ def ocrvqa(source: Source, problems: Problems) -> Iterator[Converted]:
             questions, answers = a_list(record, "questions"), a_list(record, "answers")
             if len(questions) != len(answers):
                 raise RecordError(f"{len(questions)} questions but {len(answers)} answers")
-            suffix = PurePosixPath(urlsplit(a_text(record, "imageURL")).path).suffix or ".jpg"
+            suffix = PurePosixPath(last_parts(a_text(record, "imageURL"), 1)).suffix or ".jpg"
         except RecordError as error:
             problems.add(source.path, item.line, f"image {item.key}: {error}")
             continue
@@ -126,33 +128,45 @@ def ocrvqa(source: Source, problems: Problems) -> Iterator[Converted]:
             yield Converted(f"{item.key}:{index}", f"{item.key}{suffix}", sample, source.path, item.line)
 
 
+def textvqa(source: Source, problems: Problems) -> Iterator[Converted]:
+    """One sample per question of a TextVQA file; the answer is the most frequent one.
+
+    With the Rosetta OCR file as companion, the words read in the image follow the question in a line "Reference OCR
+    token: ...", as in LLaVA-1.5's data (arXiv:2310.03744, section 3).
+    """
+    with DiskTables() as tables:
+        if source.companion is not None:
+            for _, item in iter_json_members(source.companion, ["data"], problems.on(source.companion)):
+                try:
+                    record = an_object(item.value)
+                    tokens = [str(token) for token in a_list(record, "ocr_tokens")]
+                    tables.put("images", an_id(record, "image_id"), tokens, item.line)
+                except RecordError as error:
+                    problems.add(source.companion, item.line, f"{name_of(item.value, 'image_id')}{error}")
+            tables.report_repeated("images", problems, source.companion)
+
+        def make(item: JsonItem, record: dict[str, Any]) -> Samples:
+            image_id, question = an_id(record, "image_id"), a_text(record, "question")
+            tokens = tables.get("images", image_id) or []
+            line = f"\nReference OCR token: {', '.join(tokens)}" if tokens else ""
+            sample = QuestionSample(question + line, most_frequent(texts_of(record, "answers")))
+            yield str(an_id(record, "question_id")), f"{image_id}.jpg", sample
+
+        items = (item for _, item in iter_json_members(source.path, ["data"], problems.on(source.path)))
+        yield from convert_each(source.path, items, problems, make, "question_id", "image_id")
+
+
 def textcaps(source: Source, problems: Problems) -> Iterator[Converted]:
     """One sample per caption of a TextCaps file."""
-    for _, item in iter_json_members(source.path, ["data"], problems.on(source.path)):
-        try:
-            record = an_object(item.value)
-            image_id = an_id(record, "image_id")
-            captions = [record] if "caption_str" in record else a_list(record, "reference_strs")
-            image = str(record.get("image_name") or image_id)
-            image = image if PurePosixPath(image).suffix else f"{image}.jpg"
-            for index, entry in enumerate(captions):
-                text = a_text(entry if isinstance(entry, dict) else {"caption_str": entry}, "caption_str")
-                sample_id = str(record.get("caption_id", f"{image_id}:{index}"))
-                yield Converted(sample_id, image, CaptionSample(text), source.path, item.line)
-        except RecordError as error:
-            problems.add(source.path, item.line, f"{name_of(item.value, 'caption_id', 'image_id')}{error}")
 
+    def make(item: JsonItem, record: dict[str, Any]) -> Samples:
+        image_id = an_id(record, "image_id")
+        captions = [record] if "caption_str" in record else a_list(record, "reference_strs")
+        image = str(record.get("image_name") or image_id)
+        image = image if PurePosixPath(image).suffix else f"{image}.jpg"
+        for index, entry in enumerate(captions):
+            text = a_text(entry if isinstance(entry, dict) else {"caption_str": entry}, "caption_str")
+            yield str(record.get("caption_id", f"{image_id}:{index}")), image, CaptionSample(text)
 
-def llava(source: Source, problems: Problems) -> Iterator[Converted]:
-    """Conversations as they are: a JSON list or JSON lines of {"id", "image", "conversations": [...]}."""
-    for item in iter_records(source.path, problems.on(source.path)):
-        try:
-            record = an_object(item.value)
-            sample_id = str(record.get("id", item.line))
-            messages, image = read_record(record, where := f"{source.path}:{item.line}")
-            yield Converted(sample_id, image, messages, source.path, item.line)
-        except RecordError as error:
-            problems.add(source.path, item.line, str(error))
-        except DataError as error:
-            reason = str(error).removeprefix(f"{where}: ")
-            problems.add(source.path, item.line, f"{name_of(item.value, 'id')}{reason}")
+    items = (item for _, item in iter_json_members(source.path, ["data"], problems.on(source.path)))
+    return convert_each(source.path, items, problems, make, "caption_id", "image_id")

@@ -59,7 +59,7 @@ def write(path: Path, annotations: list[Any], *, order: str = "iac", **more: Any
 
 def run(path: Path, name: str, task: str | None = None) -> tuple[list[dict[str, Any]], Problems]:
     problems = Problems()
-    return list(convert_records(Source(path), name, task, problems)), problems
+    return list(convert_records(Source(path), name, task, problems, wording=0)), problems
 
 
 @pytest.mark.parametrize("order", ["iac", "aic", "cai"])
@@ -273,3 +273,58 @@ def test_a_crowd_that_is_neither(tmp_path: Path, value: Any) -> None:
     records, problems = run(write(tmp_path / "instances.json", annotations), "coco", "detection")
     assert records == []
     assert problems.listed[0].reason == f"annotations: id 1: 'iscrowd' must be 0 or 1, got {value!r}"
+
+
+def test_lvis(tmp_path: Path) -> None:
+    """Layout of lvis_v1_train.json: images have no file_name."""
+    images = [
+        {
+            "id": 391895,
+            "coco_url": "http://images.cocodataset.org/train2017/000000391895.jpg",
+            "flickr_url": "http://farm9.staticflickr.com/8186/8119368305_4e622c8349_z.jpg",
+            "width": 200,
+            "height": 100,
+            "license": 3,
+            "date_captured": "2013-11-14 11:18:45",
+            "neg_category_ids": [3],
+            "not_exhaustive_category_ids": [2],
+        }
+    ]
+    names = ["bow_(weapon)", "shoe", "cab"]
+    categories = [
+        {"id": index, "name": name, "synset": f"{name}.n.01", "synonyms": [name], "def": "x", "frequency": "f"}
+        for index, name in enumerate(names, 1)
+    ]
+    boxes = [([20, 10, 100, 50], 1), ([0, 0, 10, 10], 2)]
+    annotations = [
+        {"id": 7 + index, "image_id": 391895, "category_id": category, "bbox": bbox, "area": 9.5, "segmentation": [[1]]}
+        for index, (bbox, category) in enumerate(boxes)
+    ]
+    path = tmp_path / "lvis_v1_train.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    records, problems = run(path, "lvis")
+    assert problems.count == 0
+    (record,) = records  # shoes are annotated only in part
+    assert (record["id"], record["image"]) == ("391895:bow (weapon)", "train2017/000000391895.jpg")
+    assert record["conversations"][0]["value"] == "<image>\nDetect all bow (weapon) shown in the image."
+    assert record["conversations"][1]["value"] == "<p>bow (weapon)</p>[0.100,0.300,0.600,0.550]"
+
+
+def test_objects365_patches(tmp_path: Path) -> None:
+    image = {"height": 100, "id": 420917, "license": 5, "width": 200, "url": ""}
+    annotation = {"id": 51, "iscrowd": 0, "isfake": 0, "area": 9.5, "isreflected": 0, "image_id": 420917}
+    content = {
+        "images": [{**image, "file_name": "images/v1/patch8/objects365_v1_00420917.jpg"}],
+        "annotations": [{**annotation, "category_id": 84, "bbox": [20.5, 10, 100, 50]}],
+        "categories": [{"name": "Cabinet/shelf", "id": 84}],
+    }
+    path = tmp_path / "zhiyuan_objv2_train.json"
+    path.write_text(json.dumps(content))
+    ((record,), problems) = run(path, "Objects365")
+    assert problems.count == 0
+    assert record["image"] == "patch8/objects365_v1_00420917.jpg"
+    content["images"][0]["file_name"] = "http://[x"
+    path.write_text(json.dumps(content))
+    records, problems = run(path, "objects365")
+    assert records == []
+    assert problems.listed[0].reason == "images: id 420917: not a URL: 'http://[x'"

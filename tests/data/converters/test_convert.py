@@ -120,6 +120,25 @@ def test_unknown_names(gqa: Path, name: str, task: str | None, message: str) -> 
         convert_data(Source(gqa), name, task, stream=io.StringIO())
 
 
+def test_all_wordings_are_used_and_drawn_by_the_record(tmp_path: Path) -> None:
+    def convert(numbers: range, **options: Any) -> dict[str, str]:
+        path = tmp_path / "gqa.json"
+        path.write_text(json.dumps({str(n): {"question": "Why?", "imageId": n, "answer": "a"} for n in numbers}))
+        records = convert_records(Source(path), "gqa", None, Problems(strict=True), **options)
+        return {record["id"]: record["conversations"][0]["value"] for record in records}
+
+    wordings = {f"<image>\n{wording.format(question='Why?')}" for wording in tasks.create("vqa").wordings}
+    drawn = convert(range(300))
+    counts = {wording: list(drawn.values()).count(wording) for wording in wordings}
+    assert sum(counts.values()) == 300
+    assert min(counts.values()) > 70  # 100 each on average; fixed, as the draw depends on ids alone
+    # a record's wording does not depend on the others
+    assert convert(range(299, 99, -1)) == {key: drawn[key] for key in map(str, range(100, 300))}
+    assert set(convert(range(9), wording=2).values()) == {"<image>\nWhy?\nGive a short answer."}
+    with pytest.raises(DataError, match=r"task 'vqa': wording 3 does not exist, there are 3"):
+        convert(range(9), wording=3)
+
+
 def test_nowhere_to_read_or_write(gqa: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither an output file nor a stream"):
         convert_data(Source(gqa), "gqa")
@@ -203,6 +222,71 @@ LAYOUTS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         "ocrvqa",
         None,
         {"a.json": {"7": {"imageURL": "http://x/y.jpg", "questions": ["q"], "answers": ["a"], "split": 1}}},
+    ),
+    "textvqa": (
+        "textvqa",
+        None,
+        {
+            "a.json": {"data": [{"image_id": "b", "question": "q", "question_id": 1, "answers": ["a", "a"]}]},
+            "companion.json": {"data": [{"image_id": "b", "ocr_tokens": ["A", "B"]}]},
+        },
+    ),
+    "docvqa": (
+        "docvqa",
+        None,
+        {"a.json": {"data": [{"questionId": 1, "question": "q", "image": "documents/a.png", "answers": ["a"]}]}},
+    ),
+    "chartqa": ("chartqa", None, {"a.json": [{"imgname": "a.png", "query": "q", "label": "14"}]}),
+    "scienceqa": (
+        "scienceqa",
+        None,
+        {
+            "a.json": {
+                "7": {
+                    **{"question": "q", "choices": ["a", "b"], "answer": 1, "hint": "h", "image": "image.png"},
+                    "split": "train",
+                }
+            }
+        },
+    ),
+    **{
+        f"aokvqa_{task}": (
+            "aokvqa",
+            task,
+            {
+                "a.json": [
+                    {
+                        **{"split": "val", "image_id": 1, "question_id": "x", "question": "q", "choices": ["a", "b"]},
+                        **{"correct_choice_idx": 1, "direct_answers": ["a", "b"]},
+                    }
+                ]
+            },
+        )
+        for task in ("multiple_choice", "vqa")
+    },
+    "lvis": (
+        "lvis",
+        None,
+        {
+            "a.json": {
+                **COCO,
+                "images": [
+                    {
+                        **{"id": 1, "coco_url": "http://x/train2017/1.jpg", "width": 200, "height": 100},
+                        "not_exhaustive_category_ids": [4],
+                    }
+                ],
+            }
+        },
+    ),
+    "objects365": ("objects365", None, {"a.json": COCO}),
+    "genome_questions": (
+        "visual_genome",
+        "vqa",
+        {
+            "a.json": [{"id": 1, "qas": [{"qa_id": 2, "question": "q", "answer": "a", "image_id": 1}]}],
+            "image_data.json": [{"image_id": 1, "url": "http://x/VG_100K/1.jpg", "width": 20, "height": 10}],
+        },
     ),
     "llava": (
         "llava",

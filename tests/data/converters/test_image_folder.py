@@ -14,7 +14,7 @@ def test_one_class_per_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "readme.txt").touch()
     problems = Problems()
-    records = list(convert_records(Source(tmp_path), "imagefolder", None, problems))
+    records = list(convert_records(Source(tmp_path), "imagefolder", None, problems, wording=0))
     assert [(record["image"], record["conversations"][1]["value"]) for record in records] == [
         ("dog/c.webp", "This is a dog."),
         ("tabby_cat/b.JPEG", "This is a tabby cat."),

@@ -14,7 +14,7 @@ from sphinxkit.errors import DataError
 
 def run(name: str, path: Path, task: str | None = None, **source: Any) -> tuple[list[dict[str, Any]], Problems]:
     problems = Problems()
-    return list(convert_records(Source(path, **source), name, task, problems)), problems
+    return list(convert_records(Source(path, **source), name, task, problems, wording=0)), problems
 
 
 def turns(record: dict[str, Any]) -> tuple[str, str]:
@@ -176,6 +176,19 @@ def test_visual_genome_relationships(tmp_path: Path) -> None:
     assert records[0]["id"] == "15927"
     assert [problem.reason for problem in problems.listed] == [
         "relationships of image 1: relationship_id 15927: expected an object, got NoneType"
+    ]
+
+
+def test_visual_genome_questions(tmp_path: Path) -> None:
+    asked = {"a_objects": [], "q_objects": [], "image_id": 1, "qa_id": 986768, "answer": "Green."}
+    question = "What color is the clock?"
+    content = [{"id": 1, "qas": [{**asked, "question": question}, asked]}]
+    records, problems = run("visual_genome", genome(tmp_path, "question_answers.json", content), "vqa")
+    assert [(record["id"], record["image"], *turns(record)) for record in records] == [
+        ("986768", "VG_100K_2/1.jpg", f"{question}\nAnswer the question using a single word or phrase.", "Green.")
+    ]
+    assert [problem.reason for problem in problems.listed] == [
+        "qas of image 1: qa_id 986768: 'question' must be a text that is not empty, got None"
     ]
 
 

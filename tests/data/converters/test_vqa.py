@@ -17,7 +17,7 @@ def run(
 ) -> tuple[list[tuple[str, str, str, str]], Problems]:
     problems = Problems()
     records = []
-    for record in convert_records(Source(path, **source), name, task, problems):
+    for record in convert_records(Source(path, **source), name, task, problems, wording=0):
         question, answer = (turn["value"] for turn in record["conversations"])
         records.append((record["id"], record["image"], question.removeprefix("<image>\n"), answer))
     return records, problems
@@ -180,34 +180,49 @@ def test_textcaps(tmp_path: Path) -> None:
     assert problem.reason.startswith("image_id 12: 'caption_str' must be a text")
 
 
-def test_llava_in_both_forms(tmp_path: Path) -> None:
-    turns = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "A bus."}]
-    content: list[Any] = [
-        {"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations": turns},
-        {"id": "text", "conversations": [{"from": "human", "value": "What?"}, turns[1]]},
-        {"id": "bad", "conversations": turns[:1]},
-        {"id": "two", "image": ["a.jpg", "b.jpg"], "conversations": turns},
-        3,
+TEXTVQA = {
+    "dataset_type": "train",
+    "dataset_name": "textvqa",
+    "dataset_version": "0.5.1",
+    "data": [
+        {
+            "question": "what is the brand of phone?",
+            "image_id": "0054c91397f2fe05",
+            "image_classes": ["Belt", "Headphones"],
+            "flickr_original_url": "https://farm5.staticflickr.com/2807/9508110258_x_o.jpg",
+            "flickr_300k_url": "https://c4.staticflickr.com/3/2807/9508110258_x_z.jpg",
+            "image_width": 1024,
+            "image_height": 664,
+            "answers": ["nokia", "nok", "nokia", "nokia", "toshiba", "nokia", "nokia", "nokia", "nokia", "nokia"],
+            "question_tokens": ["what", "is", "the", "brand", "of", "phone"],
+            "question_id": 0,
+            "set_name": "train",
+        },
+        {"question": "what?", "image_id": "2", "answers": ["4", "5", "5"], "question_id": 1, "set_name": "train"},
+        {"question": "what?", "image_id": "2", "question_id": 34602, "set_name": "test"},
+    ],
+}
+ROSETTA = {
+    "dataset_type": "train",
+    "dataset_version": "0.2",
+    "data": [{"image_id": "0054c91397f2fe05", "ocr_tokens": ["MIA", "NOKIA"], "ocr_info": [{"word": "MIA"}]}],
+}
+
+
+def test_textvqa_with_and_without_ocr_tokens(tmp_path: Path) -> None:
+    path = write(tmp_path / "TextVQA_0.5.1_train.json", TEXTVQA)
+    records, problems = run("textvqa", path)
+    assert records == [
+        ("0", "0054c91397f2fe05.jpg", "what is the brand of phone?" + SHORT, "nokia"),
+        ("1", "2.jpg", "what?" + SHORT, "5"),
     ]
-    for path in (write(tmp_path / "a.json", content), tmp_path / "a.jsonl"):
-        if path.suffix == ".jsonl":
-            path.write_text("\n".join(map(json.dumps, content)))
-        problems = Problems()
-        records = list(convert_records(Source(path), "llava", "detailed_caption", problems))
-        assert records == [
-            {
-                "id": "000000033471",
-                "image": "coco/train2017/000000033471.jpg",
-                "task": "detailed_caption",
-                "conversations": turns,
-            },
-            {"id": "text", "task": "detailed_caption", "conversations": content[1]["conversations"]},
-        ]
-        assert [problem.reason for problem in problems.listed] == [
-            "id bad: the last message is the user's, expected the assistant's",
-            "id two: 'image' names 2 images; a sample has one at most",
-            "expected an object, got int",
-        ]
+    assert [problem.reason for problem in problems.listed] == ["question_id 34602: 'answers' must be a list, got None"]
+    ocr = write(tmp_path / "TextVQA_Rosetta_OCR_v0.2_train.json", ROSETTA)
+    records, _ = run("textvqa", path, companion=ocr)
+    assert [question for _, _, question, _ in records] == [
+        "what is the brand of phone?\nReference OCR token: MIA, NOKIA" + SHORT,
+        "what?" + SHORT,  # nothing was read in this image
+    ]
 
 
 def test_vqav2_questions_with_one_id(tmp_path: Path) -> None:
