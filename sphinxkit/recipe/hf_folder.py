@@ -27,7 +27,8 @@ def hf_files(recipe: Recipe, tokenizer: Tokenizer | None) -> dict[str, str]:
     Raises:
         RecipeError: The model has no vision.
     """
-    model = build_on_meta(recipe, torch.float32, tokenizer)
+    model = build_on_meta(recipe, torch.float32)
+    model.tokenizer = words = tokenizer or model.tokenizer
     if model.vision is None:
         raise RecipeError(f"recipe {recipe.source or recipe.name}: has no vision; write the language model alone")
     size = model.vision.image_size
@@ -45,17 +46,18 @@ def hf_files(recipe: Recipe, tokenizer: Tokenizer | None) -> dict[str, str]:
     }
     texts: dict[str, Any] = {"preprocessor_config.json": image_processor, "processor_config.json": processor}
     files = {name: json.dumps(content, indent=2) + "\n" for name, content in texts.items()}
-    words = model.tokenizer
     if words is None or model.conversation is None:
         return files
     stops = [stop for stop in model.conversation.stop if words.control_id(stop) is None]
     ends = dict.fromkeys(token for token in (words.eos_id, *model.end_ids) if token >= 0)
+    unused = list(range(words.vocab_size, model.llm.vocab_size))  # rows that no text has; the image's token is one
     generation = {
         "do_sample": False,
         **({"bos_token_id": words.bos_id} if words.bos_id >= 0 else {}),
         "eos_token_id": list(ends),
         "pad_token_id": words.pad_id,
         **({"stop_strings": stops} if stops else {}),
+        **({"suppress_tokens": unused} if unused else {}),
     }
     return files | {
         "generation_config.json": json.dumps(generation, indent=2) + "\n",

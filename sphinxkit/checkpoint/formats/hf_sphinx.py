@@ -157,8 +157,12 @@ class HuggingFaceSphinx(Format):
 
 def _with_image_token(config: Mapping[str, Any], image_id: int) -> dict[str, Any]:
     """A ``tokenizer_config.json`` that adds the image's token, and pads at the left as generation needs."""
+    plain = {  # beside added tokens, transformers wants special ones by their text
+        key: value["content"] if key.endswith("_token") and isinstance(value, Mapping) else value
+        for key, value in config.items()
+    }
     flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
     token = {"content": IMAGE_TOKEN, **flags, "special": True}
-    pad = {} if config.get("pad_token") else {"pad_token": config.get("unk_token") or config.get("eos_token")}
+    pad = {} if plain.get("pad_token") else {"pad_token": plain.get("unk_token") or plain.get("eos_token")}
     added = {**(config.get("added_tokens_decoder") or {}), str(image_id): token}
-    return {**config, **pad, "padding_side": "left", "added_tokens_decoder": added, "image_token": IMAGE_TOKEN}
+    return {**plain, **pad, "padding_side": "left", "added_tokens_decoder": added, "image_token": IMAGE_TOKEN}

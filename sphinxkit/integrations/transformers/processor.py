@@ -109,7 +109,20 @@ class SphinxProcessor(ProcessorMixin):
             if "add_special_tokens" not in own and any(bos and each.startswith(bos) for each in text):
                 text = [each if each.startswith(bos) else bos + each for each in text]
                 kwargs["add_special_tokens"] = False
-        return super().__call__(images=images, text=text, **kwargs)
+        made = super().__call__(images=images, text=text, **kwargs)
+        if "offset_mapping" in made and not hasattr(ProcessorMixin, "_adjust_assistant_masks_indices"):
+            pairs = zip(made["offset_mapping"], text, strict=True)
+            made["offset_mapping"] = [self._given(spans, each) for spans, each in pairs]
+        return made
+
+    def _given(self, spans: Sequence[Sequence[int]], text: str) -> list[tuple[int, int]]:
+        """Characters of the given text, for spans of the one with all image tokens: 5.16 marks answers by them."""
+        first = text.find(self.image_token)
+        if first < 0:
+            return [(int(start), int(end)) for start, end in spans]
+        end_of_image, gained = first + len(self.image_token), len(self.image_token) * (self.num_image_tokens - 1)
+        moved = [[at if at <= first else max(end_of_image, int(at) - gained) for at in span] for span in spans]
+        return [(int(start), int(end)) for start, end in moved]
 
     def _with_image_tokens(self, texts: Sequence[str], num_images: int) -> list[str]:
         bos, token = self.tokenizer.bos_token or "", self.image_token

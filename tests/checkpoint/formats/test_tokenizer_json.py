@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
+from sphinxkit import nano
 from sphinxkit.checkpoint.formats.tokenizer_json import from_sentencepiece, special_ids
 from sphinxkit.errors import CheckpointError
 
@@ -26,6 +27,23 @@ def test_ids_and_text_are_those_of_sentencepiece(text: str) -> None:
     ids = OURS.encode(text)
     assert THEIRS.encode(text).ids == [1, *ids]
     assert THEIRS.decode(ids) == OURS.decode(ids)
+
+
+NANO = (Path(nano.path()) / "tokenizer.model").read_bytes()  # 400 pieces that are never cut
+NANO_OURS = SentencePieceProcessor(model_proto=NANO)
+NANO_THEIRS = Tokenizer.from_str(from_sentencepiece(NANO)["tokenizer.json"])
+NANO_PIECES = [NANO_OURS.id_to_piece(token).replace("\u2581", " ") for token in range(3, NANO_OURS.get_piece_size())]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(NANO_PIECES), st.text(max_size=4)), max_size=8).map("".join))
+def test_pieces_that_are_never_cut(text: str) -> None:
+    if any(name in text for name in ("<s>", "</s>", "<unk>")):
+        return
+    ids = NANO_OURS.encode(text)
+    assert NANO_THEIRS.encode(text).ids == [1, *ids]
+    if 0 not in ids:  # an unknown piece is written by SentencePiece alone
+        assert NANO_THEIRS.decode(ids) == NANO_OURS.decode(ids)
 
 
 def test_special_tokens() -> None:
