@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from sphinxkit.tokenizer import Tokenizer
 from tests.tokenizer.conftest import WRITERS
 
 LOGITS_ATOL = 1e-4  # as in test_model.py
+slow = partial(pytest.param, marks=pytest.mark.slow)
 PADDED = 520  # rows, of a tokenizer with 512 pieces
 
 
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"num_kv_heads": 2, "tie_embeddings": True, "head_dim": 24}, "LlamaModel"),
-        ({"num_kv_heads": 2, "sliding_window": 64}, "MistralModel"),
-        ({"qkv_bias": True, "tie_embeddings": True}, "Qwen2Model"),
+        slow({"num_kv_heads": 2, "tie_embeddings": True, "head_dim": 24}, "LlamaModel"),
+        slow({"num_kv_heads": 2, "sliding_window": 64}, "MistralModel"),
+        slow({"qkv_bias": True, "tie_embeddings": True}, "Qwen2Model"),
         ({"num_kv_heads": 2, "qk_norm": True, "head_dim": 24}, "Qwen3Model"),
     ],
 )
@@ -60,7 +62,9 @@ def test_logits_of_other_language_models(options: dict[str, Any], name: str, gol
     assert all(torch.equal(back[key], value) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("writer", "conversation"), [("qwen", "chatml"), ("llama3", "llama3"), ("llama2", "vicuna")])
+@pytest.mark.parametrize(
+    ("writer", "conversation"), [slow("qwen", "chatml"), ("llama3", "llama3"), slow("llama2", "vicuna")]
+)
 def test_ids_of_tokenizer_json(writer: str, conversation: str, golden: Path, tmp_path: Path) -> None:
     from transformers import AutoProcessor
 
