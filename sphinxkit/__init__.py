@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sphinxkit.evaluation.benchmarks import score
     from sphinxkit.evaluation.parity import verify
     from sphinxkit.evaluation.run import evaluate
+    from sphinxkit.integrations.hub import push_to_hub
     from sphinxkit.recipe.build import build
     from sphinxkit.recipe.check import check
     from sphinxkit.recipe.convert import convert
@@ -46,6 +47,7 @@ _HOMES = {
     "load": "sphinxkit.recipe.io",
     "memory": "sphinxkit.recipe.memory",
     "mix": "sphinxkit.recipe.mixing",
+    "push_to_hub": "sphinxkit.integrations.hub",
     "score": "sphinxkit.evaluation.benchmarks",
     "train": "sphinxkit.training.run",
     "verify": "sphinxkit.evaluation.parity",
@@ -77,6 +79,7 @@ __all__ = [
     "load",
     "memory",
     "mix",
+    "push_to_hub",
     "score",
     "train",
     "verify",
