@@ -30,22 +30,27 @@ def _number(value: Any) -> str:
 
 def score(
     benchmark: Annotated[str, typer.Argument(help="A benchmark (refcocog_val, MME_benchmark, ...) or a task.")],
-    annotations: Annotated[Path, typer.Option(help="JSON list of annotations, each with gt_answers.")],
+    annotations: Annotated[Path, typer.Option(help="Annotations with gt_answers, or the benchmark's own file.")],
     predictions: Annotated[
         Path,
-        typer.Option(help="JSON list of texts, object with 'predictions', or JSON lines of {question_id, answer}."),
+        typer.Option(help="Answers: texts in order, {question_id, answer}, or the benchmark's own file."),
     ],
+    split: Annotated[
+        str | None, typer.Option(help="Split to take from a file that holds several; default: the benchmark's.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score a file of predictions by the benchmark's own rules.
 
-    Example:
+    Examples:
 
     `sphinxkit score refcocog_val --annotations refcocog_val.json --predictions answers.jsonl --json`
+
+    `sphinxkit score docvqa_val --annotations val_v1.0_withQT.json --predictions answers.json`
     """
     import sphinxkit
 
-    print_report(sphinxkit.score(benchmark, annotations, predictions), as_json)
+    print_report(sphinxkit.score(benchmark, annotations, predictions, split=split), as_json)
 
 
 def print_report(report: Report, as_json: bool) -> None:

@@ -1,7 +1,8 @@
 """Evaluation: metrics, benchmarks, and readers of annotations and predictions."""
 
+from sphinxkit.evaluation.annotation import Annotation, Record
 from sphinxkit.evaluation.benchmarks import BENCHMARKS, Benchmark, Report, score
-from sphinxkit.evaluation.inputs import Annotation, Predictions, Record, read_annotations, read_predictions
+from sphinxkit.evaluation.inputs import Predictions, read_annotations, read_predictions
 from sphinxkit.evaluation.predictions import Prediction, predict
 from sphinxkit.evaluation.questions import Question, make_questions
 from sphinxkit.evaluation.result import Metric, MetricResult

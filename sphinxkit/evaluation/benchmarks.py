@@ -9,7 +9,9 @@ from typing import Any
 
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import metrics
-from sphinxkit.evaluation.inputs import Record, read_annotations, read_predictions
+from sphinxkit.evaluation.annotation import Annotation, Record
+from sphinxkit.evaluation.coco_eval import is_results, score_results
+from sphinxkit.evaluation.inputs import read_annotations, read_predictions
 from sphinxkit.registry import suggest
 from sphinxkit.tensor_files.checksums import file_sha256
 from sphinxkit.version import __version__
@@ -27,6 +29,9 @@ class Benchmark:
             benchmarks that it does not have.
         answer_start: Beginning of the answer, appended to the prompt.
         task_options: Options of the task, as (name, value).
+        split: Split to take from a file that holds several (OCR-VQA's and ScienceQA's own files); "": all.
+        needs_image: Leave out the questions without an image of such a file (ScienceQA).
+        answer_key: The answer's name where an answer file holds several by question (A-OKVQA).
     """
 
     name: str
@@ -35,13 +40,30 @@ class Benchmark:
     max_new_tokens: int = 10
     answer_start: str = ""
     task_options: tuple[tuple[str, str], ...] = ()
+    split: str = ""
+    needs_image: bool = False
+    answer_key: str = "answer"
+
+    def read(self, annotations: str | Path, split: str | None = None) -> list[Annotation]:
+        """The benchmark's questions in a file.
+
+        Args:
+            annotations: See ``inputs.read_annotations``.
+            split: Another split than the benchmark's.
+        Raises:
+            DataError: As ``inputs.read_annotations``.
+        """
+        found = read_annotations(annotations, self.split if split is None else split)
+        return [each for each in found if each.image_path or not (self.needs_image and each.split)]
 
 
 def _table() -> dict[str, Benchmark]:
     rows = [
         *(("gqa_testdev_balanced", "accuracy", "vqa", 10), ("vsr_val", "accuracy", "", 10)),
         *(("vsr_test", "accuracy", "", 10), ("ai2diagram_test", "accuracy", "vqa", 10)),
-        *(("scienceqa_test_img", "accuracy", "", 10), ("scienceqa_val_img", "accuracy", "", 10)),
+        *((f"scienceqa_{split}_{part}", "accuracy", "", 10) for part in ("img", "all") for split in ("test", "val")),
+        *(("aokvqa_val", "aokvqa_choice", "multiple_choice", 10), ("aokvqa_val_direct", "aokvqa_direct", "vqa", 10)),
+        *((f"mmbench_dev_{language}", "mmbench", "multiple_choice", 10) for language in ("en", "cn")),
         *(("Qbench_dev", "accuracy", "", 10), ("Qbench_test", "accuracy", "", 10)),
         *(("ocrvqa_val", "accuracy", "vqa", 20), ("ocrvqa_test", "accuracy", "vqa", 20)),
         *(("okvqa_val", "vqa_accuracy", "vqa", 10), ("vqav2_val", "vqa_accuracy", "vqa", 10)),
@@ -65,8 +87,14 @@ def _table() -> dict[str, Benchmark]:
         ("flickr30k_entities_test", "grounded_recall", "grounded_caption", 512),
     ]
     table = {name: Benchmark(name, metric, task, length) for name, metric, task, length in rows}
-    for name in ("scienceqa_test_img", "scienceqa_val_img"):
-        table[name] = replace(table[name], answer_start="The answer is")
+    for name in table:
+        if name.startswith("scienceqa_"):
+            split, needs_image = name.split("_")[1], name.endswith("_img")
+            table[name] = replace(table[name], answer_start="The answer is", split=split, needs_image=needs_image)
+    for split in ("val", "test"):
+        table[f"ocrvqa_{split}"] = replace(table[f"ocrvqa_{split}"], split=split)
+    table["aokvqa_val"] = replace(table["aokvqa_val"], answer_key="multiple_choice")
+    table["aokvqa_val_direct"] = replace(table["aokvqa_val_direct"], answer_key="direct_answer")
     table["doclaynet_val"] = replace(table["doclaynet_val"], task_options=(("classes", "doclaynet"),))
     return table
 
@@ -152,23 +180,31 @@ class Report:
         }
 
 
-def score(benchmark: str, annotations: str | Path, predictions: str | Path) -> Report:
+def score(benchmark: str, annotations: str | Path, predictions: str | Path, *, split: str | None = None) -> Report:
     """Score a file of predictions.
+
+    COCO's own results (``image_id``, ``category_id``, ``bbox``, ``score``) of a detection benchmark are scored by
+    COCO's evaluation; see ``coco_eval.score_results``.
 
     Args:
         benchmark: A name of ``BENCHMARKS`` or of a task.
         annotations: See ``inputs.read_annotations``.
         predictions: See ``inputs.read_predictions``.
+        split: Split to take from a file that holds several; None: the benchmark's.
     Raises:
         DataError: Unknown benchmark, or a file that cannot be scored; names file and line.
     """
     chosen = get(benchmark)
-    golds = read_annotations(annotations)
-    given = read_predictions(predictions, golds)
-    records = [Record(gold, answer) for gold, answer in zip(golds, given.answers, strict=True)]
-    result = metrics.score(chosen.metric, records)
+    generation: dict[str, Any] = {}
+    if chosen.task == "detection" and is_results(predictions):
+        count, result = score_results(annotations, predictions)
+    else:
+        golds = chosen.read(annotations, split)
+        given = read_predictions(predictions, golds, chosen.answer_key)
+        generation, count = given.manifest, len(golds)
+        result = metrics.score(chosen.metric, [Record(*pair) for pair in zip(golds, given.answers, strict=True)])
     manifest = {
-        "generation": given.manifest,
+        "generation": generation,
         "annotations": {"path": str(annotations), "sha256": file_sha256(annotations)},
         "predictions": {"path": str(predictions), "sha256": file_sha256(predictions)},
         "task": chosen.task,
@@ -177,7 +213,7 @@ def score(benchmark: str, annotations: str | Path, predictions: str | Path) -> R
     return Report(
         chosen.name,
         chosen.metric,
-        len(records),
+        count,
         result.scores,
         result.unparsable,
         result.lenient,

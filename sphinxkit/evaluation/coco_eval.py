@@ -10,16 +10,28 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from sphinxkit.data.json_stream import is_finite_number, is_json_lines, iter_json
+from sphinxkit.errors import DataError
 from sphinxkit.evaluation.regions import LabelledBox, normalize_label
+from sphinxkit.evaluation.result import MetricResult
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS
 from sphinxkit.geometry import Box, Point
 
 Person = tuple[Mapping[str, Point], Mapping[str, Point], Box, float]
 """Predicted points, gold points, gold box, gold area."""
+
+# What COCO's evaluation sums up, in its order. Source: cocodataset.org, detection evaluation.
+NAMES = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
+)
+RESULT_FIELDS = ("image_id", "category_id", "bbox", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +47,13 @@ def has_pycocotools() -> bool:
     return importlib.util.find_spec("pycocotools") is not None
 
 
-def _evaluate(kind: str, gold: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, float]:
+def _evaluate(
+    kind: str, gold: dict[str, Any], found: list[dict[str, Any]], names: tuple[str, ...] = NAMES[:3]
+) -> dict[str, float]:
     if not gold["annotations"]:
         return {}
     if not found:
-        return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+        return dict.fromkeys(names, 0.0)
     coco: Any = importlib.import_module("pycocotools.coco")  # it has no types
     cocoeval: Any = importlib.import_module("pycocotools.cocoeval")
 
@@ -51,7 +65,8 @@ def _evaluate(kind: str, gold: dict[str, Any], found: list[dict[str, Any]]) -> d
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return {name: float(value) for name, value in zip(("ap", "ap50", "ap75"), evaluation.stats, strict=False)}
+    # -1 stands for a mean over nothing: no gold object of this size
+    return {name: float(value) for name, value in zip(names, evaluation.stats, strict=False) if value >= 0}
 
 
 def _xywh(box: Box) -> list[float]:
@@ -129,3 +144,58 @@ def keypoint_precision(people: Sequence[Person]) -> dict[str, float]:
         if points:
             found.append({**entry, "keypoints": _flat(points), "score": 1.0})
     return _evaluate("keypoints", gold, found)
+
+
+def is_results(path: str | Path) -> bool:
+    """Whether a file of predictions is COCO's list of results: objects with a ``bbox``.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if is_json_lines(path):
+        return False
+    first = next(iter_json(path), None)
+    return first is not None and first.key is None and isinstance(first.value, dict) and "bbox" in first.value
+
+
+def score_results(annotations: str | Path, results: str | Path) -> tuple[int, MetricResult]:
+    """COCO's twelve numbers for a file of scored boxes, with crowds, sizes and the scores' order.
+
+    Args:
+        annotations: COCO's instances_val2017.json or a file in its format.
+        results: A JSON list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}.
+    Returns:
+        (number of images, result); sizes without a gold box are left out.
+    Raises:
+        DataError: pycocotools is not installed, a file is not what it should be, or a result names an unknown image;
+            names file and line.
+    Source: cocodataset.org, detection evaluation and results format.
+    """
+    if not has_pycocotools():
+        raise DataError("COCO's results need pycocotools: pip install sphinxkit[eval]")
+    try:
+        gold = json.loads(Path(annotations).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{annotations}: cannot be read: {error}") from error
+    parts = ("images", "annotations", "categories")
+    if not isinstance(gold, dict) or not all(isinstance(gold.get(part), list) for part in parts):
+        raise DataError(f"{annotations}: expected COCO's object of {', '.join(parts)}")
+    if not all(each.keys() >= {"id", "image_id", "category_id", "bbox", "area"} for each in gold["annotations"]):
+        raise DataError(f"{annotations}: an annotation lacks id, image_id, category_id, bbox or area")
+    gold["annotations"] = [{"iscrowd": 0, **each} for each in gold["annotations"]]
+    if any("not_exhaustive_category_ids" in each for each in gold["images"]):
+        raise DataError(f"{annotations}: LVIS's results are scored by its own evaluation (the package lvis)")
+    images, categories = ({each.get("id") for each in gold[part]} for part in ("images", "categories"))
+    found = []
+    for item in iter_json(results):
+        value, where = item.value, f"{results}:{item.line}"
+        if not isinstance(value, dict) or not value.keys() >= set(RESULT_FIELDS):
+            raise DataError(f"{where}: a result must have {', '.join(RESULT_FIELDS)}, got {value!r:.80}")
+        numbers = [*(value["bbox"] if isinstance(value["bbox"], list) else []), value["score"]]
+        if len(numbers) != 5 or not all(map(is_finite_number, numbers)):
+            raise DataError(f"{where}: expected a bbox of four numbers and a score, got {value!r:.80}")
+        if value["image_id"] not in images or value["category_id"] not in categories:
+            raise DataError(f"{where}: image_id or category_id is not in {annotations}, got {value!r:.80}")
+        found.append({field: value[field] for field in RESULT_FIELDS})
+    scores = _evaluate("bbox", {"info": {}, **gold}, found, NAMES)
+    return len(images), MetricResult(scores, notes=() if scores else ("there are no gold boxes",))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sphinxkit.evaluation import region_metrics, text_metrics
+from sphinxkit.evaluation import choice_metrics, region_metrics, text_metrics
+from sphinxkit.evaluation.annotation import Record
 from sphinxkit.evaluation.captions import bleu, cider
 from sphinxkit.evaluation.coco_eval import average_precision, keypoint_precision
-from sphinxkit.evaluation.inputs import Record
 from sphinxkit.evaluation.regions import MatchCounts, match_boxes, oks, pck, read_box_strictly
 from sphinxkit.evaluation.result import Metric, MetricResult
 from sphinxkit.evaluation.text import anls, choice_match, exact_match, letter_match, levenshtein, relaxed_match
@@ -53,6 +53,9 @@ registry: Registry[MetricResult] = Registry(
         "vqa_accuracy": text_metrics.vqa,
         "anls": text_metrics.mean_anls,
         "relaxed_accuracy": text_metrics.relaxed_accuracy,
+        "aokvqa_choice": choice_metrics.aokvqa_choice,
+        "aokvqa_direct": choice_metrics.aokvqa_direct,
+        "mmbench": choice_metrics.mmbench,
         "mme": text_metrics.mme,
         "pope": text_metrics.pope,
         "caption": text_metrics.caption,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sphinxkit.batch_inference import Request, answer_requests
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import benchmarks
+from sphinxkit.evaluation.annotation import Annotation
 from sphinxkit.evaluation.benchmarks import Benchmark
-from sphinxkit.evaluation.inputs import Annotation, read_annotations
 from sphinxkit.evaluation.questions import Question, check_images, make_questions
 from sphinxkit.generation import Sampling
 
@@ -76,7 +76,7 @@ def predict(
     """
     chosen = choose_benchmark(benchmark, max_new_tokens)
     golds = annotations if isinstance(annotations, Sequence) and not isinstance(annotations, str) else None
-    given = read_annotations(str(annotations)) if golds is None else golds
+    given = chosen.read(str(annotations)) if golds is None else golds
     questions = make_questions(chosen, given, images, require_template(model), strip_prefix)
     check_images(questions, images)
     waiting: dict[int, Prediction] = {}

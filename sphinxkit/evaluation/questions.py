@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sphinxkit.errors import DataError
+from sphinxkit.evaluation.annotation import Annotation
 from sphinxkit.evaluation.benchmarks import Benchmark
-from sphinxkit.evaluation.inputs import Annotation
 from sphinxkit.evaluation.region_metrics import gold_box
 from sphinxkit.formatters import tasks
 from sphinxkit.geometry import Box

@@ -12,8 +12,8 @@ from typing import Any
 
 from sphinxkit.data.json_stream import is_finite_number
 from sphinxkit.errors import DataError
+from sphinxkit.evaluation.annotation import Annotation, Record
 from sphinxkit.evaluation.coco_eval import Detections, average_precision, keypoint_precision
-from sphinxkit.evaluation.inputs import Annotation, Record
 from sphinxkit.evaluation.regions import (
     IOU_THRESHOLD,
     LabelledBox,

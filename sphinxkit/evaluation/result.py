@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sphinxkit.evaluation.inputs import Record
+from sphinxkit.evaluation.annotation import Record
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from sphinxkit.atomic import atomic_file
 from sphinxkit.batch_inference import fingerprint
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import benchmarks, metrics
+from sphinxkit.evaluation.annotation import Record
 from sphinxkit.evaluation.benchmarks import Benchmark, Report
-from sphinxkit.evaluation.inputs import Record, read_annotations
 from sphinxkit.evaluation.manifest import make_manifest, open_manifest
 from sphinxkit.evaluation.predictions import BATCH_SIZE, ask, choose_benchmark, require_template
 from sphinxkit.evaluation.questions import Question, check_images, make_questions
@@ -68,7 +68,7 @@ def evaluate(
         facts = {"model": str(model)} | facts
         model = load(model)
     place = Path(f"{chosen.name}.predictions.jsonl" if output is None else output)
-    golds = read_annotations(annotations)
+    golds = chosen.read(annotations)
     questions = make_questions(chosen, golds, images, require_template(model), strip_prefix)
     check_images(questions, images)
     metrics.score(chosen.metric, [Record(gold, "") for gold in golds])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 OPTION_LETTERS = ("A", "B", "C", "D", "E")
 RELAXED_TOLERANCE = 0.05  # ChartQA, arXiv:2203.10244, section 5.1
 ANLS_THRESHOLD = 0.5  # ST-VQA, arXiv:1905.13648, section 4; DocVQA, arXiv:2007.00398, section 5
 YES_NO_PREFIX = 4  # MME's evaluation looks at this many leading characters
+
+
+def mean(values: Collection[float]) -> float:
+    """The mean; 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0
 
 
 def exact_match(prediction: str, gold: str) -> bool:

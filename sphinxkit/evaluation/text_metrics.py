@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sphinxkit.errors import DataError
+from sphinxkit.evaluation.annotation import Annotation, Record
 from sphinxkit.evaluation.captions import bleu, cider
-from sphinxkit.evaluation.inputs import Annotation, Record
 from sphinxkit.evaluation.result import MetricResult
 from sphinxkit.evaluation.text import (
     OPTION_LETTERS,
     anls,
     choice_match,
     exact_match,
+    mean,
     read_pope,
     read_yes_no,
     relaxed_match,
@@ -29,6 +30,7 @@ MME_PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork"),
     "OCR",
 )
+EARLY_GRADES = frozenset(f"grade{number}" for number in range(1, 7))  # ScienceQA's first group of grades
 MME_QUESTIONS = 2  # about each image
 MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
@@ -48,19 +50,20 @@ def gold_texts(annotation: Annotation) -> list[str]:
     return [str(text) for text in texts]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _matches(records: Sequence[Record], match: Callable[[str, str], bool]) -> list[bool]:
+    """Whether each answer matches one of its gold answers."""
+    return [any(match(record.prediction, gold) for gold in gold_texts(record.annotation)) for record in records]
 
 
 def _any_match(records: Sequence[Record], match: Callable[[str, str], bool]) -> float:
-    return _mean([any(match(record.prediction, gold) for gold in gold_texts(record.annotation)) for record in records])
+    return mean(_matches(records, match))
 
 
 def _empty(records: Sequence[Record]) -> int:
     return sum(not record.prediction.strip() for record in records)
 
 
-def _lenient_choice(prediction: str, gold: str) -> bool:
+def lenient_choice(prediction: str, gold: str) -> bool:
     """``choice_match``, or the task's parser finds the letter ("The answer is (B)"); other text is VQA-normalised.
 
     The reference's letter rule ends with E; here every capital letter alone is one.
@@ -72,9 +75,37 @@ def _lenient_choice(prediction: str, gold: str) -> bool:
     return normalize_vqa_answer(prediction) == normalize_vqa_answer(gold)
 
 
+def _by_group(
+    records: Sequence[Record], scores: Sequence[float], groups: Callable[[Annotation], Sequence[str]], name: str
+) -> dict[str, dict[str, float]]:
+    """{name: mean score of each group}; empty where the records have no groups."""
+    found: dict[str, list[float]] = {}
+    for record, score in zip(records, scores, strict=True):
+        for group in groups(record.annotation):
+            found.setdefault(group, []).append(score)
+    return {name: {group: mean(found[group]) for group in sorted(found)}} if found else {}
+
+
+def _question_groups(annotation: Annotation) -> list[str]:
+    """GQA's kinds of question, ScienceQA's subjects, contexts and grades; none for other files.
+
+    Source: GQA's eval.py; github.com/lupantech/ScienceQA, tools/evaluate_acc.py.
+    """
+    fields = annotation.fields
+    if isinstance(types := fields.get("types"), dict) and "structural" in types:
+        return ["open" if types["structural"] == "query" else "binary"]
+    if not isinstance(subject := fields.get("subject"), str) or not isinstance(grade := fields.get("grade"), str):
+        return []
+    has = {"has_text": bool(fields.get("hint")), "has_image": bool(fields.get("image"))}
+    contexts = [name for name, value in has.items() if value] or ["no_context"]
+    grades = ["grade_1_6" if grade in EARLY_GRADES else "grade_7_12"] if grade.startswith("grade") else []
+    return [subject, *contexts, *grades]
+
+
 def accuracy(records: Sequence[Record]) -> MetricResult:
     """Exact match; where the gold answer is one of A to E, the letter before the first '.'.
 
+    ``accuracy_by_group`` is there for GQA's and ScienceQA's own files.
     Source: the benchmarks' definitions (GQA, arXiv:1902.09506; VSR, arXiv:2205.00363; AI2D, arXiv:1603.07396;
     ScienceQA, arXiv:2209.09513; Q-Bench, arXiv:2309.14181; OCR-VQA, ICDAR 2019) as LLaMA2-Accessory unifies them.
     """
@@ -83,8 +114,12 @@ def accuracy(records: Sequence[Record]) -> MetricResult:
         letters = any(gold in OPTION_LETTERS for gold in gold_texts(record.annotation))
         head = record.prediction.split(".", 1)[0].strip().upper()
         unparsable += head not in OPTION_LETTERS if letters else not record.prediction.strip()
-    scores = {"accuracy": _any_match(records, choice_match)}
-    return MetricResult(scores, unparsable, {"accuracy": _any_match(records, _lenient_choice)})
+
+    def score(match: Callable[[str, str], bool]) -> dict[str, Any]:
+        hits = _matches(records, match)
+        return {"accuracy": mean(hits), **_by_group(records, hits, _question_groups, "accuracy_by_group")}
+
+    return MetricResult(score(choice_match), unparsable, score(lenient_choice))
 
 
 def classification(records: Sequence[Record]) -> MetricResult:
@@ -106,17 +141,28 @@ def classification(records: Sequence[Record]) -> MetricResult:
 
 
 def vqa(records: Sequence[Record]) -> MetricResult:
-    """The mean VQA accuracy; ``accuracy`` is the same number under the key that all accuracy benchmarks share."""
+    """The mean VQA accuracy; ``accuracy`` is the same number under the key that all accuracy benchmarks share.
+
+    ``accuracy_by_answer_type`` is there where the file tells the type: yes/no, number, other.
+    Source: Antol et al., VQA, arXiv:1505.00468, section 3; TextVQA, arXiv:1904.08920, and VizWiz use the same.
+    """
     golds = [gold_texts(record.annotation) for record in records]
-    value = _mean([vqa_accuracy(record.prediction, gold) for record, gold in zip(records, golds, strict=True)])
+    scores = [vqa_accuracy(record.prediction, gold) for record, gold in zip(records, golds, strict=True)]
     single = sum(len(gold) == 1 for gold in golds)
     note = f"{single} questions have a single gold answer: scored by normalised equality, not by agreement with people"
-    return MetricResult({"vqa_accuracy": value, "accuracy": value}, _empty(records), notes=(note,) if single else ())
+
+    def kinds(annotation: Annotation) -> list[str]:
+        kind = annotation.fields.get("answer_type")
+        return [kind] if isinstance(kind, str) else []
+
+    value = {"vqa_accuracy": mean(scores), "accuracy": mean(scores)}
+    by_type = _by_group(records, scores, kinds, "accuracy_by_answer_type")
+    return MetricResult(value | by_type, _empty(records), notes=(note,) if single else ())
 
 
 def mean_anls(records: Sequence[Record]) -> MetricResult:
     """The mean of ``text.anls``."""
-    value = _mean([anls(record.prediction, gold_texts(record.annotation)) for record in records])
+    value = mean([anls(record.prediction, gold_texts(record.annotation)) for record in records])
     return MetricResult({"anls": value}, _empty(records))
 
 
@@ -181,7 +227,7 @@ def _mme_score(records: Sequence[Record], read: Callable[[str], str]) -> float:
         return read(record.prediction) == _yes_no_gold(record.annotation)
 
     pairs = [pair for pair in _mme_images(records).values() if len(pair) == MME_QUESTIONS]
-    return 100 * (_mean([is_right(each) for each in records]) + _mean([all(map(is_right, pair)) for pair in pairs]))
+    return 100 * (mean([is_right(each) for each in records]) + mean([all(map(is_right, pair)) for pair in pairs]))
 
 
 def _mme_odd_images(groups: Mapping[str, Sequence[Record]]) -> Iterator[str]:
@@ -237,7 +283,7 @@ def pope(records: Sequence[Record]) -> MetricResult:
     both = sum(said and true for said, true in outcomes)
     said_yes, true_yes = sum(said for said, _ in outcomes), sum(true for _, true in outcomes)
     scores = {
-        "accuracy": _mean([said == true for said, true in outcomes]),
+        "accuracy": mean([said == true for said, true in outcomes]),
         "precision": both / said_yes if said_yes else 0.0,
         "recall": both / true_yes if true_yes else 0.0,
         "f1": 2 * both / (said_yes + true_yes) if said_yes + true_yes else 0.0,

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from sphinxkit.errors import DataError
-from sphinxkit.evaluation.inputs import Annotation, manifest_path, read_annotations, read_predictions
+from sphinxkit.evaluation.annotation import Annotation
+from sphinxkit.evaluation.inputs import manifest_path, read_annotations, read_predictions
 
 UNIQUE = [
     {"question_id": 7, "question": "q", "image_path": "a.jpg", "gt_answers": "x"},
@@ -66,7 +67,8 @@ def test_image_size(tmp_path: Path, record: dict[str, Any], wanted: tuple[int, i
             '[{"question_id": [1], "gt_answers": "x"}]',
             r"a\.json:1: question_id must be a string or an integer, got \[1\]",
         ),
-        ('{"data": []}', r"a\.json: expected a list of annotations, or an object with 'annotations'"),
+        ('{"data": []}', r"a\.json: no annotations"),
+        ('{"x": []}', r"a\.json: expected a list of annotations, or an object with 'annotations'"),
         ('[{"gt_answers": "x"}', r"a\.json:1: expected ',' or ']' after a record, found ''"),
         ('[{"gt_answers": x}]', r"a\.json:1: not JSON"),
     ],
@@ -110,10 +112,10 @@ def test_a_single_line_is_a_prediction_too(tmp_path: Path, annotations: list[Ann
         (["one"], r"p\.json: 1 predictions for 2 annotations"),
         (["one", "two", "three"], r"p\.json: 3 predictions for 2 annotations"),
         ([], r"p\.json: 0 predictions for 2 annotations"),
-        (["one", 3], r"p\.json:3: a prediction must be a string or an object, got int"),
+        (["one", [3]], r"p\.json:3: a prediction must be a string or an object, got list"),
         (["one", {"question_id": 8, "answer": "x"}], r"p\.json: 1 predictions are strings and 1 are objects"),
         ({"predictions": "one"}, r"p\.json: 'predictions' must be a list, got str"),
-        ({"answers": []}, r"p\.json: expected a list of strings, an object with 'predictions', or JSON lines"),
+        ({"answers": []}, r"p\.json: expected a list of strings, an object with 'predictions', an object"),
         (
             '{"question_id": 7, "answer": "a"}\n{"question_id": 7, "answer": "b"}',
             r"p\.json:2: question_id '7' is there twice, first on line 1",
@@ -124,8 +126,8 @@ def test_a_single_line_is_a_prediction_too(tmp_path: Path, annotations: list[Ann
         ),
         ('{"question_id": 7, "answer": "a"}\n{"question_id": 8}', r"p\.json:2: the prediction has no 'answer'"),
         (
-            '{"question_id": 7, "answer": "a"}\n{"question_id": 8, "answer": 1}',
-            r"p\.json:2: answer must be a string, got int",
+            '{"question_id": 7, "answer": "a"}\n{"question_id": 8, "answer": [1]}',
+            r"p\.json:2: answer must be a string, got list",
         ),
         (
             [{"question_id": 8, "answer": "x"}],

@@ -10,7 +10,7 @@ import pytest
 
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import benchmarks, read_annotations
-from sphinxkit.evaluation.inputs import Annotation
+from sphinxkit.evaluation.annotation import Annotation
 from sphinxkit.evaluation.questions import check_images, fill_in, hash_prompts, make_questions
 from sphinxkit.formatters import sphinx_v1, tasks
 

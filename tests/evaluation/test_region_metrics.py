@@ -7,7 +7,7 @@ import pytest
 
 from sphinxkit.errors import DataError, RegistryError
 from sphinxkit.evaluation import metrics
-from sphinxkit.evaluation.inputs import Annotation, Record
+from sphinxkit.evaluation.annotation import Annotation, Record
 from sphinxkit.formatters import tasks
 from sphinxkit.formatters.tasks import GroundedPhrase, Keypoints, LayoutSample, PoseSample
 from sphinxkit.geometry import Box, ImageGeometry, Point

@@ -6,7 +6,7 @@ import pytest
 
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import metrics
-from sphinxkit.evaluation.inputs import Annotation, Record
+from sphinxkit.evaluation.annotation import Annotation, Record
 
 
 def _records(
