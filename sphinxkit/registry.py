@@ -215,7 +215,11 @@ class Registry(Generic[T]):
         for parameter in inspect.signature(builder).parameters.values():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 extra = "allow"
-            elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL and parameter.name not in wired:
+            elif (
+                parameter.kind is not inspect.Parameter.VAR_POSITIONAL
+                and parameter.name not in wired
+                and not parameter.name.startswith("_")  # private to the builder
+            ):
                 default = ... if parameter.default is inspect.Parameter.empty else parameter.default
                 factory = factories.get(parameter.name)
                 fields[parameter.name] = (

@@ -144,7 +144,9 @@ def read_state(folder: Path, module: LossModule, optimizer: torch.optim.Optimize
     from torch.distributed.checkpoint.state_dict_loader import load
 
     state = {"model": model_state(module), "optimizer": optimizer_state(module, optimizer)}
+    reader = _Reader(folder)
+    reader.read_metadata()  # torch 2.10 hides why this fails
     with _without_group_warning():
-        load(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=dims.mesh is None)
+        load(state, storage_reader=reader, planner=_Planner(), no_dist=dims.mesh is None)
     set_model_state_dict(module, state["model"], options=StateDictOptions(strict=False))
     set_optimizer_state_dict(module, optimizer, state["optimizer"])

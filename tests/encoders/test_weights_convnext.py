@@ -113,6 +113,6 @@ def test_an_epsilon_that_shapes_do_not_show(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="norm_eps is 1e-06 in the files' configuration, 1e-05 in the encoder"):
         encoders.create("convnext_xxlarge", weights=tmp_path, **options)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["model_args"]["norm_eps"] = 1e-5
+    config.setdefault("model_args", {})["norm_eps"] = 1e-5
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert encoders.create("convnext_xxlarge", weights=tmp_path, **options).info.activation == "gelu"
