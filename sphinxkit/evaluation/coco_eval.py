@@ -158,6 +158,39 @@ def is_results(path: str | Path) -> bool:
     return first is not None and first.key is None and isinstance(first.value, dict) and "bbox" in first.value
 
 
+GOLD_FIELDS = {
+    "images": ("id",),
+    "categories": ("id",),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area"),
+}
+
+
+def _id(value: Any) -> Any:
+    """An id that can be looked up; None for what is neither a number nor a text."""
+    return value if isinstance(value, (int, str)) else None
+
+
+def _checked(gold: Any, where: str) -> dict[str, Any]:
+    """COCO's gold data with every field that its evaluation reads."""
+    if not isinstance(gold, dict) or not all(isinstance(gold.get(part), list) for part in GOLD_FIELDS):
+        raise DataError(f"{where}: expected COCO's object of {', '.join(GOLD_FIELDS)}")
+    for part, fields in GOLD_FIELDS.items():
+        for each in gold[part]:
+            bad = [name for name in fields if not isinstance(each, dict) or not _is_good(name, each.get(name))]
+            if bad:
+                raise DataError(f"{where}: {part}: {bad[0]!r} is missing or wrong in {each!r:.80}")
+    if any("not_exhaustive_category_ids" in each for each in gold["images"]):
+        raise DataError(f"{where}: LVIS's results are scored by its own evaluation (the package lvis)")
+    marked = [{**each, "iscrowd": int(each.get("iscrowd") in (1, "1"))} for each in gold["annotations"]]
+    return {"info": {}, **gold, "annotations": marked}
+
+
+def _is_good(name: str, value: Any) -> bool:
+    if name == "bbox":
+        return isinstance(value, list) and len(value) == 4 and all(map(is_finite_number, value))
+    return is_finite_number(value) if name == "area" else _id(value) is not None
+
+
 def score_results(annotations: str | Path, results: str | Path) -> tuple[int, MetricResult]:
     """COCO's twelve numbers for a file of scored boxes, with crowds, sizes and the scores' order.
 
@@ -177,15 +210,8 @@ def score_results(annotations: str | Path, results: str | Path) -> tuple[int, Me
         gold = json.loads(Path(annotations).read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{annotations}: cannot be read: {error}") from error
-    parts = ("images", "annotations", "categories")
-    if not isinstance(gold, dict) or not all(isinstance(gold.get(part), list) for part in parts):
-        raise DataError(f"{annotations}: expected COCO's object of {', '.join(parts)}")
-    if not all(each.keys() >= {"id", "image_id", "category_id", "bbox", "area"} for each in gold["annotations"]):
-        raise DataError(f"{annotations}: an annotation lacks id, image_id, category_id, bbox or area")
-    gold["annotations"] = [{"iscrowd": 0, **each} for each in gold["annotations"]]
-    if any("not_exhaustive_category_ids" in each for each in gold["images"]):
-        raise DataError(f"{annotations}: LVIS's results are scored by its own evaluation (the package lvis)")
-    images, categories = ({each.get("id") for each in gold[part]} for part in ("images", "categories"))
+    gold = _checked(gold, str(annotations))
+    images, categories = ({each["id"] for each in gold[part]} for part in ("images", "categories"))
     found = []
     for item in iter_json(results):
         value, where = item.value, f"{results}:{item.line}"
@@ -194,8 +220,8 @@ def score_results(annotations: str | Path, results: str | Path) -> tuple[int, Me
         numbers = [*(value["bbox"] if isinstance(value["bbox"], list) else []), value["score"]]
         if len(numbers) != 5 or not all(map(is_finite_number, numbers)):
             raise DataError(f"{where}: expected a bbox of four numbers and a score, got {value!r:.80}")
-        if value["image_id"] not in images or value["category_id"] not in categories:
+        if _id(value["image_id"]) not in images or _id(value["category_id"]) not in categories:
             raise DataError(f"{where}: image_id or category_id is not in {annotations}, got {value!r:.80}")
         found.append({field: value[field] for field in RESULT_FIELDS})
-    scores = _evaluate("bbox", {"info": {}, **gold}, found, NAMES)
+    scores = _evaluate("bbox", gold, found, NAMES)
     return len(images), MetricResult(scores, notes=() if scores else ("there are no gold boxes",))

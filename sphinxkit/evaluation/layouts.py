@@ -141,10 +141,17 @@ def _each(read: Callable[[int, _Fields], Annotation]) -> Read:
     return lambda path, items: (read(index, _Fields(path, item)) for index, item in enumerate(items))
 
 
+def _ocrvqa_split(record: _Fields) -> str:
+    split = record["split"]
+    if not isinstance(split, int) or split not in OCRVQA_SPLITS:
+        raise DataError(f"{record.where}: 'split' must be one of {list(OCRVQA_SPLITS)}, got {split!r:.60}")
+    return OCRVQA_SPLITS[split]
+
+
 def _ocrvqa(path: Path, items: Sequence[JsonItem]) -> Iterator[Annotation]:
     for item in items:
         record = _Fields(path, item)
-        questions, answers, split = record["questions"], record["answers"], OCRVQA_SPLITS.get(record["split"], "")
+        questions, answers, split = record["questions"], record["answers"], _ocrvqa_split(record)
         if not isinstance(questions, list) or not isinstance(answers, list) or len(questions) != len(answers):
             raise DataError(f"{record.where}: 'questions' and 'answers' must be lists of one length")
         image = f"{record.key}{Path(str(record['imageURL'])).suffix or '.jpg'}"
@@ -174,7 +181,9 @@ def _file_names(path: Path) -> dict[str, str]:
 
 def _instances(path: Path, items: Sequence[JsonItem]) -> Iterator[Annotation]:
     """One annotation per image and category that it shows, with the id "IMAGE:CATEGORY"."""
-    converter = coco.lvis if "coco_url" in next(iter_json_members(path, ["images"]))[1].value else coco.detection
+    first = next(iter_json_members(path, ["images"]), None)
+    is_lvis = first is not None and isinstance(first[1].value, dict) and "not_exhaustive_category_ids" in first[1].value
+    converter = coco.lvis if is_lvis else coco.detection
     for found in converter(Source(path), Problems(strict=True)):
         sample = found.sample
         size = (sample.geometry.width, sample.geometry.height)

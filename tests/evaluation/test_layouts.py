@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -402,6 +405,7 @@ def test_a_reordered_file_of_pope_is_refused(tmp_path: Path) -> None:
         ),
         ([AOKVQA[0], {**AOKVQA[1], "choices": [1]}], r"'choices' must be a list of at most 26 texts, got \[1\]"),
         ({"a": OCRVQA["B00"] | {"answers": []}}, "'questions' and 'answers' must be lists of one length"),
+        ({"a": OCRVQA["B00"] | {"split": [1]}}, r"'split' must be one of \[1, 2, 3\], got \[1\]"),
         ({"1": SCIENCEQA["4"] | {"question": " "}}, "task 'multiple_choice': the question is empty"),
         ({**CAPTIONS, "images": []}, "image_id 37777 is not among the images"),
     ],
@@ -561,6 +565,7 @@ def test_cocos_results(tmp_path: Path) -> None:
         ([{"bbox": [1, 2, 3, 4]}], r"r\.json:1: a result must have image_id, category_id, bbox, score"),
         ([result(1, [1, 2, 3], 0.5)], "expected a bbox of four numbers and a score"),
         ([result(2, [1, 2, 3, 4], 0.5)], "image_id or category_id is not in"),
+        ([{**result(1, [1, 2, 3, 4], 0.5), "image_id": []}], "image_id or category_id is not in"),
     ],
 )
 def test_bad_results(tmp_path: Path, found: list[Any], message: str) -> None:
@@ -573,8 +578,8 @@ def test_bad_results(tmp_path: Path, found: list[Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], r"expected COCO's object of images, annotations, categories"),
-        ({**INSTANCES, "annotations": [{"id": 1}]}, "an annotation lacks id, image_id, category_id, bbox or area"),
+        ([], r"expected COCO's object of images, categories, annotations"),
+        ({**INSTANCES, "annotations": [{"id": 1}]}, "annotations: 'image_id' is missing or wrong in"),
         (
             {**INSTANCES, "images": [{"id": 1, "not_exhaustive_category_ids": []}]},
             "LVIS's results are scored by its own",
@@ -597,3 +602,35 @@ def test_textcaps_has_one_annotation_per_image(tmp_path: Path) -> None:
     path = write(tmp_path / "TextCaps_0.1_val.json", {"dataset_name": "textcaps", "data": rows})
     (annotation,) = read_annotations(path)
     assert (annotation.question_id, annotation.image_path, annotation.gold) == ("11", "11.jpg", ["a can", "a red can"])
+
+
+ODD_VALUES = (None, [], {}, "", "x", -1, 0, 1.5, True, float("nan"), [1], {"a": 1}, 10**400)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place inside a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])  # every thirteenth combination, or all
+@pytest.mark.parametrize("case", [*CASES, "coco_instances"])
+def test_no_odd_value_anywhere_breaks_a_score(tmp_path: Path, case: str, step: int) -> None:
+    in_words = ("detection", INSTANCES, {"397133:dog": "", "397133:person": ""}, {})
+    name, *files, _ = CASES.get(case, in_words)
+    suffix = ".jsonl" if case.startswith("pope") else ".json"
+    paths = [write(tmp_path / f"{which}{suffix}", content) for which, content in zip("ap", files, strict=True)]
+    benchmarks.score(name, *paths)
+    for path, content in zip(paths, files, strict=True):
+        for place, odd in list(itertools.product(places(content), ODD_VALUES))[::step]:
+            changed = json.loads(json.dumps(content))
+            inner = changed
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = odd
+            write(path, changed)
+            with contextlib.suppress(DataError):
+                benchmarks.score(name, *paths)
+        write(path, content)
