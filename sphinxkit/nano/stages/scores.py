@@ -57,6 +57,12 @@ ROWS = (
 )
 """The table's lines; the goals are the project's own."""
 
+MORE_ROWS = (
+    TableRow("multiple choice", "multiple_choice", "accuracy", 0.85, 8),
+    TableRow("chart, cells", "chart", "cells", 0.90, 64),
+)
+"""Further lines, measured on pictures of every size; see ``any_size``."""
+
 
 def majority_answer(task: str, size: int, domain: Domain) -> str:
     """The most frequent answer in training.
@@ -79,6 +85,9 @@ def evaluate_nano(
     domain: Domain = "synthetic",
     num_scenes: int = NUM_SCENES,
     baselines: bool = True,
+    size: int | tuple[int, int] | None = None,
+    shrink_to: tuple[int, int] | None = None,
+    seed: int = SEED,
     should_stop: Callable[[], bool] | None = None,
     report: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> bool:
@@ -96,6 +105,9 @@ def evaluate_nano(
         domain: Domain of the scenes.
         num_scenes: Scenes of each task, one question each.
         baselines: Whether the blind model and the most frequent answer are scored as well.
+        size: Size of the pictures: a square's side, or (width, height); None: the model's.
+        shrink_to: (width, height) that the drawn pictures are shrunk to, of the same shape as ``size``; None: as drawn.
+        seed: Seed of the scenes.
         should_stop: Asked between parts.
         report: Called with each score.
     Returns:
@@ -103,15 +115,19 @@ def evaluate_nano(
     """
     loaded = load(model)
     facts = fingerprint(loaded)
-    size = 64 if loaded.vision is None else loaded.vision.image_size
+    own_size = 64 if loaded.vision is None else loaded.vision.image_size
     place = Path(folder)
-    world = World(domain, "test", size, SEED)
+    world = World(domain, "test", size or own_size, seed)
     found: dict[str, Any] = {"model": facts, "world": world.name, "num_scenes": num_scenes, "rows": {}}
+    if shrink_to is not None:
+        found["shrunk_to"] = list(shrink_to)
     for row in rows:
         here = place / row.task
         annotations = here / "annotations.json"
         if not annotations.exists():
             export_annotations(world, row.task, num_scenes, here)
+        if shrink_to is not None:
+            _shrink(here / "images", shrink_to)
         began = time.perf_counter()
         scores: dict[str, Any] = {"task": row.task, "score": row.score, "goal": row.goal}
         for name in ("model", "blind", "majority") if baselines else ("model",):
@@ -119,7 +135,7 @@ def evaluate_nano(
                 return False
             predictions = here / f"{name}.jsonl"
             if name == "majority":
-                _write_constant(predictions, annotations, majority_answer(row.task, size, domain))
+                _write_constant(predictions, annotations, majority_answer(row.task, own_size, domain))
                 result = score(row.task, annotations, predictions)
             else:
                 result = evaluate(
@@ -132,9 +148,12 @@ def evaluate_nano(
                     max_new_tokens=row.max_new_tokens,
                     withhold_images=name == "blind",
                 )
-            scores[name] = result.scores[row.score]
+            every = dict(result.scores)
+            if row.score == "cells":
+                every["cells"] = chart_cells(annotations, predictions)
+            scores[name] = every[row.score]
             if name == "model":
-                scores["scores"], scores["unparsable"] = result.scores, result.unparsable
+                scores["scores"], scores["unparsable"] = every, result.unparsable
         scores["seconds"] = round(time.perf_counter() - began, 1)
         found["rows"][row.name] = scores
         if report is not None:
@@ -142,6 +161,41 @@ def evaluate_nano(
     with atomic_file(place / SCORES_FILE) as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return True
+
+
+def _shrink(folder: Path, size: tuple[int, int]) -> None:
+    """Make every picture of a folder smaller; its annotations stay those of the drawn one, of which they are shares."""
+    from PIL import Image
+
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        if image.size != size:
+            with atomic_file(path) as temporary:
+                image.resize(size, Image.Resampling.BOX).save(temporary, format="PNG")
+
+
+def chart_cells(annotations: Path, predictions: Path) -> float:
+    """The share of the charts' cells (labels and values) that stand in their place in the answered tables.
+
+    Args:
+        annotations: Of the task ``chart``.
+        predictions: Lines of ``question_id`` and ``answer``.
+    """
+    lines = (json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines())
+    answers = {line["question_id"]: str(line.get("answer") or "") for line in lines}
+    right = total = 0
+    for gold in read_annotations(annotations):
+        told = _cells(answers.get(gold.question_id, ""))
+        for place, cell in _cells(str(gold.gold)).items():
+            total += 1
+            right += told.get(place) == cell
+    return right / max(total, 1)
+
+
+def _cells(table: str) -> dict[tuple[int, int], str]:
+    rows = [line.split("|") for line in table.strip().splitlines()]
+    return {(row, column): cell.strip() for row, cells in enumerate(rows) for column, cell in enumerate(cells)}
 
 
 def _write_constant(path: Path, annotations: Path, answer: str) -> None:

@@ -36,7 +36,7 @@ SIZES: Mapping[str, tuple[int, int]] = {
     "large": (340, 410),
 }
 MIN_SIDE = 64  # pixels of the picture's short side; below it the font does not fit
-GAP = 2  # pixels between things
+GAP = 2  # pixels between things, for each whole 128 of the short side (at least one)
 TRIES = 24  # places that are tried for a thing before it is left out
 POSTER_WORDS = 16  # that are tried on a poster; what does not fit is left out
 COPY_PERCENT = 25  # shapes that repeat an earlier one's colour and shape
@@ -85,6 +85,11 @@ class Style:
         return min(self.width, self.height)
 
     @property
+    def gap(self) -> int:
+        """Pixels between things and to the edges."""
+        return GAP * max(1, self.short_side // 128)
+
+    @property
     def text_scale(self) -> int:
         """Pixels per pixel of the font: an eighth of the short side is a line of text (a sixteenth for small text)."""
         return max(1, self.short_side // (112 if self.has_small_text else 56))
@@ -109,13 +114,14 @@ class _Room:
 
     def place(self, rng: Rng, width: int, height: int, tries: int = TRIES) -> Rect | None:
         """A free rectangle of that size, or None if none was found."""
-        right, bottom = self._style.width - GAP - width, self._style.height - GAP - height
-        if right < GAP or bottom < GAP:
+        gap = self._style.gap
+        right, bottom = self._style.width - gap - width, self._style.height - gap - height
+        if right < gap or bottom < gap:
             return None
         for _ in range(tries):
-            x, y = rng.between(GAP, right), rng.between(GAP, bottom)
+            x, y = rng.between(gap, right), rng.between(gap, bottom)
             if all(
-                x >= r.x2 + GAP or y >= r.y2 + GAP or x + width + GAP <= r.x1 or y + height + GAP <= r.y1
+                x >= r.x2 + gap or y >= r.y2 + gap or x + width + gap <= r.x1 or y + height + gap <= r.y1
                 for r in self._taken
             ):
                 rect = Rect(x, y, x + width, y + height)
@@ -159,7 +165,7 @@ def _words(rng: Rng, style: Style, room: _Room, count: int) -> tuple[Word, ...]:
         base = style.text_scale
         scale = rng.between(base, base + (base + 1) // 2)
         height, width = text_mask(text, scale).shape
-        while scale > 1 and width + 4 * scale + 2 * GAP > style.width:
+        while scale > 1 and width + 4 * scale + 2 * style.gap > style.width:
             scale -= 1
             height, width = text_mask(text, scale).shape
         padding = 2 * scale

@@ -164,6 +164,10 @@ def _telling(world: World) -> list[object]:
     found: list[object] = ["all wordings"] if world.has_all_wordings else []
     if world.point_grid is not None:
         found.append(("point grid", world.point_grid))
+    if world.long_sides is not None:
+        found.append(("long sides", *world.long_sides, world.max_aspect))
+    if world.everyday_percent:
+        found.append(("everyday", world.everyday_percent))
     if world.wordings:
         found.append(tuple(sorted(world.wordings.items())))
     return found

@@ -10,7 +10,9 @@ from sphinxkit.nano.world.splits import is_held_out_pair
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PLURALS = {"cross": "crosses", "person": "people"}
-MARGIN = 4  # pixels by which the leftmost of its kind has to be farther left than the next; our choice
+MARGIN = 4
+"""Pixels by which the leftmost of its kind is farther left than the next, for each whole 128 of the picture's short
+side (at least one); our choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def unique_names(scene: Scene) -> list[Thing]:
     return [thing for thing in everything if names.count(thing.name) == 1]
 
 
-def _is_first(target: Thing, others: Sequence[Thing], where: str) -> bool:
+def _is_first(target: Thing, others: Sequence[Thing], where: str, margin: int) -> bool:
     edges: Mapping[str, Callable[[Rect], int]] = {
         "leftmost": lambda rect: rect.x1 + rect.x2,
         "rightmost": lambda rect: -rect.x1 - rect.x2,
@@ -139,7 +141,7 @@ def _is_first(target: Thing, others: Sequence[Thing], where: str) -> bool:
         "bottommost": lambda rect: -rect.y1 - rect.y2,
     }
     edge = edges[where]
-    return all(edge(target.rect) + 2 * MARGIN <= edge(other.rect) for other in others)
+    return all(edge(target.rect) + 2 * margin <= edge(other.rect) for other in others)
 
 
 def referring_phrases(scene: Scene, target: Thing) -> list[str]:
@@ -149,6 +151,7 @@ def referring_phrases(scene: Scene, target: Thing) -> list[str]:
         scene: The scene.
         target: One of its things.
     """
+    margin = MARGIN * max(1, min(scene.width, scene.height) // 128)
     everything = [thing for thing in things(scene) if thing.source is not target.source]
     same_noun = [thing for thing in everything if thing.noun == target.noun]
     same_name = [thing for thing in same_noun if thing.name == target.name]
@@ -166,7 +169,7 @@ def referring_phrases(scene: Scene, target: Thing) -> list[str]:
         phrases += [
             f"the {where} {name}"
             for where in ("leftmost", "rightmost", "topmost", "bottommost")
-            if _is_first(target, group, where) and (same_name or target.noun != "word")
+            if _is_first(target, group, where, margin) and (same_name or target.noun != "word")
         ]
         for anchor in unique_names(scene):
             found = None if anchor.source is target.source else relation(target.rect, anchor.rect)

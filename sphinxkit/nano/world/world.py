@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from sphinxkit.data.conversations import write_conversation
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
+from sphinxkit.formatters.coordinate_grid import move_to_grid
 from sphinxkit.geometry import Point
-from sphinxkit.nano.world.composition import Style, compose
+from sphinxkit.nano.world.composition import MIN_SIDE, Style, compose
+from sphinxkit.nano.world.everyday import everyday
 from sphinxkit.nano.world.prose import prose
 from sphinxkit.nano.world.render import render
 from sphinxkit.nano.world.rng import Rng
@@ -24,7 +26,7 @@ from sphinxkit.nano.world.task_samples import KINDS_OF_TASK, MAKERS, Weights
 from sphinxkit.registry import suggest
 
 VERSION = 1
-"""Changes whenever a seed gives other scenes."""
+"""Changes whenever a seed gives other scenes of up to 255 pixels."""
 
 TEXT_TASK = "text"
 """Names plain text where a task's name is expected."""
@@ -117,9 +119,14 @@ class World:
         sizes: Names of the shapes' sizes; see ``composition.SIZES``.
         has_small_text: Set words at half the size.
         has_all_wordings: Draw among each task's wordings; else the default one.
-        point_grid: Conversations tell key points in whole steps of 1/``point_grid`` of the padded square's side; None:
-            exactly. (Joints are the middles of pixels: twice as fine as boxes. A small tokenizer has not that many
-            coordinates.)
+        point_grid: Conversations tell boxes and key points in whole steps of 1/``point_grid`` of the padded square's
+            side; None: exactly. Boxes are rounded; key points, the middles of pixels, move to the left and up. (A small
+            tokenizer has not that many coordinates.)
+        long_sides: The least and the most pixels of a picture's longer side, drawn for every scene; None: every picture
+            is of ``size``.
+        max_aspect: With ``long_sides``: the longer side is at most ``max_aspect`` percent of the shorter one, upright
+            or lying; two in five pictures are square. No side is below ``composition.MIN_SIDE``.
+        everyday_percent: Questions in everyday words; see ``everyday``.
         wordings: Task to the instruction that takes the place of its own, with its own's fields in braces.
     Raises:
         DataError: One of them is not possible.
@@ -138,26 +145,52 @@ class World:
         has_all_wordings: bool = False,
         point_grid: int | None = None,
         wordings: Mapping[str, str] | None = None,
+        long_sides: Sequence[int] | None = None,
+        max_aspect: int = 200,
+        everyday_percent: int = 0,
     ) -> None:
         if point_grid is not None and point_grid < 1:
             raise DataError(f"world: point_grid must be at least 1, got {point_grid}")
+        if long_sides is not None and not (len(long_sides) == 2 and MIN_SIDE <= long_sides[0] <= long_sides[1]):
+            raise DataError(f"world: long_sides must be two numbers from {MIN_SIDE} in order, got {list(long_sides)}")
+        if max_aspect < 100 or not 0 <= everyday_percent <= 100:
+            raise DataError(
+                f"world: max_aspect must be at least 100 and everyday_percent a percentage, got {max_aspect} and "
+                f"{everyday_percent}"
+            )
         width, height = (size, size) if isinstance(size, int) else size
         self.style = Style(width, height, domain, split, max_objects, tuple(sizes), has_small_text)
         self.seed = seed
         self.has_all_wordings = has_all_wordings
         self.point_grid = point_grid
+        self.long_sides = None if long_sides is None else (long_sides[0], long_sides[1])
+        self.max_aspect, self.everyday_percent = max_aspect, everyday_percent
         self.name = f"{domain}-{split}-{width}x{height}-{seed}"
         self.wordings = dict(wordings or {})
         unknown = [task for task in self.wordings if task not in MAKERS]
         if unknown:
             raise DataError(f"world: wordings: there is no task {unknown[0]!r}{suggest(unknown[0], MAKERS)}")
-        self._formatters = {task: _reworded(task, wording) for task, wording in self.wordings.items()}
+        self._formatters: dict[str | tuple[str, str], tasks.Task[Any, Any]] = {
+            task: _reworded(task, wording) for task, wording in self.wordings.items()
+        }
 
     def __repr__(self) -> str:
         return f"World({self.name})"
 
     def _rng(self, *parts: object) -> Rng:
         return Rng("sphinxkit.world", VERSION, self.seed, self.style.domain, self.style.split, *parts)
+
+    def _style(self, index: int) -> Style:
+        """The style of scene ``index``, with the size of its picture."""
+        if self.long_sides is None:
+            return self.style
+        rng = self._rng("picture", index)
+        low, high = self.long_sides
+        long = rng.between(low, rng.between(low, high))  # small ones more often
+        aspect = 100 if rng.chance(40) else rng.between(100, self.max_aspect)
+        short = max(MIN_SIDE, long * 100 // aspect)
+        width, height = (long, short) if rng.chance(60) else (short, long)
+        return replace(self.style, width=width, height=height)
 
     def scene_of_kind(self, index: int, kind: str, attempt: int = 0) -> DrawnScene:
         """Scene ``index`` of a kind.
@@ -171,7 +204,7 @@ class World:
         """
         if index < 0:
             raise DataError(f"world: scenes are numbered from 0, got {index}")
-        scene = compose(self._rng("scene", kind, index, attempt), self.style, kind)
+        scene = compose(self._rng("scene", kind, index, attempt), self._style(index), kind)
         return DrawnScene(**{field.name: getattr(scene, field.name) for field in fields(scene)})
 
     def _find(self, index: int, task: str) -> tuple[DrawnScene, list[Any]]:
@@ -244,17 +277,19 @@ class World:
         return scene, [message for sample in samples[:num_turns] for message in self._turn(task, sample, rng)]
 
     def _turn(self, task: str, sample: Any, rng: Rng) -> list[dict[str, str]]:
-        if task not in self._formatters:
-            self._formatters[task] = tasks.create(task)
-        formatter = self._formatters[task]
         if isinstance(sample, tasks.PoseSample) and self.point_grid is not None:
             sample = on_grid(sample, self.point_grid)
-        wording = rng.below(len(formatter.wordings)) if self.has_all_wordings else 0
+        asked = everyday(task, sample, rng) if self.everyday_percent and rng.chance(self.everyday_percent) else None
+        if asked is not None:
+            words, sample = asked
+            formatter, wording = self._formatters.setdefault((task, words), _reworded(task, words)), 0
+        else:
+            formatter = self._formatters.setdefault(task, tasks.create(task))
+            wording = rng.below(len(formatter.wordings)) if self.has_all_wordings else 0
         example = formatter.format(sample, wording)
-        return [
-            {"role": "user", "content": example.instruction},
-            {"role": "assistant", "content": example.answer},
-        ]
+        told = (example.instruction, example.answer)
+        question, answer = told if self.point_grid is None else (move_to_grid(text, self.point_grid) for text in told)
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def _conversation_of_all_tasks(self, index: int, num_turns: int) -> tuple[Scene, list[dict[str, str]]]:
         rng = self._rng("all tasks", index)

@@ -1,0 +1,56 @@
+"""Questions in everyday words: other words, the same answer."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from sphinxkit.nano.world import KINDS_OF_TASK, Rng, World
+from sphinxkit.nano.world.everyday import WORDINGS, everyday, paraphrase
+
+
+@pytest.mark.parametrize("task", KINDS_OF_TASK)
+def test_the_answer_is_the_same(task: str) -> None:
+    plain, other = World(size=128), World(size=128, everyday_percent=100)
+    asked = set()
+    for index in range(20):
+        (_, told), (_, again) = plain.conversation(index, task), other.conversation(index, task)
+        assert again[1] == told[1]
+        assert "{" not in again[0]["content"]
+        asked.add(again[0]["content"] == told[0]["content"])
+    assert (False in asked) == (task in WORDINGS)  # VizWiz has none
+
+
+def test_everyday_questions_are_mixed_in() -> None:
+    world = World(size=128, everyday_percent=50)
+    asked = [world.conversation(index, "caption")[1][0]["content"] for index in range(60)]
+    everyday_ones = sum(question in WORDINGS["caption"] for question in asked)
+    assert 15 < everyday_ones < 45
+
+
+def test_paraphrases_keep_what_is_asked_about() -> None:
+    found = {paraphrase("What color is the ring?", Rng("test", index)) for index in range(60)}
+    assert {"What color is the ring?", "What colour is the ring?", "Which color does the ring have?"} <= found
+    assert all("the ring" in question for question in found)
+    assert {paraphrase("Is it late?", Rng(index)) for index in range(5)} == {"Is it late?"}
+
+
+def test_categories_are_in_the_plural_and_the_sample_keeps_its_name() -> None:
+    world = World(size=128)
+    sample = next(
+        sample for index in range(50) for sample in world.samples(index, "detection") if sample.category == "cross"
+    )
+    found = everyday("detection", sample, Rng("test"))
+    assert found is not None
+    assert "crosses" in found[0]
+    assert found[1] is sample
+
+
+def test_regions_are_in_the_words() -> None:
+    assert all("{box}" in words for words in (*WORDINGS["reg"], *WORDINGS["pose"]))
+    world = World(size=(448, 300), everyday_percent=100, point_grid=128)
+    question = world.conversation(0, "reg")[1][0]["content"]
+    numbers = re.findall(r"\d\.\d{3}", question)
+    assert len(numbers) == 4
+    assert set(numbers) <= {f"{step / 128:.3f}" for step in range(129)}
