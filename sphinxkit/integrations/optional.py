@@ -28,10 +28,15 @@ def require(module: str, extra: str, *, oldest: str | None = None) -> ModuleType
     except ImportError as error:
         raise MissingPackageError(f"{module} cannot be imported ({error}); install it: {command}") from error
     version = str(getattr(found, "__version__", ""))
-    if oldest is not None and _numbers(version) < _numbers(oldest):
+    if oldest is not None and version_numbers(version) < version_numbers(oldest):
         raise MissingPackageError(f"{module} {version} is too old, {oldest} or later is needed; install it: {command}")
     return found
 
 
-def _numbers(version: str) -> list[int]:
+def version_numbers(version: str) -> list[int]:
+    """The first two numbers of a version, to compare.
+
+    Args:
+        version: Such as "5.24.0".
+    """
     return [int(part) for part in version.split(".")[:2] if part.isdigit()]

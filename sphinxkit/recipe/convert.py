@@ -13,11 +13,10 @@ import torch
 from sphinxkit import checkpoint
 from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.interpolation.sources import JoinedSource
-from sphinxkit.recipe.hf_folder import hf_files
+from sphinxkit.recipe.hf_folder import files_beside, layout_of
 from sphinxkit.recipe.open_checkpoints import Progress, everything, with_total
 from sphinxkit.recipe.recipe import Recipe, shipped_recipes
 from sphinxkit.recipe.weights import open_encoder_weights, require_sources
-from sphinxkit.tokenizer import Tokenizer
 
 Part = Literal["llm", "encoders"]
 
@@ -77,8 +76,8 @@ def convert(
         if found is None and opened.has_recipe:
             found = Recipe.of_checkpoint(opened)
         document = None if found is None else found.resolved()
-        is_whole = part is None and document is not None and "vision" in document
-        layout = checkpoint.formats.get_format("hf_sphinx" if format == "hf" and is_whole else format)
+        has_vision = part is None and document is not None and "vision" in document
+        layout = checkpoint.formats.get_format(layout_of(format, has_vision))
         if part == "encoders":
             towers = JoinedSource([opened], lambda key: ".encoders." in key)
             with opened.verifying() if verify else nullcontext():
@@ -91,10 +90,6 @@ def convert(
                     progress=with_total(progress, towers, dtype),
                 )
         carried = layout.has_unused and part is None
-        place = opened.tokenizer_path
-        beside = {}
-        if layout.name == "hf_sphinx" and found is not None:
-            beside = hf_files(found, None if place is None else Tokenizer(place))
         return checkpoint.save(
             target,
             opened,
@@ -103,8 +98,8 @@ def convert(
             num_shards=num_shards,
             dtype=dtype,
             recipe=document,
-            tokenizer=place,
-            extra_files=beside,
+            tokenizer=opened.tokenizer_path,
+            extra_files=files_beside(layout.name, found, opened.tokenizer_path),
             unused=opened.unused if carried else None,
             overwrite=overwrite,
             progress=with_total(progress, everything(opened, part == "llm") if carried or part else opened, dtype),

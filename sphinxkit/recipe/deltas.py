@@ -17,6 +17,7 @@ from sphinxkit.interpolation import MixedSource
 from sphinxkit.interpolation.delta import delta_source, restored_source
 from sphinxkit.interpolation.diff import DiffReport, compare
 from sphinxkit.interpolation.sources import SelectedSource
+from sphinxkit.recipe.hf_folder import files_beside, layout_of
 from sphinxkit.recipe.open_checkpoints import Progress, everything, no_new_parents, open_all, with_total
 from sphinxkit.recipe.provenance import LateText, delta_provenance, restored_provenance
 from sphinxkit.recipe.recipe import Recipe
@@ -144,10 +145,13 @@ def apply_delta(
             allow_nonfinite=allow_nonfinite,
             hash_inputs=True,
         )
+        described = second if second.has_recipe else first
+        format = layout_of(format, described.has_recipe and "vision" in described.recipe)
         has_shards = checkpoint.formats.get_format(format).has_shards
         shards = (num_shards or second.metadata.get("num_shards") or 1) if has_shards else None
-        described = second if second.has_recipe else first
-        said = LateText(lambda: restored_provenance(first, second, result))
+        recipe = Recipe.of_checkpoint(described) if described.has_recipe else None
+        others = files_beside(format, recipe, second.tokenizer_path or first.tokenizer_path)
+        said = LateText(lambda: restored_provenance(first, second, result), others)
         _write(target, result, first, second, described, format, shards, overwrite, progress, said, is_delta=False)
     return DeltaResult(target, len(result.outcomes), shards)
 
@@ -180,7 +184,7 @@ def _write(
             num_shards=num_shards,
             recipe=Recipe.of_checkpoint(described).resolved() if described.has_recipe else None,
             tokenizer=second.tokenizer_path or first.tokenizer_path,
-            unused=unused if unused.keys() else None,
+            unused=unused if unused.keys() and checkpoint.formats.get_format(format).has_unused else None,
             overwrite=overwrite,
             progress=with_total(progress, source),
             files_of=described,

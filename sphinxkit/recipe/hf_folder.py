@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,31 @@ from sphinxkit.tensor_files.tokenizer_files import IMAGE_TOKEN
 from sphinxkit.tokenizer import Tokenizer
 
 PROCESSOR, IMAGE_PROCESSOR = "SphinxProcessor", "SphinxImageProcessor"
+
+
+def layout_of(format: str, has_vision: bool) -> str:
+    """The format that a whole model is written in: of "hf" there are two.
+
+    Args:
+        format: A name of ``sphinxkit.checkpoint.formats``.
+        has_vision: Whether vision is written.
+    """
+    return "hf_sphinx" if format == "hf" and has_vision else format
+
+
+def files_beside(layout: str, recipe: Recipe | Mapping[str, Any] | None, tokenizer: Path | None) -> dict[str, str]:
+    """Name -> text of the files beside a checkpoint that its format does not write itself.
+
+    Args:
+        layout: From :func:`layout_of`.
+        recipe: Of the model.
+        tokenizer: Its file.
+    Raises:
+        RecipeError: The recipe does not describe a model with vision.
+    """
+    if layout != "hf_sphinx" or recipe is None:
+        return {}
+    return hf_files(Recipe.find(recipe), None if tokenizer is None else Tokenizer(tokenizer))
 
 
 def hf_files(recipe: Recipe, tokenizer: Tokenizer | None) -> dict[str, str]:

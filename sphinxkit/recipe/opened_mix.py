@@ -17,6 +17,7 @@ from sphinxkit.errors import CheckpointError, DataError, list_errors
 from sphinxkit.interpolation import MixedSource, MixMethod, MixPlan
 from sphinxkit.interpolation.rules import ORDINALS
 from sphinxkit.interpolation.sources import SelectedSource
+from sphinxkit.recipe.hf_folder import files_beside, layout_of
 from sphinxkit.recipe.open_checkpoints import LLM, everything, no_new_parents, open_all
 from sphinxkit.recipe.provenance import LateText, has_sums, provenance
 from sphinxkit.recipe.recipe import Recipe
@@ -127,13 +128,13 @@ class OpenedMix:
                 raise CheckpointError(f"{output}: is one of the models to mix; write the result somewhere else")
         if output.is_dir() and any(output.iterdir()) and not overwrite:
             raise CheckpointError(f"{output}: exists already; say --overwrite to replace it")
-        layout = self.plan.format or self.models[0].format
+        layout = self._layout(self.mixed)
         is_text_only = checkpoint.formats.get_format(layout).is_text_only
         beside = [key for key in self.mixed.keys() if not key.startswith(LLM)]  # noqa: SIM118
         if beside and is_text_only:
             raise CheckpointError(
                 f"format {layout!r} holds a language model alone, but the mix also has {beside[0]!r} (and "
-                f"{len(beside) - 1} more): say --llm-only to leave them out, or --to sphinx or sphinxkit to keep them"
+                f"{len(beside) - 1} more): say --llm-only to leave them out, or --to sphinxkit or hf to keep them"
             )
 
     def write(
@@ -160,12 +161,15 @@ class OpenedMix:
         """
         self.check_output(output, overwrite=overwrite)
         first = self.models[0]
-        layout = self.plan.format or first.format
+        layout = self._layout(mixed)
         num_shards = self.plan.num_shards
         if num_shards is None and layout == first.format and layout in ("sphinx", "meta"):
             num_shards = first.metadata.get("num_shards")
         unused = self.unused_keys()
         carried = SelectedSource(mixed, lambda key: key in unused)
+        keeps_unused = bool(carried.keys()) and checkpoint.formats.get_format(layout).has_unused
+        recipe, tokenizer = self._recipe(mixed), self.tokenizer()
+        others = files_beside(layout, recipe, tokenizer)
         with no_new_parents(output):
             checkpoint.save(
                 output,
@@ -173,14 +177,18 @@ class OpenedMix:
                 format=layout,
                 part="llm" if self.plan.llm_only else None,
                 num_shards=num_shards,
-                recipe=self._recipe(mixed),
-                tokenizer=self.tokenizer(),
-                unused=carried if carried.keys() else None,
+                recipe=recipe,
+                tokenizer=tokenizer,
+                unused=carried if keeps_unused else None,
                 files_of=first,
-                extra_files=LateText(lambda: self._provenance(mixed, weights, facts)),
+                extra_files=LateText(lambda: self._provenance(mixed, weights, facts), others),
                 overwrite=overwrite,
                 progress=progress,
             )
+
+    def _layout(self, mixed: MixedSource) -> str:
+        has_vision = any(key.startswith(f"{VISION}.") for key in mixed.keys())  # noqa: SIM118
+        return layout_of(self.plan.format or self.models[0].format, has_vision and not self.plan.llm_only)
 
     def _recipe(self, mixed: MixedSource) -> dict[str, Any] | None:
         if not self.models[0].has_recipe:

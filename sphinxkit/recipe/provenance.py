@@ -35,21 +35,21 @@ class LateText(Mapping[str, str]):
 
     Args:
         text: Makes it; what it raises stops the writing, and nothing is left behind.
+        others: Further files beside it.
     """
 
-    def __init__(self, text: Callable[[], str]) -> None:
+    def __init__(self, text: Callable[[], str], others: Mapping[str, str] | None = None) -> None:
         self._text = text
+        self._others = dict(others or {})
 
     def __getitem__(self, name: str) -> str:
-        if name != PROVENANCE:
-            raise KeyError(name)
-        return self._text()
+        return self._text() if name == PROVENANCE else self._others[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter([PROVENANCE])
+        return iter([PROVENANCE, *self._others])
 
     def __len__(self) -> int:
-        return 1
+        return 1 + len(self._others)
 
 
 def delta_provenance(base: Checkpoint, delta: MixedSource) -> str:

@@ -7,15 +7,19 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin, __version__
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData
 
 from sphinxkit.errors import DataError
+from sphinxkit.integrations.optional import version_numbers
 from sphinxkit.tensor_files.tokenizer_files import IMAGE_TOKEN
 from sphinxkit.tilers import preprocess
+
+# Before 5.18, apply_chat_template compares tokens' spans with answers' as if no image token were repeated.
+_MARKS_GIVEN_TEXT = version_numbers(__version__) < [5, 18]
 
 
 class SphinxImageProcessor(BaseImageProcessor):
@@ -110,13 +114,13 @@ class SphinxProcessor(ProcessorMixin):
                 text = [each if each.startswith(bos) else bos + each for each in text]
                 kwargs["add_special_tokens"] = False
         made = super().__call__(images=images, text=text, **kwargs)
-        if "offset_mapping" in made and not hasattr(ProcessorMixin, "_adjust_assistant_masks_indices"):
+        if "offset_mapping" in made and _MARKS_GIVEN_TEXT:
             pairs = zip(made["offset_mapping"], text, strict=True)
             made["offset_mapping"] = [self._given(spans, each) for spans, each in pairs]
         return made
 
     def _given(self, spans: Sequence[Sequence[int]], text: str) -> list[tuple[int, int]]:
-        """Characters of the given text, for spans of the one with all image tokens: 5.16 marks answers by them."""
+        """Characters of the given text, for spans of the one with all image tokens."""
         first = text.find(self.image_token)
         if first < 0:
             return [(int(start), int(end)) for start, end in spans]
