@@ -9,7 +9,7 @@ from sphinxkit.checkpoint.formats.meta import meta_key_map
 from sphinxkit.checkpoint.formats.released import sphinx_key_map
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
 from sphinxkit.checkpoint.load import LoadReport, load_into
-from sphinxkit.checkpoint.open import detect
+from sphinxkit.checkpoint.open import detect, overlay
 from sphinxkit.checkpoint.open import open_checkpoint as open
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.resolve import resolve
@@ -29,6 +29,7 @@ __all__ = [
     "load_into",
     "meta_key_map",
     "open",
+    "overlay",
     "resolve",
     "save",
     "sphinx_key_map",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sphinxkit.atomic import put_back
 from sphinxkit.checkpoint.formats import Format, OpenOptions, get_format, names
+from sphinxkit.checkpoint.formats.peft import Adapter, is_adapter
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import Replicas
 from sphinxkit.errors import CheckpointError
@@ -39,7 +41,8 @@ def open_checkpoint(
     Exported as ``sphinxkit.checkpoint.open``. Use it in a ``with`` block.
 
     Args:
-        path: A folder: sphinxkit's own, released SPHINX (any number of shards), Meta's or Hugging Face's Llama.
+        path: A folder: sphinxkit's own, released SPHINX (any number of shards), Meta's or Hugging Face's Llama, or a
+            PEFT adapter whose base lies where its configuration says.
         format: A name of ``checkpoint.formats``, where a folder holds several; None finds out.
         replicas: What to do with tensors that every shard holds whole: "equal" insists that they agree, "first" takes
             the first shard's.
@@ -64,11 +67,41 @@ def open_checkpoint(
         raise CheckpointError(f"{folder}: there is no such folder")
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is a file; give the folder that it lies in")
+    if format is None and not delta and is_adapter(folder):
+        return _with_its_base(folder)
     options = OpenOptions(replicas, llama_type, delta, defer_errors)
     opened = get_format(_only_format(folder, delta) if format is None else format).open(folder, options)
     if verify:
         opened.verify()
     return opened
+
+
+def overlay(source: Checkpoint, path: str | Path, **options: Any) -> Checkpoint:
+    """Lay a tuned folder over an opened checkpoint.
+
+    Args:
+        source: The base.
+        path: A checkpoint that may hold a part of the tensors, or a PEFT adapter, whose updates are merged.
+        **options: As for :func:`open_checkpoint`.
+    Returns:
+        Both as one; it closes the files of both.
+    Raises:
+        CheckpointError: The folder cannot be read, or does not fit the base.
+    """
+    if is_adapter(Path(path)):
+        return Adapter(path).laid_over(source)
+    return source.overlaid(open_checkpoint(path, **options))
+
+
+def _with_its_base(folder: Path) -> Checkpoint:
+    adapter = Adapter(folder)
+    base = Path(adapter.base)
+    if not adapter.base or not base.is_dir():
+        raise CheckpointError(
+            f"{folder}: is a PEFT adapter; its base {adapter.base!r} is no folder here; "
+            f"open the base and lay the adapter over it: load(BASE, overlay={str(folder)!r}) (--overlay)"
+        )
+    return adapter.laid_over(open_checkpoint(base))
 
 
 def _only_format(folder: Path, is_delta: bool) -> str:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 
 from sphinxkit import checkpoint
-from sphinxkit.checkpoint import Checkpoint
 from sphinxkit.checkpoint.llm_config import EMBEDDING
 from sphinxkit.errors import CheckpointError, DataError
 from sphinxkit.recipe.build import build_on_meta, check_place
@@ -47,7 +46,7 @@ def load(
         replicas: Policy if shards differ in a replicated tensor: "equal" raises an error, "first" uses the first shard.
         llama_type: Type of a released directory; counts before its ``meta.json``.
         overlay: A tuned directory (or several, the last counts) whose tensors take the place of the model's; it may
-            hold a part of them, as LLaMA2-Accessory's do, which leave frozen encoders out.
+            hold a part of them, as LLaMA2-Accessory's do, which leave frozen encoders out. A PEFT adapter is merged.
         tokenizer: File or directory of the tokenizer, where it does not lie in the directory (Meta's and
             LLaMA2-Accessory's may lie one above); counts before the directory's.
         accelerate: Acceleration mode, see ``SphinxModel.accelerate``: "auto" prepares fused layers when the first
@@ -64,14 +63,11 @@ def load(
         raise DataError(f"load: got {path_or_hub_id!r:.200}, expected one directory; overlay= lays others over it")
     overlays = [overlay] if isinstance(overlay, str | Path) else list(overlay or ())
 
-    def opened(path: str | Path) -> Checkpoint:
-        folder = checkpoint.resolve(path)
-        return checkpoint.open(folder, replicas=replicas, llama_type=llama_type, defer_errors=True)
-
+    options: dict[str, Any] = {"replicas": replicas, "llama_type": llama_type, "defer_errors": True}
     with ExitStack() as stack:
-        source = stack.enter_context(opened(path_or_hub_id))
+        source = stack.enter_context(checkpoint.open(checkpoint.resolve(path_or_hub_id), **options))
         for tuned in overlays:
-            source = stack.enter_context(source.overlaid(stack.enter_context(opened(tuned))))
+            source = stack.enter_context(checkpoint.overlay(source, checkpoint.resolve(tuned), **options))
         found = Recipe.of_checkpoint(source) if recipe is None else Recipe.find(recipe)
         place = tokenizer or source.tokenizer_path
         words = None if place is None else Tokenizer(place)

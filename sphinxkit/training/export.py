@@ -8,18 +8,20 @@ from typing import Any
 import torch
 
 from sphinxkit import checkpoint
+from sphinxkit.atomic import atomic_directory
+from sphinxkit.checkpoint.formats.peft import write_adapter
 from sphinxkit.tensor_source import MappingSource
-from sphinxkit.training.lora import merge_lora
+from sphinxkit.training.lora import factors_of, merge_lora
 from sphinxkit.training.parallel import ParallelDims
 from sphinxkit.training.plan import TrainPlan
 from sphinxkit.training.step import LossModule
 
 
 def export(path: Path, module: LossModule, plan: TrainPlan, dims: ParallelDims, dtype: torch.dtype) -> None:
-    """Write the whole model for ``sphinxkit.load``; LoRA updates are merged.
+    """Write the whole model for ``sphinxkit.load``; LoRA updates are merged, and written as a PEFT adapter beside it.
 
     Args:
-        path: Folder to write; an existing one is replaced.
+        path: Folder to write; an existing one is replaced. The adapter goes into ``adapter`` beside it.
         module: The trained model.
         plan: Holds the LoRA settings.
         dims: Process layout. Every process calls this; the first one writes.
@@ -34,9 +36,10 @@ def export(path: Path, module: LossModule, plan: TrainPlan, dims: ParallelDims, 
     failure: Exception | None = None
     if dims.is_main:
         tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        model = module.model
+        factors = factors_of(tensors)
         if plan.lora is not None:
             tensors = merge_lora(tensors, plan.lora)
-        model = module.model
         if model.llm.tie_embeddings:
             tensors.pop("llm.lm_head.weight", None)  # is the embedding
         try:
@@ -48,6 +51,18 @@ def export(path: Path, module: LossModule, plan: TrainPlan, dims: ParallelDims, 
                 tokenizer=None if model.tokenizer is None else model.tokenizer.files,
                 overwrite=True,
             )
+            if plan.lora is not None:
+                with atomic_directory(path.with_name("adapter")) as folder:
+                    write_adapter(
+                        folder,
+                        factors,
+                        num_heads=model.llm.num_heads,
+                        num_kv_heads=model.llm.num_kv_heads,
+                        has_vision=model.vision is not None,
+                        rank=plan.lora.rank,
+                        alpha=plan.lora.alpha,
+                        base=plan.init_from if isinstance(plan.init_from, str) else "",
+                    )
         except Exception as error:
             failure = error
     dims.raise_any(failure)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sphinxkit import checkpoint
+from sphinxkit.checkpoint.formats.peft import Adapter
 from sphinxkit.errors import CheckpointError
 from sphinxkit.recipe import Recipe
 from sphinxkit.sphinx_model import SphinxModel
+from sphinxkit.tensor_files.low_rank import Update
 from sphinxkit.tensor_source import TensorSource
 from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.lora import initial_factors
@@ -162,20 +164,38 @@ def fill_language_model(model: SphinxModel, source: LayeredSource, device: torch
     checkpoint.load_into(model.llm, source.below(_LLM), device=device, dtype=torch.float32, strict=False)
 
 
-def spread_language_model(module: LossModule, source: LayeredSource, seed: int) -> None:
+def given_updates(model: SphinxModel, plan: TrainPlan) -> dict[str, Update] | None:
+    """Updates of the adapter that ``lora.init_from`` names, by the weight's name in the language model.
+
+    Args:
+        model: Says how many heads there are.
+        plan: Holds the LoRA settings.
+    Raises:
+        CheckpointError: The adapter cannot be read.
+    """
+    if plan.lora is None or plan.lora.init_from is None:
+        return None
+    updates, _ = Adapter(plan.lora.init_from).updates(model.llm.num_heads, model.llm.num_kv_heads)
+    return {name.removeprefix(_LLM): update for name, update in updates.items()}
+
+
+def spread_language_model(module: LossModule, source: LayeredSource, plan: TrainPlan) -> None:
     """Distribute the tensors of the language model and its LoRA factors: every process gets its shards.
 
     Args:
         module: Sharded and materialised.
         source: Must have the language model.
-        seed: Random seed of the LoRA factors, equal in every process.
+        plan: Seed or adapter of the LoRA factors.
+    Raises:
+        CheckpointError: The adapter does not fit.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, strict=False)
     llm = source.below(_LLM)
     held = ((key, llm.read(key).float()) for key in llm.keys())  # noqa: SIM118
-    for chunk in _chunks(chain(held, initial_factors(module.model.llm, seed))):
+    factors = initial_factors(module.model.llm, plan.seed, given_updates(module.model, plan))
+    for chunk in _chunks(chain(held, factors)):
         set_model_state_dict(module, chunk, options=options)
 
 

@@ -10,21 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.data.permutation import derive_key
-from sphinxkit.errors import RecipeError
+from sphinxkit.errors import CheckpointError, RecipeError
+from sphinxkit.tensor_files.low_rank import Update, add_update, lora_scale
 from sphinxkit.training.plan import LoraPlan
 
 _DOWN, _UP = "lora_down", "lora_up"
-
-
-def lora_scale(rank: int, alpha: float) -> float:
-    """Scale of a LoRA update: ``alpha / rank``. Used in the layer and in the merge.
-
-    Args:
-        rank: Rank R of the update.
-        alpha: The plan's ``alpha``.
-    Source: LoRA, arXiv:2106.09685, section 4.1.
-    """
-    return alpha / rank
 
 
 def is_factor(name: str) -> bool:
@@ -74,6 +64,16 @@ class LoraLinear(nn.Module):
         down = torch.empty(self.lora_down.shape).uniform_(-bound, bound, generator=generator)
         return down, torch.zeros(self.lora_up.shape)
 
+    def _taken(self, update: Update | None, name: str) -> tuple[Tensor, Tensor]:
+        """Factors of an adapter, which must be of this layer's rank and scale."""
+        ours = (tuple(self.lora_up.shape), tuple(self.lora_down.shape), self.scale)
+        theirs = None if update is None else (update.up.shape, update.down.shape, update.scale)
+        if update is None or theirs != ours:
+            raise CheckpointError(
+                f"lora.init_from: {name}: the adapter has {theirs}, the plan {ours} (shapes of B and A, scale)"
+            )
+        return update.down.read().float(), update.up.read().float()
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer and its update.
 
@@ -105,31 +105,58 @@ def add_lora(module: nn.Module, plan: LoraPlan) -> None:
         raise RecipeError(f"lora.targets: no linear layer is called {' or '.join(missing)}")
 
 
-def initial_factors(module: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
+def initial_factors(
+    module: nn.Module, seed: int, given: Mapping[str, Update] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Yield name and full initial value of every factor below ``module``, equal in every process.
 
     Args:
         module: Has LoRA layers; sharded or not, on any device.
         seed: Random seed; combined with each layer's name.
+        given: Updates to take the factors from, by the weight's name in ``module``; None draws them.
+    Raises:
+        CheckpointError: ``given`` has other layers, ranks or scales.
     """
+    left = dict(given or {})
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLinear):
-            generator = torch.Generator().manual_seed(derive_key(seed, name) % 2**63)
-            down, up = layer._initial(generator)
+            if given is None:
+                generator = torch.Generator().manual_seed(derive_key(seed, name) % 2**63)
+                down, up = layer._initial(generator)
+            else:
+                down, up = layer._taken(left.pop(f"{name}.weight", None), name)
             yield f"{name}.{_DOWN}", down
             yield f"{name}.{_UP}", up
+    if left:
+        raise CheckpointError(f"lora.init_from: updates {', '.join(sorted(left))}, which lora.targets leaves out")
 
 
-def draw_factors(module: nn.Module, seed: int) -> None:
+def draw_factors(module: nn.Module, seed: int, given: Mapping[str, Update] | None = None) -> None:
     """Initialise every factor below ``module``.
 
     Args:
         module: Not sharded, not on the meta device.
         seed: See ``initial_factors``.
+        given: See ``initial_factors``.
+    Raises:
+        CheckpointError: See ``initial_factors``.
     """
     with torch.no_grad():
-        for name, value in initial_factors(module, seed):
+        for name, value in initial_factors(module, seed, given):
             module.get_parameter(name).copy_(value)
+
+
+def factors_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The factors in a state dict, by the name of the weight that they update.
+
+    Args:
+        tensors: Whole tensors by name.
+    Shape:
+        tensors: each as in ``LoraLinear``
+        return: (R, in) and (out, R) each
+    """
+    paths = [name.removesuffix(f".{_DOWN}") for name in tensors if name.endswith(f".{_DOWN}")]
+    return {f"{path}.weight": (tensors[f"{path}.{_DOWN}"], tensors[f"{path}.{_UP}"]) for path in paths}
 
 
 def merge_lora(tensors: Mapping[str, Tensor], plan: LoraPlan) -> dict[str, Tensor]:
@@ -141,13 +168,8 @@ def merge_lora(tensors: Mapping[str, Tensor], plan: LoraPlan) -> dict[str, Tenso
     Shape:
         tensors: each as in ``LoraLinear``
     """
-    merged = dict(tensors)
-    for name in tensors:
-        path, _, leaf = name.rpartition(".")
-        if leaf != _DOWN:
-            continue
-        down, up = merged.pop(name), merged.pop(f"{path}.{_UP}")
-        weight = merged[f"{path}.weight"]
-        update = lora_scale(plan.rank, plan.alpha) * (up.float() @ down.float())
-        merged[f"{path}.weight"] = (weight.float() + update).to(weight.dtype)
+    factors = factors_of(tensors)
+    merged = {name: tensor for name, tensor in tensors.items() if not is_factor(name)}
+    for name, (down, up) in factors.items():
+        merged[name] = add_update(merged[name], down, up, lora_scale(plan.rank, plan.alpha))
     return merged

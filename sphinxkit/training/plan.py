@@ -42,6 +42,7 @@ class LoraPlan:
         rank: Rank of an update.
         alpha: An update is scaled by ``alpha / rank``.
         targets: Names of the linear layers to update (last part of the module path).
+        init_from: Folder of a PEFT adapter of this rank, alpha and targets to go on from; None draws new factors.
 
     Source: LoRA, arXiv:2106.09685, section 4.1.
     """
@@ -53,6 +54,7 @@ class LoraPlan:
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
+    init_from: str | None = None
 
 
 @dataclass

@@ -23,6 +23,7 @@ from sphinxkit.training.initial_weights import (
     check_missing,
     fill_language_model,
     fill_vision,
+    given_updates,
     has_every_part,
     spread_language_model,
 )
@@ -180,10 +181,10 @@ def _fill(
         if is_filled:
             fill_language_model(model, source, dims.device)
         materialize(module, dims.device)
-        draw_factors(model.llm, plan.seed)
+        draw_factors(model.llm, plan.seed, given_updates(model, plan))
     parallelize(module, model.llm, dims, plan)
     if is_spread:
         materialize(module, dims.device)
-        spread_language_model(module, source, plan.seed)
+        spread_language_model(module, source, plan)
     num_image_tokens = 0 if model.vision is None else model.vision.num_tokens
     return TrainableModel(module, part_parameters(model, trained), missing, num_image_tokens)

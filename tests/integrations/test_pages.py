@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = {"transformers.md": "transformers"}  # page -> the package that it needs
+PAGES = {"peft.md": "peft", "transformers.md": "transformers"}  # page -> the package that it needs
 
 
 def test_every_page_is_listed() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sphinxkit
-from sphinxkit.errors import RecipeError
+from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.training import LoraPlan, TrainPlan, read_log, train
 from sphinxkit.training.lora import LoraLinear, add_lora, draw_factors, is_factor, merge_lora
 
@@ -95,6 +95,35 @@ def test_updates_of_a_complete_checkpoint_start_from_its_loss(
         curves.append([record["loss"] for record in read_log(tmp_path / name)])
     assert curves[1][0] == pytest.approx(curves[0][0], abs=atol)
     assert curves[1][-1] < curves[1][0]
+
+
+def test_a_run_goes_on_from_the_adapter_that_it_wrote(document, straight: Path, tmp_path: Path) -> None:
+    """The adapter over the base is the exported language model, bit for bit."""
+    base = {"init_from": str(straight / "model"), "allow_random_encoders": False, "tokenizer": None, "train": []}
+    settings = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "down_proj"]}
+    first = tmp_path / "first"
+    assert train(TrainPlan(**document(**base, lora=settings, steps=3, export=True, output=str(first)))).status == "done"
+    exported = sphinxkit.load(first / "model").state_dict()
+    merged = sphinxkit.load(straight / "model", overlay=first / "adapter").state_dict()
+    assert all(torch.equal(merged[name], exported[name]) for name in exported)
+    assert not torch.equal(
+        merged["llm.layers.0.attention.q_proj.weight"],
+        sphinxkit.load(straight / "model").state_dict()["llm.layers.0.attention.q_proj.weight"],
+    )
+
+    def first_loss(name: str, **changes: object) -> float:
+        plan = TrainPlan(**document(**{**base, "steps": 1, "output": str(tmp_path / name), **changes}))
+        assert train(plan).status == "done"
+        return read_log(tmp_path / name)[0]["loss"]
+
+    going_on = first_loss("second", lora={**settings, "init_from": str(first / "adapter")})
+    assert going_on == pytest.approx(
+        first_loss("merged", init_from=str(first / "model"), lora=settings), abs=MERGE_ATOL
+    )
+    with pytest.raises(CheckpointError, match=r"lora\.init_from: layers.0.*q_proj: the adapter has .*, the plan"):
+        first_loss("third", lora={**settings, "rank": 2, "init_from": str(first / "adapter")})
+    with pytest.raises(CheckpointError, match=r"lora\.init_from: updates .*down_proj.*, which lora.targets leaves out"):
+        first_loss("fourth", lora={**settings, "targets": ["q_proj"], "init_from": str(first / "adapter")})
 
 
 def test_projectors_alone(document) -> None:
