@@ -106,7 +106,10 @@ def _with_its_base(folder: Path) -> Checkpoint:
 
 def _only_format(folder: Path, is_delta: bool) -> str:
     if is_delta:
-        return next(format.name for format in _formats() if format.has_deltas)
+        able = sorted(
+            _formats(), key=lambda format: (format.detect_delta(folder), format.has_deltas, format.has_shards)
+        )
+        return able[-1].name
     found = detect(folder)
     if not found:
         raise CheckpointError(_nothing_found(folder))
@@ -121,6 +124,6 @@ def _nothing_found(folder: Path) -> str:
             f"{folder}: holds only differences to a base model (*.model-diff.pth); apply them to the base first, or "
             "open with delta=True"
         )
-    expected = ", ".join(format.looks_like for format in _formats())
+    expected = ", ".join(format.looks_like for format in _formats() if format.is_canonical)
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     return f"{folder}: no checkpoint in it. Expected one of: {expected}; found {found}"

@@ -19,7 +19,6 @@ from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.writing import Progress, TensorInput, WriteOptions, specs_of
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.tokenizer_files import (
-    SENTENCEPIECE_NAME,
     TokenizerSource,
     read_tokenizer_files,
     tokenizer_size,
@@ -28,7 +27,10 @@ from sphinxkit.tensor_source import TensorSource
 
 MAX_SHARD_BYTES = 5 * 10**9  # Hugging Face's habit
 _SPARE_BYTES = 2**20  # headers and small files beside the tensors; our choice
-_OURS = ("*.safetensors", "*.pth", "*.bin", "*.json", "*.yaml", "*.jinja", "README.md", SENTENCEPIECE_NAME)
+_OURS = (
+    *("*.safetensors", "*.pth", "*.bin", "*.json", "*.yaml", "*.jinja", "*.model", "*.tiktoken"),
+    *("README.md", "LICENSE*", "NOTICE*", "merges.txt", "vocab.txt"),
+)
 _WEIGHTS = (".safetensors", ".pth", ".bin")
 
 

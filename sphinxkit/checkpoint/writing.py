@@ -194,9 +194,14 @@ def write_torch_shards(
 
 
 def write_safetensors_shards(
-    folder: Path, source: TensorInput, pieces: Sequence[Piece], max_shard_bytes: int, checksum: bool
+    folder: Path,
+    source: TensorInput,
+    pieces: Sequence[Piece],
+    max_shard_bytes: int,
+    checksum: bool,
+    stem: str = "model",
 ) -> tuple[dict[str, str], dict[str, WrittenFile]]:
-    """Write ``model.safetensors``, or several files where it would grow too large.
+    """Write one file, or several files where it would grow too large.
 
     Args:
         folder: Where to.
@@ -204,6 +209,7 @@ def write_safetensors_shards(
         pieces: What the files will hold.
         max_shard_bytes: Size at which another file starts.
         checksum: Whether to compute SHA-256 sums on the way.
+        stem: First word of the files' names.
     Returns:
         Tensor -> file; file -> what was written.
     """
@@ -219,7 +225,7 @@ def write_safetensors_shards(
     written: dict[str, WrittenFile] = {}
     for index, group in enumerate(groups, start=1):
         single = len(groups) == 1
-        name = "model.safetensors" if single else f"model-{index:05d}-of-{len(groups):05d}.safetensors"
+        name = f"{stem}.safetensors" if single else f"{stem}-{index:05d}-of-{len(groups):05d}.safetensors"
         by_name = {piece.spec.name: piece for piece in group}
 
         def read(tensor_name: str, by_name: dict[str, Piece] = by_name) -> Tensor:

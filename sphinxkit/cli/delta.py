@@ -23,6 +23,10 @@ def extract(
     base: Checkpoint,
     tuned: Checkpoint,
     output: Output,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="sphinx, or safetensors for folders of any model; default: what BASE needs."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Dtype of the differences; default: the tuned model's.")] = None,
     num_shards: Annotated[
         int | None, typer.Option("--shards", min=1, help="Number of shards; default: the tuned model's, or 1.")
@@ -35,6 +39,8 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Write TUNED - BASE as `consolidated.NN-of-MM.model-diff.pth`, as the public implementation does.
+
+    Folders of a model that this library does not know give `delta.safetensors`, by their files' own names.
 
     Tensors that only TUNED has are stored whole. In 16 bit the difference is rounded; `--dtype float32` is more exact.
 
@@ -50,6 +56,7 @@ def extract(
             find_checkpoint(base),
             find_checkpoint(tuned),
             output,
+            format=to,
             dtype=parse_dtype(dtype) if dtype else None,
             num_shards=num_shards,
             verify=verify,
@@ -72,9 +79,16 @@ def extract(
 @app.command()
 def apply(
     base: Checkpoint,
-    delta: Annotated[str, typer.Argument(help="Directory with consolidated.NN-of-MM.model-diff.pth.")],
+    delta: Annotated[
+        str, typer.Argument(help="Directory with consolidated.NN-of-MM.model-diff.pth or delta.safetensors.")
+    ],
     output: Output,
-    to: Annotated[str, typer.Option("--to", help="sphinxkit, sphinx (as released), meta or hf.")] = "sphinx",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to", help="sphinxkit, sphinx (as released), meta, hf, safetensors; default: sphinx or as BASE."
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Dtype of the result; default: the base's, tensor by tensor.")
     ] = None,

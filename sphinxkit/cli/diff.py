@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sphinxkit.cli.checkpoints import find_checkpoint
-from sphinxkit.cli.options import Checkpoint, Json
+from sphinxkit.cli.options import Checkpoint, Json, Rename
 
 if TYPE_CHECKING:
     from sphinxkit.interpolation.diff import DiffReport, Distance
@@ -22,6 +22,7 @@ def diff(
     second: Checkpoint,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor, not only layers and modules.")] = False,
     plot: Annotated[Path | None, typer.Option(help="PNG with a heat map of the layers.")] = None,
+    rename: Rename = None,
     as_json: Json = False,
 ) -> None:
     """Measure how far two models are apart: L2, cosine and largest difference per tensor and per layer.
@@ -33,8 +34,11 @@ def diff(
     `sphinxkit diff base tuned --json > distances.json`
     """
     import sphinxkit
+    from sphinxkit.interpolation.rename import parse_rename
 
-    report = sphinxkit.diff(find_checkpoint(first), find_checkpoint(second), plot=plot)
+    report = sphinxkit.diff(
+        find_checkpoint(first), find_checkpoint(second), plot=plot, rename=parse_rename(rename) if rename else None
+    )
     if as_json:
         typer.echo(json.dumps({"first": first, "second": second, **report.to_dict()}))
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sphinxkit.cli.checkpoints import find_checkpoint
-from sphinxkit.cli.options import Device, Json
+from sphinxkit.cli.options import Device, Json, Rename
 from sphinxkit.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ def mix(
         list[str] | None,
         typer.Option("--rule", help="PATTERN=ACTION, such as `'llm.layers.{0..15}.*=0.3'` or `'vision.*=keep first'`."),
     ] = None,
+    rename: Rename = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
     to: Annotated[
-        str | None, typer.Option("--to", help="sphinxkit, sphinx, meta or hf; default: the first model's format.")
+        str | None, typer.Option("--to", help="sphinxkit, sphinx, meta, hf or safetensors; default: the first's.")
     ] = None,
     num_shards: Annotated[
         int | None, typer.Option("--shards", min=1, help="Tensor-parallel shards (sphinx and meta).")
@@ -72,6 +73,9 @@ def mix(
 ) -> None:
     """Mix the weights of models, tensor by tensor, from any format to any other.
 
+    Folders of safetensors of any model are mixed by their tensors' names and shapes; what lies beside the first one's
+    tensors comes along.
+
     With `--sweep`, every beta is scored, and the best mix is written if `-o` is given. A Python function gets a model
     in memory that is updated in place. A command gets a directory as {model} and must print the score last.
 
@@ -83,11 +87,14 @@ def mix(
 
     `sphinxkit mix A B C -o D --method ties --base llama --option density=0.2`
 
+    `sphinxkit mix llava tuned_llama -o llava_tuned --beta 0 --rename llm_into_vlm`
+
     `sphinxkit mix A B --sweep 0:1:0.1 --score python:my_eval.py:accuracy -o best`
     """
     import sphinxkit
     from sphinxkit.cli.options import pick_device
     from sphinxkit.cli.progress import byte_progress
+    from sphinxkit.interpolation.rename import parse_rename
     from sphinxkit.interpolation.rules import parse_assignment
 
     if not models and recipe is None:
@@ -104,6 +111,7 @@ def mix(
             normalize=normalize or None,
             base=None if base is None else find_checkpoint(base),
             rules=dict(parse_assignment(text) for text in rule or []),
+            rename=parse_rename(rename) if rename else None,
             dtype=dtype,
             format=to,
             num_shards=num_shards,

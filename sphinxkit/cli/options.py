@@ -33,6 +33,14 @@ RecipeOption = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto (bfloat16 where the hardware has it), float32, bfloat16 or float16.")]
+Rename = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rename",
+        help="PREFIX=PREFIX of the other models' tensors, such as model.=language_model.model.; or llm_into_vlm.",
+    ),
+]
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 Trust = Annotated[

@@ -13,6 +13,8 @@ from sphinxkit.interpolation.method import MixMethod, common_dtype
 from sphinxkit.interpolation.rules import Rule, RuleBook
 from sphinxkit.tensor_source import TensorSource
 
+Missing = Literal["error", "keep", "first"]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -52,7 +54,8 @@ class Decision:
         dtype: Dtype of all floating-point tensors of the result; None keeps what the models share, "first" what the
             first model that holds a tensor has.
         extrapolate: Allow weights outside [0, 1] in rules.
-        missing: "error", or "keep": a tensor that not every model holds is kept from the first that does.
+        missing: "error"; "keep": a tensor that not every model holds is kept from the first that does; "first": one
+            that only the first model holds is kept.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Decision:
         rules: RuleBook,
         dtype: torch.dtype | Literal["first"] | None,
         extrapolate: bool = False,
-        missing: Literal["error", "keep"] = "error",
+        missing: Missing = "error",
     ) -> None:
         self._sources = list(sources)
         self._base = base
@@ -100,7 +103,9 @@ class Decision:
                     found[key] = self._keep(key, rule.model)
                     continue
                 holders = tuple(index for index, held in enumerate(self._held) if key in held)
-                if len(holders) < len(self._sources) and self._missing == "keep":
+                if len(holders) < len(self._sources) and (
+                    self._missing == "keep" or (self._missing == "first" and holders == (0,))
+                ):
                     found[key] = self._keep(key, holders[0])
                     continue
                 if len(holders) < len(self._sources):

@@ -10,6 +10,7 @@ from typing import Any
 
 from sphinxkit.errors import DataError, RecipeError, RegistryError
 from sphinxkit.interpolation.method import MixMethod, build_method
+from sphinxkit.interpolation.rename import LLM_INTO_VLM
 from sphinxkit.interpolation.rules import Rule, parse_rules
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -29,7 +30,11 @@ class MixPlan:
         rules: Name pattern -> action for matching tensors; the first match applies. See
             :func:`sphinxkit.interpolation.rules.parse_rule`.
         dtype: Of the result: float32, float16, bfloat16, float64; None keeps what the models have.
-        format: Layout of the result: sphinxkit, sphinx, meta or hf; None takes the first model's.
+        format: Layout of the result: sphinxkit, sphinx, meta, hf, or safetensors (folders of any model, by their files'
+            own names); None takes the first model's, and safetensors where a folder is of no known model.
+        rename: Prefixes of the names of all models but the first (the base, too) and what replaces them; or
+            ``llm_into_vlm``: the others are language models, whose place in the first is found from the names. What
+            only the first holds is kept then, and so are its rows of the vocabulary that they do not have.
         num_shards: Tensor-parallel shards of the result (sphinx and meta); None: the first model's, if the format is.
         llm_only: Mix and write the language models alone; other tensors are left out and may differ.
         tokenizer: File to put beside the result, for models whose tokenizers differ.
@@ -49,6 +54,7 @@ class MixPlan:
     rules: dict[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     format: str | None = None
+    rename: str | dict[str, str] | None = None
     num_shards: int | None = None
     llm_only: bool = False
     tokenizer: str | None = None
@@ -66,6 +72,8 @@ class MixPlan:
             errors.append(f"beta: is between two models, but there are {len(self.models)}; give weights")
         if self.dtype is not None and self.dtype not in DTYPES:
             errors.append(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if isinstance(self.rename, str) and self.rename != LLM_INTO_VLM:
+            errors.append(f"rename: expected prefixes and their replacements or {LLM_INTO_VLM}, got {self.rename!r}")
         if isinstance(self.method, Mapping) and not isinstance(self.method.get("type"), str):
             errors.append(f"method: expected a name or {{type: name, ...}}, got {dict(self.method)!r}")
         else:

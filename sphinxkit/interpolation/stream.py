@@ -16,7 +16,7 @@ from sphinxkit.errors import CheckpointError, DataError, list_errors
 from sphinxkit.interpolation.content_hash import ContentHash, Hasher
 from sphinxkit.interpolation.method import BLOCK, Combine, MixMethod, accumulation_dtype
 from sphinxkit.interpolation.methods.linear import Linear
-from sphinxkit.interpolation.outcomes import Decision, Outcome
+from sphinxkit.interpolation.outcomes import Decision, Missing, Outcome
 from sphinxkit.interpolation.paging import will_need
 from sphinxkit.interpolation.rules import ORDINALS, Rule, RuleBook
 from sphinxkit.tensor_source import TensorSource
@@ -46,7 +46,8 @@ class MixedSource:
         extrapolate: Allow weights outside [0, 1].
         hash_inputs: Hash every tensor that is read, for :meth:`input_hashes`: of all models, or of those with these
             indices (the base comes last).
-        missing: "error", or "keep": a tensor that not every model holds is kept from the first that does.
+        missing: "error"; "keep": a tensor that not every model holds is kept from the first that does; "first": one
+            that only the first model holds is kept.
         num_threads: That mix chunks at the same time; default the number of processors, at most four.
     Raises:
         CheckpointError: Names or shapes differ without a rule for them; everything is listed.
@@ -68,7 +69,7 @@ class MixedSource:
         extrapolate: bool = False,
         hash_inputs: bool | Collection[int] = False,
         num_threads: int | None = None,
-        missing: Literal["error", "keep"] = "error",
+        missing: Missing = "error",
     ) -> None:
         if not sources:
             raise DataError("there are no models to mix")

@@ -12,6 +12,7 @@ import torch
 
 from sphinxkit import checkpoint
 from sphinxkit.checkpoint import Checkpoint
+from sphinxkit.checkpoint.formats import TensorFolder
 from sphinxkit.errors import CheckpointError
 from sphinxkit.interpolation import MixedSource
 from sphinxkit.interpolation.delta import delta_source, restored_source
@@ -19,6 +20,7 @@ from sphinxkit.interpolation.diff import DiffReport, compare
 from sphinxkit.interpolation.sources import SelectedSource
 from sphinxkit.recipe.hf_folder import files_beside, layout_of
 from sphinxkit.recipe.open_checkpoints import Progress, everything, no_new_parents, open_all, with_total
+from sphinxkit.recipe.other_models import check_is_by_name
 from sphinxkit.recipe.provenance import LateText, delta_provenance, restored_provenance
 from sphinxkit.recipe.recipe import Recipe
 
@@ -58,6 +60,7 @@ def extract_delta(
     tuned: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
+    format: str | None = None,
     dtype: torch.dtype | None = None,
     num_shards: int | None = None,
     verify: bool = False,
@@ -73,6 +76,8 @@ def extract_delta(
         base: Directory of a checkpoint, or ``hf://org/repo``.
         tuned: The same.
         output: Directory to write (atomically).
+        format: "sphinx", or "safetensors" for folders of any model, by their files' own names (``delta.safetensors``);
+            None: the latter where this library does not know the model.
         dtype: Dtype of the differences; None: the tuned model's.
         num_shards: None: the tuned model's, or 1.
         verify: Apply the delta and measure the distance to the tuned model.
@@ -85,7 +90,8 @@ def extract_delta(
     """
     target = Path(output)
     with ExitStack() as stack:
-        first, second = open_all([base, tuned], stack)
+        first, second = open_all([base, tuned], stack, by_name=format == TensorFolder.name)
+        layout = TensorFolder.name if check_is_by_name([first], False, format) else format or "sphinx"
         delta = delta_source(
             everything(first),
             everything(second),
@@ -93,9 +99,9 @@ def extract_delta(
             allow_nonfinite=allow_nonfinite,
             hash_inputs=True,
         )
-        shards = num_shards or second.metadata.get("num_shards") or 1
+        shards = _shards(num_shards, second, layout)
         said = LateText(lambda: delta_provenance(first, delta))
-        _write(target, delta, first, second, second, "sphinx", shards, overwrite, progress, said, is_delta=True)
+        _write(target, delta, first, second, second, layout, shards, overwrite, progress, said, is_delta=True)
         report = None
         if verify:
             written = stack.enter_context(checkpoint.open(target, delta=True))
@@ -109,7 +115,7 @@ def apply_delta(
     delta: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    format: str = "sphinx",
+    format: str | None = None,
     dtype: torch.dtype | None = None,
     num_shards: int | None = None,
     overwrite: bool = False,
@@ -124,7 +130,8 @@ def apply_delta(
         base: Directory of a checkpoint, or ``hf://org/repo``.
         delta: Directory with ``consolidated.NN-of-MM.model-diff.pth``.
         output: Directory to write (atomically).
-        format: "sphinxkit", "sphinx" (as released), "meta" or "hf".
+        format: "sphinxkit", "sphinx" (as released), "meta" or "hf"; None: "sphinx", or "safetensors" for a delta of
+            folders of any model.
         dtype: Dtype of the result; None: the base's, tensor by tensor.
         num_shards: None: the delta's (sphinx, meta).
         overwrite: Replace an existing checkpoint at ``output``.
@@ -136,8 +143,11 @@ def apply_delta(
     """
     target = Path(output)
     with ExitStack() as stack:
-        (first,) = open_all([base], stack)
         second = stack.enter_context(checkpoint.open(checkpoint.resolve(os.fspath(delta)), delta=True))
+        (first,) = open_all([base], stack, by_name=second.format == TensorFolder.name)
+        if first.format != second.format and TensorFolder.name in (first.format, second.format):
+            raise CheckpointError(f"{first.path}: its tensors have other names than those of the delta {second.path}")
+        layout = TensorFolder.name if check_is_by_name([first], False, format) else format or "sphinx"
         result = restored_source(
             everything(first),
             everything(second),
@@ -145,15 +155,21 @@ def apply_delta(
             allow_nonfinite=allow_nonfinite,
             hash_inputs=True,
         )
-        described = second if second.has_recipe else first
-        format = layout_of(format, described.has_recipe and "vision" in described.recipe)
-        has_shards = checkpoint.formats.get_format(format).has_shards
-        shards = (num_shards or second.metadata.get("num_shards") or 1) if has_shards else None
+        described = second if second.has_recipe or layout == TensorFolder.name else first
+        layout = layout_of(layout, described.has_recipe and "vision" in described.recipe)
+        shards = _shards(num_shards, second, layout)
         recipe = Recipe.of_checkpoint(described) if described.has_recipe else None
-        others = files_beside(format, recipe, second.tokenizer_path or first.tokenizer_path)
+        others = files_beside(layout, recipe, second.tokenizer_path or first.tokenizer_path)
         said = LateText(lambda: restored_provenance(first, second, result), others)
-        _write(target, result, first, second, described, format, shards, overwrite, progress, said, is_delta=False)
+        _write(target, result, first, second, described, layout, shards, overwrite, progress, said, is_delta=False)
     return DeltaResult(target, len(result.outcomes), shards)
+
+
+def _shards(given: int | None, second: Checkpoint, layout: str) -> int | None:
+    """Number of tensor-parallel shards to write; as given for formats that have none, which refuse a number."""
+    if not checkpoint.formats.get_format(layout).has_shards:
+        return given
+    return given or second.metadata.get("num_shards") or 1
 
 
 def _write(
@@ -183,7 +199,7 @@ def _write(
             format=format,
             num_shards=num_shards,
             recipe=Recipe.of_checkpoint(described).resolved() if described.has_recipe else None,
-            tokenizer=second.tokenizer_path or first.tokenizer_path,
+            tokenizer=None if format == TensorFolder.name else second.tokenizer_path or first.tokenizer_path,
             unused=unused if unused.keys() and checkpoint.formats.get_format(format).has_unused else None,
             overwrite=overwrite,
             progress=with_total(progress, source),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,18 +13,47 @@ import torch
 
 from sphinxkit import checkpoint
 from sphinxkit.checkpoint import Checkpoint
+from sphinxkit.checkpoint.formats import HuggingFace, TensorFolder
+from sphinxkit.checkpoint.formats.tensor_folder import why_foreign
+from sphinxkit.errors import CheckpointError
 from sphinxkit.interpolation.sources import JoinedSource
 from sphinxkit.tensor_source import TensorSource
 
 LLM = "llm."  # names of the language model's tensors begin with it
 
+_logger = logging.getLogger(__name__)
+
 Progress = Callable[[str, int, int], None]
 """Called with a tensor's name, its bytes, and the bytes of all tensors, when the tensor is done."""
 
 
-def open_all(paths: Sequence[str | os.PathLike[str]], stack: ExitStack) -> list[Checkpoint]:
-    """Open checkpoints (directories or hub ids) that stay open until ``stack`` is left."""
-    return [stack.enter_context(checkpoint.open(checkpoint.resolve(os.fspath(path)))) for path in paths]
+def open_all(paths: Sequence[str | os.PathLike[str]], stack: ExitStack, *, by_name: bool = False) -> list[Checkpoint]:
+    """Open checkpoints (directories or hub ids) that stay open until ``stack`` is left.
+
+    Where one is a folder of a model that this library does not know, all are opened under their files' own names.
+
+    Args:
+        paths: Where they are.
+        stack: Closes them.
+        by_name: Open all under their files' own names anyway.
+    Raises:
+        CheckpointError: One cannot be opened, or only some of them have files that can be taken by name.
+    """
+    folders = [checkpoint.resolve(os.fspath(path)) for path in paths]
+    known = [checkpoint.detect(folder) if folder.is_dir() else [] for folder in folders]
+    reasons = [why_foreign(folder, found) for folder, found in zip(folders, known, strict=True) if folder.is_dir()]
+    reason = next(filter(None, reasons), None)
+    if reason is None and not by_name:
+        return [stack.enter_context(checkpoint.open(folder)) for folder in folders]
+    for folder, found in zip(folders, known, strict=True):
+        if found not in ([], [HuggingFace.name]):
+            raise CheckpointError(
+                f"{folder}: is of format {found[0]!r} and cannot be taken by its files' names beside a folder of any "
+                f"model{f' ({reason})' if reason else ''}; convert it first (sphinxkit convert --to hf)"
+            )
+    if reason is not None:
+        _logger.info("models are taken by their files' own names: %s", reason)
+    return [stack.enter_context(checkpoint.open(folder, format=TensorFolder.name)) for folder in folders]
 
 
 def everything(opened: Checkpoint, llm_only: bool = False) -> JoinedSource:

@@ -13,12 +13,15 @@ import torch
 
 from sphinxkit import checkpoint
 from sphinxkit.checkpoint import Checkpoint
+from sphinxkit.checkpoint.formats import TensorFolder
 from sphinxkit.errors import CheckpointError, DataError, list_errors
 from sphinxkit.interpolation import MixedSource, MixMethod, MixPlan
+from sphinxkit.interpolation.rename import LLM_INTO_VLM
 from sphinxkit.interpolation.rules import ORDINALS
 from sphinxkit.interpolation.sources import SelectedSource
 from sphinxkit.recipe.hf_folder import files_beside, layout_of
-from sphinxkit.recipe.open_checkpoints import LLM, everything, no_new_parents, open_all
+from sphinxkit.recipe.open_checkpoints import LLM, no_new_parents, open_all
+from sphinxkit.recipe.other_models import check_folders, check_is_by_name, renamed_sources, vocabulary_rules
 from sphinxkit.recipe.provenance import LateText, has_sums, provenance
 from sphinxkit.recipe.recipe import Recipe
 
@@ -85,6 +88,11 @@ class OpenedMix:
         Raises:
             CheckpointError: There is none: rules drop or keep tensors that no one model holds together.
         """
+        if self.models[0].format == TensorFolder.name:
+            raise CheckpointError(
+                f"{self.models[0].path}: is of a model that this library does not know, so it cannot be loaded; score "
+                "it by a command, which gets a directory"
+            )
         unused = self.unused_keys()
         wanted = {key: self.mixed.shape(key) for key in self.mixed.keys() if key not in unused}  # noqa: SIM118
         for model in self.models:
@@ -106,9 +114,11 @@ class OpenedMix:
         """
         if self.plan.tokenizer is not None:
             path = Path(self.plan.tokenizer)
-            if not path.is_file():
+            if not path.exists():
                 raise CheckpointError(f"tokenizer {path}: there is no such file")
             return path
+        if self.models[0].format == TensorFolder.name:  # compared by content; the first one's files come along
+            return None
         files = [model.tokenizer_path for model in self.models if model.tokenizer_path is not None]
         if len({file.read_bytes() for file in files}) > 1:
             raise CheckpointError(
@@ -223,12 +233,15 @@ def mixed_source(
     With ``hash_inputs``, models whose own index records their files' SHA-256 are not hashed again.
     """
     opened = [*models, *([base] if base else [])]
+    sources = renamed_sources(plan.rename, opened, plan.llm_only)
+    is_placed = plan.rename == LLM_INTO_VLM
     return MixedSource(
-        [everything(model, plan.llm_only) for model in models],
+        sources[: len(models)],
         method,
         weights,
-        rules=plan.mix_rules(),
-        base=None if base is None else everything(base, plan.llm_only),
+        rules=[*plan.mix_rules(), *(vocabulary_rules(sources) if is_placed else ())],
+        base=None if base is None else sources[-1],
+        missing="first" if is_placed else "error",
         dtype=None if plan.dtype is None else getattr(torch, plan.dtype),
         allow_nonfinite=plan.allow_nonfinite,
         extrapolate=plan.extrapolate,
@@ -253,8 +266,11 @@ def open_mix(plan: MixPlan, *, hash_inputs: bool = True, weights: Sequence[float
     method.check_base(plan.base is not None)
     chosen = check_weights(plan, method, plan.mix_weights() if weights is None else weights)
     with ExitStack() as stack:
-        models = open_all(plan.models, stack)
-        base = open_all([plan.base], stack)[0] if plan.base else None
+        by_name = plan.format == TensorFolder.name or plan.rename is not None
+        every = open_all([*plan.models, *([plan.base] if plan.base else [])], stack, by_name=by_name)
+        models, base = every[: len(plan.models)], every[-1] if plan.base else None
+        if check_is_by_name(every, plan.llm_only, plan.format):
+            check_folders(plan.rename, every, plan.tokenizer)
         others = [*models[1:], *([base] if base else [])]
         differences = [
             f"{other.path}: {line}"

@@ -132,6 +132,7 @@ def provenance(
         "weights": list(weights),
         "beta": weights[0] if len(weights) == 2 else None,
         "rules": plan.rules,
+        "rename": plan.rename,
         "dtype": plan.dtype,
         "llm_only": plan.llm_only,
         "inputs": inputs,

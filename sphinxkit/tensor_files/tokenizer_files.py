@@ -18,6 +18,8 @@ SENTENCEPIECE_NAME = "tokenizer.model"
 JSON_NAME = "tokenizer.json"
 SIDE_NAMES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """What may lie beside a ``tokenizer.json`` and belongs to it."""
+FILE_NAMES = (SENTENCEPIECE_NAME, JSON_NAME, *SIDE_NAMES, "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt")
+"""All that may belong to one tokenizer."""
 IMAGE_TOKEN = "<image>"  # noqa: S105 - no password
 """Stands for an image in texts of other libraries; a token that transformers adds, with no row in the embedding."""
 TIKTOKEN = "is a tiktoken model, which cannot be used; put the tokenizer.json of the same model beside it"
@@ -122,6 +124,32 @@ def _added(document: Mapping[str, Any]) -> set[str]:
     )
 
 
+def tokens_by_id(files: Mapping[str, bytes], where: str | Path = "the tokenizer") -> dict[int, str]:
+    """The token of each id, added ones included.
+
+    Args:
+        files: From ``read_tokenizer_files``.
+        where: For messages.
+    Raises:
+        CheckpointError: The files are no tokenizer that can be used.
+    """
+    name, content = next(iter(files.items()))
+    if name == JSON_NAME:
+        document = parse_json(content, where)
+        vocab = (document.get("model") or {}).get("vocab")
+        if not isinstance(vocab, dict | list):
+            raise CheckpointError(f"{where}: has no vocabulary")
+        pairs = {index: text for text, index in vocab.items()} if isinstance(vocab, dict) else dict(enumerate(vocab))
+        found = {index: each[0] if isinstance(each, list) else each for index, each in pairs.items()}
+        added = [each for each in document.get("added_tokens") or () if isinstance(each, dict)]
+        return found | {each["id"]: each["content"] for each in added}
+    size = tokenizer_size(files, where)
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor(model_proto=content)
+    return {index: model.id_to_piece(index) for index in range(size)}
+
+
 def tokenizer_size(files: Mapping[str, bytes], where: str | Path = "the tokenizer") -> int:
     """Number of ids of a tokenizer.
 
@@ -133,14 +161,7 @@ def tokenizer_size(files: Mapping[str, bytes], where: str | Path = "the tokenize
     """
     name, content = next(iter(files.items()))
     if name == JSON_NAME:
-        document = parse_json(content, where)
-        model = document.get("model")
-        vocab = model.get("vocab") if isinstance(model, dict) else None
-        if not isinstance(vocab, dict | list):
-            raise CheckpointError(f"{where}: has no vocabulary")
-        ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-        ids += [each["id"] for each in document.get("added_tokens") or () if isinstance(each, dict)]
-        return max(ids, default=-1) + 1
+        return max(tokens_by_id(files, where), default=-1) + 1
     if is_tiktoken(content):
         raise CheckpointError(f"{where}: {TIKTOKEN}")
     from sentencepiece import SentencePieceProcessor

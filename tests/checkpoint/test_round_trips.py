@@ -108,7 +108,7 @@ def test_bits_that_are_no_numbers_survive(tmp_path: Path, text_model: Model) -> 
     payload = odd.view(torch.int32)
     payload[0] ^= 0x123  # a NaN with something to say
     tensors = {key: source.read(key) for key in source.keys()} | {"llm.norm.weight": odd}  # noqa: SIM118
-    for format in checkpoint.formats.names():
+    for format in (name for name in checkpoint.formats.names() if name != "safetensors"):
         folder = checkpoint.save(tmp_path / format, MappingSource(tensors), format=format, recipe=recipe)
         with checkpoint.open(folder) as opened:
             assert torch.equal(opened.read("llm.norm.weight").view(torch.int32), payload)

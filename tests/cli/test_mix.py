@@ -184,8 +184,8 @@ def test_recipe_file(texts: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_shipped_recipes_are_valid() -> None:
-    names = ("mix_sphinx", "mix_layers", "mix_ties")
-    assert [Recipe.find(name).kind for name in names] == ["mix"] * 3
+    names = ("mix_sphinx", "mix_layers", "mix_ties", "mix_llm_into_vlm")
+    assert [Recipe.find(name).kind for name in names] == ["mix"] * 4
     assert run("check", *names).splitlines() == [f"{name}: valid, kind mix" for name in names]
 
 

@@ -6,6 +6,7 @@ from sphinxkit.checkpoint.formats.hf_sphinx import HuggingFaceSphinx
 from sphinxkit.checkpoint.formats.meta import Meta
 from sphinxkit.checkpoint.formats.native import Native
 from sphinxkit.checkpoint.formats.released import Released
+from sphinxkit.checkpoint.formats.tensor_folder import TensorFolder
 
 __all__ = [
     "Format",
@@ -15,6 +16,7 @@ __all__ = [
     "Native",
     "OpenOptions",
     "Released",
+    "TensorFolder",
     "get_format",
     "names",
     "register",

@@ -38,6 +38,7 @@ class Format(ABC):
         has_unused: Whether it can carry the unused group of released files.
         has_deltas: Whether it can hold differences to a base model.
         has_options: Whether it holds language models with more options than LLaMA 2 has.
+        is_canonical: Whether its tensors are those of a model here, under canonical names once opened.
         may_pad_vocabulary: Whether the embedding may have more rows than the tokenizer has pieces.
     """
 
@@ -48,6 +49,7 @@ class Format(ABC):
     has_unused: bool = False
     has_deltas: bool = False
     has_options: bool = False
+    is_canonical: bool = True
     may_pad_vocabulary: bool = False
 
     @abstractmethod

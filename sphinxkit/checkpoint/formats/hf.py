@@ -182,6 +182,15 @@ def find_weights(folder: Path) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
+def missing_index(folder: Path) -> str | None:
+    """What to say of a folder whose shards lack their index; None if there are no such shards."""
+    shards = [path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)]
+    if not shards:
+        return None
+    index = _SHARD.sub(r"\1\2.index.json", shards[0])
+    return f"{folder}: holds {len(shards)} shards without their index; fetch {index}"
+
+
 @register("hf")
 class HuggingFace(Format):
     """Hugging Face's layout of ``LlamaForCausalLM`` and its descendants."""
@@ -209,9 +218,8 @@ class HuggingFace(Format):
         """
         weights = find_weights(folder)
         config_path = folder / CONFIG_NAME
-        if weights is None and (shards := [path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)]):
-            index = _SHARD.sub(r"\1\2.index.json", shards[0])
-            raise CheckpointError(f"{folder}: holds {len(shards)} shards without their index; fetch {index}")
+        if weights is None and (text := missing_index(folder)):
+            raise CheckpointError(text)
         if weights is None or not config_path.is_file():
             raise CheckpointError(f"{folder}: needs model.safetensors or pytorch_model.bin, and {CONFIG_NAME}")
         config = read_json(config_path)

@@ -59,7 +59,7 @@ _ONLY: dict[str, Any] = {
     **{"partial_rotary_factor": 1.0, "is_encoder_decoder": False, "add_cross_attention": False},
 }
 """Keys with one value that the model here has."""
-_NO_NUMBER = frozenset(
+NO_NUMBER = frozenset(
     (
         *("architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path", "name_or_path", "auto_map"),
         *("use_cache", "initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop"),
@@ -148,7 +148,7 @@ def llm_from_hf(config: Mapping[str, Any], file: Path, vocab_size: int) -> dict[
         raise CheckpointError(f"{file}: model_type is {config.get('model_type')!r}; known: {', '.join(_FAMILIES)}")
     raise_errors(f"{file} cannot be followed", _wrong_numbers(config))
     errors: list[str] = []
-    known = {*_NUMBERS, *_ONLY, *_NO_NUMBER}
+    known = {*_NUMBERS, *_ONLY, *NO_NUMBER}
     errors += [
         f"unknown key {key!r} with the value {value!r:.60}{suggest(key, known)}"
         for key, value in config.items()
