@@ -107,7 +107,7 @@ def cases(context: Context) -> Iterator[Case]:
         expected = (BETA * a.read(CHECKED).float() + (1 - BETA) * b.read(CHECKED).float()).bfloat16()
     out = context.scratch / "mixed"
     size = sum(file.stat().st_size for file in paths[0].glob("*.safetensors"))
-    mergekit = _mergekit()
+    mergekit = find_mergekit()
     for cold in (True, False):
         here = context.size != "full"  # without a process of its own, which takes seconds to start
         candidates: dict[str, Callable[[], Sample]] = {
@@ -269,7 +269,8 @@ def mix_loaded(first: str, second: str, out: str) -> None:
     shutil.copy(Path(first) / "config.json", out)
 
 
-def _mergekit() -> str | None:
+def find_mergekit() -> str | None:
+    """The ``mergekit-yaml`` to run, if there is one."""
     return os.environ.get("SPHINXKIT_MERGEKIT") or shutil.which("mergekit-yaml")
 
 
@@ -284,14 +285,14 @@ def _run_mergekit(program: str, paths: list[Path], out: Path, cold: bool, expect
 
     def call() -> Sample:
         _prepare(paths, out, cold)
-        begin, cpu_begin = time.perf_counter(), _children_seconds()
+        begin, cpu_begin = time.perf_counter(), children_seconds()
         with (out.parent / "mergekit.log").open("w+") as log:
             # the random models have no tokenizer, without which mergekit stops unless told so
             command = [program, str(config), str(out), "--allow-crimes", "--no-copy-tokenizer"]
             process = subprocess.Popen(command, stdout=log, stderr=log)
             peak = 0
             while process.poll() is None:
-                peak = max(peak, _anonymous(process.pid))
+                peak = max(peak, anonymous(process.pid))
                 time.sleep(4 * POLL_SECONDS)
             if process.returncode:
                 log.seek(0)
@@ -299,20 +300,21 @@ def _run_mergekit(program: str, paths: list[Path], out: Path, cold: bool, expect
         for file in out.glob("*.safetensors"):
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
-        seconds, cpu_seconds = time.perf_counter() - begin, _children_seconds() - cpu_begin
+        seconds, cpu_seconds = time.perf_counter() - begin, children_seconds() - cpu_begin
         _verify(out, expected)
         return Sample(seconds, peak_bytes=float(peak), cpu_seconds=cpu_seconds)
 
     return call
 
 
-def _children_seconds() -> float:
+def children_seconds() -> float:
     """Processor time of the child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def _anonymous(pid: int) -> int:
+def anonymous(pid: int) -> int:
+    """Anonymous resident memory of a process in bytes; 0 where it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
