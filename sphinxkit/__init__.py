@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sphinxkit.recipe.memory import memory
     from sphinxkit.recipe.mixing import mix
     from sphinxkit.recipe.recipe import Recipe
+    from sphinxkit.training.export_run import export
     from sphinxkit.training.run import train
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "convert_data": "sphinxkit.data.converters.convert",
     "diff": "sphinxkit.recipe.differences",
     "evaluate": "sphinxkit.evaluation.run",
+    "export": "sphinxkit.training.export_run",
     "extract_delta": "sphinxkit.recipe.deltas",
     "fetch": "sphinxkit.recipe.fetch",
     "inspect": "sphinxkit.recipe.inspection",
@@ -72,6 +74,7 @@ __all__ = [
     "convert_data",
     "diff",
     "evaluate",
+    "export",
     "extract_delta",
     "fetch",
     "inspect",

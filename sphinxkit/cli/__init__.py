@@ -20,6 +20,7 @@ from sphinxkit.cli.delta import app as delta_app
 from sphinxkit.cli.demo import demo
 from sphinxkit.cli.diff import diff
 from sphinxkit.cli.evaluate import evaluate
+from sphinxkit.cli.export import export
 from sphinxkit.cli.fetch import fetch
 from sphinxkit.cli.generate import generate
 from sphinxkit.cli.inspect import inspect
@@ -61,7 +62,7 @@ def _root(
 
 for _command in (
     *(generate, chat, demo, verify, inspect, memory, check, fetch, convert, mix, diff),
-    *(convert_data, inspect_data, evaluate, score, train, reproduce),
+    *(convert_data, inspect_data, evaluate, score, train, export, reproduce),
 ):
     app.command(_command.__name__.replace("_", "-"))(_command)
 app.add_typer(delta_app, name="delta")

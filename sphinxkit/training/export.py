@@ -17,15 +17,18 @@ from sphinxkit.training.plan import TrainPlan
 from sphinxkit.training.step import LossModule
 
 
-def export(path: Path, module: LossModule, plan: TrainPlan, dims: ParallelDims, dtype: torch.dtype) -> None:
-    """Write the whole model for ``sphinxkit.load``; LoRA updates are merged, and written as a PEFT adapter beside it.
+def export(
+    path: Path, module: LossModule, plan: TrainPlan, dims: ParallelDims, dtype: torch.dtype, adapter: Path
+) -> None:
+    """Write the whole model for ``sphinxkit.load``; LoRA updates are merged, and written as a PEFT adapter.
 
     Args:
-        path: Folder to write; an existing one is replaced. The adapter goes into ``adapter`` beside it.
+        path: Folder to write; an existing one is replaced.
         module: The trained model.
         plan: Holds the LoRA settings.
         dims: Process layout. Every process calls this; the first one writes.
         dtype: Dtype of the written weights.
+        adapter: Folder of the adapter; an existing one is replaced.
     Raises:
         CheckpointError: The disk is full or fails.
     """
@@ -52,7 +55,7 @@ def export(path: Path, module: LossModule, plan: TrainPlan, dims: ParallelDims, 
                 overwrite=True,
             )
             if plan.lora is not None:
-                with atomic_directory(path.with_name("adapter")) as folder:
+                with atomic_directory(adapter) as folder:
                     write_adapter(
                         folder,
                         factors,

@@ -24,7 +24,7 @@ from sphinxkit.training.parallel import DTYPES, ParallelDims
 from sphinxkit.training.plan import TrainPlan
 from sphinxkit.training.resume import find_resume_step
 from sphinxkit.training.signals import Signals
-from sphinxkit.training.state import RunStore
+from sphinxkit.training.state import CHECKPOINTS, RunStore
 from sphinxkit.training.step import NonFiniteError, TrainStep
 from sphinxkit.training.streams import StepData, Streams
 from sphinxkit.training.trainable_model import build_trainable
@@ -61,8 +61,9 @@ class TrainLoop:
         self.plan, self.dims, self.output = plan, dims, Path(plan.output)
         self.callbacks: list[Callback] = []
         self.store = RunStore(
-            self.output / "checkpoints", dims, plan.keep_checkpoints, partial(_tell_checkpoint, self.callbacks)
+            self.output / CHECKPOINTS, dims, plan.keep_checkpoints, partial(_tell_checkpoint, self.callbacks)
         )
+        self.folder = None if folder is None else str(folder.resolve())
         self.document = {"plan": plan.document(), "model": recipe.resolved()}
         self.step = find_resume_step(self.store, self.output, self.document, resume=resume)
         self.trainable = build_trainable(plan, recipe, dims, folder)
@@ -196,6 +197,7 @@ class TrainLoop:
             "data": self.data_state,
             "totals": self.meter.totals,
             "processes": {"dp": self.dims.dp_size, "tp": self.dims.tp_size},
+            "folder": self.folder,  # of the plan's relative paths
             "versions": {"sphinxkit": __version__, "torch": torch.__version__},
         }
         self.store.save(self.step, self.trainable.module, self.optimizer, run, wait=wait)
@@ -205,7 +207,7 @@ class TrainLoop:
         if not self.plan.export:
             return None
         path = self.output / "model"
-        export(path, self.trainable.module, self.plan, self.dims, DTYPES[self.plan.dtype])
+        export(path, self.trainable.module, self.plan, self.dims, DTYPES[self.plan.dtype], self.output / "adapter")
         return path
 
 

@@ -124,13 +124,13 @@ def write_state(state: dict[str, Any], folder: Path, dims: ParallelDims) -> None
         )
 
 
-def read_state(folder: Path, module: LossModule, optimizer: torch.optim.Optimizer, dims: ParallelDims) -> None:
+def read_state(folder: Path, module: LossModule, optimizer: torch.optim.Optimizer | None, dims: ParallelDims) -> None:
     """Load weights and optimiser state; the number of processes may differ from that at saving.
 
     Args:
         folder: Folder of the files.
         module: Changed in place.
-        optimizer: Changed in place.
+        optimizer: Changed in place; None: the weights alone.
         dims: Process layout.
     Raises:
         CheckpointError: A file names a type or function that checkpoints do not use.
@@ -143,10 +143,13 @@ def read_state(folder: Path, module: LossModule, optimizer: torch.optim.Optimize
     )
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    state = {"model": model_state(module), "optimizer": optimizer_state(module, optimizer)}
+    state = {"model": model_state(module)}
+    if optimizer is not None:
+        state["optimizer"] = optimizer_state(module, optimizer)
     reader = _Reader(folder)
     reader.read_metadata()  # torch 2.10 hides why this fails
     with _without_group_warning():
         load(state, storage_reader=reader, planner=_Planner(), no_dist=dims.mesh is None)
     set_model_state_dict(module, state["model"], options=StateDictOptions(strict=False))
-    set_optimizer_state_dict(module, optimizer, state["optimizer"])
+    if optimizer is not None:
+        set_optimizer_state_dict(module, optimizer, state["optimizer"])

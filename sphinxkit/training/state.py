@@ -26,6 +26,9 @@ from sphinxkit.training.parallel import ParallelDims
 from sphinxkit.training.resume_state import model_state, optimizer_state, read_state, write_state
 from sphinxkit.training.step import LossModule
 
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints in a run's."""
+
 RUN_FILE = "run.json"
 _RUN_KEYS = ("plan", "model", "data", "totals")
 _PARTIAL = ".partial"
@@ -75,6 +78,64 @@ def _snapshot(value: Any) -> Any:
     return [_snapshot(nested) for nested in value] if isinstance(value, list | tuple) else value
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """Steps with a complete checkpoint, oldest first.
+
+    Args:
+        folder: Of the checkpoints.
+    """
+    found = (re.fullmatch(r"step-(\d+)", path.name) for path in folder.glob("step-*"))
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Folder of a step's checkpoint.
+
+    Args:
+        folder: Of the checkpoints.
+        step: Number of finished steps.
+    """
+    return folder / f"step-{step:08d}"
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """What lies beside the tensors of a checkpoint: plan, model, data, totals.
+
+    Args:
+        path: Folder of a checkpoint.
+    Raises:
+        TrainingError: The file is damaged.
+    """
+    path = path / RUN_FILE
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}") from error
+    lacking = [key for key in _RUN_KEYS if not isinstance(run, dict) or not isinstance(run.get(key), dict)]
+    if lacking:
+        raise TrainingError(f"{path} cannot be read: it holds no {', '.join(lacking)}")
+    return run
+
+
+def load_weights(
+    path: Path, module: LossModule, dims: ParallelDims, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Load a checkpoint; the number of processes may differ from that at saving.
+
+    Args:
+        path: Folder of the checkpoint.
+        module: Its weights are changed in place.
+        dims: Process layout.
+        optimizer: Changed in place; None: the weights alone.
+    Raises:
+        TrainingError: The checkpoint is damaged or belongs to another model.
+    """
+    try:
+        read_state(path, module, optimizer, dims)
+    except (Exception, CheckpointException) as error:  # torch raises many kinds for a damaged file
+        raise TrainingError(f"the checkpoint {path} cannot be read: {_reason(error)}") from error
+
+
 class RunStore:
     """The checkpoints of one run.
 
@@ -102,12 +163,11 @@ class RunStore:
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
-        found = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.glob("step-*"))
-        return sorted(int(match.group(1)) for match in found if match)
+        return saved_steps(self.folder)
 
     def path(self, step: int) -> Path:
         """Folder of a step's checkpoint."""
-        return self.folder / f"step-{step:08d}"
+        return step_folder(self.folder, step)
 
     def _partial(self, step: int) -> Path:
         return self.folder / f".step-{step:08d}{_PARTIAL}"
@@ -118,15 +178,7 @@ class RunStore:
         Raises:
             TrainingError: The file is damaged.
         """
-        path = self.path(step) / RUN_FILE
-        try:
-            run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise TrainingError(f"{path} cannot be read: {error}") from error
-        lacking = [key for key in _RUN_KEYS if not isinstance(run, dict) or not isinstance(run.get(key), dict)]
-        if lacking:
-            raise TrainingError(f"{path} cannot be read: it holds no {', '.join(lacking)}")
-        return run
+        return read_run(self.path(step))
 
     def save(
         self, step: int, module: LossModule, optimizer: torch.optim.Optimizer, run: Mapping[str, Any], *, wait: bool
@@ -252,7 +304,4 @@ class RunStore:
         Raises:
             TrainingError: The checkpoint is damaged or belongs to another model.
         """
-        try:
-            read_state(self.path(step), module, optimizer, self.dims)
-        except (Exception, CheckpointException) as error:  # torch raises many kinds for a damaged file
-            raise TrainingError(f"the checkpoint {self.path(step)} cannot be read: {_reason(error)}") from error
+        load_weights(self.path(step), module, self.dims, optimizer)
