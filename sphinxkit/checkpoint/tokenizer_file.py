@@ -18,7 +18,9 @@ from sphinxkit.tensor_files.tokenizer_files import (
 _logger = logging.getLogger(__name__)
 
 
-def find_tokenizer(folder: Path, rows: int | None, allow_more_rows: bool = False) -> Path | None:
+def find_tokenizer(
+    folder: Path, rows: int | None, allow_more_rows: bool = False, *, may_lie_above: bool = False
+) -> Path | None:
     """The folder's tokenizer, checked against the embedding; what cannot be used is named in the log and left out.
 
     Args:
@@ -26,6 +28,8 @@ def find_tokenizer(folder: Path, rows: int | None, allow_more_rows: bool = False
         rows: Rows of the embedding; None if the checkpoint has none.
         allow_more_rows: Whether the embedding may have rows that no piece uses (padded or extended vocabularies); of a
             ``tokenizer.json`` it always may.
+        may_lie_above: Whether the folder above is looked at where ``folder`` has none. A tokenizer that does not fit
+            there is another model's.
     Raises:
         CheckpointError: Not a tokenizer, or its size does not fit the embedding.
     """
@@ -33,7 +37,7 @@ def find_tokenizer(folder: Path, rows: int | None, allow_more_rows: bool = False
     if path is None:
         if (folder / SENTENCEPIECE_NAME).is_file():
             _logger.warning("%s %s; the model has no tokenizer", folder / SENTENCEPIECE_NAME, TIKTOKEN)
-        return None
+        return _above(folder, rows, allow_more_rows) if may_lie_above and rows is not None else None
     if rows is not None:
         size = tokenizer_size(read_tokenizer_files(path), path)
         if size != rows and not ((allow_more_rows or path.name == JSON_NAME) and size < rows):
@@ -42,3 +46,15 @@ def find_tokenizer(folder: Path, rows: int | None, allow_more_rows: bool = False
                 "this checkpoint was trained with: put the right one in its place"
             )
     return path
+
+
+def _above(folder: Path, rows: int, allow_more_rows: bool) -> Path | None:
+    """The tokenizer one folder up, where Meta's and LLaMA2-Accessory's downloads have it, if it fits."""
+    try:
+        found = find_tokenizer(folder.resolve().parent, rows, allow_more_rows)
+    except CheckpointError as error:
+        _logger.warning("the tokenizer above %s is not used: %s", folder, error)
+        return None
+    if found is not None:
+        _logger.info("%s has no tokenizer; using %s", folder, found)
+    return found

@@ -42,6 +42,8 @@ def score(
 ) -> None:
     """Score a file of predictions by the benchmark's own rules.
 
+    The exit code is 1 where no answer could be parsed, or questions failed when the answers were made.
+
     Examples:
 
     `sphinxkit score refcocog_val --annotations refcocog_val.json --predictions answers.jsonl --json`
@@ -54,10 +56,16 @@ def score(
 
 
 def print_report(report: Report, as_json: bool) -> None:
-    """Print a report as one JSON object or as a table."""
+    """Print a report as one JSON object or as a table; exit code 1 where its scores are unreliable."""
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
-        return
+    else:
+        _print_table(report)
+    if report.is_doubtful:
+        raise typer.Exit(1)
+
+
+def _print_table(report: Report) -> None:
     typer.echo(f"{report.benchmark}: {report.count} questions, metric {report.metric}")
     rows = [(name, _number(value), _number(lenient)) for name, value, lenient in _rows(report.scores, report.lenient)]
     width = max(len(name) for name, _, _ in rows)

@@ -17,6 +17,7 @@ from sphinxkit.formatters import (
     clean_content,
     label_text,
 )
+from sphinxkit.tilers import image_below
 
 ROLES = {
     **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"},
@@ -180,17 +181,20 @@ def write_conversation(
     return record
 
 
-def read_sample(record: Mapping[str, Any], sample_id: str, where: str, root: Path, task: str = "") -> Sample:
+def read_sample(
+    record: Mapping[str, Any], sample_id: str, where: str, folder: Path, task: str = "", *, is_root: bool = False
+) -> Sample:
     """A record of a conversation file, or one of plain text ({"text": ...}), as a sample.
 
     Args:
         record: The record.
         sample_id: Names the sample in reports.
         where: "file:line".
-        root: Base folder of the image path.
+        folder: Base folder of the image path.
         task: Default task for records without one.
+        is_root: Whether the path must stay below ``folder``, as the user named it.
     Raises:
-        DataError: As ``read_record``; or the text is empty.
+        DataError: As ``read_record``; the text is empty; the image is not below the root.
     """
     name = str(record.get("task") or task)
     if "text" in record and "conversations" not in record and "messages" not in record:
@@ -198,9 +202,18 @@ def read_sample(record: Mapping[str, Any], sample_id: str, where: str, root: Pat
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: 'text' must be a text that is not empty, got {text!r:.60}")
         image = read_image(record, where)
-        return Sample(sample_id, name, (), text, root / image if image else None, where)
+        return Sample(sample_id, name, (), text, _place(image, where, folder, is_root), where)
     messages, image = read_record(record, where)
-    return Sample(sample_id, name, messages, "", root / image if image else None, where)
+    return Sample(sample_id, name, messages, "", _place(image, where, folder, is_root), where)
+
+
+def _place(image: str, where: str, folder: Path, is_root: bool) -> Path | None:
+    if not image:
+        return None
+    try:
+        return image_below(folder, image) if is_root else folder / image
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def encode_sample(

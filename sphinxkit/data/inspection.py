@@ -165,7 +165,7 @@ def inspect_file(
     Args:
         file: The file.
         encoder: Encodes samples to tokens.
-        root: Folder that image paths are relative to; None: the file's own.
+        root: Folder that image paths must lie in; None: they are relative to the file's own.
         start: The first record.
         count: How many records.
     Raises:
@@ -176,7 +176,8 @@ def inspect_file(
     for index in range(start, min(start + count, len(file))):
         sample_id, where = f"{file.path.stem}:{index}", file.where(index)
         try:
-            sample = read_sample(file.read(index), sample_id, where, root or file.path.parent)
+            record, is_root = file.read(index), root is not None
+            sample = read_sample(record, sample_id, where, root or file.path.parent, is_root=is_root)
         except DataError as error:
             yield InspectedSample(sample_id, where, error=str(error))
         else:

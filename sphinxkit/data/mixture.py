@@ -33,7 +33,7 @@ class MixtureSource:
         path: Conversation JSON lines, or JSON lines of {"text": ...}.
         name: Unique name for reports. None: the file's stem.
         task: Default task for records without one.
-        root: Base folder of image paths. "": the file's folder.
+        root: Folder that image paths must lie in. "": they are relative to the file's folder, and may lead out of it.
         type: Type of its samples; a batch holds one type. Records without image in an ``image-text`` source form a
             separate part of type ``text``.
         ratio: Fraction of the source in an epoch, in (0, 1].
@@ -135,7 +135,8 @@ class _FileSource:
     def read(self, index: int, sample_id: str) -> Sample:
         record = self._record(index)
         where = self.file.where(record)
-        sample = read_sample(self.file.read(record), sample_id, where, self.root, self.spec.task)
+        is_root = bool(self.spec.root)
+        sample = read_sample(self.file.read(record), sample_id, where, self.root, self.spec.task, is_root=is_root)
         if sample.type != self.spec.type:
             raise DataError(f"{where}: the sample is {sample.type}, its source {self.name!r} is {self.spec.type}")
         return sample

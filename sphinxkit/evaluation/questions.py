@@ -16,6 +16,7 @@ from sphinxkit.evaluation.benchmarks import Benchmark
 from sphinxkit.evaluation.region_metrics import gold_box
 from sphinxkit.formatters import tasks
 from sphinxkit.geometry import Box
+from sphinxkit.tilers import image_below
 
 if TYPE_CHECKING:
     from sphinxkit.formatters import ConversationTemplate
@@ -86,7 +87,10 @@ def _image(annotation: Annotation, folder: Path, strip_prefix: str) -> Path | No
         return None
     if not path.startswith(strip_prefix):
         raise DataError(f"{annotation.where}: image_path {path!r} does not begin with {strip_prefix!r}")
-    return folder / path.removeprefix(strip_prefix).lstrip("/" if strip_prefix else "")
+    try:
+        return image_below(folder, path.removeprefix(strip_prefix).lstrip("/" if strip_prefix else ""))
+    except DataError as error:
+        raise DataError(f"{annotation.where}: {error}; or name what to strip off the front of every path") from error
 
 
 def fill_in(task: tasks.Task[Any, Any], annotation: Annotation) -> str:

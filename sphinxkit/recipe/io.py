@@ -47,8 +47,8 @@ def load(
         llama_type: Type of a released directory; counts before its ``meta.json``.
         overlay: A tuned directory (or several, the last counts) whose tensors take the place of the model's; it may
             hold a part of them, as LLaMA2-Accessory's do, which leave frozen encoders out. A PEFT adapter is merged.
-        tokenizer: File or directory of the tokenizer, where it does not lie in the directory (Meta's and
-            LLaMA2-Accessory's may lie one above); counts before the directory's.
+        tokenizer: File or directory of the tokenizer, where it does not lie in the directory (or, for Meta's and
+            LLaMA2-Accessory's, one above); counts before the directory's.
         accelerate: Acceleration mode, see ``SphinxModel.accelerate``: "auto" prepares fused layers when the first
             text is generated, "compile" adds ``torch.compile``, None is the plain model.
 

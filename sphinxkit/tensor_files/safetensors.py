@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.lazy import StoredTensor
+from sphinxkit.tensor_files.mapped import MappedFile
 from sphinxkit.tensor_files.spec import TensorSpec, WrittenFile, tensor_bytes
 
 DTYPES: dict[str, torch.dtype] = {
@@ -47,23 +48,6 @@ DTYPES: dict[str, torch.dtype] = {
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
 _CHUNK = 16 * 2**20  # bytes written and hashed at a time; our choice
-
-
-class _MappedFile:
-    """One mapping of a file, made at first use and shared by the views of its tensors."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self._path = path
-        self._size = size
-        self._storage: Any = None
-
-    def view(self, begin: int, end: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        if self._storage is None:
-            self._storage = torch.UntypedStorage.from_file(str(self._path), False, self._size)
-        raw = torch.empty(0, dtype=torch.uint8).set_(self._storage, begin, (end - begin,), (1,))
-        if begin % dtype.itemsize:
-            raw = raw.clone()  # legal in the format, but torch wants aligned data
-        return raw.view(dtype).view(shape)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -108,7 +92,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         raise CheckpointError(f"{path}: __metadata__ in the header is {type(metadata).__name__}, expected an object")
-    mapped = _MappedFile(path, size)
+    mapped = MappedFile(path, size)
     placed: list[tuple[int, int, StoredTensor]] = []
     for name, info in header.items():
         try:

@@ -32,6 +32,7 @@ from torch import Tensor
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.checksums import Check
 from sphinxkit.tensor_files.lazy import StoredTensor
+from sphinxkit.tensor_files.mapped import MappedFile
 from sphinxkit.tensor_files.spec import TensorSpec, tensor_bytes
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -64,7 +65,7 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: The file is empty, truncated, damaged, holds code, or holds something else than tensors.
     """
-    loaded = _load(path)
+    loaded, mapped = _load(path)
     for wrapper in ("model", "state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
@@ -76,17 +77,20 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise CheckpointError(f"{path}: entry {name!r} is a {type(value).__name__}, expected a dense tensor")
         tensor = value.detach()
-        stored[name] = StoredTensor(path, name, tuple(tensor.shape), tensor.dtype, partial(_itself, tensor))
+        stored[name] = StoredTensor(path, name, tuple(tensor.shape), tensor.dtype, partial(_itself, tensor, mapped))
     if not stored:
         raise CheckpointError(f"{path}: holds no tensors")
     return stored
 
 
-def _itself(tensor: Tensor) -> Tensor:
+def _itself(tensor: Tensor, mapped: MappedFile | None) -> Tensor:
+    if mapped is not None:
+        mapped.check()
     return tensor
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> tuple[Any, MappedFile | None]:
+    """What the file holds; the file itself, if the tensors are views of it."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -99,7 +103,8 @@ def _load(path: Path) -> Any:
     try:
         if is_zip:
             _refuse_compressed(path)
-        return torch.load(path, map_location="cpu", mmap=is_zip or None, weights_only=True)
+        mapped = MappedFile(path, size) if is_zip else None
+        return torch.load(path, map_location="cpu", mmap=is_zip or None, weights_only=True), mapped
     except Exception as error:  # a damaged pickle can raise anything at all
         raise CheckpointError(_explain(path, size, error)) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sphinxkit.tilers.base import Tiler, create, names, register, registry
 from sphinxkit.tilers.grid import GridTiler
-from sphinxkit.tilers.images import ImageSource, load_image, to_rgb
+from sphinxkit.tilers.images import ImageSource, image_below, load_image, to_rgb
 from sphinxkit.tilers.preprocess import Preprocessor, pad_and_resize, preprocess
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Preprocessor",
     "Tiler",
     "create",
+    "image_below",
     "load_image",
     "names",
     "pad_and_resize",

@@ -41,6 +41,23 @@ DEEP_DTYPES = {
 DETOURS = {"P": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
 
+def image_below(root: Path, name: str) -> Path:
+    """The path of an image that a record names below a root; it may not leave the root.
+
+    Only the name is looked at: links inside the root are its owner's, and are followed.
+
+    Args:
+        root: Base folder that the user chose.
+        name: As in the record.
+    Raises:
+        DataError: An absolute path, or one that leads out of ``root``.
+    """
+    if Path(name).is_absolute() or os.path.normpath(name).split(os.sep, 1)[0] == os.pardir:
+        shown = name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."
+        raise DataError(f"image {shown!r} is not below the folder of images, {root}; name it relative to that folder")
+    return root / name
+
+
 ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | BinaryIO | NDArray[np.uint8]
 """A PIL image, a path, a file's bytes, a binary file object, or a uint8 array (H, W, 3) or (H, W)."""
 

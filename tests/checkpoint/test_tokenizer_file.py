@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from sphinxkit import checkpoint
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.tokenizer_files import read_tokenizer_files, tokenizer_size
@@ -28,3 +30,24 @@ def test_not_a_tokenizer(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"tokenizer.model: not a SentencePiece model"):
         find_tokenizer(tmp_path, 512)
+
+
+def test_one_folder_up(golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copy(golden / "llama_ens" / "tokenizer.model", tmp_path)
+    (tmp_path / "model").mkdir()
+    above = tmp_path / "tokenizer.model"
+    assert find_tokenizer(tmp_path / "model", 512) is None
+    assert find_tokenizer(tmp_path / "model", 512, may_lie_above=True) == above
+    assert find_tokenizer(tmp_path / "model", None, may_lie_above=True) is None  # nothing says that it fits
+    assert find_tokenizer(tmp_path / "model", 600, may_lie_above=True) is None
+    assert "is not used" in caplog.text
+    assert "512 pieces but the embedding has 600 rows" in caplog.text
+
+
+@pytest.mark.parametrize("format", ["sphinx", "meta", "sphinxkit"])
+def test_layouts_of_llama2s_time_look_one_folder_up(golden: Path, tmp_path: Path, format: str) -> None:
+    shutil.copy(golden / "llama_ens" / "tokenizer.model", tmp_path)
+    with checkpoint.open(golden / "llama_ens") as opened:
+        checkpoint.save(tmp_path / "model", opened, format=format, part="llm")
+    with checkpoint.open(tmp_path / "model") as opened:
+        assert opened.tokenizer_path == (None if format == "sphinxkit" else tmp_path / "tokenizer.model")

@@ -48,6 +48,20 @@ def test_table(app: typer.Typer, files: list[str]) -> None:
     assert "note: category OCR is absent" in result.stdout
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.parametrize(("answers", "code"), [(["perhaps", "who knows"], 1), (["perhaps", "no"], 0)])
+def test_no_answer_that_can_be_parsed_is_a_failure(
+    app: typer.Typer, tmp_path: Path, answers: list[str], code: int, options: tuple[str, ...]
+) -> None:
+    annotations = [{"question_id": index, "image_path": "color/x.jpg", "gt_answers": "yes"} for index in range(2)]
+    (tmp_path / "a.json").write_text(json.dumps(annotations))
+    (tmp_path / "p.json").write_text(json.dumps(answers))
+    files = ["--annotations", str(tmp_path / "a.json"), "--predictions", str(tmp_path / "p.json")]
+    result = CliRunner().invoke(app, ["MME_benchmark", *files, *options])
+    assert result.exit_code == code
+    assert "unparsable" in result.stdout  # the report is printed first
+
+
 def test_a_named_error_is_raised(app: typer.Typer, files: list[str]) -> None:
     result = CliRunner().invoke(app, ["vsr_vall", *files])
     assert isinstance(result.exception, DataError)

@@ -95,6 +95,15 @@ def test_plain_text_and_bad_records() -> None:
         read_sample({"text": "x", "image": ["a", "b"]}, "s:0", "a:1", Path())
 
 
+def test_an_image_stays_below_a_root_that_was_named() -> None:
+    record = {"image": "../photos/a.jpg", "text": "x"}
+    assert read_sample(record, "s:0", "a:1", Path("r")).image == Path("r/../photos/a.jpg")
+    for name in ("../photos/a.jpg", "/photos/a.jpg"):
+        for spoken in ({"text": "x"}, {"conversations": [ASKED, SAID]}):
+            with pytest.raises(DataError, match=rf"a:1: image '{name}' is not below the folder of images, r"):
+                read_sample({**spoken, "image": name}, "s:0", "a:1", Path("r"), is_root=True)
+
+
 ASKED = {"from": "human", "value": "<image>\nWhat?"}
 SAID = {"from": "gpt", "value": "A bus."}
 PLAIN = {"from": "human", "value": "What?"}

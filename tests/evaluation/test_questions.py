@@ -113,6 +113,9 @@ def test_faults(name: str, given: Annotation, message: str) -> None:
 def test_paths() -> None:
     with pytest.raises(DataError, match=r"a\.json:1: image_path 'a\.png' does not begin with 'data/'"):
         prompt("vqa", strip_prefix="data/")
+    for name in ("../../../../etc/passwd", "/etc/passwd", "a/../../b.png"):
+        with pytest.raises(DataError, match=rf"a\.json:1: image '{name}' is not below the folder of images, photos"):
+            make_questions(benchmarks.get("vqa"), [annotation(image=name)], "photos", sphinx_v1())
     questions = make_questions(benchmarks.get("vqa"), [annotation()] * 2, "nowhere", sphinx_v1())
     with pytest.raises(DataError, match=r"nowhere holds none of the 2 images; the first would be nowhere/a\.png"):
         check_images(questions, "nowhere")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sphinxkit.errors import DataError
-from sphinxkit.tilers import load_image, preprocess, to_rgb
+from sphinxkit.tilers import image_below, load_image, preprocess, to_rgb
 from sphinxkit.tilers.images import MAX_PIXELS
 
 ORIENTATION = 0x0112  # EXIF tag; TIFF 6.0
@@ -293,3 +294,23 @@ def test_extreme_sizes_give_pixels(size: tuple[int, int], tmp_path: Path) -> Non
     path = tmp_path / "extreme.png"
     gradient(*size).save(path)
     assert preprocess(load_image(path), 224).shape == (1, 3, 224, 224)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "./a.jpg", "sub/../a.jpg", "..a.jpg", "sub/a..b/c.jpg"])
+def test_names_below_a_root(name: str) -> None:
+    assert image_below(Path("root"), name) == Path("root") / name
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../../etc/passwd", "..", "sub/../../a.jpg", "/etc/passwd", "//etc/passwd", "./../b.png"]
+)
+def test_names_that_lead_out_of_a_root(name: str) -> None:
+    with pytest.raises(DataError, match=rf"image '{re.escape(name)}' is not below the folder of images, photos;"):
+        image_below(Path("photos"), name)
+
+
+def test_links_inside_a_root_are_followed(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link.png").symlink_to(tmp_path / "a.png")
+    assert load_image(image_below(tmp_path / "root", "link.png")).size == (3, 2)

@@ -40,6 +40,7 @@ class Format(ABC):
         has_options: Whether it holds language models with more options than LLaMA 2 has.
         is_canonical: Whether its tensors are those of a model here, under canonical names once opened.
         may_pad_vocabulary: Whether the embedding may have more rows than the tokenizer has pieces.
+        tokenizer_may_lie_above: Whether the tokenizer may lie one folder up.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Format(ABC):
     has_options: bool = False
     is_canonical: bool = True
     may_pad_vocabulary: bool = False
+    tokenizer_may_lie_above: bool = False
 
     @abstractmethod
     def detect(self, folder: Path) -> bool:
@@ -89,7 +91,7 @@ class Format(ABC):
         """
 
     def tokenizer(self, folder: Path, rows: int | None) -> Path | None:
-        """The tokenizer in a folder, if there is one.
+        """The tokenizer of a folder, if there is one.
 
         Args:
             folder: Where to look.
@@ -97,7 +99,8 @@ class Format(ABC):
         Raises:
             CheckpointError: It cannot be read, or its size does not fit the embedding.
         """
-        return find_tokenizer(folder, rows, allow_more_rows=self.may_pad_vocabulary)
+        above = self.tokenizer_may_lie_above
+        return find_tokenizer(folder, rows, allow_more_rows=self.may_pad_vocabulary, may_lie_above=above)
 
     def numbers(self, source: TensorInput, recipe: Mapping[str, Any] | None) -> dict[str, Any]:
         """The language model's numbers, for formats that write them beside the tensors.

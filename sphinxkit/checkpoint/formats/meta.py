@@ -231,6 +231,7 @@ class Meta(Format):
     looks_like = "consolidated.NN.pth"
     is_text_only = True
     has_shards = True
+    tokenizer_may_lie_above = True
 
     def detect(self, folder: Path) -> bool:
         """Whether the folder has ``consolidated.NN.pth`` files."""

@@ -418,6 +418,7 @@ class Released(Format):
     has_shards = True
     has_unused = True
     has_deltas = True
+    tokenizer_may_lie_above = True
 
     def detect(self, folder: Path) -> bool:
         """Whether the folder has ``consolidated.NN-of-MM.model.pth`` files."""
