@@ -38,6 +38,12 @@ def score(
     split: Annotated[
         str | None, typer.Option(help="Split to take from a file that holds several; default: the benchmark's.")
     ] = None,
+    box_format: Annotated[
+        str | None,
+        typer.Option(
+            help="Another model's boxes: pixels, xyxy_1000, yxyx_1000, qwen_vl, internvl, qwen2_vl, ...; never guessed."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score a file of predictions by the benchmark's own rules.
@@ -52,7 +58,7 @@ def score(
     """
     import sphinxkit
 
-    print_report(sphinxkit.score(benchmark, annotations, predictions, split=split), as_json)
+    print_report(sphinxkit.score(benchmark, annotations, predictions, split=split, box_format=box_format), as_json)
 
 
 def print_report(report: Report, as_json: bool) -> None:

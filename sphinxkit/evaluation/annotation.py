@@ -8,6 +8,7 @@ from typing import Any
 
 from sphinxkit.data.json_stream import is_finite_number
 from sphinxkit.errors import DataError
+from sphinxkit.formatters.tasks.base import GroundedPhrase, ParseResult
 from sphinxkit.geometry import ImageGeometry
 
 _SIZE = re.compile(r"height(\d+)_?width(\d+)|width(\d+)_?height(\d+)")
@@ -57,10 +58,17 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One annotation with the answer to be scored."""
+    """One annotation with the answer to be scored.
+
+    Args:
+        annotation: The question.
+        prediction: The answer.
+        boxes: What the answer says, where it is in another model's format; None: the task's parser reads it.
+    """
 
     annotation: Annotation
     prediction: str
+    boxes: ParseResult[GroundedPhrase] | None = None
 
 
 def image_size(record: dict[str, Any]) -> tuple[int, int] | None:

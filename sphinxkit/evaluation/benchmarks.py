@@ -109,6 +109,13 @@ ALIASES = {
 }
 # A task's answer that words its gold answer ("This is a {class}.") has to be read before it is compared.
 TASK_METRICS = {"classification": "classification_accuracy"}
+# Metrics of answers that are boxes, with or without labels.
+BOX_METRICS = frozenset(
+    (
+        *("precision_at_1", "detection_f1", "layout_f1", "layout_f1_doclaynet", "text_detection_f1"),
+        *("grounded_recall", "relation_recall"),
+    )
+)
 TASK_MAX_NEW_TOKENS = 1024  # for a task as a benchmark; our choice
 
 
@@ -180,7 +187,25 @@ class Report:
         }
 
 
-def score(benchmark: str, annotations: str | Path, predictions: str | Path, *, split: str | None = None) -> Report:
+def _record(benchmark: Benchmark, gold: Annotation, answer: str, box_format: str | None) -> Record:
+    from sphinxkit.formatters import tasks
+
+    if box_format is None:
+        return Record(gold, answer)
+    if benchmark.metric not in BOX_METRICS:
+        raise DataError(f"benchmark {benchmark.name!r} has no boxes: a box format cannot be given")
+    label = str(gold.fields.get("category", gold.question))
+    return Record(gold, answer, tasks.read_boxes_of(box_format, answer, gold.geometry, label))
+
+
+def score(
+    benchmark: str,
+    annotations: str | Path,
+    predictions: str | Path,
+    *,
+    split: str | None = None,
+    box_format: str | None = None,
+) -> Report:
     """Score a file of predictions.
 
     COCO's own results (``image_id``, ``category_id``, ``bbox``, ``score``) of a detection benchmark are scored by
@@ -191,8 +216,10 @@ def score(benchmark: str, annotations: str | Path, predictions: str | Path, *, s
         annotations: See ``inputs.read_annotations``.
         predictions: See ``inputs.read_predictions``.
         split: Split to take from a file that holds several; None: the benchmark's.
+        box_format: The answers' format, a key of ``tasks.BOX_FORMATS``; None: the task's own. It is never guessed.
     Raises:
-        DataError: Unknown benchmark, or a file that cannot be scored; names file and line.
+        DataError: Unknown benchmark or box format, a box format for a benchmark without boxes, or a file that cannot be
+            scored; names file and line.
     """
     chosen = get(benchmark)
     generation: dict[str, Any] = {}
@@ -202,12 +229,14 @@ def score(benchmark: str, annotations: str | Path, predictions: str | Path, *, s
         golds = chosen.read(annotations, split)
         given = read_predictions(predictions, golds, chosen.answer_key)
         generation, count = given.manifest, len(golds)
-        result = metrics.score(chosen.metric, [Record(*pair) for pair in zip(golds, given.answers, strict=True)])
+        records = [_record(chosen, *pair, box_format) for pair in zip(golds, given.answers, strict=True)]
+        result = metrics.score(chosen.metric, records)
     manifest = {
         "generation": generation,
         "annotations": {"path": str(annotations), "sha256": file_sha256(annotations)},
         "predictions": {"path": str(predictions), "sha256": file_sha256(predictions)},
         "task": chosen.task,
+        "box_format": box_format,
         "versions": {"sphinxkit": __version__, "python": platform.python_version()},
     }
     return Report(

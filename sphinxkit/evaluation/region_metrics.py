@@ -64,6 +64,10 @@ def _read(task: Task, text: str, annotation: Annotation) -> ParseResult[Any]:
     return task.parse(text, annotation.geometry)
 
 
+def _answer(task: Task, record: Record) -> ParseResult[Any]:
+    return _read(task, record.prediction, record.annotation) if record.boxes is None else record.boxes
+
+
 def _phrases(result: ParseResult[Any]) -> list[LabelledBox]:
     return [(item.phrase, box) for item in result.items if isinstance(item, GroundedPhrase) for box in item.boxes]
 
@@ -117,21 +121,27 @@ def precision_at_1(records: Sequence[Record]) -> MetricResult:
     strict = lenient = unparsable = 0
     task = tasks.create("rec")
     for record in records:
-        annotation = record.annotation
-        gold = gold_box(annotation)
-        box = read_box_strictly(record.prediction)
-        unparsable += box is None
-        is_hit = square_iou(box, gold, annotation.geometry) >= IOU_THRESHOLD
+        annotation, gold = record.annotation, gold_box(record.annotation)
+        if record.boxes is not None:
+            boxes = [box for _, box in _phrases(record.boxes)]
+            is_found = bool(boxes) and boxes[0].iou(gold) >= IOU_THRESHOLD
+            is_hit = is_found and record.boxes.is_strict
+            unparsable += not boxes
+        else:
+            corners = read_box_strictly(record.prediction)
+            unparsable += corners is None
+            is_hit = square_iou(corners, gold, annotation.geometry) >= IOU_THRESHOLD
+            read = [item for item in _answer(task, record).items if isinstance(item, Box)]
+            is_found = is_hit or (bool(read) and read[0].iou(gold) >= IOU_THRESHOLD)
         strict += is_hit
-        read = [item for item in _read(task, record.prediction, annotation).items if isinstance(item, Box)]
-        lenient += is_hit or (bool(read) and read[0].iou(gold) >= IOU_THRESHOLD)
+        lenient += is_found
     count = max(len(records), 1)
     return MetricResult({"precision_at_1": strict / count}, unparsable, {"precision_at_1": lenient / count})
 
 
 def _both(records: Sequence[Record], task: Task, score: ScoreBoxes) -> MetricResult:
     golds = [gold_labelled_boxes(record.annotation, task) for record in records]
-    results = [_read(task, record.prediction, record.annotation) for record in records]
+    results = [_answer(task, record) for record in records]
     lenient = [_phrases(result) for result in results]
     strict = [boxes if result.is_strict else [] for boxes, result in zip(lenient, results, strict=True)]
     unparsable = sum(not result.items for result in results)

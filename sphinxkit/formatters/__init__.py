@@ -11,6 +11,7 @@ from sphinxkit.formatters.base import (
     registry,
 )
 from sphinxkit.formatters.conversation import sphinx_v1
+from sphinxkit.formatters.detections import to_detections
 from sphinxkit.formatters.labels import IGNORE_INDEX, label_text, next_token_targets
 from sphinxkit.formatters.messages import IMAGE_PLACEHOLDER, Message, check_messages, clean_content
 
@@ -31,4 +32,5 @@ __all__ = [
     "registry",
     "sphinx_v1",
     "tasks",
+    "to_detections",
 ]

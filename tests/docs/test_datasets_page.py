@@ -5,9 +5,10 @@ from pathlib import Path
 
 from sphinxkit.data.converters import FORMATS
 from sphinxkit.evaluation import benchmarks
+from sphinxkit.formatters.tasks import BOX_FORMATS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
-TRAINING, BENCHMARKS = PAGE.split("## Benchmarks")
+TRAINING, BENCHMARKS, BOXES = re.split("## Benchmarks|### Boxes of other models", PAGE)
 
 
 def test_the_table_names_every_format_and_its_tasks() -> None:
@@ -24,3 +25,8 @@ def test_the_benchmarks_of_the_table_exist() -> None:
     names = [name for row in rows for name in re.findall(r"`(\w+)`", row[2])]
     assert len(names) > 20
     assert [benchmarks.get(name).name for name in names] == names
+
+
+def test_the_table_of_box_formats_is_complete() -> None:
+    rows = [row.split("|") for row in BOXES.splitlines() if row.startswith("| ")]
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row[1])] == list(BOX_FORMATS)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from sphinxkit.evaluation import coco_eval
@@ -42,7 +44,7 @@ def test_keypoint_ap() -> None:
 
 
 def test_without_pycocotools_there_is_no_ap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coco_eval, "has_pycocotools", lambda: False)
+    monkeypatch.setattr(coco_eval, "find_coco", lambda: None)
     assert average_precision([Detections([], [("dog", BIG)])]) == {}
     assert keypoint_precision([({}, {"nose": Point(1, 1)}, BIG, 1.0)]) == {}
 
@@ -50,3 +52,34 @@ def test_without_pycocotools_there_is_no_ap(monkeypatch: pytest.MonkeyPatch) -> 
 def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     average_precision([Detections([("dog", BIG)], [("dog", BIG)])])
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", ["boxes", "people"])
+def test_faster_coco_eval_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    pytest.importorskip("faster_coco_eval")
+    draw = random.Random(0)
+
+    def box() -> Box:
+        x, y = draw.uniform(0, 80), draw.uniform(0, 80)
+        return Box(x, y, x + draw.uniform(1, 20), y + draw.uniform(1, 20))
+
+    def near(of: Box) -> Box:
+        return Box(of.x1 + draw.uniform(-2, 1), of.y1, of.x2 + draw.uniform(1, 4), of.y2)
+
+    def score() -> dict[str, float]:
+        draw.seed(1)
+        golds = [[(draw.choice("ab"), box()) for _ in range(5)] for _ in range(30)]
+        if kind == "boxes":
+            return average_precision(
+                [Detections([(label, near(each)) for label, each in gold], gold) for gold in golds]
+            )
+        points = [{name: Point(draw.uniform(0, 99), 5.0) for name in COCO_KEYPOINTS} for _ in golds]
+        moved = [{name: Point(p.x + draw.uniform(0, 9), p.y) for name, p in person.items()} for person in points]
+        return keypoint_precision([(there, here, BIG, 5000.0) for there, here in zip(moved, points, strict=True)])
+
+    assert coco_eval.find_coco() == "faster_coco_eval"
+    fast = score()
+    monkeypatch.setattr(coco_eval, "find_coco", lambda: "pycocotools")
+    assert 0 < fast["ap"] < 1
+    assert fast == pytest.approx(score(), abs=1e-9)

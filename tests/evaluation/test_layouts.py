@@ -615,7 +615,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(item, (*path, key))
 
 
-@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])  # every thirteenth combination, or all
+@pytest.mark.parametrize("step", [31, pytest.param(1, marks=pytest.mark.slow)])  # every 31st combination, or all
 @pytest.mark.parametrize("case", [*CASES, "coco_instances"])
 def test_no_odd_value_anywhere_breaks_a_score(tmp_path: Path, case: str, step: int) -> None:
     in_words = ("detection", INSTANCES, {"397133:dog": "", "397133:person": ""}, {})

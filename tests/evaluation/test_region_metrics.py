@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sphinxkit.errors import DataError, RegistryError
-from sphinxkit.evaluation import metrics
+from sphinxkit.evaluation import benchmarks, metrics
 from sphinxkit.evaluation.annotation import Annotation, Record
 from sphinxkit.formatters import tasks
 from sphinxkit.formatters.tasks import GroundedPhrase, Keypoints, LayoutSample, PoseSample
@@ -172,3 +174,34 @@ def test_what_the_strict_rule_reads_is_right_for_the_lenient_one_as_well() -> No
 def test_grounded_phrases_without_boxes_are_no_gold() -> None:
     assert GroundedPhrase("x", ()).boxes == ()
     assert metrics.score("detection_f1", [_record("<p>dog</p>[]", {"dog": []})]).scores["f1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("box_format", "answer"),
+    [("qwen2_vl", "<|box_start|>(100,200),(300,900)<|box_end|>"), ("yxyx_1000", "[200, 100, 900, 300]")],
+)
+def test_boxes_of_other_models_by_option(tmp_path: Path, box_format: str, answer: str) -> None:
+    golds = [
+        {"question_id": n, "question": "dog", "gt_answers": box, "width": 2000, "height": 500}
+        for n, box in enumerate(([200, 100, 600, 450], [200, 100, 600, 275], [200, 100, 600, 274]))
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(golds))
+    (tmp_path / "p.json").write_text(json.dumps([answer] * 3))
+    files = (tmp_path / "a.json", tmp_path / "p.json")
+    report = benchmarks.score("rec", *files, box_format=box_format)
+    # IoU 1, exactly 0.5, and just below
+    assert report.scores == report.lenient == {"precision_at_1": pytest.approx(2 / 3)}
+    assert report.manifest["box_format"] == box_format
+    assert benchmarks.score("rec", *files).scores == {"precision_at_1": 0.0}  # nothing is guessed
+    with pytest.raises(DataError, match="benchmark 'vqa' has no boxes: a box format cannot be given"):
+        benchmarks.score("vqa", *files, box_format=box_format)
+
+
+def test_detections_of_other_models(tmp_path: Path) -> None:
+    gold = {"question_id": 1, "category": "dog", "width": 200, "height": 100}
+    (tmp_path / "a.json").write_text(json.dumps([{**gold, "gt_answers": {"dog": [[20, 10, 120, 60], [0, 0, 9, 9]]}}]))
+    answer = 'Here: [{"bbox_2d": [20, 10, 120, 60], "label": "Dog"}]'
+    (tmp_path / "p.json").write_text(json.dumps([answer]))
+    report = benchmarks.score("detection", tmp_path / "a.json", tmp_path / "p.json", box_format="qwen2_5_vl")
+    assert report.lenient["f1"] == pytest.approx(2 / 3)
+    assert report.scores["f1"] == 0.0  # words around the JSON are a repair

@@ -13,6 +13,7 @@ from sphinxkit.formatters.tasks.base import (
     register,
     registry,
 )
+from sphinxkit.formatters.tasks.box_formats import BOX_FORMATS, BoxFormat, read_boxes_of
 from sphinxkit.formatters.tasks.caption import Caption, CaptionSample, DetailedCaption
 from sphinxkit.formatters.tasks.chart import Chart, ChartSample
 from sphinxkit.formatters.tasks.classification import Classification, ClassificationSample
@@ -27,6 +28,7 @@ from sphinxkit.formatters.tasks.region import REC, REG, RegionSample
 from sphinxkit.formatters.tasks.relation import Relation, RelationSample
 
 __all__ = [
+    "BOX_FORMATS",
     "COCO_KEYPOINTS",
     "DOCLAYNET_CLASSES",
     "ERROR_KINDS",
@@ -34,6 +36,7 @@ __all__ = [
     "REC",
     "REG",
     "VQA",
+    "BoxFormat",
     "Caption",
     "CaptionSample",
     "Chart",
@@ -68,6 +71,7 @@ __all__ = [
     "create",
     "make_question",
     "names",
+    "read_boxes_of",
     "register",
     "registry",
     "text_fields",
