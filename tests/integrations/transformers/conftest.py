@@ -12,12 +12,9 @@ import sphinxkit
 from sphinxkit import nano
 from sphinxkit.sphinx_model import SphinxModel
 
-# nano has user-defined pieces and a coordinate grid, llama_ens5 five views; the others differ in the encoders alone
-MODELS = [
-    "nano",
-    "llama_ens5",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama_ens", "llama_ens_light")),
-]
+# nano has user-defined pieces, five views and a coordinate grid
+SLOW = ("llama_ens", "llama_ens5", "llama_ens_light")
+MODELS = ["nano", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 @dataclass
