@@ -105,7 +105,7 @@ class Reply:
         asked: The model's prompt.
         text: The answer.
         drawing: The image with the answer's boxes and points; None without an image.
-        notes: What was drawn and what could not be parsed.
+        notes: What was drawn, what could not be parsed, and how sure the model is.
     """
 
     asked: str
@@ -145,6 +145,7 @@ class Talk:
         from sphinxkit.formatters import tasks
         from sphinxkit.formatters.draw import count_places, draw_items, find_places, label_boxes
         from sphinxkit.geometry import ImageGeometry
+        from sphinxkit.sphinx_model.answers import uncertainty
         from sphinxkit.tilers import load_image
 
         if self._session is None or source != self._source:
@@ -165,14 +166,17 @@ class Talk:
             raise DataError("there is no question")
         how = self._answering
         text = self._session.ask(question, how.max_new_tokens, how.temperature, how.top_p, how.seed)
+        confidence = self._session.confidence
+        told = [] if confidence is None else [f"confidence {confidence:.2f}"]
+        told += filter(None, [uncertainty(self._model.conversation, confidence)])
         if self._picture is None or geometry is None:
-            return Reply(asked, text, None, "")
+            return Reply(asked, text, None, "; ".join(told))
         found = find_places(text, geometry) if isinstance(question, str) else question.parse(text)
         items = label_boxes(found.items, "" if isinstance(question, str) else question.label)
         notes = [f"{count_places(items) or 'nothing'} drawn"]
         notes += [f"not read: {error.text!r} ({tasks.ERROR_KINDS[error.kind]})" for error in found.failures]
         drawing = draw_items(self._picture, [item for item in items if not isinstance(item, str)])
-        return Reply(asked, text, drawing, "; ".join(notes))
+        return Reply(asked, text, drawing, "; ".join([*notes, *told]))
 
 
 def add_corner(box: str, x: float, y: float) -> str:

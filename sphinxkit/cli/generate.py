@@ -107,6 +107,7 @@ def generate(
         if is_wrong:
             raise typer.BadParameter(message, param_hint=option)
     from sphinxkit.generation import Sampling
+    from sphinxkit.sphinx_model.answers import uncertainty
 
     truncate: Literal["left"] | None = "left" if truncate_left else None
     sampling = Sampling(
@@ -144,6 +145,11 @@ def generate(
             result = question.find_places(answer.text)
     fields: dict[str, Any] = {"prompt": text, "image": None if image is None else str(image)}
     fields |= {"text": answer.text, "token_ids": answer.token_ids, "finish_reason": answer.finish_reason}
+    note = uncertainty(model.conversation, answer.confidence)
+    fields |= {"confidence": answer.confidence}
+    if note is not None:
+        fields["note"] = note
+        typer.echo(f"note: {note}", err=True)
     if answering.num_draft_tokens is not None:
         fields |= {"num_drafted": answer.num_drafted, "num_accepted": answer.num_accepted}
     if result is not None:

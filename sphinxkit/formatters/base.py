@@ -75,6 +75,7 @@ class ConversationTemplate:
         stop: Strings that end an answer.
         coordinate_grid: Coordinates in a user's message are rounded to whole steps of 1/``coordinate_grid`` of the
             padded square's side; None: unchanged.
+        low_confidence: Answers whose mean log-probability is below it are marked as uncertain; None: none are.
         gap: Text between a role and its message; before an answer the model writes it.
         user_separator: Text after a user's message; None: ``separator``.
         tail: Text after every separator; the model does not write it.
@@ -82,7 +83,7 @@ class ConversationTemplate:
         specials: Strings for the tokenizer's end-of-sentence token, even if the tokenizer would split them.
         ends_with_eos: Whether training appends end-of-sentence to the conversation; it has no loss.
     Raises:
-        DataError: ``coordinate_grid`` is below 1.
+        DataError: ``coordinate_grid`` is below 1, or ``low_confidence`` above 0.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ConversationTemplate:
     separator: str
     stop: tuple[str, ...]
     coordinate_grid: int | None = None
+    low_confidence: float | None = None
     gap: str = " "
     user_separator: str | None = None
     tail: str = ""
@@ -102,6 +104,10 @@ class ConversationTemplate:
     def __post_init__(self) -> None:
         if self.coordinate_grid is not None and self.coordinate_grid < 1:
             raise DataError(f"conversation: coordinate_grid must be at least 1, or None; got {self.coordinate_grid}")
+        if self.low_confidence is not None and not self.low_confidence <= 0:
+            raise DataError(
+                f"conversation: low_confidence is a mean log-probability, at most 0, or None; got {self.low_confidence}"
+            )
 
     def render(self, messages: Sequence[Message], answer_start: str = "") -> RenderedConversation:
         """Render the conversation as one text, with the answers' spans.

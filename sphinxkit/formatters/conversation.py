@@ -22,13 +22,16 @@ VICUNA_SYSTEM = (
 
 
 @register("sphinx_v1")
-def sphinx_v1(system: str = SPHINX_SYSTEM, coordinate_grid: int | None = None) -> ConversationTemplate:
+def sphinx_v1(
+    system: str = SPHINX_SYSTEM, coordinate_grid: int | None = None, low_confidence: float | None = None
+) -> ConversationTemplate:
     """The template that SPHINX was trained with: turns that begin with ``### Human:`` and ``### Assistant:``.
 
     Args:
         system: System text.
         coordinate_grid: Coordinates in questions are rounded to whole steps of 1/``coordinate_grid`` of the padded
             square's side, for a model that was trained with such coordinates alone (SPHINX-nano: 128); None: as given.
+        low_confidence: Answers whose mean log-probability is below it are marked as uncertain; None: none.
     Source: LLaMA2-Accessory, accessory/conversation/lib.py (default conversation).
     """
     return ConversationTemplate(
@@ -39,6 +42,7 @@ def sphinx_v1(system: str = SPHINX_SYSTEM, coordinate_grid: int | None = None) -
         separator="\n###",
         stop=("\n###",),
         coordinate_grid=coordinate_grid,
+        low_confidence=low_confidence,
     )
 
 

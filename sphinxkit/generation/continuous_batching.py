@@ -180,9 +180,12 @@ class ContinuousBatch:
                 sequences.append(sequence)
                 pending[index].prompt = torch.empty(0)  # lets go of the embeddings
         self._last_tokens = None
-        chosen = Sampler(sequences, 1, cache.device, self._choices).choose(torch.cat(logits))
-        for sequence, token in zip(sequences, chosen.tolist(), strict=True):
-            sequence.append(token)
+        of_all = torch.cat(logits)
+        chosen = Sampler(sequences, 1, cache.device, self._choices).choose(of_all)
+        for sequence, (token, log_prob) in zip(
+            sequences, self._choices.with_log_probs(of_all, chosen).tolist(), strict=True
+        ):
+            sequence.append(int(token), log_prob)
         return sequences
 
     def _prefill(self, prompts: list[Tensor], cache: KVCache) -> Tensor:
@@ -244,11 +247,11 @@ class ContinuousBatch:
             tokens = self._last_tokens[:, None].clamp(min=0)  # a sequence that failed reads anything
             logits = self._llm.decode(tokens, cache)
             self._last_tokens = sampler.choose(logits[:, -1])
-            chosen.append(self._last_tokens)
+            chosen.append(self._choices.with_log_probs(logits[:, -1], self._last_tokens))
         for sequence, tokens in zip(sequences, torch.stack(chosen, dim=1).tolist(), strict=True):
-            for token in tokens:
+            for token, log_prob in tokens:
                 if sequence.finish_reason is None:
-                    sequence.append(token)
+                    sequence.append(int(token), log_prob)
 
     def _num_passes(self, cache: KVCache, sequences: list[GeneratedSequence]) -> int:
         """Passes of the next step: no sequence may outgrow its ``max_new_tokens``, for which the cache has room."""
@@ -272,13 +275,14 @@ class ContinuousBatch:
         # a sequence without a draft may be a sampled one
         chosen[:, 0] = Sampler(sequences, 1, cache.device, self._choices).choose(logits[:, 0])
         unread = []
-        for sequence, draft, best in zip(sequences, drafts, chosen.tolist(), strict=True):
-            agreed = next((index for index, token in enumerate(draft) if token != best[index]), len(draft))
+        told = self._choices.with_log_probs(logits, chosen).tolist()
+        for sequence, draft, best in zip(sequences, drafts, told, strict=True):
+            agreed = next((index for index, token in enumerate(draft) if token != best[index][0]), len(draft))
             unread.append(len(draft) - agreed)
             sequence.num_drafted += len(draft)
-            for index, token in enumerate(best[: agreed + 1]):
+            for index, (token, log_prob) in enumerate(best[: agreed + 1]):
                 if sequence.finish_reason is None:
-                    sequence.append(token)
+                    sequence.append(int(token), log_prob)
                     sequence.num_accepted += index < agreed
         if any(unread):
             cache.lengths -= to_device(unread, cache.device)  # forget what was not confirmed

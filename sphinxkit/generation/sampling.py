@@ -174,6 +174,21 @@ class TokenChoices:
         highest, tokens = self.restrict(logits).max(dim=-1)  # NaN counts as the highest
         return tokens.masked_fill(~highest.isfinite(), NOT_FINITE)
 
+    def with_log_probs(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Chosen tokens and their log-probabilities in one tensor, which goes to the host at once.
+
+        Args:
+            logits: Of the next tokens.
+            tokens: The chosen ones; ``NOT_FINITE`` keeps its sign and has any log-probability.
+        Shape:
+            logits: (..., V)
+            tokens: (...) int64
+            return: (..., 2) float32, which holds every id exactly
+        """
+        logits = self.restrict(logits).float()
+        chosen = logits.gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
+        return torch.stack((tokens.float(), chosen - logits.logsumexp(dim=-1)), dim=-1)
+
 
 class Sampled(Protocol):
     """What a ``Sampler`` needs of a sequence; ``sequence.GeneratedSequence`` is one."""

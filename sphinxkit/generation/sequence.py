@@ -30,6 +30,8 @@ class Generation:
             (``max_new_tokens`` or the context used up).
         num_drafted: Tokens that speculative decoding drafted; not compared by ``==``.
         num_accepted: Number of drafted tokens that the model confirmed.
+        confidence: Mean log-probability (natural) of the answer's tokens under the model, whatever the temperature; of
+            an empty answer, of the token that ended it. It compares answers of one model; not compared by ``==``.
     """
 
     text: str
@@ -37,6 +39,7 @@ class Generation:
     finish_reason: FinishReason
     num_drafted: int = field(default=0, compare=False)
     num_accepted: int = field(default=0, compare=False)
+    confidence: float | None = field(default=None, compare=False)
 
 
 class GeneratedSequence:
@@ -73,6 +76,8 @@ class GeneratedSequence:
         """Tokens of the text."""
         self.generated_ids: list[int] = []
         """Every generated token, also end-of-sentence and those of a stop string."""
+        self.log_probs: list[float] = []
+        """Log-probability of every generated token."""
         self.finish_reason: FinishReason | None = None
         self.num_drafted = 0
         self.num_accepted = 0
@@ -114,12 +119,13 @@ class GeneratedSequence:
             return []
         return self._lookup.draft(min(self._num_draft_tokens, self.num_remaining - 1))
 
-    def append(self, token: int) -> None:
-        """Take the next token; ``sampling.NOT_FINITE`` ends the sequence with an error."""
+    def append(self, token: int, log_prob: float) -> None:
+        """Take the next token and its log-probability; ``sampling.NOT_FINITE`` ends the sequence with an error."""
         if token == NOT_FINITE:
             self._finish("error")
             return
         self.generated_ids.append(token)
+        self.log_probs.append(log_prob)
         if self._lookup is not None:
             self._lookup.append(token)
         if token in self._end_ids:
@@ -175,7 +181,15 @@ class GeneratedSequence:
         reason = self.finish_reason or "length"
         if reason == "error":
             raise not_finite(f"after {len(self.generated_ids)} generated tokens")
-        return Generation("".join(self._pieces), self.token_ids, reason, self.num_drafted, self.num_accepted)
+        told = self.log_probs[: len(self.token_ids)] or self.log_probs[:1]
+        return Generation(
+            "".join(self._pieces),
+            self.token_ids,
+            reason,
+            self.num_drafted,
+            self.num_accepted,
+            sum(told) / len(told) if told else None,
+        )
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from sphinxkit.errors import DataError
+from sphinxkit.formatters import ConversationTemplate
 from sphinxkit.formatters.tasks import ParseError, ParseResult, Task, TaskQuestion, make_question
 from sphinxkit.generation import Generation
 from sphinxkit.geometry import ImageGeometry
@@ -48,6 +49,22 @@ class TaskAnswer:
     def failures(self) -> tuple[ParseError, ...]:
         """Parts of the answer that could not be read."""
         return self.result.failures
+
+
+def uncertainty(template: ConversationTemplate | None, confidence: float | None) -> str | None:
+    """A note where an answer is uncertain by the model's own measure, or None.
+
+    Args:
+        template: The model's; its ``low_confidence`` is the threshold.
+        confidence: The answer's; see ``Generation``.
+    """
+    limit = None if template is None else template.low_confidence
+    if limit is None or confidence is None or confidence >= limit:
+        return None
+    return (
+        f"low confidence ({confidence:.2f}, usual are {limit:.2f} and above): the picture or the question may be of a "
+        "kind that this model does not know"
+    )
 
 
 def read_question(

@@ -62,6 +62,8 @@ class ChatSession:
         self._cached_ids: list[int] = []  # the text tokens that the cache holds
         self.messages = list(self._opening)
         """The conversation so far."""
+        self.confidence: float | None = None
+        """The last answer's confidence; see ``generation.Generation``."""
         self.num_prefilled = 0
         """Positions of prompts that were read, image tokens included, in all turns."""
         self.num_reused = 0
@@ -165,7 +167,8 @@ class ChatSession:
             self._cached_ids = [*ids, *sequence.generated_ids][: num_text_tokens(held, self._num_image_tokens)]
         self.num_prefilled += len(embeds)
         self.num_reused += num_cached
-        answer = sequence.result().text.strip()
+        result = sequence.result()
+        answer, self.confidence = result.text.strip(), result.confidence
         said = f"{answer_start} {answer}".strip() or EMPTY_ANSWER
         self.messages = [*messages, {"role": "assistant", "content": said}]
         return answer

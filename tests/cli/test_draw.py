@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from sphinxkit.cli import app
 from sphinxkit.cli.task_options import parse_box, read_task
 from sphinxkit.errors import DataError, RegistryError
-from sphinxkit.formatters import tasks
+from sphinxkit.formatters import create, tasks
 from sphinxkit.formatters.draw import check_target, count_places, save_drawing
 from sphinxkit.formatters.tasks import GroundedPhrase, Keypoints
 from sphinxkit.generation import Generation
@@ -232,3 +232,19 @@ def test_a_drawing_appears_whole_or_not_at_all(picture: Path, tmp_path: Path, mo
             save_drawing(target, image, [])
     assert target.read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "found.png", "picture.png"]
+
+
+@pytest.mark.parametrize(("confidence", "is_told"), [(-0.4, False), (-0.6, True)])
+def test_a_low_confidence_is_told(
+    embedded: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, confidence: float, is_told: bool
+) -> None:
+    def generate(self: SphinxModel, *_: Any, **options: Any) -> list[Generation]:
+        self.conversation = create("sphinx_v1", low_confidence=-0.5)
+        return [Generation("5", [1], "stop", confidence=confidence)]
+
+    monkeypatch.setattr(SphinxModel, "generate", generate)
+    arguments = ["generate", "-i", str(picture), "-p", "What?", "--json", "--device", "cpu"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    found = json.loads(result.stdout)
+    assert found["confidence"] == confidence
+    assert ("note" in found) == is_told == ("note: low confidence (-0.60" in result.stderr)

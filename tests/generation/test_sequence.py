@@ -14,7 +14,7 @@ def test_a_stop_string_that_begins_where_a_token_ends_keeps_that_token(tokenizer
     stop = texts[num_kept][len(texts[num_kept - 1]) :]
     sequence = GeneratedSequence(tokenizer, Sampling(max_new_tokens=9, stop=(stop,)))
     for token in ids[: num_kept + 1]:
-        sequence.append(token)
+        sequence.append(token, 0.0)
     result = sequence.result()
     assert result.finish_reason == "stop"
     assert result.token_ids == ids[:num_kept]

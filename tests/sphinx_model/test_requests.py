@@ -42,7 +42,7 @@ def test_a_stop_strings_first_bytes_are_not_part_of_the_answer(golden: Path) -> 
     assert len(stop) > len(plain) + 1  # the letter is written in bytes
     sequence = GeneratedSequence(tokenizer, Sampling(max_new_tokens=20, stop=("é",)))
     for token in stop:
-        sequence.append(token)
+        sequence.append(token, 0.0)
     assert sequence.result().token_ids == plain
     assert (sequence.result().text, sequence.finish_reason) == ("a b", "stop")
 
