@@ -15,6 +15,7 @@ from sphinxkit.checkpoint.verify import Verification, raise_damaged
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.tensor_files.checksums import Check, compare
 from sphinxkit.tensor_files.lazy import LazySource, LazyTensor
+from sphinxkit.tensor_files.low_rank import Update, UpdatedTensor
 
 
 class Checkpoint(LazySource[LazyTensor]):
@@ -34,6 +35,8 @@ class Checkpoint(LazySource[LazyTensor]):
         checks: Gives the checksums that the files carry.
         key_map: The names in the files; None if they are the canonical ones.
         errors: Errors in the tensors' names and shapes, if opening deferred them.
+        updates: LoRA updates by the matrix's canonical name; those of matrices in ``tensors`` are merged, the others
+            wait for :meth:`overlaid`.
 
     Attributes:
         path: The folder.
@@ -58,8 +61,10 @@ class Checkpoint(LazySource[LazyTensor]):
         checks: Callable[[], Sequence[Check]] = list,
         key_map: KeyMap | None = None,
         errors: Sequence[str] = (),
+        updates: Mapping[str, Update] | None = None,
     ) -> None:
-        super().__init__(tensors, str(path))
+        super().__init__(_updated(tensors, updates or {}), str(path))
+        self._updates = {name: update for name, update in (updates or {}).items() if name not in tensors}
         self.path = path
         self.format = format
         self.files = tuple(files)
@@ -104,15 +109,17 @@ class Checkpoint(LazySource[LazyTensor]):
         Raises:
             CheckpointError: The two hold no tensor in common, or shapes differ.
         """
-        common = [key for key in tuned.keys() if key in self._tensors]  # noqa: SIM118
+        shapes = {key: tuned.shape(key) for key in tuned.keys()}  # noqa: SIM118 - a TensorSource is no mapping
+        shapes |= {key: update.shape for key, update in tuned._updates.items()}
+        common = [key for key in shapes if key in self._tensors]
         if not common:
             raise CheckpointError(f"{tuned.path}: holds no tensor that {self.path} has; it is not tuned from it")
         raise_errors(
             f"{tuned.path}: does not lie over {self.path}",
             [
-                f"{key!r} is {list(tuned.shape(key))}, there {list(self.shape(key))}"
+                f"{key!r} is {list(shapes[key])}, there {list(self.shape(key))}"
                 for key in common
-                if tuned.shape(key) != self.shape(key)
+                if shapes[key] != self.shape(key)
             ],
         )
         return Checkpoint(
@@ -127,6 +134,7 @@ class Checkpoint(LazySource[LazyTensor]):
             lambda: [*self._checks(), *tuned._checks()],
             self._key_map,
             (*self.errors, *tuned.errors),
+            {**self._updates, **tuned._updates},
         )
 
     def stored(self, key: str) -> LazyTensor:
@@ -152,6 +160,7 @@ class Checkpoint(LazySource[LazyTensor]):
             self._checks,
             self._key_map,
             self.errors,
+            self._updates,
         )
 
     def verify(self) -> None:
@@ -198,3 +207,9 @@ class Checkpoint(LazySource[LazyTensor]):
         """Close the mapped files; tensors already read stay valid."""
         super().close()
         self.unused.close()
+
+
+def _updated(tensors: Mapping[str, LazyTensor], updates: Mapping[str, Update]) -> dict[str, LazyTensor]:
+    return {
+        name: UpdatedTensor(tensor, updates[name]) if name in updates else tensor for name, tensor in tensors.items()
+    }

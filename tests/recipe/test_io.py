@@ -35,7 +35,7 @@ def test_params_json_and_an_explicit_type(golden: Path, tmp_path: Path) -> None:
     (other / "meta.json").write_text(json.dumps({"llama_type": "llama_ens_light"}))
     with checkpoint.open(other, llama_type="llama_ens5_light") as opened, checkpoint.open(base) as plain:
         assert opened.recipe == plain.recipe
-    for name in ("nonsense", "llama_ens_peft"):
+    for name in ("nonsense", "llama_qformerv2_peft"):
         with pytest.raises(CheckpointError, match=rf"llama_type=: unknown llama_type '{name}'") as caught:
             sphinxkit.load(other, llama_type=name)
         assert "did you mean" not in str(caught.value)
@@ -43,19 +43,21 @@ def test_params_json_and_an_explicit_type(golden: Path, tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_lies_elsewhere(golden: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(golden / "llama_ens5_light", tmp_path / "m", ignore=shutil.ignore_patterns("golden*"))
-    (folder / "tokenizer.model").rename(tmp_path / "tokenizer.model")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "tokenizer.model").rename(tmp_path / "elsewhere" / "tokenizer.model")
     assert sphinxkit.load(folder).tokenizer is None
-    for place in (tmp_path, tmp_path / "tokenizer.model"):
+    for place in (tmp_path / "elsewhere", tmp_path / "elsewhere" / "tokenizer.model"):
         found = sphinxkit.load(folder, tokenizer=place).tokenizer
         assert found is not None
         assert found.vocab_size == 512
 
 
-def test_adapters_are_refused_by_name(golden: Path, tmp_path: Path) -> None:
+def test_adapters_of_another_kind_are_refused_by_name(golden: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(golden / "llama_ens5_light", tmp_path / "m", ignore=shutil.ignore_patterns("golden*"))
     file = min(folder.glob("*.pth"))
     tensors = torch.load(file)["model"]
-    for name in ("lora_wq_l1.weight", "wq.bias"):
-        torch.save({"model": tensors | {f"llma.layers.0.attention.{name}": torch.zeros(2, 2)}}, file)
-        with pytest.raises(CheckpointError, match=rf"{name}' belongs to adapters \(LoRA, biases\), which are not"):
-            sphinxkit.load(folder)
+    torch.save({"model": tensors | {"llma.layers.0.attention.lora_wq_l1.weight": torch.zeros(2, 2)}}, file)
+    with pytest.raises(
+        CheckpointError, match=r"lora_wq_l1.weight' belongs to adapters \(LoRA, biases\), which are not"
+    ):
+        sphinxkit.load(folder)

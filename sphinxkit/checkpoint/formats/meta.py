@@ -50,7 +50,10 @@ _DEFAULTS: dict[str, Any] = {
     "rope_scaling": None,
 }
 # Always overridden by the tokenizer and the caller, or about training alone: known, but they decide nothing here.
-_IGNORED = ("vocab_size", "max_batch_size", "max_seq_len", "load_pretrained_visual_encoder", "trainable_mode")
+_IGNORED = (
+    *("vocab_size", "max_batch_size", "max_seq_len", "load_pretrained_visual_encoder", "trainable_mode"),
+    *("lora_rank", "bias_tuning"),  # the tensors tell
+)
 _WHOLE = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of")
 _SHARED = ("norm_eps", "rope_theta", "rope_scaling")  # called the same in a recipe
 _MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)

@@ -5,8 +5,6 @@
 - ``config.json``: the language model's numbers in Meta's words.
 - ``encoders.json`` (optional): the encoders' widths, depths and activations where they are not the full-size ones.
 
-This file holds the only table of the public implementation's type names. Every width comes from the folder's own files.
-
 Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens*.py (arrangements, names), accessory/util/tensor_parallel.py.
 """
 
@@ -19,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sphinxkit.checkpoint.accessory_adapters import SUFFIX, check_updates, take_adapters
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
 from sphinxkit.checkpoint.formats.meta import PARAMS_NAME, llama_rules, meta_from_numbers, read_llm
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
@@ -137,12 +136,11 @@ def vision_of_type(llama_type: str, where: str) -> dict[str, Any] | None:
     what = f"llama_type {llama_type!r}"
     if "mixtral" in llama_type or "moe" in llama_type:
         raise CheckpointError(f"{where}: {what} is a mixture-of-experts model, which is not supported yet")
-    if llama_type not in LLAMA_TYPES:
-        hint = suggest(llama_type, LLAMA_TYPES) or "."
-        if llama_type.endswith("_peft"):
-            hint = ": a model with adapters (LoRA, biases), which is not supported; merge them into the weights first."
+    plain = llama_type.removesuffix(SUFFIX)  # adapters change no arrangement
+    if plain not in LLAMA_TYPES:
+        hint = "." if plain != llama_type else suggest(llama_type, LLAMA_TYPES) or "."
         raise CheckpointError(f"{where}: unknown {what}{hint} Known: {', '.join(LLAMA_TYPES)}")
-    return copy.deepcopy(LLAMA_TYPES[llama_type])
+    return copy.deepcopy(LLAMA_TYPES[plain])
 
 
 def _signature(vision: Mapping[str, Any] | None) -> Any:
@@ -187,8 +185,6 @@ def type_of_vision(vision: Mapping[str, Any] | None) -> str:
 
 def guess_vision(names: Sequence[str]) -> dict[str, Any] | None:
     """An arrangement with the encoders that the released names speak of; None if they speak of none.
-
-    Only the order of branches and encoders is meant: the number of views cannot be seen in the tensors.
 
     Args:
         names: Tensor names of a released file.
@@ -449,7 +445,8 @@ class Released(Format):
         files = find_shards(folder, kind)
         if not files:
             raise CheckpointError(f"{folder}: no consolidated.NN-of-MM.{kind}.pth in it")
-        shards = [read_torch_file(file) for file in files]
+        stored = [read_torch_file(file) for file in files]
+        shards, updates = take_adapters(stored, sphinx_key_map(None), options.replicas, str(files[0]))
         refuse_unsupported([name for shard in shards for name in shard], str(files[0]))
         if all(sphinx_key_map(None).to_ours(name) for shard in shards for name in shard):
             vision = None  # the language model alone, whatever the type's name
@@ -457,6 +454,7 @@ class Released(Format):
             vision = guess_vision(list(shards[0]))
         fitting = Fitting(folder, sphinx_key_map(vision), options.defer_errors)
         merged, unused = merge_shards(folder, shards, fitting.key_map, options.replicas, errors=fitting.errors)
+        check_updates(updates, merged, str(folder), alone=not options.defer_errors)
         if vision is not None and encoders_path.is_file():
             vision = with_encoder_options(vision, encoder_options(read_json(encoders_path), encoders_path))
         config = read_json(config_path) if config_path.is_file() else None
@@ -481,6 +479,7 @@ class Released(Format):
             partial(torch_files_checks, files),
             fitting.key_map,
             fitting.errors,
+            updates,
         )
 
     def write(self, folder: Path, source: TensorInput, unused: TensorInput | None, options: WriteOptions) -> Texts:
