@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,3 +94,47 @@ def test_bad_columns(reward: Any, completions: list[Any], columns: dict[str, Any
 def test_sizes_are_needed() -> None:
     with pytest.raises(DataError, match="the column 'width' must have"):
         format_reward(["x"])
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")  # TRL's own, of older names of transformers
+def test_trls_grpo_takes_the_rewards(tmp_path: Path) -> None:
+    """One step of a tiny random model; every reward is called with TRL's own arguments."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = {word: index for index, word in enumerate(["<pad>", "</s>", *"[]0123456789.,<p>/dog"])}
+    letters = Tokenizer(models.WordLevel(words, **{"unk_token": "<pad>"}))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, **{"pad_token": "<pad>", "eos_token": "</s>"})
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), pad_token_id=0, eos_token_id=1, **sizes))
+    row = {"prompt": "dog", "box": [20, 10, 120, 60], "boxes": [[20, 10, 120, 60]], "labels": ["dog"]}
+    more = {
+        "width": 200,
+        "height": 100,
+        "task": "rec",
+        "keypoints": {"nose": [30, 20], "left_ear": None},
+        "area": 5000.0,
+    }
+    settings = trl.GRPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        max_completion_length=8,
+        use_cpu=True,
+        report_to=[],
+        logging_steps=1,
+    )
+    rewards = [iou_reward, boxes_reward, keypoints_reward, format_reward]
+    table = datasets.table.InMemoryTable.from_pydict({name: [value] * 4 for name, value in {**row, **more}.items()})
+    data = datasets.Dataset(table, fingerprint="rewards")
+    trainer = trl.GRPOTrainer(
+        model=model, reward_funcs=rewards, args=settings, train_dataset=data, processing_class=tokenizer
+    )
+    trainer.train()
+    logged = next(entry for entry in trainer.state.log_history if "reward" in entry)
+    assert {f"rewards/{reward.__name__}/mean" for reward in rewards} <= set(logged)
