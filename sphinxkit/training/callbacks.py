@@ -46,6 +46,13 @@ class Callback:
             record: The step's log record, plus ``num_steps`` and ``seconds_left``.
         """
 
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Called after every evaluation.
+
+        Args:
+            record: ``step`` (number of finished steps), ``losses`` by stream, and ``benchmarks``: scores by name.
+        """
+
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """Called when a checkpoint is complete.
 
@@ -81,10 +88,31 @@ class ProgressReport(Callback):
         """Write the step's line."""
         self._write(progress_line(record))
 
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Write the evaluation's line."""
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in flat_numbers(record).items() if name != "step")
+        self._write(f"evaluation after step {record['step']}  {numbers}")
+
     def on_end(self, result: TrainResult | None) -> None:
         """Write how the run ended."""
         if result is not None:
             self._write(f"{result.status} at step {result.step} of {result.num_steps}: {result.folder}")
+
+
+def flat_numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Every number of a record, nested ones as ``outer/inner``.
+
+    Args:
+        record: Plain data.
+        prefix: Before every name.
+    """
+    found: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            found |= flat_numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def progress_line(record: Mapping[str, Any]) -> str:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sphinxkit.atomic import atomic_file
-from sphinxkit.training.callbacks import Callback, TrainResult
+from sphinxkit.training.callbacks import Callback, TrainResult, flat_numbers
 from sphinxkit.training.errors import TrainingError
 
 LOG_FILE = "log.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
 PLOT_FILE = "loss.png"
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path, name: str = LOG_FILE) -> list[dict[str, Any]]:
     """Read the log records of a run, oldest first; an incomplete last line (of a killed run) is ignored.
 
     Args:
         folder: Run folder.
+        name: ``LOG_FILE`` (steps) or ``EVALUATIONS_FILE``.
     """
-    path = folder / LOG_FILE
+    path = folder / name
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -35,19 +38,17 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 class RunLog(Callback):
-    """The log of one run: one JSON line for each logged step.
+    """The log of one run: one JSON line for each logged step and each evaluation.
 
     Args:
         folder: Run folder.
-        first_step: Records from this step on are dropped, because a resumed run repeats these steps.
+        first_step: Records of later steps are dropped, because a resumed run repeats these steps.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_log(folder) if record["step"] < first_step]
-        with atomic_file(folder / LOG_FILE) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        self._file = (folder / LOG_FILE).open("a", encoding="utf-8")
+        self._steps = _reopened(folder, LOG_FILE, first_step - 1)  # steps are counted from 0
+        self._evaluations = _reopened(folder, EVALUATIONS_FILE, first_step)
 
     def on_step(self, record: Mapping[str, Any]) -> None:
         """Append a record and flush it.
@@ -57,16 +58,32 @@ class RunLog(Callback):
         Raises:
             TrainingError: The disk is full or fails.
         """
-        try:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise TrainingError(f"{self._file.name} cannot be written: {error}") from error
+        _append(self._steps, record)
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Append a record and flush it; TrainingError if the disk fails."""
+        _append(self._evaluations, record)
 
     def on_end(self, result: TrainResult | None = None) -> None:
-        """Close the file."""
-        with contextlib.suppress(OSError):  # ``on_step`` has raised what could not be written
-            self._file.close()
+        """Close the files."""
+        for file in (self._steps, self._evaluations):
+            with contextlib.suppress(OSError):  # ``_append`` has raised what could not be written
+                file.close()
+
+
+def _reopened(folder: Path, name: str, last_step: int) -> TextIO:
+    kept = [record for record in read_log(folder, name) if record["step"] <= last_step]
+    with atomic_file(folder / name) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    return (folder / name).open("a", encoding="utf-8")
+
+
+def _append(file: TextIO, record: Mapping[str, Any]) -> None:
+    try:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+    except OSError as error:
+        raise TrainingError(f"{file.name} cannot be written: {error}") from error
 
 
 class TensorBoard(Callback):
@@ -90,16 +107,63 @@ class TensorBoard(Callback):
 
     def on_step(self, record: Mapping[str, Any]) -> None:
         """Add every number of a record."""
-        for key, value in record.items():
-            nested = isinstance(value, Mapping)
-            values = {f"{key}/{name}": entry for name, entry in value.items()} if nested else {key: value}
-            for name, number in values.items():
-                if isinstance(number, int | float) and name not in ("step", "num_steps"):
-                    self._board.add_scalar(name, number, record["step"])
+        for name, number in flat_numbers(record).items():
+            if name not in ("step", "num_steps"):
+                self._board.add_scalar(name, number, record["step"])
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Add every number below ``evaluation``."""
+        for name, number in flat_numbers(record, "evaluation/").items():
+            if name != "evaluation/step":
+                self._board.add_scalar(name, number, record["step"])
 
     def on_end(self, result: TrainResult | None) -> None:
         """Close the files."""
         self._board.close()
+
+
+class WandB(Callback):
+    """Logs to Weights & Biases; with ``WANDB_MODE=offline`` to files below the run folder, for ``wandb sync``.
+
+    Args:
+        folder: Run folder; a resumed run goes on in the same run of theirs.
+        project: Their project.
+        document: Shown as the run's configuration.
+    Raises:
+        TrainingError: wandb is not installed.
+    """
+
+    def __init__(self, folder: Path, project: str, document: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise TrainingError(
+                f'wandb: {project}, but it is not installed: pip install "sphinxkit[wandb]", or leave the key out'
+            ) from error
+        folder.mkdir(parents=True, exist_ok=True)
+        name = folder / "wandb-id"
+        if not name.exists():
+            name.write_text(secrets.token_hex(4), encoding="utf-8")
+        self._run: Any = wandb.init(
+            project=project,
+            name=folder.name,
+            id=name.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=str(folder),
+            config=dict(document),
+        )
+
+    def on_step(self, record: Mapping[str, Any]) -> None:
+        """Log every number of a record."""
+        self._run.log(flat_numbers(record), step=record["step"] + 1)
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Log every number below ``evaluation``."""
+        self._run.log(flat_numbers(record, "evaluation/"), step=record["step"])
+
+    def on_end(self, result: TrainResult | None) -> None:
+        """Finish their run."""
+        self._run.finish(exit_code=0 if result is not None else 1)
 
 
 class LossPlot(Callback):

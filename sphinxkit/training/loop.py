@@ -16,12 +16,14 @@ from sphinxkit.recipe import Recipe
 from sphinxkit.training.callbacks import Callback, TrainResult
 from sphinxkit.training.encoder_cache import cache_encoders
 from sphinxkit.training.errors import TrainingError
+from sphinxkit.training.evaluation import Evaluator
 from sphinxkit.training.export import export
-from sphinxkit.training.log import LossPlot, RunLog, TensorBoard
+from sphinxkit.training.log import LossPlot, RunLog, TensorBoard, WandB
 from sphinxkit.training.metrics import StepMeter
 from sphinxkit.training.optim import hidden_matrices, learning_rate, make_optimizer
 from sphinxkit.training.parallel import DTYPES, ParallelDims
 from sphinxkit.training.plan import TrainPlan
+from sphinxkit.training.profile import PROFILE_FILE, StepProfile
 from sphinxkit.training.resume import find_resume_step
 from sphinxkit.training.signals import Signals
 from sphinxkit.training.state import CHECKPOINTS, RunStore
@@ -79,12 +81,20 @@ class TrainLoop:
             self.store.load(self.step, self.trainable.module, self.optimizer)
             self.streams.restore(saved["data"])
             self.meter.totals |= saved["totals"]
+        self.evaluator = None
+        if plan.evaluate is not None:
+            self.evaluator = Evaluator(plan, plan.evaluate, self.trainable, dims, folder)
+        self.profile = None
+        if plan.profile is not None and dims.is_main:
+            self.profile = StepProfile(self.output / PROFILE_FILE, *plan.profile)
         if plan.encoder_cache is not None:
             cache_encoders(model, Path(plan.encoder_cache))
         self.first_step = self.saved_step = self.step
         self.data_state = self.streams.state()
         if dims.is_main:
-            boards = [TensorBoard(self.output)] if plan.tensorboard else []
+            boards: list[Callback] = [TensorBoard(self.output)] if plan.tensorboard else []
+            if plan.wandb is not None:
+                boards.append(WandB(self.output, plan.wandb, self.document))
             self.callbacks += [RunLog(self.output, self.step), *boards, LossPlot(self.output), *callbacks]
 
     def run(self, signals: Signals, should_stop: Callable[[], bool] | None = None) -> TrainResult:
@@ -99,6 +109,8 @@ class TrainLoop:
             result = self._run(signals, should_stop)
         finally:
             self.streams.close()
+            if self.profile is not None:
+                self.profile.close()
             for callback in self.callbacks:
                 callback.on_end(result)
         return result
@@ -108,6 +120,8 @@ class TrainLoop:
         skipped = 0
         while self.step < stop and not self._is_asked_to_stop(signals, should_stop):
             self.data_state = self.streams.state()
+            if self.profile is not None:
+                self.profile.before(self.step + 1)
             started = time.perf_counter()
             try:
                 record, data = self._do_step()
@@ -122,6 +136,9 @@ class TrainLoop:
             self._tell_step(record)
             self.step += 1
             self.data_state = self.streams.state()
+            if self.profile is not None:
+                self.profile.after(self.step)
+            self._evaluate()
             self.store.poll()
             if self.plan.save_every and self.step % self.plan.save_every == 0 and self.step < stop:
                 self._save(wait=not self.plan.async_save)
@@ -132,6 +149,13 @@ class TrainLoop:
         if self.step >= stop or received is None:
             return TrainResult("paused", self.step, self.num_steps, self.output)
         return TrainResult("interrupted", self.step, self.num_steps, self.output, signal=received)
+
+    def _evaluate(self) -> None:
+        every = self.plan.evaluate_every
+        if self.evaluator is not None and every and (self.step % every == 0 or self.step == self.num_steps):
+            record = self.evaluator(self.step)
+            for callback in self.callbacks:
+                callback.on_evaluation(record)
 
     def _is_asked_to_stop(self, signals: Signals, should_stop: Callable[[], bool] | None) -> bool:
         asked = should_stop is not None and self.step > self.first_step and should_stop()

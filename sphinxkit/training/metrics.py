@@ -27,6 +27,7 @@ class StepMeter:
     """
 
     def __init__(self, plan: TrainPlan, model: SphinxModel, dims: ParallelDims) -> None:
+        self.streams = list(plan.data)
         self.dims, self.llm, self.is_llm_trained = dims, model.llm, "llm" in plan.train
         self.peak = plan.peak_flops or peak_flops(dims.device, plan.dtype)
         passes = 3 if "encoders" in plan.train else 1  # a backward pass is two: for inputs and for weights
@@ -47,11 +48,12 @@ class StepMeter:
         learnt = sum(batch.num_learnt for batch in batches)
         flops = llm_flops(self.llm, data.lengths, learnt, is_trained=self.is_llm_trained) + images * self.image_flops
         troubles = [len(data.bad), len(data.skipped), len(data.truncated)]
-        sums = [images, flops, len(data.lengths), sum(data.lengths), *troubles]
+        by_stream = [data.tokens.get(name, 0) for name in self.streams]
+        sums = [images, flops, len(data.lengths), sum(data.lengths), *troubles, *by_stream]
         reduced = self.dims.reduce(torch.tensor(sums, dtype=torch.float64, device=self.dims.device)).tolist()
         images, flops, samples, tokens = reduced[:4]
         counted = {"samples": samples, "tokens": tokens, "seconds": seconds, "skipped_steps": float(is_skipped)}
-        counted |= zip(_TROUBLES, reduced[4:], strict=True)
+        counted |= zip(_TROUBLES, reduced[4 : 4 + len(_TROUBLES)], strict=True)
         for key, value in counted.items():
             self.totals[key] += value
         record = {
@@ -63,6 +65,9 @@ class StepMeter:
             "truncated": int(counted["truncated"]),
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
+            "stream_tokens_per_second": {
+                name: count / seconds for name, count in zip(self.streams, reduced[4 + len(_TROUBLES) :], strict=True)
+            },
             "mfu": utilization(flops, seconds, self.peak, self.dims.size),
             "total": dict(self.totals),
         }

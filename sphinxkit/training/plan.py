@@ -58,6 +58,52 @@ class LoraPlan:
 
 
 @dataclass
+class BenchmarkPlan:
+    """A benchmark that a run is evaluated on, as by ``sphinxkit.evaluate``.
+
+    Args:
+        benchmark: Name of a benchmark or a task.
+        annotations: Its annotation file.
+        images: Base folder of image paths.
+        batch_size: Questions decoded together.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = _FORBID
+
+    benchmark: str
+    annotations: str
+    images: str
+    batch_size: int = 8
+
+
+@dataclass
+class EvaluationPlan:
+    """What a run is evaluated on every ``evaluate_every`` steps, and at its end.
+
+    Args:
+        data: Streams whose mean loss per token is computed, on the same samples each time.
+        num_batches: Batches of each stream.
+        benchmarks: Benchmarks by name. The first process answers them with an exported copy of the model.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = _FORBID
+
+    data: dict[str, StreamPlan] = field(default_factory=dict)
+    num_batches: int = 8
+    benchmarks: dict[str, BenchmarkPlan] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.data = {name: _nested(StreamPlan, f"evaluate.data.{name}", each) for name, each in self.data.items()}
+        self.benchmarks = {
+            name: _nested(BenchmarkPlan, f"evaluate.benchmarks.{name}", each) for name, each in self.benchmarks.items()
+        }
+        if self.num_batches < 1 or any(
+            each.batch_size < 1 for each in (*self.data.values(), *self.benchmarks.values())
+        ):
+            raise RecipeError("evaluate: num_batches and batch_size must be at least 1")
+
+
+@dataclass
 class TrainPlan:
     """A stage of training.
 
@@ -109,7 +155,11 @@ class TrainPlan:
         async_save: Write checkpoints in the background during training.
         stop_after: Save and stop at this step; the schedule still covers all steps. For running a long run in slices.
         log_every: Steps between log lines.
+        evaluate_every: Steps between evaluations; None: none.
+        evaluate: What to evaluate.
         tensorboard: Also write TensorBoard files.
+        wandb: Project of Weights & Biases to log to; None: not. ``WANDB_MODE=offline`` keeps everything on disk.
+        profile: ``[first, last]``: write torch's profile of these steps of the first process to ``profile.json``.
         export: Write the final model for ``sphinxkit.load``.
         peak_flops: FLOP/s of one device in ``dtype``, for the utilisation; None: known for some GPUs.
         on_nonfinite: On a non-finite loss or gradient: ``stop`` the run, or ``skip`` the step and log it.
@@ -160,13 +210,19 @@ class TrainPlan:
     async_save: bool = True
     stop_after: int | None = None
     log_every: int = 1
+    evaluate_every: int | None = None
+    evaluate: EvaluationPlan | None = None
     tensorboard: bool = False
+    wandb: str | None = None
+    profile: tuple[int, int] | None = None
     export: bool = True
     peak_flops: float | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         self.data = {name: _nested(StreamPlan, f"data.{name}", value) for name, value in self.data.items()}
+        self.evaluate = None if self.evaluate is None else _nested(EvaluationPlan, "evaluate", self.evaluate)
+        self.profile = None if self.profile is None else (self.profile[0], self.profile[1])
         self.lora = None if self.lora is None else _nested(LoraPlan, "lora", self.lora)
         self.betas = (self.betas[0], self.betas[1])
         errors = [*self._range_errors(), *self._choice_errors(), *self._part_errors()]
@@ -185,6 +241,14 @@ class TrainPlan:
         checks = [
             *((v is None or v > 0, f"{name}: must be positive, got {v}") for name, v in positive.items()),
             *((v is None or v >= 1, f"{name}: must be at least 1, got {v}") for name, v in counts.items()),
+            (
+                (self.evaluate is None) == (self.evaluate_every is None),
+                "evaluate, evaluate_every: one says what, the other how often; give both or neither",
+            ),
+            (
+                self.profile is None or 1 <= self.profile[0] <= self.profile[1],
+                f"profile: expected [first, last] steps, counted from 1, got {list(self.profile or ())}",
+            ),
             (bool(self.data), "data: name at least one stream"),
             (0 <= self.warmup_ratio < 1, f"warmup_ratio: expected a share in [0, 1), got {self.warmup_ratio}"),
             (all(0 <= b < 1 for b in self.betas), f"betas: expected two numbers in [0, 1), got {list(self.betas)}"),
@@ -221,12 +285,13 @@ class TrainPlan:
 
     def document(self) -> dict[str, Any]:
         """The plan as plain data, with ``kind``; saved beside the checkpoints."""
-        return {"kind": "train", **asdict(self), "betas": list(self.betas)}
+        profile = None if self.profile is None else list(self.profile)
+        return {"kind": "train", **asdict(self), "betas": list(self.betas), "profile": profile}
 
 
 _COUNTS = (
     *("pack_tokens", "micro_batch_size", "tensor_parallel", "dp_replicate", "keep_checkpoints", "log_every"),
-    *("steps", "max_tokens", "dp_shard", "save_every", "stop_after"),  # may be None
+    *("steps", "max_tokens", "dp_shard", "save_every", "stop_after", "evaluate_every"),  # may be None
 )
 _CHOICES = {
     "dtype": ("bfloat16", "float32"),

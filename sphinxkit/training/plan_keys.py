@@ -26,7 +26,7 @@ FREE_KEYS = frozenset(
         *("output", "data_root", "device", "dp_replicate", "dp_shard", "tensor_parallel"),
         *("activation_checkpointing", "compile", "encoder_cache", "num_workers", "pack_tokens", "packing"),
         *("micro_batch_size", "save_every", "keep_checkpoints", "async_save", "stop_after", "log_every"),
-        *("tensorboard", "export", "peak_flops", "on_nonfinite"),
+        *("tensorboard", "wandb", "profile", "evaluate_every", "evaluate", "export", "peak_flops", "on_nonfinite"),
     }
 )
 """Keys that may differ between save and resume: they change where and how fast a run computes, not what."""
@@ -73,7 +73,7 @@ def changed_keys(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: s
         old, new = saved.get(key, "(absent)"), current.get(key, "(absent)")
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             lines += changed_keys(old, new, f"{prefix}{key}.")
-        elif old != new:
+        elif old != new and not (prefix and key not in saved and new is None):  # saved before there was this key
             lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
     return lines
 

@@ -61,8 +61,12 @@ class StepLosses:
     num_learnt: dict[str, int]
 
 
-def _idle_batch(device: torch.device) -> Batch:
-    """A batch without loss; keeps a process with fewer batches in step with the others."""
+def idle_batch(device: torch.device) -> Batch:
+    """A batch without loss; keeps a process with fewer batches in step with the others.
+
+    Args:
+        device: Of its tensors.
+    """
     ids = torch.zeros(1, 2, dtype=torch.long, device=device)
     return Batch(ids, torch.full_like(ids, IGNORE_INDEX), ())
 
@@ -117,7 +121,7 @@ class TrainStep:
             share = self.weights[name] / total_weight / num_learnt[index] if num_learnt[index] else 0.0
             losses = []
             for number in range(num_passes[index]):
-                batch = own[number].to(dims.device) if number < len(own) else _idle_batch(dims.device)
+                batch = own[number].to(dims.device) if number < len(own) else idle_batch(dims.device)
                 loss = self.module(batch)
                 (loss * (share * dims.dp_size)).backward()  # gradients are averaged over processes with other data
                 losses.append(loss.detach().double())

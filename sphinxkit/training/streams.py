@@ -58,6 +58,7 @@ class StepData:
         batches: Batches of every stream.
         ids: Ids of the samples, by stream.
         lengths: Positions of each sample, image tokens included.
+        tokens: Their sum, by stream.
         bad: Samples that could not be used.
         skipped: Samples skipped because of their length.
         truncated: Ids of the samples that were cut to fit.
@@ -69,6 +70,7 @@ class StepData:
     bad: list[BadSample] = field(default_factory=list)
     skipped: list[BadSample] = field(default_factory=list)
     truncated: list[str] = field(default_factory=list)
+    tokens: dict[str, int] = field(default_factory=dict)
 
 
 class Streams:
@@ -171,6 +173,7 @@ class Streams:
             bad=[bad for batch in found.values() for bad in batch.bad],
             skipped=[skipped for batch in found.values() for skipped in batch.skipped],
             truncated=[name for batch in found.values() for name in batch.truncated],
+            tokens={n: sum(sample.length(self.num_image_tokens) for sample in b.samples) for n, b in found.items()},
         )
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:

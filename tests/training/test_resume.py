@@ -182,8 +182,8 @@ def test_a_log_that_cannot_be_written(document, straight: Path, monkeypatch) -> 
 
         def write(self: RunLog, record: Any, original: Any = RunLog.on_step) -> None:
             if record["step"] == 4:
-                self._file.close()
-                self._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
+                self._steps.close()
+                self._steps = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115
             original(self, record)
 
         patch.setattr(RunLog, "on_step", write)
