@@ -27,7 +27,9 @@ LOSS_ATOL = 1e-5
 def evaluated(document: Callable[..., dict[str, Any]], samples: Path) -> Callable[..., dict[str, Any]]:
     """A plan that is evaluated on one benchmark of three questions, and on its own data."""
     annotations = samples / "questions.json"
-    rows = [{"image": f"{n}.png", "question": "What number?", "gt_answers": "seven", "question_id": n} for n in range(3)]
+    rows = [
+        {"image": f"{n}.png", "question": "What number?", "gt_answers": "seven", "question_id": n} for n in range(3)
+    ]
     annotations.write_text(json.dumps(rows))
     benchmark = {"benchmark": "vqa", "annotations": str(annotations), "images": str(samples), "batch_size": 2}
 
