@@ -27,7 +27,8 @@ class TrainingMemory:
     """Memory of one process in bytes, by purpose.
 
     Args:
-        weights: The process's shard of the float32 weights, and all encoders.
+        weights: The process's shard of the trained weights in float32 and of the language model's frozen ones in
+            ``dtype``, and all encoders in ``dtype``.
         gradients: The process's shard.
         optimizer: The process's shard of the moments: two for AdamW, one for Muon.
         gathered: Unsharded weights and gradients of the running layers in ``dtype``, and one layer's gradients in
@@ -87,8 +88,10 @@ def estimate_training(
         if id(parameter) in trained:
             learnt += count
             moments += count * (1 if id(parameter) in by_muon else 2)
-        is_whole = id(parameter) not in trained | inside
-        weights += parameter.numel() * dtype.itemsize if is_whole else count * _MASTER
+        if id(parameter) in trained:
+            weights += count * _MASTER
+        else:  # encoders are whole in every process
+            weights += (count if id(parameter) in inside else parameter.numel()) * dtype.itemsize
     slots = 0 if model.vision is None else model.vision.num_tokens
     tokens = plan.pack_tokens if plan.packing else plan.micro_batch_size * (slots + text_tokens)
     images = 0 if model.vision is None else max(1, tokens // (slots + text_tokens))

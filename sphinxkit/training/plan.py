@@ -97,9 +97,8 @@ class EvaluationPlan:
         self.benchmarks = {
             name: _nested(BenchmarkPlan, f"evaluate.benchmarks.{name}", each) for name, each in self.benchmarks.items()
         }
-        if self.num_batches < 1 or any(
-            each.batch_size < 1 for each in (*self.data.values(), *self.benchmarks.values())
-        ):
+        sizes = [self.num_batches, *(each.batch_size for each in self.data.values())]
+        if min([*sizes, *(each.batch_size for each in self.benchmarks.values())]) < 1:
             raise RecipeError("evaluate: num_batches and batch_size must be at least 1")
 
 

@@ -104,6 +104,18 @@ def choose_trained(model: SphinxModel, plan: TrainPlan) -> dict[str, list[nn.Par
     return trained
 
 
+def hold_frozen_in(dtype: torch.dtype, llm: nn.Module) -> None:
+    """Hold a language model's frozen weights in the dtype that they are used in; trained ones stay in float32.
+
+    Args:
+        dtype: The plan's.
+        llm: Changed in place; on any device.
+    """
+    for parameter in llm.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
 def find_recipe(plan: TrainPlan, folder: Path | None = None) -> Recipe:
     """The plan's model recipe.
 
@@ -171,6 +183,7 @@ def _fill(
     elif source.keys():
         checkpoint.load_into(model, source, device=dims.device, dtype=torch.float32, strict=False)
     trained = choose_trained(model, plan)
+    hold_frozen_in(DTYPES[plan.dtype], model.llm)
     if model.vision is not None and "encoders" not in plan.train:
         for branch in model.vision.branches:
             for encoder in branch.encoders:

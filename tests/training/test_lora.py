@@ -10,6 +10,8 @@ import sphinxkit
 from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.training import LoraPlan, TrainPlan, read_log, train
 from sphinxkit.training.lora import LoraLinear, add_lora, draw_factors, is_factor, merge_lora
+from sphinxkit.training.parallel import open_parallel_dims
+from sphinxkit.training.trainable_model import build_trainable, find_recipe
 
 # float32: one product instead of two
 MERGE_ATOL = 1e-5
@@ -124,6 +126,16 @@ def test_a_run_goes_on_from_the_adapter_that_it_wrote(document, straight: Path, 
         first_loss("third", lora={**settings, "rank": 2, "init_from": str(first / "adapter")})
     with pytest.raises(CheckpointError, match=r"lora\.init_from: updates .*down_proj.*, which lora.targets leaves out"):
         first_loss("fourth", lora={**settings, "targets": ["q_proj"], "init_from": str(first / "adapter")})
+
+
+def test_the_frozen_language_model_is_held_in_the_dtype_that_it_is_used_in(document, straight: Path) -> None:
+    base = {"init_from": str(straight / "model"), "allow_random_encoders": False, "tokenizer": None, "train": []}
+    for dtype, held in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        plan = TrainPlan(**document(**base, lora={"rank": 4, "targets": ["q_proj"]}, dtype=dtype))
+        with open_parallel_dims(plan) as dims:
+            llm = build_trainable(plan, find_recipe(plan), dims).model.llm
+            found = {(is_factor(name), p.requires_grad): p.dtype for name, p in llm.named_parameters()}
+            assert found == {(False, False): held, (True, True): torch.float32}
 
 
 def test_projectors_alone(document) -> None:

@@ -81,3 +81,13 @@ def test_activations_are_what_a_step_holds(document) -> None:
 def test_counts_are_checked(document) -> None:
     with pytest.raises(DataError, match="processes and text tokens of at least 1, got 0, 20"):
         estimate(document, 0)
+
+
+def test_frozen_weights_take_the_bytes_of_their_dtype(document) -> None:
+    """LoRA over a bfloat16 base: 2 bytes a frozen weight, 4 an update's."""
+    changes = {"train": [], "lora": {"rank": 2, "targets": ["q_proj"]}}
+    sixteen, thirty_two = (estimate(document, **changes, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    factors = sixteen.gradients
+    assert factors == thirty_two.gradients > 0
+    frozen = count(document, "llm", "vision")
+    assert (sixteen.weights, thirty_two.weights) == (2 * frozen + factors, 4 * frozen + factors)

@@ -150,7 +150,7 @@ class Adapter:
         """
         numbers = full_numbers(base.recipe["llm"], base)
         updates, whole = self.updates(numbers["num_heads"], numbers["num_kv_heads"])
-        shapes = {name: each.shape for name, each in (*updates.items(), *whole.items())}
+        shapes = {name: each.shape for name, each in updates.items()} | {n: each.shape for n, each in whole.items()}
         raise_errors(
             f"{self.folder}: does not lie over {base.path}",
             [
