@@ -187,6 +187,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_everything_but_speed_works_without_it(folder: Path) -> None:
     code = textwrap.dedent(WITHOUT)
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)

@@ -42,6 +42,7 @@ def test_in_fresh_process_returns_time_and_facts() -> None:
         assert sample.peak_bytes < SLACK
 
 
+@pytest.mark.slow
 def test_in_fresh_process_reports_the_childs_error() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)json:loads exited with 1: .*JSONDecodeError"):
         in_fresh_process("json:loads", s="{")

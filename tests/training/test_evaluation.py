@@ -118,6 +118,7 @@ def test_plans_that_contradict_themselves(document, changes: dict[str, Any], mes
         TrainPlan(**document(**changes))
 
 
+@pytest.mark.slow
 def test_a_profile_of_some_steps(document) -> None:
     plan = document(profile=[2, 3], steps=4)
     train(TrainPlan(**plan))

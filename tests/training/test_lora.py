@@ -84,7 +84,9 @@ def test_a_run_trains_updates_and_exports_them_merged(document) -> None:
     assert not any(".encoders." in name for name in changed)
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [("float32", START_ATOL), ("bfloat16", BF16_ATOL)])
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [("float32", START_ATOL), pytest.param("bfloat16", BF16_ATOL, marks=pytest.mark.slow)]
+)
 def test_updates_of_a_complete_checkpoint_start_from_its_loss(
     document, straight: Path, tmp_path: Path, dtype: str, atol: float
 ) -> None:

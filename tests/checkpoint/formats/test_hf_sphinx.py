@@ -79,6 +79,7 @@ def test_several_files(folder: Path, tmp_path: Path) -> None:
             assert all(torch.equal(split.read(key), opened.read(key)) for key in opened)
 
 
+@pytest.mark.slow
 def test_transformers_is_not_imported(golden: Path, tmp_path: Path) -> None:
     code = (
         f"import sys, sphinxkit; sphinxkit.load(sphinxkit.convert({str(golden / 'llama_ens_light')!r}, "

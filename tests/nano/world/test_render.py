@@ -73,6 +73,7 @@ def test_pixels_are_made_of_integers(module: str) -> None:
             assert not {name.split(".")[0] for name in names} & {"PIL", "random", "math", "torch"}, module
 
 
+@pytest.mark.slow
 def test_other_processes_draw_the_same() -> None:
     outputs = {
         subprocess.run(
