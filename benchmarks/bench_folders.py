@@ -4,7 +4,7 @@ The models are a Qwen2 (biases, tied embedding) of random bf16 weights, taken by
 folder is. mergekit runs from its own environment: ``$SPHINXKIT_MERGEKIT`` names its ``mergekit-yaml``:
 
     uv venv /tmp/mergekit && uv pip install --python /tmp/mergekit/bin/python mergekit==0.1.5
-    SPHINXKIT_MERGEKIT=/tmp/mergekit/bin/mergekit-yaml python -m benchmarks run folders --device cpu
+    SPHINXKIT_MERGEKIT=/tmp/mergekit/bin/mergekit-yaml python -m benchmarks run folders --quick --device cpu
 
 Both compute in float32 and round once to bf16. Start-up and imports are in both times, and peak memory is the anonymous
 memory of the whole process. ``more`` compares mergekit's file with ours, element by element.
@@ -33,6 +33,7 @@ from benchmarks.process import POLL_SECONDS, ROOT
 
 DEVICES = ("cpu",)
 USES_DISK = True
+QUICK = True
 TUNING = 0.05  # how far the tuned models are from their base, relative to its weights; our choice
 SAME = "equal definitions"
 
@@ -102,6 +103,7 @@ def config(layers: int, width: int, hidden: int, vocab: int) -> dict[str, Any]:
 
 
 FULL = config(12, 896, 4864, 32000)  # 0.42 GB
+QUICK_CONFIG = config(4, 896, 4864, 8000)  # 0.13 GB
 MICRO = config(1, 28, 32, 20)
 
 
@@ -144,7 +146,7 @@ def write_models(folder: Path, numbers: dict[str, Any]) -> list[Path]:
 
 def cases(context: Context) -> Iterator[Case]:
     mergekit = find_mergekit()
-    base, *models = write_models(context.scratch, context.pick(FULL, MICRO))
+    base, *models = write_models(context.scratch, context.pick(FULL, MICRO, QUICK_CONFIG))
     size = (base / "model.safetensors").stat().st_size
     for method in METHODS:
         outs = {name: context.scratch / name for name in ("ours", "theirs")}
@@ -170,7 +172,7 @@ def cases(context: Context) -> Iterator[Case]:
             Work(disk_write_bytes=size, dtype=torch.bfloat16),
             amount=size,
             unit="bytes",
-            repeats=2,
+            repeats=1 if context.quick else 2,
             max_seconds=120,
             note=method.note
             if "mergekit 0.1.5" in candidates
@@ -215,7 +217,12 @@ def _run(
             with path.open("rb+") as stream:
                 os.fsync(stream.fileno())
         seconds, cpu = time.perf_counter() - begin, children_seconds() - cpu_begin
-        return Sample(seconds, cpu, float(peak), extra=compare(reference, out) if reference is not None else {})
+        return Sample(
+            seconds,
+            peak_bytes=float(peak),
+            cpu_seconds=cpu,
+            extra=compare(reference, out) if reference is not None else {},
+        )
 
     return call
 

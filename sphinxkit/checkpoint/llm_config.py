@@ -90,7 +90,10 @@ def embedding_rows(tensors: Mapping[str, LazyTensor]) -> int | None:
 
 
 def model_recipe(
-    llm: Mapping[str, Any], vision: Mapping[str, Any] | None = None, end_ids: Sequence[int] = ()
+    llm: Mapping[str, Any],
+    vision: Mapping[str, Any] | None = None,
+    end_ids: Sequence[int] = (),
+    conversation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A recipe of kind model from its parts.
 
@@ -98,10 +101,11 @@ def model_recipe(
         llm: The language model.
         vision: The vision tower; None for a text-only model.
         end_ids: Token ids that end an answer, in addition to end-of-sentence.
+        conversation: The template; None: SPHINX's.
     """
     seen = {} if vision is None else {"vision": dict(vision)}
     ends = {"end_ids": list(end_ids)} if end_ids else {}
-    return {"kind": "model", **seen, "llm": dict(llm), "conversation": "sphinx_v1", **ends}
+    return {"kind": "model", **seen, "llm": dict(llm), "conversation": conversation or "sphinx_v1", **ends}
 
 
 def refuse_unsupported(names: Collection[str], where: str) -> None:

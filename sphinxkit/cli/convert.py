@@ -11,8 +11,10 @@ from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import (
     LlamaType,
     NoVerify,
+    Overlay,
     RecipeOption,
     Replicas,
+    TokenizerFile,
     parse_dtype,
     parse_part,
     parse_replicas,
@@ -42,6 +44,8 @@ def convert(
     no_verify: NoVerify = False,
     replicas: Replicas = "equal",
     llama_type: LlamaType = None,
+    overlay: Overlay = None,
+    tokenizer: TokenizerFile = None,
 ) -> None:
     """Convert a checkpoint, tensor by tensor.
 
@@ -75,6 +79,8 @@ def convert(
             verify=not no_verify,
             replicas=parse_replicas(replicas),
             llama_type=llama_type,
+            overlay=[find_checkpoint(each) for each in overlay or ()],
+            tokenizer=tokenizer,
             progress=progress,
         )
     typer.echo(f"wrote {output}", err=True)

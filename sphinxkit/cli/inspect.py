@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sphinxkit.cli.checkpoints import find_checkpoint
-from sphinxkit.cli.options import Json, Trust
+from sphinxkit.cli.options import Json, Overlay, TokenizerFile, Trust
 
 if TYPE_CHECKING:
     from sphinxkit.recipe.inspection import Inspection
@@ -19,6 +19,8 @@ def inspect(
     name: Annotated[str, typer.Argument(help="Checkpoint directory, hf://org/repo, nano, or recipe (name or file).")],
     keys: Annotated[bool, typer.Option("--keys", help="List every tensor of a checkpoint.")] = False,
     trust: Trust = False,
+    overlay: Overlay = None,
+    tokenizer: TokenizerFile = None,
     as_json: Json = False,
 ) -> None:
     """Show parts, parameters and image tokens; for a checkpoint also format, dtypes and tensors.
@@ -31,7 +33,9 @@ def inspect(
     """
     import sphinxkit
 
-    found = dataclasses.replace(sphinxkit.inspect(find_checkpoint(name), trust=trust), name=name)
+    tuned = [find_checkpoint(each) for each in overlay] if overlay else None
+    found = sphinxkit.inspect(find_checkpoint(name), trust=trust, overlay=tuned, tokenizer=tokenizer)
+    found = dataclasses.replace(found, name=name)
     if as_json:
         typer.echo(json.dumps(found.to_dict(tensors=keys)))
     else:
@@ -43,6 +47,8 @@ def _print(found: Inspection, keys: bool) -> None:
     if found.stored is not None:
         dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.stored.dtypes.items())
         typer.echo(f"  format {found.stored.format}, {len(found.stored.files)} files, tensors: {dtypes}")
+        if found.stored.tokenizer is not None:
+            typer.echo(f"  tokenizer of {found.stored.vocab_size:,} ids: {found.stored.tokenizer}")
         typer.echo(f"  {len(found.stored.unused)} tensors that no part uses are carried along")
     for part, count in found.parts.items():
         typer.echo(f"  {part:<32} {count:>16,} parameters")

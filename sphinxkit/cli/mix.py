@@ -42,6 +42,10 @@ def mix(
         list[str] | None,
         typer.Option("--rule", help="PATTERN=ACTION, such as `'llm.layers.{0..15}.*=0.3'` or `'vision.*=keep first'`."),
     ] = None,
+    overlay: Annotated[
+        list[str] | None,
+        typer.Option("--overlay", help="Tuned directory over each model, in order; - for none (repeatable)."),
+    ] = None,
     rename: Rename = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
     to: Annotated[
@@ -51,7 +55,9 @@ def mix(
         int | None, typer.Option("--shards", min=1, help="Tensor-parallel shards (sphinx and meta).")
     ] = None,
     llm_only: Annotated[bool, typer.Option("--llm-only", help="Mix and write only the language models.")] = False,
-    tokenizer: Annotated[str | None, typer.Option(help="tokenizer.model of the result, if the models' differ.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer (file, directory) of the result, if the models' differ.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow weights outside [0, 1].")] = False,
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Allow NaN and Inf.")] = False,
@@ -111,6 +117,7 @@ def mix(
             normalize=normalize or None,
             base=None if base is None else find_checkpoint(base),
             rules=dict(parse_assignment(text) for text in rule or []),
+            overlays=[None if each == "-" else find_checkpoint(each) for each in overlay] if overlay else None,
             rename=parse_rename(rename) if rename else None,
             dtype=dtype,
             format=to,

@@ -35,6 +35,7 @@ class MixPlan:
         rename: Prefixes of the names of all models but the first (the base, too) and what replaces them; or
             ``llm_into_vlm``: the others are language models, whose place in the first is found from the names. What
             only the first holds is kept then, and so are its rows of the vocabulary that they do not have.
+        overlays: For each model in order a tuned directory that is laid over it before the mix, or null.
         num_shards: Tensor-parallel shards of the result (sphinx and meta); None: the first model's, if the format is.
         llm_only: Mix and write the language models alone; other tensors are left out and may differ.
         tokenizer: File to put beside the result, for models whose tokenizers differ.
@@ -55,6 +56,7 @@ class MixPlan:
     dtype: str | None = None
     format: str | None = None
     rename: str | dict[str, str] | None = None
+    overlays: list[str | None] = field(default_factory=list)
     num_shards: int | None = None
     llm_only: bool = False
     tokenizer: str | None = None
@@ -72,6 +74,8 @@ class MixPlan:
             errors.append(f"beta: is between two models, but there are {len(self.models)}; give weights")
         if self.dtype is not None and self.dtype not in DTYPES:
             errors.append(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.overlays and len(self.overlays) != len(self.models):
+            errors.append(f"overlays: {len(self.overlays)} for {len(self.models)} models; null stands for none")
         if isinstance(self.rename, str) and self.rename != LLM_INTO_VLM:
             errors.append(f"rename: expected prefixes and their replacements or {LLM_INTO_VLM}, got {self.rename!r}")
         if isinstance(self.method, Mapping) and not isinstance(self.method.get("type"), str):
@@ -116,5 +120,6 @@ class MixPlan:
             self,
             models=[find(model) for model in self.models],
             base=find(self.base) if self.base else None,
+            overlays=[each and find(each) for each in self.overlays],
             tokenizer=find(self.tokenizer) if self.tokenizer else None,
         )

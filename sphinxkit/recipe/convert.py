@@ -14,7 +14,7 @@ from sphinxkit import checkpoint
 from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.interpolation.sources import JoinedSource
 from sphinxkit.recipe.hf_folder import files_beside, layout_of
-from sphinxkit.recipe.open_checkpoints import Progress, everything, with_total
+from sphinxkit.recipe.open_checkpoints import Overlay, Progress, everything, open_overlaid, with_total
 from sphinxkit.recipe.recipe import Recipe, shipped_recipes
 from sphinxkit.recipe.weights import open_encoder_weights, require_sources
 
@@ -34,6 +34,8 @@ def convert(
     verify: bool = True,
     replicas: Literal["equal", "first"] = "equal",
     llama_type: str | None = None,
+    overlay: Overlay | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Convert a checkpoint, tensor by tensor; about one tensor is in memory at a time.
@@ -55,6 +57,8 @@ def convert(
         verify: Verify the checksums in the checkpoint's files.
         replicas: Policy if shards differ in a replicated tensor: "equal" raises an error, "first" uses the first shard.
         llama_type: Type of a released directory without ``meta.json``.
+        overlay: A tuned directory (or several, the last counts) whose tensors take the place of the source's.
+        tokenizer: File or directory of the tokenizer, where the source's own does not count.
         progress: Called after each read tensor with its name, its bytes and the total bytes.
     Returns:
         ``output``.
@@ -70,8 +74,11 @@ def convert(
     if part == "encoders" and format != "sphinxkit":
         raise CheckpointError(f"part='encoders': only format 'sphinxkit' holds encoders alone, got {format!r}")
     if part == "encoders" and _is_recipe(source):
+        if overlay or tokenizer is not None:
+            raise CheckpointError("overlay, tokenizer (--overlay, --tokenizer): are for a checkpoint, not for a recipe")
         return _convert_published(Recipe.find(os.fspath(source)), target, dtype, overwrite, progress)
-    with checkpoint.open(checkpoint.resolve(os.fspath(source)), replicas=replicas, llama_type=llama_type) as opened:
+    with open_overlaid(source, overlay, replicas=replicas, llama_type=llama_type) as opened:
+        words = opened.tokenizer_path if tokenizer is None else Path(tokenizer)
         found = Recipe.find(recipe) if recipe is not None else None
         if found is None and opened.has_recipe:
             found = Recipe.of_checkpoint(opened)
@@ -98,8 +105,8 @@ def convert(
             num_shards=num_shards,
             dtype=dtype,
             recipe=document,
-            tokenizer=opened.tokenizer_path,
-            extra_files=files_beside(layout.name, found, opened.tokenizer_path),
+            tokenizer=words,
+            extra_files=files_beside(layout.name, found, words),
             unused=opened.unused if carried else None,
             overwrite=overwrite,
             progress=with_total(progress, everything(opened, part == "llm") if carried or part else opened, dtype),

@@ -27,9 +27,9 @@ def from_config(path: str, attention: str = "auto", max_seq_len: int | None = No
 def expand_document(document: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     """A document of kind ``model`` with what lies in files written out.
 
-    From ``llm: {type: from_config}`` come its numbers, ``tokenizer`` and ``end_ids``, as far as the document does not
-    say them itself; nothing is fetched, a folder of the hub has to be in the local cache. A ``conversation: {type:
-    jinja, file: ...}`` gets the file's text.
+    From ``llm: {type: from_config}`` come its numbers, ``tokenizer``, ``conversation`` and ``end_ids``, as far as the
+    document does not say them itself; nothing is fetched, a folder of the hub has to be in the local cache. A
+    ``conversation: {type: jinja, file: ...}`` gets the file's text.
 
     Args:
         document: Valid.
@@ -47,6 +47,8 @@ def expand_document(document: Mapping[str, Any], folder: Path) -> Mapping[str, A
         document = {**document, "llm": {**found.llm, **changed}}
         if found.tokenizer is not None and document.get("tokenizer") is None:
             document["tokenizer"] = str(found.tokenizer.absolute())
+        if found.conversation is not None and conversation is None:
+            document["conversation"] = found.conversation
         if found.end_ids and not document.get("end_ids"):
             document["end_ids"] = list(found.end_ids)
     if isinstance(conversation, Mapping) and conversation["type"] == "jinja" and conversation.get("file") is not None:

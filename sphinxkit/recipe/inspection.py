@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sphinxkit import checkpoint
+from sphinxkit.checkpoint.llm_config import EMBEDDING
+from sphinxkit.errors import CheckpointError, DataError
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.memory import parts_of
+from sphinxkit.recipe.open_checkpoints import Overlay, open_overlaid
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.registry import no_imports
+from sphinxkit.tensor_files.tokenizer_files import read_tokenizer_files, tokenizer_size
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class StoredTensors:
     """Contents of a checkpoint's files.
 
     Attributes:
+        tokenizer: Its file or directory; None if there is none.
+        vocab_size: Number of its ids.
         format: sphinxkit, sphinx, meta or hf.
         files: Their paths.
         dtypes: Stored dtype -> number of tensors.
@@ -29,6 +34,8 @@ class StoredTensors:
         tensors: Name -> shape of every other tensor.
     """
 
+    tokenizer: str | None
+    vocab_size: int | None
     format: str
     files: tuple[str, ...]
     dtypes: dict[str, int]
@@ -76,20 +83,29 @@ def is_checkpoint(name: object) -> bool:
     return isinstance(name, str | Path) and (str(name).startswith("hf://") or Path(name).is_dir())
 
 
-def recipe_of(name: str | Path | Mapping[str, Any] | Recipe, trust: bool = False) -> Recipe:
+def recipe_of(
+    name: str | Path | Mapping[str, Any] | Recipe, trust: bool = False, overlay: Overlay | None = None
+) -> Recipe:
     """The recipe called ``name``, or that of a checkpoint.
 
     Args:
         name: As for ``inspect``.
         trust: Whether a checkpoint's recipe may name code to import.
+        overlay: As for ``inspect``.
     """
     if isinstance(name, Mapping | Recipe) or not is_checkpoint(name):
         return Recipe.find(name)
-    with checkpoint.open(checkpoint.resolve(name)) as opened:
+    with open_overlaid(str(name), overlay) as opened:
         return Recipe.of_checkpoint(opened, trust)
 
 
-def inspect(name: str | Path | Mapping[str, Any] | Recipe, *, trust: bool = False) -> Inspection:
+def inspect(
+    name: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    trust: bool = False,
+    overlay: Overlay | None = None,
+    tokenizer: str | Path | None = None,
+) -> Inspection:
     """Inspect a model: parts, parameters and image tokens; for a checkpoint also format, dtypes and tensors.
 
     Nothing is loaded: the structure is built without memory, and only the headers of files are read.
@@ -98,12 +114,18 @@ def inspect(name: str | Path | Mapping[str, Any] | Recipe, *, trust: bool = Fals
         name: Directory of a checkpoint, ``hf://org/repo``, or a recipe of kind ``model`` (shipped name, path, dict or
             Recipe).
         trust: Whether code that the recipe names (``package.module:builder``) may be imported and called.
+        overlay: A tuned directory (or several, the last counts) whose tensors take the place of the checkpoint's.
+        tokenizer: File or directory of the tokenizer, where the checkpoint's own does not count.
     Raises:
-        CheckpointError: The checkpoint cannot be opened.
+        CheckpointError: The checkpoint cannot be opened, or the tokenizer does not fit its embedding.
+        DataError: ``overlay`` or ``tokenizer`` with a recipe.
         RecipeError: The recipe is not a valid model, or names code without ``trust``.
     """
+    is_stored = isinstance(name, str | Path) and is_checkpoint(name)
+    if not is_stored and (overlay is not None or tokenizer is not None):
+        raise DataError(f"overlay, tokenizer (--overlay, --tokenizer): are for checkpoints, {name!s:.80} is a recipe")
     with nullcontext() if trust else no_imports():
-        recipe = recipe_of(name, trust)
+        recipe = recipe_of(name, trust, overlay)
         model = build(recipe, device="meta")
     vision = model.vision
     return Inspection(
@@ -115,14 +137,21 @@ def inspect(name: str | Path | Mapping[str, Any] | Recipe, *, trust: bool = Fals
         num_image_tokens=0 if vision is None else vision.num_tokens,
         max_seq_len=model.llm.max_seq_len,
         recipe=recipe.resolved(),
-        stored=_stored(name) if isinstance(name, str | Path) and is_checkpoint(name) else None,
+        stored=_stored(str(name), overlay, tokenizer) if is_stored else None,
     )
 
 
-def _stored(name: str | Path) -> StoredTensors:
-    with checkpoint.open(checkpoint.resolve(name)) as opened:
+def _stored(name: str, overlay: Overlay | None, tokenizer: str | Path | None) -> StoredTensors:
+    with open_overlaid(name, overlay) as opened:
         keys = list(opened.keys())
+        place = opened.tokenizer_path if tokenizer is None else Path(tokenizer)
+        size = None if place is None else tokenizer_size(read_tokenizer_files(place), place)
+        rows = opened.shape(EMBEDDING)[0] if EMBEDDING in keys else None
+        if size is not None and rows is not None and size > rows:
+            raise CheckpointError(f"{place}: the tokenizer has {size} pieces, the embedding {rows} rows")
         return StoredTensors(
+            tokenizer=None if place is None else str(place),
+            vocab_size=size,
             format=opened.format,
             files=tuple(str(file) for file in opened.files),
             dtypes=dict(Counter(str(opened.dtype(key)).removeprefix("torch.") for key in keys)),

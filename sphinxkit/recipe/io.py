@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from sphinxkit import checkpoint
 from sphinxkit.checkpoint.llm_config import EMBEDDING
 from sphinxkit.errors import CheckpointError, DataError
 from sphinxkit.recipe.build import build_on_meta, check_place
+from sphinxkit.recipe.open_checkpoints import open_overlaid
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tokenizer import Tokenizer
@@ -61,13 +62,8 @@ def load(
     device, dtype = check_place(device, dtype)
     if not isinstance(path_or_hub_id, str | Path):
         raise DataError(f"load: got {path_or_hub_id!r:.200}, expected one directory; overlay= lays others over it")
-    overlays = [overlay] if isinstance(overlay, str | Path) else list(overlay or ())
-
     options: dict[str, Any] = {"replicas": replicas, "llama_type": llama_type, "defer_errors": True}
-    with ExitStack() as stack:
-        source = stack.enter_context(checkpoint.open(checkpoint.resolve(path_or_hub_id), **options))
-        for tuned in overlays:
-            source = stack.enter_context(checkpoint.overlay(source, checkpoint.resolve(tuned), **options))
+    with open_overlaid(path_or_hub_id, overlay, **options) as source:
         found = Recipe.of_checkpoint(source) if recipe is None else Recipe.find(recipe)
         place = tokenizer or source.tokenizer_path
         words = None if place is None else Tokenizer(place)

@@ -95,6 +95,7 @@ def mix(
     base: ModelPath | None = None,
     rules: Mapping[str, Any] | None = None,
     dtype: torch.dtype | str | None = None,
+    overlays: Sequence[ModelPath | None] | None = None,
     rename: str | Mapping[str, str] | None = None,
     format: str | None = None,
     num_shards: int | None = None,
@@ -131,13 +132,14 @@ def mix(
         base: The common ancestor, for task_arithmetic, ties and dare.
         rules: Name pattern -> action for matching tensors; they take precedence over the recipe's.
         dtype: Dtype of the result; None: the models' dtype.
+        overlays: For each model in order a tuned directory that is laid over it before the mix, or None.
         rename: Prefixes of the names of all models but the first, and what replaces them; or ``"llm_into_vlm"``: the
             others are language models, whose place in the first is found from the names of both.
         format: sphinxkit, sphinx, meta, hf, or safetensors (folders of any model, by their files' own names); None
             takes the first model's.
         num_shards: Tensor-parallel shards (sphinx and meta).
         llm_only: Mix and write only the language models.
-        tokenizer: ``tokenizer.model`` of the result, if those of the models differ.
+        tokenizer: File or directory of the result's tokenizer, if those of the models differ.
         extrapolate: Allow weights outside [0, 1].
         allow_nonfinite: Allow NaN and Inf.
         allow_different_recipes: Allow models with different recipes; the result has the first model's.
@@ -169,6 +171,7 @@ def mix(
         "normalize": normalize,
         "base": None if base is None else os.fspath(base),
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "overlays": None if overlays is None else [each and os.fspath(each) for each in overlays],
         "rename": dict(rename) if isinstance(rename, Mapping) else rename,
         "format": format,
         "num_shards": num_shards,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,11 +24,20 @@ LLM = "llm."  # names of the language model's tensors begin with it
 
 _logger = logging.getLogger(__name__)
 
+Overlay = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""A tuned directory, or several."""
+
 Progress = Callable[[str, int, int], None]
 """Called with a tensor's name, its bytes, and the bytes of all tensors, when the tensor is done."""
 
 
-def open_all(paths: Sequence[str | os.PathLike[str]], stack: ExitStack, *, by_name: bool = False) -> list[Checkpoint]:
+def open_all(
+    paths: Sequence[str | os.PathLike[str]],
+    stack: ExitStack,
+    *,
+    by_name: bool = False,
+    overlays: Sequence[str | None] = (),
+) -> list[Checkpoint]:
     """Open checkpoints (directories or hub ids) that stay open until ``stack`` is left.
 
     Where one is a folder of a model that this library does not know, all are opened under their files' own names.
@@ -36,6 +46,7 @@ def open_all(paths: Sequence[str | os.PathLike[str]], stack: ExitStack, *, by_na
         paths: Where they are.
         stack: Closes them.
         by_name: Open all under their files' own names anyway.
+        overlays: A tuned directory over each of the first ones, or None.
     Raises:
         CheckpointError: One cannot be opened, or only some of them have files that can be taken by name.
     """
@@ -44,7 +55,11 @@ def open_all(paths: Sequence[str | os.PathLike[str]], stack: ExitStack, *, by_na
     reasons = [why_foreign(folder, found) for folder, found in zip(folders, known, strict=True) if folder.is_dir()]
     reason = next(filter(None, reasons), None)
     if reason is None and not by_name:
-        return [stack.enter_context(checkpoint.open(folder)) for folder in folders]
+        over = [*overlays, *[None] * (len(paths) - len(overlays))]
+        pairs = zip(folders, over, strict=True)
+        return [stack.enter_context(open_overlaid(folder, tuned)) for folder, tuned in pairs]
+    if any(overlays):
+        raise CheckpointError("overlay (--overlay) needs models that this library knows; mix the folders one by one")
     for folder, found in zip(folders, known, strict=True):
         if found not in ([], [HuggingFace.name]):
             raise CheckpointError(
@@ -59,6 +74,30 @@ def open_all(paths: Sequence[str | os.PathLike[str]], stack: ExitStack, *, by_na
 def everything(opened: Checkpoint, llm_only: bool = False) -> JoinedSource:
     """Everything a checkpoint holds, the unused group under its original names included, or its language model."""
     return JoinedSource([opened, opened.unused], (lambda key: key.startswith(LLM)) if llm_only else None)
+
+
+@contextmanager
+def open_overlaid(path: str | os.PathLike[str], overlay: Overlay | None, **options: Any) -> Iterator[Checkpoint]:
+    """Open a checkpoint with tuned ones over it, whose tensors take the place of its own.
+
+    Args:
+        path: Directory or hub id.
+        overlay: Tuned directories, the last counts; they may hold a part of the tensors.
+        **options: As for ``checkpoint.open``.
+    Raises:
+        CheckpointError: One cannot be opened, or does not fit.
+    """
+    with ExitStack() as stack:
+        source = stack.enter_context(checkpoint.open(checkpoint.resolve(os.fspath(path)), **options))
+        for tuned in as_list(overlay):
+            folder = checkpoint.resolve(os.fspath(tuned))
+            source = stack.enter_context(checkpoint.overlay(source, folder, **options))
+        yield source
+
+
+def as_list(overlay: Overlay | None) -> list[str | os.PathLike[str]]:
+    """One directory or several as a list."""
+    return [overlay] if isinstance(overlay, str | os.PathLike) else list(overlay or ())
 
 
 @contextmanager

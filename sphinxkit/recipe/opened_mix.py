@@ -13,7 +13,7 @@ import torch
 
 from sphinxkit import checkpoint
 from sphinxkit.checkpoint import Checkpoint
-from sphinxkit.checkpoint.formats import TensorFolder
+from sphinxkit.checkpoint.formats import HuggingFace, TensorFolder
 from sphinxkit.errors import CheckpointError, DataError, list_errors
 from sphinxkit.interpolation import MixedSource, MixMethod, MixPlan
 from sphinxkit.interpolation.rename import LLM_INTO_VLM
@@ -27,6 +27,8 @@ from sphinxkit.recipe.recipe import Recipe
 
 VISION = "vision"
 _NOT_THE_MODEL = ("vocab_size", "attention", "max_seq_len")  # of a recipe's llm: shapes say it, or it is not in weights
+
+_CHAT = ("conversation", "end_ids")  # of a recipe: how answers begin and end
 
 
 def recipe_differences(first: Checkpoint, second: Checkpoint, llm_only: bool = False) -> list[str]:
@@ -50,6 +52,8 @@ def recipe_differences(first: Checkpoint, second: Checkpoint, llm_only: bool = F
             found.append(f"{path}: {a!r} against {b!r}")
 
     ours, theirs = Recipe.of_checkpoint(first).resolved(), Recipe.of_checkpoint(second).resolved()
+    if HuggingFace.name in (first.format, second.format):  # a base model's folder has no chat template, its own end ids
+        ours, theirs = ({key: one[key] for key in one if key not in _CHAT} for one in (ours, theirs))
     if llm_only or not (ours.get(VISION) and theirs.get(VISION)):
         ours, theirs = ({key: value for key, value in one.items() if key != VISION} for one in (ours, theirs))
     walk("", ours, theirs)
@@ -267,7 +271,9 @@ def open_mix(plan: MixPlan, *, hash_inputs: bool = True, weights: Sequence[float
     chosen = check_weights(plan, method, plan.mix_weights() if weights is None else weights)
     with ExitStack() as stack:
         by_name = plan.format == TensorFolder.name or plan.rename is not None
-        every = open_all([*plan.models, *([plan.base] if plan.base else [])], stack, by_name=by_name)
+        every = open_all(
+            [*plan.models, *([plan.base] if plan.base else [])], stack, by_name=by_name, overlays=plan.overlays
+        )
         models, base = every[: len(plan.models)], every[-1] if plan.base else None
         if check_is_by_name(every, plan.llm_only, plan.format):
             check_folders(plan.rename, every, plan.tokenizer)

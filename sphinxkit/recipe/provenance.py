@@ -133,6 +133,7 @@ def provenance(
         "beta": weights[0] if len(weights) == 2 else None,
         "rules": plan.rules,
         "rename": plan.rename,
+        "overlays": plan.overlays,
         "dtype": plan.dtype,
         "llm_only": plan.llm_only,
         "inputs": inputs,

@@ -2,7 +2,7 @@
 
 from sphinxkit.training.callbacks import Callback, ProgressReport, TrainResult
 from sphinxkit.training.errors import TrainingError
-from sphinxkit.training.log import read_log
+from sphinxkit.training.log_records import read_log
 from sphinxkit.training.optim import learning_rate
 from sphinxkit.training.plan import LoraPlan, StreamPlan, TrainPlan
 from sphinxkit.training.run import train

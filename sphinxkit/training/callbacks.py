@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from sphinxkit.training.log_records import read_log
+
 # What a run's totals count that should not happen, and the words of the progress line
 _TROUBLES = {"bad": "bad samples", "too_long": "too long", "truncated": "cut to fit", "skipped_steps": "steps skipped"}
 
@@ -31,6 +33,11 @@ class TrainResult:
     folder: Path
     model: Path | None = None
     signal: int | None = None
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every step that the run's log holds, in order; resumed runs included."""
+        return [float(record["loss"]) for record in read_log(self.folder) if record.get("loss") is not None]
 
 
 class Callback:

@@ -12,29 +12,9 @@ from typing import Any, TextIO
 from sphinxkit.atomic import atomic_file
 from sphinxkit.training.callbacks import Callback, TrainResult, flat_numbers
 from sphinxkit.training.errors import TrainingError
+from sphinxkit.training.log_records import EVALUATIONS_FILE, LOG_FILE, read_log
 
-LOG_FILE = "log.jsonl"
-EVALUATIONS_FILE = "evaluations.jsonl"
 PLOT_FILE = "loss.png"
-
-
-def read_log(folder: Path, name: str = LOG_FILE) -> list[dict[str, Any]]:
-    """Read the log records of a run, oldest first; an incomplete last line (of a killed run) is ignored.
-
-    Args:
-        folder: Run folder.
-        name: ``LOG_FILE`` (steps) or ``EVALUATIONS_FILE``.
-    """
-    path = folder / name
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
 
 
 class RunLog(Callback):

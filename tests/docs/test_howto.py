@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+VLM = ROOT / "docs" / "howto" / "your_own_vlm.py"
 SCRIPTS = sorted((ROOT / "docs" / "howto").glob("*.py"))
 
 
@@ -15,12 +17,34 @@ def test_there_are_scripts() -> None:
     assert len(SCRIPTS) >= 3
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path != VLM], ids=lambda path: path.stem)
 def test_script_runs_and_says_something(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if "transformers" in script.read_text():
         pytest.importorskip("transformers")
     runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("steps", [8, pytest.param(200, marks=pytest.mark.slow)])
+def test_your_own_vlm(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss falls in a few steps; after the 200 that the page has, it writes words."""
+    monkeypatch.chdir(tmp_path)
+    text = VLM.read_text()
+    assert len(text.splitlines()) <= 15
+    assert '"steps": 200' in text
+    script = tmp_path / "script.py"
+    script.write_text(text.replace('"steps": 200', f'"steps": {steps}, "device": "cpu", "num_workers": 0'))
+    runpy.run_path(str(script), run_name="__main__")
+    found = re.search(r"loss (\S+) -> (\S+); it says (.*)", capsys.readouterr().out)
+    assert found is not None
+    assert float(found[2]) < float(found[1]) * (1 if steps < 200 else 0.3)
+    assert steps < 200 or re.search("[A-Za-z]{3}", found[3])
+
+
+def test_your_own_vlm_stands_in_the_readme() -> None:
+    assert VLM.read_text() in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

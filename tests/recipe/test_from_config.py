@@ -134,3 +134,10 @@ def test_the_templates_stop_ends_an_answer_where_it_is_a_token(folder: Path) -> 
     assert set(model.end_ids) == {422, model.tokenizer.encode("<|im_end|>")[0]}
     model.conversation = None
     assert model.end_ids == (422,)
+
+
+def test_the_chat_template_of_the_folder(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(CHATML)
+    written = {"kind": "model", "llm": {"type": "from_config", "path": str(folder)}}
+    assert Recipe.find(written).document["conversation"] == {"type": "chatml"}
+    assert Recipe.find(written | {"conversation": "vicuna"}).document["conversation"] == "vicuna"

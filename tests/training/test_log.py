@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sphinxkit.training.log import RunLog, TensorBoard, plot_losses, read_log
+from sphinxkit.training.log import RunLog, TensorBoard, plot_losses
+from sphinxkit.training.log_records import read_log
 
 
 def record(step: int) -> dict:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
+from sphinxkit.checkpoint.formats.hf_chat_template import known_template
 from sphinxkit.checkpoint.formats.hf_companions import GENERATION_CONFIG_NAME, companion_files
 from sphinxkit.checkpoint.formats.hf_config import SPHINX, hf_from_numbers, llm_from_hf
 from sphinxkit.checkpoint.formats.native import is_native
@@ -133,11 +134,13 @@ class LanguageModelFolder:
         llm: The recipe's ``llm`` part.
         end_ids: Token ids that end an answer, in addition to end-of-sentence.
         tokenizer: The file of its tokenizer, if there is one.
+        conversation: The recipe's template, where the folder has a chat template that is known here.
     """
 
     llm: dict[str, Any]
     end_ids: tuple[int, ...]
     tokenizer: Path | None
+    conversation: dict[str, Any] | None
 
 
 def read_language_model(folder: Path) -> LanguageModelFolder:
@@ -155,7 +158,7 @@ def read_language_model(folder: Path) -> LanguageModelFolder:
         raise CheckpointError(f"{path}: 'vocab_size' is {vocab_size!r}, expected a number")
     llm = llm_from_hf(config, path, vocab_size)
     ends = tuple(_end_ids(folder, config, vocab_size))
-    return LanguageModelFolder(llm, ends, HuggingFace().tokenizer(folder, vocab_size))
+    return LanguageModelFolder(llm, ends, HuggingFace().tokenizer(folder, vocab_size), known_template(folder))
 
 
 def check_tie(tensors: Mapping[str, MergedTensor], config_path: Path) -> None:
@@ -257,7 +260,9 @@ class HuggingFace(Format):
             self.name,
             merged,
             files,
-            recipe=model_recipe(llm, end_ids=_end_ids(folder, config, llm["vocab_size"])),
+            recipe=model_recipe(
+                llm, end_ids=_end_ids(folder, config, llm["vocab_size"]), conversation=known_template(folder)
+            ),
             tokenizer_path=self.tokenizer(folder, embedding_rows(merged)),
             metadata={"config": config, "num_shards": len(files)},
             checks=partial(torch_files_checks, [file for file in files if file.suffix != ".safetensors"]),

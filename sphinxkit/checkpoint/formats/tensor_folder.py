@@ -19,6 +19,7 @@ import torch
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
 from sphinxkit.checkpoint.formats.hf import CONFIG_NAME, HuggingFace, find_weights, missing_index
 from sphinxkit.checkpoint.formats.hf_config import NO_NUMBER, llm_from_hf
+from sphinxkit.checkpoint.formats.peft import is_adapter
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import bitwise_equal
 from sphinxkit.checkpoint.verify import torch_files_checks
@@ -54,6 +55,8 @@ def why_foreign(folder: Path, formats: Sequence[str]) -> str | None:
     Raises:
         CheckpointError: The configuration is damaged.
     """
+    if is_adapter(folder):  # laid over its base
+        return None
     if not formats and any(folder.glob("*.safetensors")):
         return f"{folder}: its files are of no format that is read here"
     if list(formats) != [HuggingFace.name]:
