@@ -10,6 +10,7 @@ import torch
 
 from sphinxkit.acceleration import accelerate
 from sphinxkit.acceleration.accelerator import FusedAccelerator, obstacle
+from sphinxkit.acceleration.compiled import CompiledAccelerator, compiler_fault
 from sphinxkit.acceleration.quantization import QuantizedLinear, quantize
 from sphinxkit.llama import LlamaModel
 
@@ -70,3 +71,35 @@ def test_quantised_layers_keep_biases_and_norms(bits: int, small_llama: Callable
         before = texts(model)[0]
         model.layers[1].attention.v_proj.bias.add_(1.0)
         assert not torch.allclose(texts(model)[0], before, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_joined", [True, False])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_compiled_steps_compute_what_the_modules_do(
+    name: str, is_joined: bool, small_llama: Callable[..., LlamaModel]
+) -> None:
+    """Prefill of a ragged batch and further tokens, traced by torch.compile: joined layers, or the modules."""
+    torch.compiler.reset()
+    model = small_llama(**OPTIONS[name]).eval()
+    expected = texts(model)
+    beside = None if is_joined else model.layers[0].attention.q_proj.weight.data  # keeps it from being joined
+    model.accelerator = CompiledAccelerator("eager")
+    for one, other in zip(texts(model), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=ATOL, rtol=0)
+    assert model.accelerator.num_graphs > 0
+    del beside
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "window"])
+def test_code_that_was_made(name: str, small_llama: Callable[..., LlamaModel]) -> None:
+    """The whole way through torch's compiler, as ``accelerate="compile"`` goes."""
+    if (fault := compiler_fault(torch.device("cpu"))) is not None:
+        pytest.skip(fault)
+    torch.compiler.reset()
+    model = small_llama(**OPTIONS[name]).eval()
+    expected = texts(model)
+    accelerate(model, "compile")
+    for one, other in zip(texts(model), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=ATOL, rtol=0)

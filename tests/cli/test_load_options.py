@@ -7,11 +7,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import sphinxkit
 from sphinxkit import checkpoint
 from sphinxkit.acceleration import FusedAccelerator, QuantizedLinear
+from sphinxkit.checkpoint import MappingSource
 from sphinxkit.cli import app
 from sphinxkit.cli.options import LoadOptions, quantize_model
-from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.errors import CheckpointError, DataError, RecipeError
 from sphinxkit.llama import LlamaModel, llama
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tensor_files.torch_zip import zip_checks
@@ -110,3 +112,35 @@ def test_how_text_is_generated(golden: Path, mode: str, kind: type) -> None:
     model = loading.load(str(golden / "llama_ens_light"))
     assert type(model.llm.accelerator) is kind
     assert model.generate("a", max_new_tokens=2)
+
+
+def test_overlay_and_tokenizer_of_convert_inspect_and_mix(golden: Path, tmp_path: Path) -> None:
+    """A tuned directory that holds a part of the tensors, and a tokenizer that lies elsewhere."""
+    whole, key = tmp_path / "whole", "llm.norm.weight"
+    shutil.copytree(golden / "llama_ens", whole, ignore=shutil.ignore_patterns("tokenizer*", "golden.*", "resized*"))
+    with checkpoint.open(golden / "llama_ens") as opened:
+        recipe, norm = opened.recipe, opened.read(key).clone()
+        tuned = checkpoint.save(tmp_path / "tuned", MappingSource({key: norm + 1}), recipe=recipe)
+        words = shutil.copy(opened.tokenizer_path, tmp_path / "words.model")
+    options = ("--overlay", str(tuned), "--tokenizer", str(words))
+    run("convert", str(whole), "-o", str(tmp_path / "own"), *options)
+    with checkpoint.open(tmp_path / "own") as opened:
+        assert torch.equal(opened.read(key), norm + 1)
+        assert opened.tokenizer_path is not None
+    shown = CliRunner().invoke(app, ["inspect", str(whole), *options]).stdout
+    assert f"ids: {words}" in shown
+    assert sphinxkit.inspect(whole, overlay=tuned).stored.tokenizer is None
+    both = ("mix", str(whole), str(whole), "-o")
+    run(*both, str(tmp_path / "mixed"), "--beta", "0.5", "--overlay", "-", *options)
+    with checkpoint.open(tmp_path / "mixed") as opened:
+        assert torch.equal(opened.read(key), 0.5 * norm + 0.5 * (norm + 1))
+    with pytest.raises(RecipeError, match="overlays: 1 for 2 models; null stands for none"):
+        run(*both, str(tmp_path / "no"), "--overlay", str(tuned))
+    with pytest.raises(DataError, match=r"are for checkpoints, sphinx_micro is a recipe"):
+        run("inspect", "sphinx_micro", *options)
+    with pytest.raises(CheckpointError, match=r"are for a checkpoint, not for a recipe"):
+        run("convert", "sphinx_micro", "-o", str(tmp_path / "no"), "--part", "encoders", *options)
+    small = tmp_path / "small.json"
+    small.write_text('{"model": {"vocab": {"a": 99999}}}')
+    with pytest.raises(CheckpointError, match="the tokenizer has 100000 pieces, the embedding"):
+        run("inspect", str(whole), "--tokenizer", str(small))

@@ -15,7 +15,7 @@ import sphinxkit
 from sphinxkit.errors import RecipeError
 from sphinxkit.training import TrainPlan, read_log, train
 from sphinxkit.training.errors import TrainingError
-from sphinxkit.training.log import EVALUATIONS_FILE
+from sphinxkit.training.log_records import EVALUATIONS_FILE
 from sphinxkit.training.parallel import ParallelDims
 from sphinxkit.training.streams import Streams
 
