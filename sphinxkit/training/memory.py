@@ -93,8 +93,9 @@ def estimate_training(
         else:  # encoders are whole in every process
             weights += (count if id(parameter) in inside else parameter.numel()) * dtype.itemsize
     slots = 0 if model.vision is None else model.vision.num_tokens
-    tokens = plan.pack_tokens if plan.packing else plan.micro_batch_size * (slots + text_tokens)
-    images = 0 if model.vision is None else max(1, tokens // (slots + text_tokens))
+    sample = slots + text_tokens
+    tokens = max(plan.pack_tokens, sample) if plan.packing else plan.micro_batch_size * sample
+    images = 0 if model.vision is None else max(1, tokens // sample)
     return TrainingMemory(
         weights=weights,
         gradients=learnt * _MASTER,

@@ -91,3 +91,9 @@ def test_frozen_weights_take_the_bytes_of_their_dtype(document) -> None:
     assert factors == thirty_two.gradients > 0
     frozen = count(document, "llm", "vision")
     assert (sixteen.weights, thirty_two.weights) == (2 * frozen + factors, 4 * frozen + factors)
+
+
+def test_a_row_holds_one_sample_at_least(document) -> None:
+    slots = build(document()["model"], device="meta").vision.num_tokens
+    found = estimate(document, pack_tokens=8)
+    assert (found.row_tokens, found.row_images) == (slots + 20, 1)
