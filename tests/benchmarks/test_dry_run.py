@@ -64,7 +64,18 @@ def test_benchmark_says_what_it_is(name: str) -> None:
     assert set(getattr(module, "DEVICES", ("cpu", "cuda"))) <= {"cpu", "cuda"}
 
 
-QUICK = ("attention", "encoders", "formatters", "interpolation", "llm", "loading", "mixers", "projectors", "tilers")
+QUICK = (
+    "attention",
+    "encoders",
+    "folders",
+    "formatters",
+    "interpolation",
+    "llm",
+    "loading",
+    "mixers",
+    "projectors",
+    "tilers",
+)
 
 
 def test_every_part_has_quick_sizes_and_its_command_in_the_docs() -> None:
