@@ -1,4 +1,4 @@
-"""The four tiny checkpoints of the public implementation, end to end, and the families that they stand for."""
+"""The tiny checkpoints of the public implementation, end to end, and the families that they stand for."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from sphinxkit.errors import DataError
 from sphinxkit.evaluation.parity import LOGITS_ATOL, VISUAL_ATOL, GoldenData, compare
 from sphinxkit.sphinx_model import SphinxModel
 
-TINY = ["llama_ens", "llama_ens5", "llama_ens_light", "llama_ens5_light"]
+TINY = ["llama_ens", "llama_ens5", "llama_ens_light", "llama_ens5_light", "mixtral_sparse_ens5"]
 # Sums over all tokens in float32: measured 1e-6, and any wrong label or cast costs a thousand times that
 GRADIENT_RTOL = 1e-4
+# of about 8, float32
+LOSS_ATOL = 1e-5
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -99,6 +101,10 @@ def _released_names(model: SphinxModel) -> dict[str, Tensor]:
         "mlp.down_proj": "feed_forward.w2",
         "mlp_norm": "ffn_norm",
         "lm_head": "output",
+        "mlp.router": "feed_forward.gate",
+        "mlp.experts.gate_proj": "feed_forward.w1",
+        "mlp.experts.up_proj": "feed_forward.w3",
+        "mlp.experts.down_proj": "feed_forward.w2",
     }
     assert model.vision is not None
     projectors = ["qformer_proj", "visual_proj"] if len(model.vision.branches) == 2 else ["visual_proj"]
@@ -140,6 +146,30 @@ def test_gradients(pair: tuple[SphinxModel, GoldenData]) -> None:
             assert gradient is not None
             assert (gradient - expected).norm() / expected.norm() < GRADIENT_RTOL
     model.zero_grad()
+
+
+def test_balance_loss_of_a_mixture_of_experts(golden: Path) -> None:
+    folder = golden / "mixtral_sparse_ens5"
+    model, data = sphinxkit.load(folder, accelerate=None), GoldenData(folder)
+    model.train()
+    named = _released_names(model)
+    for fact in data.facts["loss"]:
+        train = fact["train"]
+        model.zero_grad()
+        token_ids, labels = data.batch(fact["batch"])
+        pixels = None if fact["images"] is None else model.preprocess([data.image(n) for n in fact["images"]])
+        sums = model.loss_sums(token_ids, labels, pixels)
+        assert sums.balance is not None
+        assert float(sums.balance) == pytest.approx(train["load_balancing"], abs=LOSS_ATOL)
+        assert model.load_balancing_weight == train["load_balancing_weight"]
+        loss = model.loss(token_ids, labels, pixels)
+        assert isinstance(loss, Tensor)
+        assert float(loss) == pytest.approx(train["total"], abs=LOSS_ATOL)
+        loss.backward()
+        for name, expected in train["grad_norms"].items():
+            gradient = named[name].grad
+            assert gradient is not None
+            assert float(gradient.norm()) == pytest.approx(expected, rel=GRADIENT_RTOL), name
 
 
 def test_missing_golden_data(tmp_path: Path) -> None:

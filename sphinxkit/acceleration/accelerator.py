@@ -16,9 +16,10 @@ from sphinxkit.acceleration.quantization import QuantizedLinear
 from sphinxkit.acceleration.snapshot import Snapshot
 from sphinxkit.llama.attention import Attention
 from sphinxkit.llama.backends import AutoAttention
+from sphinxkit.llama.block import LlamaBlock
 from sphinxkit.llama.cache import KVCache
 from sphinxkit.llama.layers import RMSNorm, SwiGLU
-from sphinxkit.llama.model import LlamaBlock, LlamaModel, last_positions, select_positions
+from sphinxkit.llama.model import LlamaModel, last_positions, select_positions
 
 _PARTS = {"attention_norm": RMSNorm, "attention": Attention, "mlp_norm": RMSNorm, "mlp": SwiGLU}
 

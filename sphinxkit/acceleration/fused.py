@@ -18,8 +18,9 @@ from sphinxkit.acceleration.ops import PLAIN, FusedOps
 from sphinxkit.acceleration.quantization import QuantizedLinear
 from sphinxkit.acceleration.snapshot import Snapshot, storage_uses
 from sphinxkit.llama.attention import AttentionContext, attend
-from sphinxkit.llama.layers import RMSNorm
-from sphinxkit.llama.model import LlamaBlock, LlamaModel
+from sphinxkit.llama.block import LlamaBlock
+from sphinxkit.llama.layers import RMSNorm, SwiGLU
+from sphinxkit.llama.model import LlamaModel
 from sphinxkit.llama.rope import rotate_pairs
 
 Weight = Tensor | QuantizedLinear
@@ -174,7 +175,7 @@ def _check_layers(layers: Sequence[LlamaBlock]) -> bool:
 
 def _groups(layer: LlamaBlock) -> list[list[nn.Module]]:
     """The linear layers that read the same input."""
-    attention, mlp = layer.attention, layer.mlp
+    attention, mlp = layer.attention, cast(SwiGLU, layer.mlp)  # experts are not joined
     return [
         [attention.q_proj, attention.k_proj, attention.v_proj],
         [attention.o_proj],

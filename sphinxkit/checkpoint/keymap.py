@@ -26,12 +26,14 @@ class NameRule:
         split_dim: Dimension that tensor-parallel shards split; None: every shard holds the whole tensor.
         rotary: Set where the other format orders the rows in halves instead of pairs (Hugging Face's q and k;
             "head": the norms of one head's).
+        is_flat: Whether the other format joins the first two dimensions (experts and their rows) into one.
     """
 
     theirs: str
     ours: str
     split_dim: int | None = None
     rotary: Rotary | None = None
+    is_flat: bool = False
 
     @cached_property
     def _patterns(self) -> tuple[re.Pattern[str], re.Pattern[str]]:

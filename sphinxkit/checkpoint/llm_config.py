@@ -20,18 +20,21 @@ HEAD = "llm.lm_head.weight"
 
 LLM_DEFAULTS: dict[str, Any] = {
     **{"max_seq_len": 4096, "norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None, "head_dim": None},
-    **{"qkv_bias": False, "qk_norm": False, "sliding_window": None, "tie_embeddings": False},
+    **{"qkv_bias": False, "qk_norm": False, "sliding_window": None, "tie_embeddings": False, "moe": None},
 }
 """Defaults of the builders in ``sphinxkit.llama``, so that a recipe only says what differs; a test compares both."""
 
 BEYOND_LLAMA2 = ("head_dim", "qkv_bias", "qk_norm", "sliding_window", "tie_embeddings")
 """Options that the formats of LLaMA 2's time have no place for."""
 
+LOAD_BALANCING_WEIGHT = 0.01
+"""Default of a recipe's ``moe.load_balancing_weight``; a test compares it with ``llama.MoEOptions``."""
+
 NAMED_NUM_HEADS: dict[str, int] = {"llama2_7b": 32, "llama2_13b": 40, "tinyllama_1b": 32}
 """Query heads of the sizes a recipe may name instead of giving numbers; the rest follows from the tensors' shapes."""
 
 _ADAPTERS = re.compile(r"(.*\.)?lora_.*|.*\.lora\..*|(.*\.)?layers\.\d+\.\w+\.(w[qkvo]|w[123])\.bias")
-_EXPERTS = re.compile(r".*\.(feed_forward|block_sparse_moe|mlp)\.(experts|gate\.weight|router|w1_gate).*")
+_EXPERTS = re.compile(r".*\.(feed_forward|block_sparse_moe|mlp)\.(experts|shared_expert|gate\.weight|router|w1_gate).*")
 
 
 def differing(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,10 +63,11 @@ def full_numbers(llm: Mapping[str, Any], source: TensorSource) -> dict[str, Any]
             f"(known sizes: {', '.join(NAMED_NUM_HEADS)})"
         )
     shapes = {key: source.shape(key) for key in source.keys()}  # noqa: SIM118 - a TensorSource is no mapping
+    router = shapes.get("llm.layers.0.mlp.router.weight")
     needed = {
         "embedding": EMBEDDING,
         "key projection": "llm.layers.0.attention.k_proj.weight",
-        "feed-forward layer": "llm.layers.0.mlp.gate_proj.weight",
+        "feed-forward layer": "llm.layers.0.mlp." + ("experts.gate_proj" if router else "gate_proj.weight"),
     }
     raise_errors("the language model is incomplete", [f"no {k} ({n})" for k, n in needed.items() if n not in shapes])
     vocab_size, embed_dim = shapes[EMBEDDING]
@@ -75,13 +79,23 @@ def full_numbers(llm: Mapping[str, Any], source: TensorSource) -> dict[str, Any]
         "num_layers": len({key.split(".")[2] for key in shapes if key.startswith("llm.layers.")}),
         "num_heads": heads,
         "num_kv_heads": shapes[needed["key projection"]][0] // head_dim,
-        "hidden_dim": shapes[needed["feed-forward layer"]][0],
+        "hidden_dim": shapes[needed["feed-forward layer"]][-2],
         **{key: llm.get(key, default) for key, default in LLM_DEFAULTS.items()},
         "head_dim": None if head_dim * heads == embed_dim else head_dim,
         "qkv_bias": f"{first}q_proj.bias" in shapes,
         "qk_norm": f"{first}q_norm.weight" in shapes,
         "tie_embeddings": HEAD not in shapes,
+        "moe": None if router is None else _moe_numbers(llm, router[0]),
     }
+
+
+def _moe_numbers(llm: Mapping[str, Any], num_experts: int) -> dict[str, Any]:
+    stated = llm.get("moe") or {}
+    if "num_experts_per_tok" not in stated:
+        raise CheckpointError(
+            f"the recipe's llm part {dict(llm)} does not say moe.num_experts_per_tok, which no tensor shows; give it"
+        )
+    return {"load_balancing_weight": LOAD_BALANCING_WEIGHT, **stated, "num_experts": num_experts}
 
 
 def embedding_rows(tensors: Mapping[str, LazyTensor]) -> int | None:
@@ -108,18 +122,20 @@ def model_recipe(
     return {"kind": "model", **seen, "llm": dict(llm), "conversation": conversation or "sphinx_v1", **ends}
 
 
-def refuse_unsupported(names: Collection[str], where: str) -> None:
-    """Refuse the tensors of a mixture of experts, and those of adapters that are not merged.
+def refuse_unsupported(names: Collection[str], where: str, key_map: KeyMap) -> None:
+    """Refuse the tensors of another mixture of experts than Mixtral's, and those of adapters that are not merged.
 
     Args:
         names: As in the files.
         where: For messages.
+        key_map: The format's names.
     Raises:
         CheckpointError: There are some; the message names the first.
     """
-    if name := next((name for name in names if _EXPERTS.fullmatch(name)), None):
+    if name := next((name for name in names if _EXPERTS.fullmatch(name) and key_map.to_ours(name) is None), None):
         raise CheckpointError(
-            f"{where}: {name!r} belongs to a mixture-of-experts model (Mixtral and others), which is not supported yet"
+            f"{where}: {name!r} belongs to a mixture of experts of another kind than this format holds (mixtral_sparse "
+            "in the released layout, Mixtral in Hugging Face's), which is not supported"
         )
     if name := next((name for name in names if _ADAPTERS.fullmatch(name)), None):
         raise CheckpointError(
@@ -149,10 +165,15 @@ def llm_shapes(llm: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             f"{layer}attention.k_proj.weight": (kv_rows, dim),
             f"{layer}attention.v_proj.weight": (kv_rows, dim),
             f"{layer}attention.o_proj.weight": (dim, rows),
-            f"{layer}mlp.gate_proj.weight": (hidden, dim),
-            f"{layer}mlp.up_proj.weight": (hidden, dim),
-            f"{layer}mlp.down_proj.weight": (dim, hidden),
         }
+        if moe := llm.get("moe"):
+            experts = moe["num_experts"]
+            expected[f"{layer}mlp.router.weight"] = (experts, dim)
+            names = ("gate_proj", "up_proj", "down_proj")
+            expected |= {f"{layer}mlp.experts.{name}": (experts, hidden, dim) for name in names}
+        else:
+            expected |= {f"{layer}mlp.{name}.weight": (hidden, dim) for name in ("gate_proj", "up_proj")}
+            expected[f"{layer}mlp.down_proj.weight"] = (dim, hidden)
         if llm.get("qkv_bias"):
             widths = {"q_proj": rows, "k_proj": kv_rows, "v_proj": kv_rows}
             expected |= {f"{layer}attention.{name}.bias": (width,) for name, width in widths.items()}

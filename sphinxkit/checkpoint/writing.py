@@ -47,12 +47,12 @@ class Piece:
     split_dim: int | None = None
     convert: Convert | None = None
 
-    def read(self, source: TensorInput) -> Tensor:
+    def read(self, source: TensorInput | _LastRead) -> Tensor:
         """The whole tensor as the format has it."""
         tensor = source.read(self.key)
         return self.convert(tensor) if self.convert else tensor
 
-    def chunks(self, source: TensorInput) -> Iterator[Tensor]:
+    def chunks(self, source: TensorInput | _LastRead) -> Iterator[Tensor]:
         """The same as flat pieces in row-major order."""
         return iter([self.read(source)]) if self.convert else source.chunks(self.key)
 
@@ -108,6 +108,25 @@ class TensorInput:
             self._progress(key, size)
 
 
+class _LastRead:
+    """An input that keeps the last tensor it read, where it is one of experts that are written one by one."""
+
+    def __init__(self, source: TensorInput) -> None:
+        self._source = source
+        self._held: dict[str, Tensor] = {}
+
+    def read(self, key: str) -> Tensor:
+        if ".experts." not in key:
+            return self._source.read(key)
+        if key not in self._held:
+            self._held.clear()  # before the next one is read
+            self._held[key] = self._source.read(key)
+        return self._held[key]
+
+    def chunks(self, key: str) -> Iterator[Tensor]:
+        return self._source.chunks(key)
+
+
 def specs_of(source: TensorInput) -> list[TensorSpec]:
     """Name, shape and dtype of every tensor that a source will give."""
     return [TensorSpec(key, source.shape(key), source.dtype(key)) for key in source.keys()]  # noqa: SIM118
@@ -152,6 +171,8 @@ def pieces_of(
             continue
         name, rule = found
         shape = shard_shape(source.shape(key), rule.split_dim, count, name)
+        if rule.is_flat:
+            shape = (shape[0] * shape[1], *shape[2:])
         pieces.append(Piece(TensorSpec(name, shape, source.dtype(key)), key, rule.split_dim, conversion(rule)))
     if unknown:
         raise CheckpointError(
@@ -183,7 +204,7 @@ def write_torch_shards(
         for piece in pieces:
             tensor = piece.read(source)
             for rank, writer in enumerate(writers):
-                writer.write(take_shard(tensor, piece.split_dim, len(writers), rank))
+                writer.write(take_shard(tensor, piece.split_dim, len(writers), rank).reshape(piece.spec.shape))
             del tensor  # before the next one is read
         if unused is not None:
             for spec in carried:
@@ -221,6 +242,7 @@ def write_safetensors_shards(
             filled = 0
         groups[-1].append(piece)
         filled += piece.spec.num_bytes
+    inputs = _LastRead(source)  # several pieces may be parts of one tensor
     weight_map: dict[str, str] = {}
     written: dict[str, WrittenFile] = {}
     for index, group in enumerate(groups, start=1):
@@ -229,10 +251,10 @@ def write_safetensors_shards(
         by_name = {piece.spec.name: piece for piece in group}
 
         def read(tensor_name: str, by_name: dict[str, Piece] = by_name) -> Tensor:
-            return by_name[tensor_name].read(source)
+            return by_name[tensor_name].read(inputs)
 
         def chunks(tensor_name: str, by_name: dict[str, Piece] = by_name) -> Iterator[Tensor]:
-            return by_name[tensor_name].chunks(source)
+            return by_name[tensor_name].chunks(inputs)
 
         specs = [p.spec for p in group]
         written[name] = write_safetensors(folder / name, specs, read, checksum=checksum, chunks=chunks)

@@ -7,9 +7,11 @@ from sphinxkit.llama.accelerator import Accelerator
 from sphinxkit.llama.attention import Attention, AttentionContext
 from sphinxkit.llama.backends.base import AttentionBackend, AttentionPattern
 from sphinxkit.llama.base import registry
+from sphinxkit.llama.block import LlamaBlock
 from sphinxkit.llama.cache import CacheWrite, KVCache
 from sphinxkit.llama.layers import RMSNorm, SwiGLU
-from sphinxkit.llama.model import LlamaBlock, LlamaModel
+from sphinxkit.llama.model import LlamaModel
+from sphinxkit.llama.moe import Experts, MixtureOfExperts, MoEOptions
 from sphinxkit.llama.rope import RopeScaling, apply_rope, precompute_freqs_cis
 from sphinxkit.llama.sizes import ffn_hidden_dim, llama, llama2_7b, llama2_13b, tinyllama_1b
 
@@ -24,9 +26,12 @@ __all__ = [
     "AttentionContext",
     "AttentionPattern",
     "CacheWrite",
+    "Experts",
     "KVCache",
     "LlamaBlock",
     "LlamaModel",
+    "MixtureOfExperts",
+    "MoEOptions",
     "RMSNorm",
     "RopeScaling",
     "SwiGLU",

@@ -27,6 +27,7 @@ class AttentionContext:
         state: Result of ``backend.prepare(pattern)``.
         cache: Cache for keys and values, or None.
         cache_write: Positions in the cache.
+        balance_losses: Takes the balance loss of every mixture of experts; None: none is computed.
     """
 
     freqs_cis: Tensor
@@ -35,6 +36,7 @@ class AttentionContext:
     state: Any
     cache: KVStore | None = None
     cache_write: CacheWrite | None = None
+    balance_losses: list[Tensor] | None = None
 
 
 class Attention(nn.Module):

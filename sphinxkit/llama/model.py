@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,47 +13,22 @@ from sphinxkit.errors import ShapeError
 from sphinxkit.llama.accelerator import Accelerator
 from sphinxkit.llama.attention import Attention, AttentionContext
 from sphinxkit.llama.backends.base import AttentionBackend, AttentionPattern, registry
+from sphinxkit.llama.block import LlamaBlock
 from sphinxkit.llama.cache import CacheWrite, KVCache
 from sphinxkit.llama.checks import check_cache, check_capacity, check_inputs, check_sizes
-from sphinxkit.llama.layers import RMSNorm, SwiGLU
+from sphinxkit.llama.layers import RMSNorm
+from sphinxkit.llama.moe import parse_moe
 from sphinxkit.llama.rope import parse_rope_scaling, precompute_freqs_cis
 from sphinxkit.to_device import to_device
 
 INIT_STD = 0.02  # our choice, as GPT-2's and Hugging Face's LLaMA
 
 
-class LlamaBlock(nn.Module):
-    """One decoder layer: attention, then feed-forward, each behind a norm and added to its input.
-
-    Args:
-        embed_dim: Width of a token, D.
-        attention: Its attention, of the same width.
-        hidden_dim: Width of the feed-forward layer.
-        norm_eps: Of both norms.
-    Shape:
-        x: (B, S, D)
-        return: (B, S, D)
-    Source: LLaMA, arXiv:2302.13971, section 2.2.
-    """
-
-    def __init__(self, embed_dim: int, attention: Attention, hidden_dim: int, norm_eps: float) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(embed_dim, norm_eps)
-        self.attention = attention
-        self.mlp_norm = RMSNorm(embed_dim, norm_eps)
-        self.mlp = SwiGLU(embed_dim, hidden_dim)
-
-    def forward(self, x: Tensor, context: AttentionContext, layer: int) -> Tensor:
-        """Apply to the tokens ``x`` (B, S, D); ``layer`` is the block's number, for the cache."""
-        x = x + self.attention(self.attention_norm(x), context, layer)
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
-        return out
-
-
 class LlamaModel(nn.Module):
     """LLaMA and its descendants with configurable sizes, fed with embeddings so that image tokens can join the words.
 
-    The options cover LLaMA 1 to 3, Mistral, Yi, SmolLM2 (no option), Qwen2 (``qkv_bias``) and Qwen3 (``qk_norm``).
+    The options cover LLaMA 1 to 3, Mistral, Yi, SmolLM2 (no option), Qwen2 (``qkv_bias``), Qwen3 (``qk_norm``) and
+    Mixtral (``moe``).
 
     May be built under ``torch.device("meta")``: there are parameters and nothing else, no buffers. ``forward`` runs the
     modules as they are written here. ``prefill`` and ``decode``, which generate text, may be handed to an
@@ -64,7 +40,8 @@ class LlamaModel(nn.Module):
         num_layers: Decoder layers.
         num_heads: Query heads.
         num_kv_heads: Key and value heads; divides ``num_heads``, None means as many.
-        hidden_dim: Width of the feed-forward layers (``sizes.ffn_hidden_dim`` has Meta's rule).
+        hidden_dim: Width of the feed-forward layers, of each expert with ``moe`` (``sizes.ffn_hidden_dim`` has Meta's
+            rule).
         max_seq_len: Longest sequence (with a cache: what it held included) that is accepted.
         norm_eps: Of every norm.
         rope_theta: Base of the rotary wavelengths.
@@ -74,6 +51,8 @@ class LlamaModel(nn.Module):
         qk_norm: Whether each head's query and key have an RMS norm in front of the rotation.
         sliding_window: Tokens that a token sees at most, itself included; None means all before it.
         tie_embeddings: Whether ``lm_head`` and ``embed_tokens`` are one matrix.
+        moe: A mixture of experts in every layer: the fields of ``moe.MoEOptions`` (``num_experts``,
+            ``num_experts_per_tok``); None: one feed-forward layer.
         attention: ``"auto"``, ``"xformers"``, ``"sdpa"``, ``"eager"`` or another name registered in
             ``llama.backends``. ``auto`` is xformers on CUDA in 16 bit where it works, else SDPA; a named backend that
             cannot run is an error at the first call.
@@ -82,7 +61,7 @@ class LlamaModel(nn.Module):
         return: (B, S, V)
     Raises:
         ShapeError: A size is not positive or the heads do not divide the width.
-        RegistryError: The attention backend, or a type or key of ``rope_scaling``, is unknown.
+        RegistryError: The attention backend, or a type or key of ``rope_scaling`` or ``moe``, is unknown.
     Source: LLaMA 2, arXiv:2307.09288, appendix A.2.1; LLaMA2-Accessory, accessory/model/LLM/llama.py.
     """
 
@@ -104,6 +83,7 @@ class LlamaModel(nn.Module):
         qk_norm: bool = False,
         sliding_window: int | None = None,
         tie_embeddings: bool = False,
+        moe: dict[str, Any] | None = None,
         attention: str = "auto",
     ) -> None:
         super().__init__()
@@ -134,6 +114,7 @@ class LlamaModel(nn.Module):
         self.qk_norm = qk_norm
         self.sliding_window = sliding_window
         self.tie_embeddings = tie_embeddings
+        self.moe = parse_moe(moe)
         self._scaling = parse_rope_scaling(rope_scaling)
         self.attention = attention
         self.attention_backend: AttentionBackend = registry.build(attention)
@@ -152,6 +133,7 @@ class LlamaModel(nn.Module):
                 ),
                 hidden_dim,
                 norm_eps,
+                self.moe,
             )
             for _ in range(num_layers)
         )
@@ -241,6 +223,7 @@ class LlamaModel(nn.Module):
         lengths: Sequence[int] | Tensor | None = None,
         seq_lens: Sequence[int] | None = None,
         output_positions: Tensor | slice | None = None,
+        balance_losses: list[Tensor] | None = None,
     ) -> Tensor:
         """What ``lm_head`` turns into logits: the last layer's output behind the final norm.
 
@@ -257,6 +240,7 @@ class LlamaModel(nn.Module):
                 each.
             output_positions: Positions to return; the others stop after the last layer. A slice of
                 the S axis, or indices (B,) or (B, R): one or R positions for each row.
+            balance_losses: Takes the balance loss of every layer with experts (``moe.balance_loss``).
         Shape:
             embeds: (B, S, D)
             return: (B, S, D); with ``output_positions`` (B, length of the slice, D), (B, 1, D) or (B, R, D)
@@ -267,6 +251,8 @@ class LlamaModel(nn.Module):
         check_inputs(self, embeds, cache, lengths, seq_lens, output_positions)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             context = self.attention_context(embeds, cache=cache, lengths=lengths, seq_lens=seq_lens)
+            if balance_losses is not None:
+                context = dataclasses.replace(context, balance_losses=balance_losses)
             hidden = self.run_layers(embeds, context)
             if cache is not None and context.cache_write is not None:
                 cache.advance(context.cache_write)

@@ -53,6 +53,7 @@ def llama(
     qk_norm: bool = False,
     sliding_window: int | None = None,
     tie_embeddings: bool = False,
+    moe: dict[str, Any] | None = None,
     attention: str = "auto",
 ) -> LlamaModel:
     """A LLaMA with configurable numbers; see ``LlamaModel`` for their meaning.
@@ -76,6 +77,7 @@ def llama(
         qk_norm: Whether each head's query and key have an RMS norm.
         sliding_window: Tokens that a token sees at most; None means all before it.
         tie_embeddings: Whether ``lm_head`` and ``embed_tokens`` are one matrix.
+        moe: Fields of ``moe.MoEOptions``: a mixture of experts in every layer; None: one feed-forward layer.
         attention: Name of an attention backend.
     Raises:
         ShapeError: A size is not positive or the heads do not divide the width.
@@ -99,6 +101,7 @@ def llama(
         qk_norm=qk_norm,
         sliding_window=sliding_window,
         tie_embeddings=tie_embeddings,
+        moe=moe,
         attention=attention,
     )
 
@@ -168,6 +171,15 @@ mistral_7b = _size(
     vocab_size=32000,
     max_seq_len=32768,
     sliding_window=4096,
+)
+mixtral_8x7b = _size(
+    "mixtral_8x7b",
+    "Mixtral, arXiv:2401.04088, table 1, and config.json of version 0.1.",
+    **_sizes(4096, 32, 32, 14336, num_kv_heads=8),
+    vocab_size=32000,
+    max_seq_len=32768,
+    rope_theta=1e6,
+    moe={"num_experts": 8, "num_experts_per_tok": 2},
 )
 yi_6b = _size(
     "yi_6b",

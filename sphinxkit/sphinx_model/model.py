@@ -187,14 +187,16 @@ class SphinxModel(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Cross entropy over the labelled tokens. Logits are computed only at labelled positions.
 
+        In training mode, a mixture of experts adds its weighted balance loss; see ``loss_sums``.
+
         Args:
             token_ids: As in ``forward``.
             labels: Aligned to ``token_ids``; -100 at positions without loss.
             pixels: As in ``forward``.
             image_rows: As in ``forward``.
             seq_lens: As in ``forward``.
-            reduction: "mean" over the labelled tokens, or "none" for (sum, count), which lets the caller weight batches
-                by token count.
+            reduction: "mean" over the labelled tokens, or "none" for (sum, count) of the cross entropy, which lets
+                the caller weight batches by token count.
 
         Shape:
             token_ids, labels: (B, S)
@@ -204,11 +206,47 @@ class SphinxModel(nn.Module):
         """
         if reduction not in ("mean", "none"):
             raise DataError(f"loss: reduction must be 'mean' or 'none', got {reduction!r}")
+        total, count, balance = self.loss_sums(token_ids, labels, pixels, image_rows, seq_lens)
+        if reduction == "none":
+            return total, count
+        mean = total / count.clamp(min=1)
+        return mean if balance is None else mean + self.load_balancing_weight * balance
+
+    def loss_sums(
+        self,
+        token_ids: Tensor,
+        labels: Tensor,
+        pixels: Tensor | None = None,
+        image_rows: Sequence[int] | None = None,
+        seq_lens: Sequence[int] | None = None,
+    ) -> multimodal.LossSums:
+        """The parts of ``loss``, which has the arguments: cross entropy, labelled tokens, balance loss.
+
+        The balance loss exists in training mode for a mixture of experts. It is the mean over layers, over every row
+        that is routed: image tokens and padding, too. Padded rows are cut behind the last label first.
+
+        Shape:
+            token_ids, labels: (B, S)
+            return: two scalars, and a scalar or None
+        Raises:
+            ShapeError: As ``loss``.
+        """
         if labels.shape != token_ids.shape:
             raise ShapeError(f"labels {tuple(labels.shape)} do not match token_ids {tuple(token_ids.shape)}")
-        hidden = self._hidden_states(token_ids, pixels, image_rows, seq_lens)
+        balances: list[Tensor] | None = None
+        if self.llm.training and getattr(self.llm, "moe", None) is not None:
+            balances = []
+            if seq_lens is None:
+                token_ids, labels = multimodal.cut_unlabelled(token_ids, labels)
+        hidden = self._hidden_states(token_ids, pixels, image_rows, seq_lens, balances)
         total, count = multimodal.loss_sums(self.llm, hidden, labels, seq_lens)
-        return (total, count) if reduction == "none" else total / count.clamp(min=1)
+        return multimodal.LossSums(total, count, torch.stack(balances).mean() if balances else None)
+
+    @property
+    def load_balancing_weight(self) -> float:
+        """Factor on the balance loss in training; 0 for a model without experts."""
+        moe = getattr(self.llm, "moe", None)
+        return 0.0 if moe is None else moe.load_balancing_weight
 
     def _hidden_states(
         self,
@@ -216,9 +254,10 @@ class SphinxModel(nn.Module):
         pixels: Tensor | None,
         image_rows: Sequence[int] | None,
         seq_lens: Sequence[int] | None,
+        balances: list[Tensor] | None = None,
     ) -> Tensor:
         images = None if pixels is None or len(pixels) == 0 else self.encode_images(pixels)
-        return multimodal.hidden_states(self.llm, token_ids, images, image_rows, seq_lens)
+        return multimodal.hidden_states(self.llm, token_ids, images, image_rows, seq_lens, balances)
 
     # -- text ---------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ Source: LLaMA2-Accessory, accessory/model/LLM/llama_ens5.py, forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,7 @@ def hidden_states(
     images: Tensor | None = None,
     image_rows: Sequence[int] | None = None,
     seq_lens: Sequence[int] | None = None,
+    balance_losses: list[Tensor] | None = None,
 ) -> Tensor:
     """Hidden states that predict the next text token, at every text position.
 
@@ -63,6 +64,7 @@ def hidden_states(
         images: Image tokens.
         image_rows: Row (or packed sample) of each image; None: one image per row, in order.
         seq_lens: Text length of each packed sample. Samples do not attend to each other.
+        balance_losses: Takes the balance loss of every layer with experts.
     Shape:
         token_ids: (B, S) int64
         images: (number of images, N, D)
@@ -85,14 +87,19 @@ def hidden_states(
     rows = _check_rows(image_rows, num_rows, 0 if images is None else len(images))
     text: Tensor = llm.embed(to_device(token_ids, llm.embed_tokens.weight.device))
     if images is None or not rows:
-        return llm.hidden_states(text, seq_lens=seq_lens)
+        return llm.hidden_states(text, seq_lens=seq_lens, balance_losses=balance_losses)
     if seq_lens is None and rows == list(range(num_rows)):
-        return llm.hidden_states(join_image(text, images))[:, images.shape[1] :]
-    return _packed_hidden_states(llm, text, images, rows, seq_lens)
+        return llm.hidden_states(join_image(text, images), balance_losses=balance_losses)[:, images.shape[1] :]
+    return _packed_hidden_states(llm, text, images, rows, seq_lens, balance_losses)
 
 
 def _packed_hidden_states(
-    llm: LlamaModel, text: Tensor, images: Tensor, rows: list[int], seq_lens: list[int] | None
+    llm: LlamaModel,
+    text: Tensor,
+    images: Tensor,
+    rows: list[int],
+    seq_lens: list[int] | None,
+    balance_losses: list[Tensor] | None,
 ) -> Tensor:
     """As ``hidden_states`` where some rows have no image, or samples are packed: everything becomes one packed row."""
     lengths = [text.shape[1]] * text.shape[0] if seq_lens is None else seq_lens
@@ -104,7 +111,7 @@ def _packed_hidden_states(
         packed_lens.append(len(joined))
         position += len(joined)
         wanted.append(torch.arange(position - lengths[row], position, device=text.device))
-    hidden = llm.hidden_states(torch.cat(parts)[None], seq_lens=packed_lens)
+    hidden = llm.hidden_states(torch.cat(parts)[None], seq_lens=packed_lens, balance_losses=balance_losses)
     return hidden[0, torch.cat(wanted)].view_as(text)
 
 
@@ -134,6 +141,36 @@ def check_vocabulary(what: str, token_ids: Tensor, vocab_size: int) -> None:
     for value in (int(token_ids.min()), int(token_ids.max())):
         if not 0 <= value < vocab_size:
             raise DataError(f"{what}: {value} is outside the vocabulary of {vocab_size}")
+
+
+class LossSums(NamedTuple):
+    """Losses of a batch.
+
+    Args:
+        cross_entropy: Sum over the labelled tokens.
+        num_labelled: How many those are.
+        balance: Mean of the layers' balance losses, not weighted; None for a model without experts or in eval mode.
+    """
+
+    cross_entropy: Tensor
+    num_labelled: Tensor
+    balance: Tensor | None = None
+
+
+def cut_unlabelled(token_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop the columns on the right in which no row has a label; 3 are kept if there is none at all.
+
+    Args:
+        token_ids: Padded rows.
+        labels: Aligned to them.
+    Shape:
+        token_ids, labels: (B, S)
+        return: two of (B, S'), S' <= S
+    Source: LLaMA2-Accessory, accessory/model/meta.py, MetaModel.forward.
+    """
+    columns = (labels != IGNORE_INDEX).any(0).nonzero()
+    width = int(columns[-1]) + 1 if len(columns) else 3
+    return token_ids[:, :width], labels[:, :width]
 
 
 def loss_sums(

@@ -79,7 +79,7 @@ class Evaluator:
                     passes = torch.tensor(len(own), device=self.dims.device)
                     for number in range(int(self.dims.reduce(passes, dist.ReduceOp.MAX))):
                         batch = own[number] if number < len(own) else idle_batch(self.dims.device)
-                        sums[index, 0] += module(batch.to(self.dims.device)).double()
+                        sums[index, 0] += module(batch.to(self.dims.device))[0].double()
                         sums[index, 1] += batch.num_learnt
         finally:
             for part in was_training:

@@ -38,7 +38,10 @@ def llm_flops(llm: LlamaModel, lengths: Sequence[int], num_learnt: int, *, is_tr
     """
     head = llm.head_dim
     projections = llm.embed_dim * head * (2 * llm.num_heads + 2 * llm.num_kv_heads)
-    per_token = 2 * llm.num_layers * (projections + 3 * llm.embed_dim * llm.hidden_dim)
+    feed_forward = 3 * llm.embed_dim * llm.hidden_dim
+    if llm.moe is not None:
+        feed_forward = llm.moe.num_experts_per_tok * feed_forward + llm.moe.num_experts * llm.embed_dim
+    per_token = 2 * llm.num_layers * (projections + feed_forward)
     attention = 2 * llm.num_layers * llm.num_heads * head  # q k^T and its product with v, half of it causal
     forward = sum(per_token * length + attention * length * length for length in lengths)
     forward += 2 * llm.embed_dim * llm.vocab_size * num_learnt

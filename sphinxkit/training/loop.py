@@ -177,6 +177,9 @@ class TrainLoop:
                 return record | {"skipped": "no sample of this step has a token to learn"}, data
             norm = self.train_step.update(rate)
             record |= {"loss": losses.loss, "losses": losses.streams, "learnt": losses.num_learnt, "grad_norm": norm}
+            if losses.balance is not None:
+                weighted = self.trainable.model.load_balancing_weight * losses.balance
+                record |= {"cross_entropy": losses.loss - weighted, "load_balancing": losses.balance}
         except NonFiniteError as error:
             if plan.on_nonfinite == "stop":
                 raise

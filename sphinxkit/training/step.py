@@ -33,17 +33,20 @@ class LossModule(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> Tensor:
-        """Sum of the cross entropy over the labelled tokens of a batch.
+        """Sum of the cross entropy over the labelled tokens of a batch, and the balance loss (0 without experts).
 
         Every trained parameter takes part in every batch, with or without images, because all processes must reduce the
         same gradients.
+
+        Shape:
+            return: (2,)
         """
         rows = batch.image_rows if batch.pixels is not None else None
-        total, _ = self.model.loss(batch.token_ids, batch.labels, batch.pixels, rows, batch.seq_lens, reduction="none")
+        total, _, balance = self.model.loss_sums(batch.token_ids, batch.labels, batch.pixels, rows, batch.seq_lens)
         if self.model.vision is not None:
             every = [parameter for parameter in self.model.vision.parameters() if parameter.requires_grad]
             total = torch.stack([total, *(parameter.sum().float() * 0.0 for parameter in every)]).sum()
-        return total
+        return torch.stack([total, total.new_zeros(()) if balance is None else balance.to(total.dtype)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +55,16 @@ class StepLosses:
 
     Args:
         loss: Weighted mean of the streams' means; the gradients belong to it. None: no stream had a token in the loss.
-        streams: Mean loss per token of each stream with tokens in the loss.
+            A mixture of experts adds its weighted balance loss.
+        streams: Mean cross entropy per token of each stream with tokens in the loss.
         num_learnt: Tokens in the loss of each stream.
+        balance: Balance loss of a mixture of experts, without its weight: the mean over batches, by stream as the loss.
     """
 
     loss: float | None
     streams: dict[str, float]
     num_learnt: dict[str, int]
+    balance: float | None = None
 
 
 def idle_batch(device: torch.device) -> Batch:
@@ -75,7 +81,8 @@ class TrainStep:
     """Accumulates gradients over batches as for one large batch, and updates the weights.
 
     The loss is ``sum_s w_s mean_s / sum_s w_s``: the mean over all tokens in the loss of each stream s, over all
-    batches and processes, weighted by stream.
+    batches and processes, weighted by stream. A mixture of experts adds to each mean its weight times the
+    mean of the stream's balance losses, each of one batch in one process.
 
     Args:
         module: The loss; sharded or not.
@@ -112,30 +119,42 @@ class TrainStep:
         )
         passes = torch.tensor([len(batches.get(name, ())) for name in names], device=dims.device)
         num_learnt = dims.reduce(counts).tolist()
+        num_batches = dims.reduce(passes.clone()).tolist()
         num_passes = dims.reduce(passes, dist.ReduceOp.MAX).tolist()
+        balance_weight = self.module.model.load_balancing_weight
         total_weight = sum(self.weights[name] for name, count in zip(names, num_learnt, strict=True) if count)
-        sums = torch.zeros(len(names), dtype=torch.float64)
+        sums = torch.zeros(len(names), 2, dtype=torch.float64)
         culprits: list[str] = []
         for index, name in enumerate(names):
             own = batches.get(name, ())
             share = self.weights[name] / total_weight / num_learnt[index] if num_learnt[index] else 0.0
+            balance_share = self.weights[name] / total_weight / num_batches[index] if num_learnt[index] else 0.0
             losses = []
             for number in range(num_passes[index]):
                 batch = own[number].to(dims.device) if number < len(own) else idle_batch(dims.device)
                 loss = self.module(batch)
-                (loss * (share * dims.dp_size)).backward()  # gradients are averaged over processes with other data
+                shares = (share, balance_weight * balance_share if number < len(own) else 0.0)
+                # gradients are averaged over processes with other data
+                (loss * loss.new_tensor(shares).mul_(dims.dp_size)).sum().backward()
                 losses.append(loss.detach().double())
-            for loss, batch in zip(torch.stack(losses).tolist() if losses else [], own, strict=False):
+            for loss, batch in zip(torch.stack(losses).cpu() if losses else [], own, strict=False):
                 sums[index] += loss
-                if not torch.isfinite(torch.tensor(loss)):
+                if not torch.isfinite(loss).all():
                     culprits += batch.ids
         reduced = dims.reduce(sums.to(dims.device)).cpu()
         if not torch.isfinite(reduced).all():
             found = sorted({name for ids in dims.gather(culprits) for name in ids})
             raise NonFiniteError(f"the loss is not finite; samples of the batches that gave it: {', '.join(found)}")
-        means = {n: float(s) / c for n, s, c in zip(names, reduced, num_learnt, strict=True) if c}
-        loss = sum(self.weights[name] * mean for name, mean in means.items()) / total_weight if means else None
-        return StepLosses(loss, means, dict(zip(names, num_learnt, strict=True)))
+        counted = dict(zip(names, num_learnt, strict=True))
+        means = {n: float(s) / c for n, (s, _), c in zip(names, reduced, num_learnt, strict=True) if c}
+        if not means:
+            return StepLosses(None, means, counted)
+        loss = sum(self.weights[name] * mean for name, mean in means.items()) / total_weight
+        if self.module.model.llm.moe is None:
+            return StepLosses(loss, means, counted)
+        pairs = {n: float(b) / c for n, (_, b), c in zip(names, reduced, num_batches, strict=True) if n in means}
+        balance = sum(self.weights[name] * mean for name, mean in pairs.items()) / total_weight
+        return StepLosses(loss + balance_weight * balance, means, counted, balance)
 
     def update(self, rate: float) -> float:
         """Clip the gradients, update the weights and clear the gradients.

@@ -21,7 +21,7 @@ from sphinxkit.llama import LlamaModel, backends
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tokenizer import Tokenizer
 
-TINY = ["llama_ens", "llama_ens5", "llama_ens_light", "llama_ens5_light"]
+TINY = ["llama_ens", "llama_ens5", "llama_ens_light", "llama_ens5_light", "mixtral_sparse_ens5"]
 CROSSED = TINY[0]  # all combinations; the others have the same language model behind other images
 CACHES = {
     "as made": {},

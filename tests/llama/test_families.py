@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sphinxkit import checkpoint, llama
 from sphinxkit.checkpoint.formats.hf import rotary_to_halves
 from sphinxkit.llama import LlamaModel
+from sphinxkit.llama.moe import MoEOptions
 from sphinxkit.tensor_source import ModuleSource
 
 transformers = pytest.importorskip("transformers")
@@ -52,6 +53,11 @@ CASES: dict[str, Case] = {
         "Qwen2",
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
         {"qkv_bias": True, "max_seq_len": 128},
+    ),
+    "mixtral": (
+        "Mixtral",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_theta": 1e6},
+        {"moe": MoEOptions(4, 2, 0.002), "rope_theta": 1e6},
     ),
     "qwen3": ("Qwen3", {"head_dim": 16}, {"qk_norm": True, "head_dim": 16}),
     "qwen3 window": (
@@ -132,7 +138,17 @@ def test_the_same_numbers_as_transformers(name: str, tmp_path: Path) -> None:
 def check_gradients(model: LlamaModel, theirs: Any) -> None:
     key_map = checkpoint.formats.hf.hf_key_map()
     grads = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name in [name for name in grads if ".mlp.experts." in name or ".mlp.gate.weight" in name]:
+        layer, grad = model.layers[int(name.split(".")[2])].mlp, grads[name]
+        own = layer.router.weight.grad  # here and in files the matrices of experts are apart
+        if "gate_up" in name:
+            own = torch.cat([layer.experts.gate_proj.grad, layer.experts.up_proj.grad], 1)
+        elif "down" in name:
+            own = layer.experts.down_proj.grad.transpose(1, 2)
+        torch.testing.assert_close(own, grad, atol=ATOL, rtol=0, msg=name)
     for name, parameter in model.named_parameters():
+        if ".mlp.experts." in name or ".mlp.router." in name:
+            continue
         found = key_map.to_theirs(f"llm.{name}")
         assert found is not None
         heads = {None: None, "query": model.num_heads, "key": model.num_kv_heads, "head": 1}[found[1].rotary]

@@ -89,6 +89,7 @@ def test_every_number_of_a_size_can_be_overridden(name: str) -> None:
         "sliding_window": 5,
         "tie_embeddings": True,
         "attention": "eager",
+        "moe": None,
     }
     assert set(changes) == set(free)
     model = builder(**changes)

@@ -52,7 +52,7 @@ def run(module: LossModule) -> dict[str, torch.Tensor]:
     for name in ("lm_head", "layers.0.mlp.gate_proj", "layers.0.attention.q_proj"):
         keep = llm.get_submodule(name)
         keep.register_forward_hook(lambda _, __, output, name=name: seen.setdefault(name, output))
-    module(collate_packed([Example("a", [1, 5, 6, 7], [-100, 5, 6, 7], None)])).backward()
+    module(collate_packed([Example("a", [1, 5, 6, 7], [-100, 5, 6, 7], None)]))[0].backward()
     return seen
 
 

@@ -1,17 +1,19 @@
 """Hugging Face's layout of Llama's line: ``model*.safetensors`` or ``pytorch_model*.bin`` and ``config.json``.
 
-Source of the names: transformers, models/{llama,mistral,qwen2,qwen3}/modeling_*.py.
+Source of the names: transformers, models/{llama,mistral,mixtral,qwen2,qwen3}/modeling_*.py. Mixtral's files hold the
+matrices of every expert apart.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
@@ -33,6 +35,7 @@ from sphinxkit.checkpoint.sharding import MergedTensor, bitwise_equal
 from sphinxkit.checkpoint.verify import torch_files_checks
 from sphinxkit.checkpoint.writing import (
     Convert,
+    Piece,
     TensorInput,
     Texts,
     WriteOptions,
@@ -42,10 +45,14 @@ from sphinxkit.checkpoint.writing import (
 )
 from sphinxkit.errors import CheckpointError
 from sphinxkit.tensor_files.files import read_json, read_tensor_files
+from sphinxkit.tensor_files.lazy import StoredTensor
+from sphinxkit.tensor_files.spec import TensorSpec
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 _HF_EMBEDDING, _HF_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_EXPERT = re.compile(r"(.*\.block_sparse_moe\.experts\.)(\d+)\.(w[123])\.weight")
+_EXPERTS = re.compile(r"(.*\.block_sparse_moe\.experts\.)(w[123])")
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+(\.safetensors|\.bin)")
 _LLAMA_EOS = 2  # transformers' default of eos_token_id, LlamaConfig; it is Llama's tokenizer's own
 
@@ -64,6 +71,13 @@ _HF_RULES = [
     NameRule(f"{_HF_LAYER}mlp.gate_proj.weight", f"{_OUR_LAYER}mlp.gate_proj.weight"),
     NameRule(f"{_HF_LAYER}mlp.up_proj.weight", f"{_OUR_LAYER}mlp.up_proj.weight"),
     NameRule(f"{_HF_LAYER}mlp.down_proj.weight", f"{_OUR_LAYER}mlp.down_proj.weight"),
+    NameRule(f"{_HF_LAYER}block_sparse_moe.gate.weight", f"{_OUR_LAYER}mlp.router.weight"),
+    *(
+        NameRule(
+            f"{_HF_LAYER}block_sparse_moe.experts.{theirs}", f"{_OUR_LAYER}mlp.experts.{ours}"
+        )  # joined, see below
+        for theirs, ours in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj"))
+    ),
     NameRule(f"{_HF_LAYER}input_layernorm.weight", f"{_OUR_LAYER}attention_norm.weight"),
     NameRule(f"{_HF_LAYER}post_attention_layernorm.weight", f"{_OUR_LAYER}mlp_norm.weight"),
     NameRule("model.norm.weight", "llm.norm.weight"),
@@ -74,6 +88,66 @@ _HF_RULES = [
 def hf_key_map() -> KeyMap:
     """Names of Hugging Face's ``LlamaForCausalLM`` and its descendants."""
     return KeyMap(_HF_RULES, derived=[r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"])
+
+
+def join_experts(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors with one for all experts' matrices, (experts, hidden, D), in place of one for each.
+
+    Args:
+        stored: Under the files' names.
+    Raises:
+        CheckpointError: An expert is missing, or differs in shape or dtype from the first.
+    """
+    joined: dict[str, StoredTensor] = {}
+    groups: dict[str, dict[int, StoredTensor]] = {}
+    for name, tensor in stored.items():
+        if match := _EXPERT.fullmatch(name):
+            groups.setdefault(match[1] + match[3], {})[int(match[2])] = tensor
+        else:
+            joined[name] = tensor
+    for name, group in groups.items():
+        parts = [group[expert] for expert in sorted(group)]
+        first = parts[0]
+        if sorted(group) != list(range(len(group))) or any(
+            (part.shape, part.dtype) != (first.shape, first.dtype) or len(part.shape) != 2 for part in parts
+        ):
+            raise CheckpointError(
+                f"{first.file}: {name!r}: experts {sorted(group)} exist, with shapes "
+                f"{sorted({part.shape for part in parts})}; expected 0, 1, 2, ... alike"
+            )
+        is_turned = name.endswith("w2")
+        shape = (len(parts), *(reversed(first.shape) if is_turned else first.shape))
+        joined[name] = replace(first, name=name, shape=shape, view=partial(_stack, parts, is_turned))
+    return joined
+
+
+def _stack(parts: Sequence[StoredTensor], is_turned: bool) -> Tensor:
+    return torch.stack([part.view().t() if is_turned else part.view() for part in parts])
+
+
+def part_experts(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces with one for each expert's matrix in place of one for all.
+
+    Args:
+        pieces: From ``pieces_of``.
+    """
+    parted: list[Piece] = []
+    for piece in pieces:
+        match = _EXPERTS.fullmatch(piece.spec.name)
+        if match is None:
+            parted.append(piece)
+            continue
+        is_turned = match[2] == "w2"
+        count, *shape = piece.spec.shape
+        shape = shape[::-1] if is_turned else shape
+        for expert in range(count):
+            spec = TensorSpec(f"{match[1]}{expert}.{match[2]}.weight", tuple(shape), piece.spec.dtype)
+            parted.append(Piece(spec, piece.key, None, partial(_take_expert, expert=expert, is_turned=is_turned)))
+    return parted
+
+
+def _take_expert(tensor: Tensor, expert: int, is_turned: bool) -> Tensor:
+    return tensor[expert].t().contiguous() if is_turned else tensor[expert]
 
 
 def rotary_to_pairs(tensor: Tensor, num_heads: int) -> Tensor:
@@ -229,7 +303,8 @@ class HuggingFace(Format):
         key_map = hf_key_map()
         tied = {_HF_HEAD} if config.get("tie_word_embeddings") else set()
         stored, files = read_tensor_files(weights, lambda name: name in tied or key_map.is_derived(name))
-        refuse_unsupported(stored, str(folder))
+        stored = join_experts(stored)
+        refuse_unsupported(stored, str(folder), key_map)
         if not any(key_map.to_ours(name) for name in stored):
             raise CheckpointError(
                 f"{folder}: holds no 'model.embed_tokens.weight', so it is not a Llama in this layout"
@@ -276,7 +351,7 @@ class HuggingFace(Format):
         convert = partial(
             rotary, rotary_to_halves, num_heads=numbers["num_heads"], num_kv_heads=numbers["num_kv_heads"]
         )
-        pieces = pieces_of(source, hf_key_map(), conversion=convert)
+        pieces = part_experts(pieces_of(source, hf_key_map(), conversion=convert))
         weight_map, written = write_safetensors_shards(folder, source, pieces, options.max_shard_bytes, checksum=False)
         config = hf_from_numbers(numbers, str(source.dtype(EMBEDDING)).removeprefix("torch."))
         ends = list(options.recipe.get("end_ids") or ()) if options.recipe else []

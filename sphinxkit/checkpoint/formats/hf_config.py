@@ -14,7 +14,6 @@ from sphinxkit.registry import suggest
 
 SPHINX = "sphinx"
 """``model_type`` of a whole SPHINX; see ``hf_sphinx``."""
-_NORM_EPS = 1e-6  # transformers' default of rms_norm_eps, in all families
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,12 @@ class _Family:
         num_kv_heads: Default of ``num_key_value_heads``; None: as many as query heads.
         head_dim: Default of ``head_dim``; None: ``hidden_size / num_attention_heads``.
         window: Default of ``sliding_window``.
+        has_window: Whether there may be one.
         has_window_switch: Whether a window counts with ``use_sliding_window`` alone.
         options: Of our model.
+        norm_eps: Default of ``rms_norm_eps``.
+        rope_theta: Default of ``rope_theta``.
+        has_experts: Whether it is a mixture of experts.
     """
 
     architecture: str
@@ -38,11 +41,16 @@ class _Family:
     window: int | None = None
     has_window_switch: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    has_window: bool = True
+    norm_eps: float = 1e-6
+    rope_theta: float = LLM_DEFAULTS["rope_theta"]
+    has_experts: bool = False
 
 
 _FAMILIES = {
-    "llama": _Family("LlamaForCausalLM", 2048),
+    "llama": _Family("LlamaForCausalLM", 2048, has_window=False),
     "mistral": _Family("MistralForCausalLM", 131072, 8, window=4096),
+    "mixtral": _Family("MixtralForCausalLM", 131072, 8, norm_eps=1e-5, rope_theta=1e6, has_experts=True),
     "qwen2": _Family("Qwen2ForCausalLM", 32768, 32, None, 4096, True, {"qkv_bias": True}),
     "qwen3": _Family("Qwen3ForCausalLM", 32768, 32, 128, 4096, True, {"qk_norm": True}),
 }
@@ -54,9 +62,14 @@ _NUMBERS = (
     *("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings", "tie_word_embeddings"),
     *("sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "model_type"),
 )
+_EXPERT_DEFAULTS: dict[str, Any] = {
+    "num_local_experts": 8, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001,
+}  # fmt: skip
+"""Of Mixtral. Source: transformers 5.24, models/mixtral/configuration_mixtral.py."""
 _ONLY: dict[str, Any] = {
     **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_interleaved": False},
     **{"partial_rotary_factor": 1.0, "is_encoder_decoder": False, "add_cross_attention": False},
+    **{"router_jitter_noise": 0.0},
 }
 """Keys with one value that the model here has."""
 NO_NUMBER = frozenset(
@@ -68,6 +81,7 @@ NO_NUMBER = frozenset(
         *("return_dict", "output_attentions", "output_hidden_states", "torchscript", "use_bfloat16", "problem_type"),
         *("id2label", "label2id", "num_labels", "chunk_size_feed_forward", "task_specific_params", "is_decoder"),
         *("transformers.js_config", "unsloth_version", "unsloth_fixed", "max_length", "model_max_length"),
+        "output_router_logits",
     )
 )
 """Keys that say nothing about a forward pass."""
@@ -139,16 +153,17 @@ def llm_from_hf(config: Mapping[str, Any], file: Path, vocab_size: int) -> dict[
         CheckpointError: Another family, or keys and values that the model here does not have; the message names them.
     """
     kind = str(config.get("model_type")).lower()
-    if "mixtral" in kind or "moe" in kind or config.get("num_local_experts") or config.get("num_experts"):
-        raise CheckpointError(
-            f"{file}: model_type {config.get('model_type')!r} is a mixture-of-experts model, which is not supported yet"
-        )
     family = _FAMILIES.get(kind)
+    has_experts = "moe" in kind or config.get("num_local_experts") or config.get("num_experts")
+    if has_experts and not (family and family.has_experts):
+        raise CheckpointError(
+            f"{file}: model_type {config.get('model_type')!r} is a mixture of experts; of those only 'mixtral' is known"
+        )
     if family is None:
         raise CheckpointError(f"{file}: model_type is {config.get('model_type')!r}; known: {', '.join(_FAMILIES)}")
     raise_errors(f"{file} cannot be followed", _wrong_numbers(config))
     errors: list[str] = []
-    known = {*_NUMBERS, *_ONLY, *NO_NUMBER}
+    known = {*_NUMBERS, *_ONLY, *NO_NUMBER, *(_EXPERT_DEFAULTS if family.has_experts else ())}
     errors += [
         f"unknown key {key!r} with the value {value!r:.60}{suggest(key, known)}"
         for key, value in config.items()
@@ -174,22 +189,38 @@ def llm_from_hf(config: Mapping[str, Any], file: Path, vocab_size: int) -> dict[
         llm["num_kv_heads"] = kv_heads
     options = {
         "max_seq_len": max_positions,
-        "norm_eps": _given(config, "rms_norm_eps", _NORM_EPS),
+        "norm_eps": _given(config, "rms_norm_eps", family.norm_eps),
         "rope_theta": theta,
         "rope_scaling": scaling,
         "head_dim": None if head_dim is None or head_dim * heads == width else head_dim,
         "sliding_window": _window_from_hf(config, family, errors),
         "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
+        "moe": _moe_from_hf(config, errors) if family.has_experts else None,
         **family.options,
     }
     raise_errors(f"{file} cannot be followed", errors)
     return {**llm, **differing(options), "attention": "auto"}
 
 
+def _moe_from_hf(config: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
+    """``moe``. Transformers adds up the k choices of a token in its balance loss, where here their mean is taken."""
+    experts, chosen, weight = (_given(config, key, default) for key, default in _EXPERT_DEFAULTS.items())
+    for key, value in (("num_local_experts", experts), ("num_experts_per_tok", chosen)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            errors.append(f"{key!r} is {value!r:.60}, expected a positive whole number")
+            return {}
+    if chosen > experts:
+        errors.append(f"'num_experts_per_tok' is {chosen}, more than 'num_local_experts' {experts}")
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+        errors.append(f"'router_aux_loss_coef' is {weight!r:.60}, expected a number")
+        return {}
+    return {"num_experts": experts, "num_experts_per_tok": chosen, "load_balancing_weight": float(weight * chosen)}
+
+
 def _rope_from_hf(config: Mapping[str, Any], family: _Family, errors: list[str]) -> tuple[float, Any, int]:
     """``rope_theta``, ``rope_scaling`` and ``max_seq_len``."""
     rope = {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
-    theta = _given(config, "rope_theta", _given(rope, "rope_theta", LLM_DEFAULTS["rope_theta"]))
+    theta = _given(config, "rope_theta", _given(rope, "rope_theta", family.rope_theta))
     max_positions = _given(config, "max_position_embeddings", family.max_positions)
     kind = _given(rope, "rope_type", _given(rope, "type", "default"))
     if kind not in ("default", "linear", *_ROPE_OF):
@@ -226,7 +257,7 @@ def _window_from_hf(config: Mapping[str, Any], family: _Family, errors: list[str
     """``sliding_window``: of all layers or of none."""
     window = config.get("sliding_window", family.window)
     layers = config["num_hidden_layers"]
-    if family.window is None and window is not None:
+    if not family.has_window and window is not None:
         errors.append(f"'sliding_window' is {window!r}, which model_type {config['model_type']!r} has not")
     is_on = config.get("use_sliding_window", False) if family.has_window_switch else True
     first = _given(config, "max_window_layers", 28) if family.has_window_switch else 0  # 28: transformers' default
@@ -241,7 +272,7 @@ def _window_from_hf(config: Mapping[str, Any], family: _Family, errors: list[str
 
 
 def hf_from_numbers(numbers: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """A ``config.json`` for the class of transformers that computes the same: Llama, Mistral, Qwen2 or Qwen3.
+    """A ``config.json`` for the class of transformers that computes the same: Llama, Mistral, Mixtral, Qwen2 or Qwen3.
 
     Args:
         numbers: What :func:`~sphinxkit.checkpoint.llm_config.full_numbers` gives.
@@ -252,7 +283,14 @@ def hf_from_numbers(numbers: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     window = numbers["sliding_window"]
     if numbers["qkv_bias"] and numbers["qk_norm"]:
         raise CheckpointError("format 'hf' has no class with both qkv_bias and qk_norm; write \"sphinxkit\"")
-    if numbers["qk_norm"] or numbers["qkv_bias"]:
+    moe = numbers["moe"]
+    if moe is not None and (numbers["qk_norm"] or numbers["qkv_bias"]):
+        raise CheckpointError("format 'hf' has no class with experts and qkv_bias or qk_norm; write \"sphinxkit\"")
+    if moe is not None:
+        coefficient = moe["load_balancing_weight"] / moe["num_experts_per_tok"]
+        values = (moe["num_experts"], moe["num_experts_per_tok"], coefficient)
+        kind, beside = "mixtral", {"sliding_window": window, **dict(zip(_EXPERT_DEFAULTS, values, strict=True))}
+    elif numbers["qk_norm"] or numbers["qkv_bias"]:
         kind = "qwen3" if numbers["qk_norm"] else "qwen2"
         beside = {"use_sliding_window": window is not None, "sliding_window": window, "max_window_layers": 0}
     elif window is not None:
@@ -282,7 +320,7 @@ def hf_from_numbers(numbers: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         "rope_theta": numbers["rope_theta"],
         "rope_scaling": rope,
         "hidden_act": "silu",
-        **({} if kind == "qwen2" else {"attention_bias": False}),
+        **({} if kind in ("qwen2", "mixtral") else {"attention_bias": False}),
         **beside,
         "tie_word_embeddings": numbers["tie_embeddings"],
         "torch_dtype": dtype,

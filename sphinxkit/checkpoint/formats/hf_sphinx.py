@@ -21,6 +21,8 @@ from sphinxkit.checkpoint.formats.hf import (
     check_tie,
     find_weights,
     hf_key_map,
+    join_experts,
+    part_experts,
     rotary,
     rotary_to_halves,
     rotary_to_pairs,
@@ -94,7 +96,10 @@ class HuggingFaceSphinx(Format):
         key_map = hf_sphinx_key_map()
         is_tied = bool(config.get("tie_word_embeddings") or llm.get("tie_word_embeddings"))
         stored, files = read_tensor_files(weights, lambda name: is_tied and name == _HEAD)
-        refuse_unsupported([name for name in stored if not name.startswith("model.vision_tower.")], str(folder))
+        stored = join_experts(stored)
+        refuse_unsupported(
+            [name for name in stored if not name.startswith("model.vision_tower.")], str(folder), key_map
+        )
         errors: list[str] = []
         merged: dict[str, MergedTensor] = {}
         for name, tensor in stored.items():
@@ -131,7 +136,7 @@ class HuggingFaceSphinx(Format):
         convert = partial(
             rotary, rotary_to_halves, num_heads=numbers["num_heads"], num_kv_heads=numbers["num_kv_heads"]
         )
-        pieces = pieces_of(source, hf_sphinx_key_map(), conversion=convert)
+        pieces = part_experts(pieces_of(source, hf_sphinx_key_map(), conversion=convert))
         weight_map, written = write_safetensors_shards(folder, source, pieces, options.max_shard_bytes, checksum=False)
         dtype = str(source.dtype(EMBEDDING)).removeprefix("torch.")
         ids, texts = companion_files(options.tokenizer, options.files_of, recipe.get("end_ids") or [])

@@ -1,6 +1,7 @@
 """Meta's layout of Llama: ``consolidated.NN.pth`` and ``params.json``.
 
-The released SPHINX files keep their language model the same way, so its names and numbers stand here for both.
+The released SPHINX files keep their language model the same way, so its names and numbers stand here for both. A
+mixture of experts (``mixtral_sparse``) has its own defaults. Each of its shards holds a slice of every expert.
 
 Source: meta-llama/llama, llama/model.py (names); LLaMA2-Accessory, accessory/model/LLM/llama.py (numbers).
 """
@@ -8,7 +9,8 @@ Source: meta-llama/llama, llama/model.py (names); LLaMA2-Accessory, accessory/mo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from sphinxkit.tensor_files.torch_zip import read_torch_file
 SHARD_NAME = "consolidated.{:02d}.pth"
 PARAMS_NAME = "params.json"
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
+_FLAT = re.compile(r"(.*layers\.\d+\.feed_forward\.)w[123]")  # without ".weight"
 
 # Defaults of LLaMA2-Accessory's ModelArgs (accessory/model/LLM/llama.py), which are also those of Meta's files.
 _DEFAULTS: dict[str, Any] = {
@@ -49,12 +52,20 @@ _DEFAULTS: dict[str, Any] = {
     "rope_theta": 10000.0,
     "rope_scaling": None,
 }
+_MOE_DEFAULTS: dict[str, Any] = {
+    **{"dim": 4096, "hidden_dim": 16384, "n_layers": 32, "n_heads": 32, "n_kv_heads": None, "norm_eps": 1e-5},
+    **{"rope_theta": 1000000.0, "rope_scaling": None, "moe": {"num_experts_per_tok": 2, "num_experts": 8}},
+}
+"""Defaults of ``mixtral_sparse*`` (accessory/model/LLM/mixtral_sparse.py, ModelArgs), but for the weight below."""
+BALANCE_WEIGHTS = {"mixtral_sparse": 0.1, "mixtral_sparse_ens": 0.1, "mixtral_sparse_ens5": 0.01}
+"""Default of ``load_balancing_weight`` by ``llama_type``. Source: the file of each type, ModelArgs."""
+_UNREAD = ("head_dim",)  # of a mixture of experts: dim / n_heads counts
 # Always overridden by the tokenizer and the caller, or about training alone: known, but they decide nothing here.
 _IGNORED = (
     *("vocab_size", "max_batch_size", "max_seq_len", "load_pretrained_visual_encoder", "trainable_mode"),
     *("lora_rank", "bias_tuning"),  # the tensors tell
 )
-_WHOLE = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of")
+_WHOLE = ("dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "hidden_dim")
 _SHARED = ("norm_eps", "rope_theta", "rope_scaling")  # called the same in a recipe
 _MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 
@@ -71,6 +82,10 @@ def llama_rules(prefix: str) -> list[NameRule]:
         NameRule(f"{layer}feed_forward.w1.weight", f"{ours}mlp.gate_proj.weight", 0),
         NameRule(f"{layer}feed_forward.w2.weight", f"{ours}mlp.down_proj.weight", 1),
         NameRule(f"{layer}feed_forward.w3.weight", f"{ours}mlp.up_proj.weight", 0),
+        NameRule(f"{layer}feed_forward.gate.weight", f"{ours}mlp.router.weight"),
+        NameRule(f"{layer}feed_forward.w1", f"{ours}mlp.experts.gate_proj", 1, is_flat=True),
+        NameRule(f"{layer}feed_forward.w2", f"{ours}mlp.experts.down_proj", 1, is_flat=True),
+        NameRule(f"{layer}feed_forward.w3", f"{ours}mlp.experts.up_proj", 1, is_flat=True),
         NameRule(f"{layer}attention_norm.weight", f"{ours}attention_norm.weight"),
         NameRule(f"{layer}ffn_norm.weight", f"{ours}mlp_norm.weight"),
         NameRule(f"{prefix}norm.weight", "llm.norm.weight"),
@@ -81,6 +96,34 @@ def llama_rules(prefix: str) -> list[NameRule]:
 def meta_key_map() -> KeyMap:
     """Names of Meta's ``consolidated.NN.pth``."""
     return KeyMap(llama_rules(""), derived=[r"rope\.freqs", r"layers\.\d+\.attention\.inner_attention\.rope\.freqs"])
+
+
+def unpack_experts(shards: Sequence[Mapping[str, StoredTensor]]) -> list[dict[str, StoredTensor]]:
+    """The shards with experts' matrices (experts, rows, D) in place of (experts * rows, D).
+
+    Args:
+        shards: The tensors of each file; the router beside a matrix tells the number of experts.
+    Raises:
+        CheckpointError: The rows cannot be divided among the experts.
+    """
+    return [{name: _unpacked(tensor, shard) for name, tensor in shard.items()} for shard in shards]
+
+
+def _unpacked(tensor: StoredTensor, shard: Mapping[str, StoredTensor]) -> StoredTensor:
+    match = _FLAT.fullmatch(tensor.name)
+    router = shard.get(f"{match[1]}gate.weight") if match else None
+    if router is None or len(tensor.shape) != 2 or not router.shape:
+        return tensor
+    experts, (rows, width) = router.shape[0], tensor.shape
+    if not experts or rows % experts:
+        raise CheckpointError(f"{tensor.file}: {tensor.name!r} has {rows} rows, which {experts} experts cannot share")
+    shape = (experts, rows // experts, width)
+    return replace(tensor, shape=shape, view=lambda: tensor.view().view(shape))
+
+
+def has_experts(names: Iterable[str]) -> bool:
+    """Whether tensors of a mixture of experts are among names of Meta's or the released files."""
+    return any(_FLAT.fullmatch(name) for name in names)
 
 
 def ffn_hidden_dim(embed_dim: int, multiple_of: int, ffn_dim_multiplier: float | None = None) -> int:
@@ -111,25 +154,33 @@ def ffn_rule(embed_dim: int, hidden_dim: int) -> tuple[int, float | None]:
     return 1, (hidden_dim + 0.5) / int(2 * 4 * embed_dim / 3)
 
 
-def llm_from_meta(config: Mapping[str, Any], file: Path, vocab_size: int) -> dict[str, Any]:
+def llm_from_meta(
+    config: Mapping[str, Any], file: Path, vocab_size: int, balance_weight: float | None = None
+) -> dict[str, Any]:
     """The recipe's ``llm`` part from a released ``config.json`` or a ``params.json``.
 
     Args:
         config: The file's content; keys that are missing take the public implementation's defaults.
         file: For messages.
         vocab_size: Rows of the embedding; overrides the file.
+        balance_weight: Default of ``load_balancing_weight``, for a mixture of experts; None for one feed-forward layer.
     Raises:
         CheckpointError: Unknown keys, or numbers that are none.
     """
-    if moe := next((key for key in config if "moe" in key.lower() or "expert" in key.lower()), None):
-        raise CheckpointError(f"{file}: {moe!r}: a mixture-of-experts model, which is not supported yet")
-    known = (*_DEFAULTS, *_IGNORED)
+    if balance_weight is None:
+        if moe := next((key for key in config if "moe" in key.lower() or "expert" in key.lower()), None):
+            raise CheckpointError(f"{file}: {moe!r}: a mixture of experts, but the files hold none, or another type's")
+        defaults = _DEFAULTS
+    else:
+        defaults = {**_MOE_DEFAULTS, "load_balancing_weight": balance_weight}
+    known = (*defaults, *_IGNORED, *(() if balance_weight is None else _UNREAD))
     raise_errors(f"{file}: unknown keys", [f"{key!r}{suggest(key, known)}" for key in config if key not in known])
-    values = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    values = {**defaults, **{key: value for key, value in config.items() if key in defaults}}
+    moe_numbers = _checked_moe(values.pop("moe", None), values.pop("load_balancing_weight", None), file)
     for key, value in values.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
         is_whole = key in _WHOLE
-        if value is None and _DEFAULTS[key] is None:
+        if value is None and defaults[key] is None:
             continue
         if not is_number or (is_whole and value != int(value)):
             raise CheckpointError(
@@ -141,15 +192,36 @@ def llm_from_meta(config: Mapping[str, Any], file: Path, vocab_size: int) -> dic
         "embed_dim": values["dim"],
         "num_layers": values["n_layers"],
         "num_heads": values["n_heads"],
-        "hidden_dim": ffn_hidden_dim(values["dim"], values["multiple_of"], values["ffn_dim_multiplier"]),
+        "hidden_dim": values["hidden_dim"]
+        if moe_numbers
+        else ffn_hidden_dim(values["dim"], values["multiple_of"], values["ffn_dim_multiplier"]),
     }
     if values["n_kv_heads"] not in (None, values["n_heads"]):
         llm["num_kv_heads"] = values["n_kv_heads"]
-    return {**llm, **differing({key: values[key] for key in _SHARED}), "attention": "auto"}
+    return {**llm, **differing({key: values[key] for key in _SHARED}), **moe_numbers, "attention": "auto"}
+
+
+def _checked_moe(moe: Any, balance_weight: Any, file: Path) -> dict[str, Any]:
+    """The recipe's ``moe`` from a configuration's; nothing for a model without experts."""
+    if balance_weight is None and moe is None:
+        return {}
+    names = ("num_experts", "num_experts_per_tok")
+    if not isinstance(moe, Mapping) or sorted(moe) != sorted(names):
+        raise CheckpointError(f"{file}: 'moe' is {moe!r}, expected an object with {' and '.join(names)}")
+    wrong = [name for name in names if not isinstance(moe[name], int) or isinstance(moe[name], bool) or moe[name] < 1]
+    if wrong or moe["num_experts_per_tok"] > moe["num_experts"]:
+        raise CheckpointError(f"{file}: 'moe' is {moe!r}, expected whole numbers, num_experts the larger one")
+    if not isinstance(balance_weight, int | float) or isinstance(balance_weight, bool) or balance_weight < 0:
+        raise CheckpointError(f"{file}: 'load_balancing_weight' is {balance_weight!r}, expected a number")
+    return {"moe": {**{name: moe[name] for name in names}, "load_balancing_weight": float(balance_weight)}}
 
 
 def read_llm(
-    fitting: Fitting, tensors: Mapping[str, MergedTensor], config: Mapping[str, Any], file: Path
+    fitting: Fitting,
+    tensors: Mapping[str, MergedTensor],
+    config: Mapping[str, Any],
+    file: Path,
+    balance_weight: float | None = None,
 ) -> dict[str, Any] | str:
     """The recipe's ``llm`` part from a configuration, compared with the tensors; a string says why there is none.
 
@@ -158,14 +230,15 @@ def read_llm(
         tensors: Under canonical names.
         config: The file's content.
         file: For messages.
+        balance_weight: See :func:`llm_from_meta`.
     Raises:
         CheckpointError: Unknown keys, numbers that are none, or (unless deferred) tensors that do not fit.
     """
     vocab_size = fitting.vocab_size(tensors, config)
     if vocab_size is None:
         fitting.raise_all()
-        return fitting.no_embedding(llm_from_meta(config, file, 1), tensors)
-    llm = llm_from_meta(config, file, vocab_size)
+        return fitting.no_embedding(llm_from_meta(config, file, 1, balance_weight), tensors)
+    llm = llm_from_meta(config, file, vocab_size, balance_weight)
     fitting.compare(llm, tensors, file)
     return llm
 
@@ -176,20 +249,25 @@ def meta_from_numbers(numbers: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         numbers: What :func:`~sphinxkit.checkpoint.llm_config.full_numbers` gives.
     """
-    multiple_of, multiplier = ffn_rule(numbers["embed_dim"], numbers["hidden_dim"])
     config: dict[str, Any] = {
         "dim": numbers["embed_dim"],
         "n_layers": numbers["num_layers"],
         "n_heads": numbers["num_heads"],
         "vocab_size": numbers["vocab_size"],
-        "multiple_of": multiple_of,
         "norm_eps": numbers["norm_eps"],
     }
     if numbers["num_kv_heads"] != numbers["num_heads"]:
         config["n_kv_heads"] = numbers["num_kv_heads"]
-    if multiplier is not None:
-        config["ffn_dim_multiplier"] = multiplier
-    if numbers["rope_theta"] != _DEFAULTS["rope_theta"]:
+    moe = numbers["moe"]
+    if moe is not None:
+        config["hidden_dim"] = numbers["hidden_dim"]
+        config["moe"] = {key: moe[key] for key in ("num_experts_per_tok", "num_experts")}
+        config["load_balancing_weight"] = moe["load_balancing_weight"]
+    else:
+        config["multiple_of"], multiplier = ffn_rule(numbers["embed_dim"], numbers["hidden_dim"])
+        if multiplier is not None:
+            config["ffn_dim_multiplier"] = multiplier
+    if moe is not None or numbers["rope_theta"] != _DEFAULTS["rope_theta"]:  # the default differs between types
         config["rope_theta"] = numbers["rope_theta"]
     if numbers["rope_scaling"] is not None:
         config["rope_scaling"] = numbers["rope_scaling"]
@@ -256,19 +334,22 @@ class Meta(Format):
         dim = params.get("dim") if params is not None else None
         if dim is not None and not isinstance(dim, int):
             raise CheckpointError(f"{path}: 'dim' is {dim!r}, expected a positive whole number")
-        shards = [read_torch_file(file) for file in files]
-        refuse_unsupported([name for shard in shards for name in shard], str(files[0]))
+        shards = unpack_experts([read_torch_file(file) for file in files])
+        refuse_unsupported([name for shard in shards for name in shard], str(files[0]), meta_key_map())
         if (query := shards[0].get("layers.0.attention.wq.weight")) is not None:
             _check_shard_count(folder, query.shape, len(files))
         fitting = Fitting(folder, meta_key_map(), options.defer_errors)
         split_dim = partial(_split_dim, dim)
-        merged, _ = merge_shards(folder, shards, fitting.key_map, options.replicas, split_dim, fitting.errors)
+        merged, _ = merge_shards(
+            folder, unpack_experts(shards), fitting.key_map, options.replicas, split_dim, fitting.errors
+        )
         recipe: dict[str, Any] | str
         if params is None:
             fitting.raise_all()
             recipe = f"there is no {PARAMS_NAME}, so the model's numbers are not known; give a recipe"
         else:
-            llm = read_llm(fitting, merged, params, path)
+            balance_weight = BALANCE_WEIGHTS["mixtral_sparse"] if has_experts(shards[0]) else None
+            llm = read_llm(fitting, merged, params, path, balance_weight)
             recipe = llm if isinstance(llm, str) else model_recipe(llm)
         return Checkpoint(
             folder,

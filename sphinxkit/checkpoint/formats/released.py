@@ -19,7 +19,21 @@ from typing import Any
 
 from sphinxkit.checkpoint.accessory_adapters import SUFFIX, check_updates, take_adapters
 from sphinxkit.checkpoint.formats.base import Format, OpenOptions, register
-from sphinxkit.checkpoint.formats.meta import PARAMS_NAME, llama_rules, meta_from_numbers, read_llm
+from sphinxkit.checkpoint.formats.meta import (
+    BALANCE_WEIGHTS,
+    PARAMS_NAME,
+    has_experts,
+    llama_rules,
+    meta_from_numbers,
+    read_llm,
+    unpack_experts,
+)
+from sphinxkit.checkpoint.formats.released_encoders import (
+    encoder_options,
+    encoders_json,
+    options_of,
+    with_encoder_options,
+)
 from sphinxkit.checkpoint.keymap import KeyMap, NameRule
 from sphinxkit.checkpoint.llm_config import Fitting, embedding_rows, model_recipe, refuse_unsupported
 from sphinxkit.checkpoint.opened import Checkpoint
@@ -48,13 +62,6 @@ _UNUSED: dict[str, list[str]] = {
 }
 
 
-def _options_of(entry: Any) -> dict[str, Any]:
-    """A component's ``{type: name, ...}`` whichever way a recipe writes it."""
-    if entry is None:
-        return {}
-    return {"type": entry} if isinstance(entry, str) else dict(entry)
-
-
 def sphinx_key_map(vision: Mapping[str, Any] | None) -> KeyMap:
     """Names of the released SPHINX files.
 
@@ -67,7 +74,7 @@ def sphinx_key_map(vision: Mapping[str, Any] | None) -> KeyMap:
         rules += [NameRule("llma.start_img", "vision.start_token"), NameRule("llma.end_img", "vision.end_token")]
         for index, branch in enumerate(vision["branches"]):
             ours = f"vision.branches.{index}."
-            names = [_options_of(entry)["type"] for entry in branch["encoders"]]
+            names = [options_of(entry)["type"] for entry in branch["encoders"]]
             projector = "qformer_proj" if "blip2_qformer" in names else "visual_proj"
             rules += [
                 NameRule(f"llma.{projector}.0.*", f"{ours}projector.proj.*"),
@@ -106,6 +113,16 @@ def _light(image_size: int, rows: int = 1) -> dict[str, Any]:
     return _arrangement(image_size, rows, 512, [{"encoders": encoders, "mixer": _MIXER, "projector": _PROJECTOR}])
 
 
+def _sparse(image_size: int, rows: int = 1) -> dict[str, Any]:
+    """The encoders of ``_full`` with the views of ``_light``."""
+    branches = copy.deepcopy(_full(image_size, rows)["branches"])
+    convnext, dinov2 = _light(image_size, rows)["branches"][0]["encoders"]
+    small = {"tile_size": dinov2["tile_size"]}
+    branches[0]["encoders"] = [{"type": "blip2_qformer", **small}]
+    branches[1]["encoders"] = [{"type": "clip_vit_large_patch14", **small}, convnext, dinov2]
+    return _arrangement(image_size, rows, 512, branches)
+
+
 def _arrangement(image_size: int, rows: int, tile_size: int, branches: list[dict[str, Any]]) -> dict[str, Any]:
     tiler = {"type": "grid", "rows": rows, "cols": rows, "tile_size": tile_size, "thumbnail": True}
     several = {"tiler": tiler} if rows > 1 else {}  # a single view needs none
@@ -120,6 +137,9 @@ LLAMA_TYPES: dict[str, dict[str, Any] | None] = {
     "llama_ens5p2": _full(448, 2, tile_pool=2),
     "llama_ens_light": _light(512),
     "llama_ens5_light": _light(1024, 2),
+    "mixtral_sparse": None,
+    "mixtral_sparse_ens": _sparse(512),
+    "mixtral_sparse_ens5": _sparse(1024, 2),
 }
 """The ``llama_type`` of ``meta.json`` -> a recipe's ``vision`` part (None: text only)."""
 
@@ -131,11 +151,14 @@ def vision_of_type(llama_type: str, where: str) -> dict[str, Any] | None:
         llama_type: As in ``meta.json``.
         where: The file that says so, for messages.
     Raises:
-        CheckpointError: A mixture-of-experts type (not supported yet), or an unknown name.
+        CheckpointError: An unknown name, or a mixture of experts whose shards hold whole experts.
     """
     what = f"llama_type {llama_type!r}"
-    if "mixtral" in llama_type or "moe" in llama_type:
-        raise CheckpointError(f"{where}: {what} is a mixture-of-experts model, which is not supported yet")
+    if llama_type == "mixtral":
+        raise CheckpointError(
+            f"{where}: {what} is a mixture of experts whose shards hold whole experts each, which is not supported; "
+            f"known are {', '.join(BALANCE_WEIGHTS)}"
+        )
     plain = llama_type.removesuffix(SUFFIX)  # adapters change no arrangement
     if plain not in LLAMA_TYPES:
         hint = "." if plain != llama_type else suggest(llama_type, LLAMA_TYPES) or "."
@@ -148,16 +171,16 @@ def _signature(vision: Mapping[str, Any] | None) -> Any:
     if vision is None:
         return None
     size = vision["image_size"]
-    tiler = _options_of(vision.get("tiler"))
+    tiler = options_of(vision.get("tiler"))
     single = {"type": "grid", "rows": 1, "cols": 1, "tile_size": size, "thumbnail": False}
     defaults = {"rows": 2, "cols": 2, "tile_size": 224, "thumbnail": True} if tiler else single
     views = {key: tiler.get(key, default) for key, default in {"type": "grid", **defaults}.items()}
     branches = []
     for branch in vision["branches"]:
-        mixer, projector = _options_of(branch.get("mixer")), _options_of(branch["projector"])
+        mixer, projector = options_of(branch.get("mixer")), options_of(branch["projector"])
         encoders = []
         for entry in branch["encoders"]:
-            options = _options_of(entry)
+            options = options_of(entry)
             own_size = options.get("input_size", _INPUT_SIZES.get(options["type"]))
             encoders.append((options["type"], own_size, options.get("tile_size")))
         grid = list(mixer.get("grid") or [])
@@ -165,21 +188,23 @@ def _signature(vision: Mapping[str, Any] | None) -> Any:
     return size, views, branches
 
 
-def type_of_vision(vision: Mapping[str, Any] | None) -> str:
+def type_of_vision(vision: Mapping[str, Any] | None, has_moe: bool = False) -> str:
     """The type name under which the public implementation knows an arrangement; encoders' widths do not matter.
 
     Args:
         vision: A recipe's ``vision`` part; None for text only.
+        has_moe: Whether the language model is a mixture of experts.
     Raises:
         CheckpointError: It knows none.
     """
     wanted = _signature(vision)
-    for name, known in LLAMA_TYPES.items():
-        if _signature(known) == wanted:
+    types = [name for name in LLAMA_TYPES if (name in BALANCE_WEIGHTS) == has_moe]
+    for name in types:
+        if _signature(LLAMA_TYPES[name]) == wanted:
             return name
     raise CheckpointError(
         "the released layout has no type for this recipe's vision part (image size, tiles and encoders must be those "
-        f"of one of {', '.join(LLAMA_TYPES)}); save in sphinxkit's own format"
+        f"of one of {', '.join(types)}); save in sphinxkit's own format"
     )
 
 
@@ -192,187 +217,6 @@ def guess_vision(names: Sequence[str]) -> dict[str, Any] | None:
     types = {"llma.qformer.": "llama_ens", "llma.visual_proj.": "llama_ens_light"}
     found = (types[prefix] for prefix in types if any(name.startswith(prefix) for name in names))
     return vision_of_type(next(found, "llama"), "")
-
-
-# Defaults of the builders (sphinxkit.encoders), so that a recipe only says what differs; a test compares both.
-ENCODER_DEFAULTS: dict[str, dict[str, Any]] = {
-    "clip_vit_large_patch14": {
-        "activation": "quick_gelu", "image_size": 224, "patch_size": 14, "embed_dim": 1024, "num_layers": 24,
-        "num_heads": 16, "mlp_ratio": 4.0, "norm_eps": 1e-5,
-    },
-    "convnext_xxlarge": {
-        "dims": [384, 768, 1536, 3072], "depths": [3, 4, 30, 3], "norm_eps": 1e-5, "activation": "gelu",
-    },
-    "dinov2_vit_giant_patch14": {
-        "patch_size": 14, "pretrain_image_size": 518, "embed_dim": 1536, "num_layers": 40, "num_heads": 24,
-        "mlp_ratio": 4.0, "hidden_dim": None, "norm_eps": 1e-6,
-    },
-    "blip2_qformer": {
-        "image_size": 224, "patch_size": 14, "vision_dim": 1408, "vision_layers": 39, "vision_heads": 16,
-        "vision_hidden_dim": 6144, "vision_norm_eps": 1e-6, "embed_dim": 768, "num_layers": 12, "num_heads": 12,
-        "hidden_dim": 3072, "num_query_tokens": 32, "cross_attention_frequency": 2, "norm_eps": 1e-12,
-    },
-}  # fmt: skip
-
-# Section of encoders.json -> builder, and its keys -> the builder's options.
-_OPTIONS: dict[str, tuple[str, dict[str, str]]] = {
-    "clip": ("clip_vit_large_patch14", {
-        "image_size": "image_size", "patch_size": "patch_size", "mlp_ratio": "mlp_ratio", "activation": "activation",
-        "norm_eps": "norm_eps", "width": "embed_dim", "layers": "num_layers", "heads": "num_heads",
-    }),
-    "convnext": ("convnext_xxlarge", {
-        "norm_eps": "norm_eps", "activation": "activation", "depths": "depths", "dims": "dims",
-    }),
-    "dinov2": ("dinov2_vit_giant_patch14", {
-        "pretrain_image_size": "pretrain_image_size", "patch_size": "patch_size", "mlp_ratio": "mlp_ratio",
-        "hidden": "hidden_dim", "norm_eps": "norm_eps", "embed_dim": "embed_dim", "layers": "num_layers",
-        "heads": "num_heads",
-    }),
-    "blip2_vision": ("blip2_qformer", {
-        "image_size": "image_size", "patch_size": "patch_size", "norm_eps": "vision_norm_eps",
-        "hidden_size": "vision_dim", "layers": "vision_layers", "heads": "vision_heads",
-        "intermediate_size": "vision_hidden_dim",
-    }),
-    "qformer": ("blip2_qformer", {
-        "norm_eps": "norm_eps", "encoder_hidden_size": "vision_dim", "hidden_size": "embed_dim",
-        "layers": "num_layers", "heads": "num_heads", "intermediate_size": "hidden_dim",
-        "cross_attention_frequency": "cross_attention_frequency", "num_query_tokens": "num_query_tokens",
-    }),
-}  # fmt: skip
-
-# What an encoders.json may state but the networks have only in one way.
-_FIXED: dict[str, dict[str, Any]] = {
-    "convnext": {"kernel_size": 7, "mlp_ratio": 4, "layer_scale": True},
-    "dinov2": {"ffn": "swiglu, fused w12", "num_register_tokens": 0, "layer_scale": True},
-    "blip2_vision": {"activation": "gelu", "qkv_bias": True},
-    "qformer": {"activation": "gelu"},
-}
-_UNREAD_SECTIONS = ("note", "clip_text_leftover")  # prose, and the shapes of tensors that no model uses
-_ACTIVATIONS = {
-    "gelu (exact erf)": "gelu", "gelu": "gelu", "quick_gelu": "quick_gelu", "quickgelu": "quick_gelu",
-    "gelu (tanh)": "gelu_tanh", "gelu_tanh": "gelu_tanh",
-}  # fmt: skip
-_ACTIVATION_WORDS = {"gelu": "gelu (exact erf)", "quick_gelu": "quick_gelu", "gelu_tanh": "gelu (tanh)"}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _wrong_value(value: Any, default: Any) -> str | None:
-    """What was expected instead of ``value``, whose kind the default tells; None if it will do."""
-    if isinstance(default, str):
-        return None  # activations, looked up before
-    if isinstance(default, list):
-        good = isinstance(value, list) and len(value) == len(default) and not any(_wrong_value(v, 1) for v in value)
-        return None if good else f"{len(default)} positive whole numbers"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    if isinstance(default, float):
-        return None if is_number else "a positive number"
-    if default is None and value is None:
-        return None
-    return None if is_number and isinstance(value, int) else "a positive whole number"
-
-
-def encoder_options(config: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
-    """Builder options from an ``encoders.json``, where they differ from the builders' defaults.
-
-    Args:
-        config: The file's content: a section for each encoder. An option that is left out is the full-size one.
-        file: For messages.
-    Returns:
-        Builder name -> options.
-    Raises:
-        CheckpointError: Every unknown section or key, contradiction, or value that the encoders cannot have.
-    """
-    errors: list[str] = []
-    stated: dict[str, dict[str, Any]] = {}
-    for section, content in config.items():
-        if section in _UNREAD_SECTIONS:
-            continue
-        if section not in _OPTIONS or not isinstance(content, Mapping):
-            errors.append(f"section {section!r} is not known{suggest(section, _OPTIONS)}")
-            continue
-        builder, names = _OPTIONS[section]
-        fixed = _FIXED.get(section, {})
-        options = stated.setdefault(builder, {})
-        for key, stated_value in content.items():
-            value = stated_value
-            where = f"{section}.{key}"
-            if key == "note":
-                continue
-            if key == "activation":
-                if str(value).lower() not in _ACTIVATIONS:
-                    errors.append(f"{where} is {value!r}, expected one of {', '.join(map(repr, _ACTIVATIONS))}")
-                    continue
-                value = _ACTIVATIONS[str(value).lower()]
-            if key in fixed:
-                if value != fixed[key]:
-                    errors.append(f"{where} is {value!r}; the encoder only exists with {fixed[key]!r}")
-            elif key not in names:
-                errors.append(f"{where} is not known{suggest(key, [*names, *fixed])}")
-            elif expected := _wrong_value(value, ENCODER_DEFAULTS[builder][names[key]]):
-                errors.append(f"{where} is {value!r}, expected {expected}")
-            elif options.setdefault(names[key], value) != value:
-                errors.append(f"{where} is {value!r}, which contradicts {options[names[key]]!r} given before")
-    raise_errors(f"{file} cannot be followed", errors)
-    return {builder: _only_differing(builder, options) for builder, options in stated.items()}
-
-
-def _swiglu_hidden_dim(embed_dim: int, mlp_ratio: float) -> int:
-    """The DINOv2 repository's rule (dinov2/layers/swiglu_ffn.py) for the width after the gate."""
-    return (int(int(embed_dim * mlp_ratio) * 2 / 3) + 7) // 8 * 8
-
-
-def _only_differing(builder: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = ENCODER_DEFAULTS[builder]
-    found = {key: value for key, value in options.items() if key in defaults and _plain(value) != defaults[key]}
-    if builder == "dinov2_vit_giant_patch14" and found.get("hidden_dim") is not None:
-        values = {**defaults, **options}
-        if found["hidden_dim"] == _swiglu_hidden_dim(values["embed_dim"], values["mlp_ratio"]):
-            del found["hidden_dim"]  # None stands for that rule
-    return found
-
-
-def with_encoder_options(vision: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A ``vision`` part whose encoders carry ``options`` (builder name -> options)."""
-    found = copy.deepcopy(dict(vision))
-    for branch in found["branches"]:
-        branch["encoders"] = [
-            {**_options_of(entry), **stated} if (stated := options.get(_options_of(entry)["type"])) else entry
-            for entry in branch["encoders"]
-        ]
-    return found
-
-
-def encoders_json(vision: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The ``encoders.json`` of a ``vision`` part; None if every encoder is as in the full-size models.
-
-    Args:
-        vision: A recipe's ``vision`` part.
-    Raises:
-        CheckpointError: A DINOv2 with registers or plain feed-forward layers, which no released file has.
-    """
-    entries = {
-        options["type"]: options for branch in vision["branches"] for options in map(_options_of, branch["encoders"])
-    }
-    dino = entries.get("dinov2_vit_giant_patch14", {})
-    if dino.get("ffn", "swiglu") != "swiglu" or dino.get("num_register_tokens"):
-        raise CheckpointError("format 'sphinx' has a DINOv2 with ffn 'swiglu' and no registers only; write 'sphinxkit'")
-    if not any(_only_differing(name, entry) for name, entry in entries.items() if name in ENCODER_DEFAULTS):
-        return None
-    content: dict[str, Any] = {}
-    for section, (builder, names) in _OPTIONS.items():
-        if builder not in entries:
-            continue
-        values = {**ENCODER_DEFAULTS[builder], **entries[builder]}
-        if builder == "dinov2_vit_giant_patch14" and values["hidden_dim"] is None:
-            values["hidden_dim"] = _swiglu_hidden_dim(values["embed_dim"], values["mlp_ratio"])
-        written = {key: _plain(values[option]) for key, option in names.items()} | _FIXED.get(section, {})
-        if "activation" in written:
-            written["activation"] = _ACTIVATION_WORDS[written["activation"]]
-        content[section] = written
-    return content
 
 
 SHARD_NAME = "consolidated.{:02d}-of-{:02d}.{}.pth"
@@ -445,9 +289,9 @@ class Released(Format):
         files = find_shards(folder, kind)
         if not files:
             raise CheckpointError(f"{folder}: no consolidated.NN-of-MM.{kind}.pth in it")
-        stored = [read_torch_file(file) for file in files]
+        stored = unpack_experts([read_torch_file(file) for file in files])
         shards, updates = take_adapters(stored, sphinx_key_map(None), options.replicas, str(files[0]))
-        refuse_unsupported([name for shard in shards for name in shard], str(files[0]))
+        refuse_unsupported([name for shard in shards for name in shard], str(files[0]), sphinx_key_map(None))
         if all(sphinx_key_map(None).to_ours(name) for shard in shards for name in shard):
             vision = None  # the language model alone, whatever the type's name
         elif llama_type is None:
@@ -463,7 +307,10 @@ class Released(Format):
             fitting.raise_all()
             recipe = "there is no config.json, so the model's numbers are not known; give a recipe"
         else:
-            llm = read_llm(fitting, merged, config, config_path)
+            plain = llama_type and llama_type.removesuffix(SUFFIX)
+            is_moe = plain in BALANCE_WEIGHTS or (llama_type is None and has_experts(shards[0]))
+            balance_weight = BALANCE_WEIGHTS[plain or "mixtral_sparse"] if is_moe else None
+            llm = read_llm(fitting, merged, config, config_path, balance_weight)
             recipe = llm if isinstance(llm, str) else model_recipe(llm, vision)
             if not isinstance(llm, str) and vision is not None and llama_type is None:
                 recipe = "there is no meta.json, so the views are unknown; pass llama_type= (--llama-type) or a recipe"
@@ -487,7 +334,7 @@ class Released(Format):
         numbers = self.numbers(source, options.recipe)
         vision = options.recipe.get("vision") if options.recipe else None
         texts = {
-            "meta.json": json_text({"llama_type": type_of_vision(vision)}),
+            "meta.json": json_text({"llama_type": type_of_vision(vision, numbers["moe"] is not None)}),
             "config.json": json_text(meta_from_numbers(numbers)),
         }
         if vision is not None and (encoders := encoders_json(vision)) is not None:

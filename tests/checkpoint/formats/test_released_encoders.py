@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from sphinxkit import encoders
-from sphinxkit.checkpoint.formats.released import (
+from sphinxkit.checkpoint.formats.released import LLAMA_TYPES, vision_of_type
+from sphinxkit.checkpoint.formats.released_encoders import (
     ENCODER_DEFAULTS,
-    LLAMA_TYPES,
     encoder_options,
     encoders_json,
-    vision_of_type,
     with_encoder_options,
 )
 from sphinxkit.errors import CheckpointError

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sphinxkit.checkpoint.formats.meta import BALANCE_WEIGHTS
 from sphinxkit.checkpoint.formats.released import LLAMA_TYPES, find_shards, guess_vision, type_of_vision, vision_of_type
 from sphinxkit.errors import CheckpointError
 from sphinxkit.recipe import Recipe
@@ -56,18 +57,21 @@ def test_image_sizes() -> None:
         "llama_ens5p2": 448,
         "llama_ens_light": 512,
         "llama_ens5_light": 1024,
+        "mixtral_sparse": None,
+        "mixtral_sparse_ens": 512,
+        "mixtral_sparse_ens5": 1024,
     }
 
 
 @pytest.mark.parametrize("name", LLAMA_TYPES)
 def test_type_and_arrangement_there_and_back(name: str) -> None:
-    vision = vision_of_type(name, "")
-    assert type_of_vision(vision) == name
+    vision, has_experts = vision_of_type(name, ""), name in BALANCE_WEIGHTS
+    assert type_of_vision(vision, has_experts) == name
     if vision is not None:
         resolved = Recipe(
             {"kind": "model", "vision": vision, "llm": "llama2_7b", "conversation": "sphinx_v1"}
         ).resolved()
-        assert type_of_vision(resolved["vision"]) == name
+        assert type_of_vision(resolved["vision"], has_experts) == name
         vision["image_size"] = 1
         assert (LLAMA_TYPES[name] or {})["image_size"] != 1  # the table itself is never handed out
 
@@ -79,12 +83,9 @@ def test_an_arrangement_that_was_never_released() -> None:
         type_of_vision(vision)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "mixtral_sparse", "mixtral_sparse_ens", "mixtral_sparse_ens5"])
-def test_mixture_of_experts_is_not_supported_yet(name: str) -> None:
-    with pytest.raises(
-        CheckpointError, match=f"meta.json: llama_type '{name}' is a mixture-of-experts .* not supported yet"
-    ):
-        vision_of_type(name, "meta.json")
+def test_shards_of_whole_experts_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"meta.json: llama_type 'mixtral' is a mixture of experts whose shards"):
+        vision_of_type("mixtral", "meta.json")
 
 
 def test_unknown_type() -> None:
