@@ -27,6 +27,8 @@ IMAGE_TOKENS = {
     "sphinx_1k_pooled_7b": 687,
     "sphinx_tiny": 259,
     "sphinx_tiny_1k": 1295,
+    "sphinx_moe": 291,
+    "sphinx_moe_1k": 1455,
     "sphinx_micro": 1455,
     "nano/model": 71,
     "nano/model_subimages": 355,
