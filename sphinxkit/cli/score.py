@@ -48,7 +48,7 @@ def score(
 ) -> None:
     """Score a file of predictions by the benchmark's own rules.
 
-    The exit code is 1 where no answer could be parsed, or questions failed when the answers were made.
+    The exit code is 1 where neither parser could read any answer, or questions failed when the answers were made.
 
     Examples:
 

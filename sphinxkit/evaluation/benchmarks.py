@@ -156,6 +156,7 @@ class Report:
         lenient: Scores with the tolerant parser, if defined.
         notes: Remarks on the numbers.
         manifest: How the answers were made (as the predictions file tells), the files' hashes, the versions.
+        unread: Number of answers that the tolerant parser could not read, either; None: as ``unparsable``.
     """
 
     benchmark: str
@@ -166,12 +167,13 @@ class Report:
     lenient: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     manifest: dict[str, Any] = field(default_factory=dict)
+    unread: int | None = None
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether the scores are unreliable: questions failed, or no answer could be parsed."""
+        """Whether the scores are unreliable: questions failed, or neither parser could read any answer."""
         errors = self.manifest.get("generation", {}).get("errors", 0)
-        return bool(errors) or 0 < self.count == self.unparsable
+        return bool(errors) or 0 < self.count == (self.unparsable if self.unread is None else self.unread)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -248,4 +250,5 @@ def score(
         result.lenient,
         result.notes,
         manifest,
+        result.unread,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation.annotation import Annotation, Record
 from sphinxkit.evaluation.result import MetricResult
 from sphinxkit.evaluation.text import exact_match, letter_match, mean
-from sphinxkit.evaluation.text_metrics import lenient_choice
+from sphinxkit.evaluation.text_metrics import find_letter, lenient_choice
 from sphinxkit.evaluation.vqa import normalize_vqa_answer
 from sphinxkit.formatters.tasks.multiple_choice import LETTERS
 
@@ -47,13 +48,20 @@ def _unread(record: Record) -> bool:
     return (record.prediction not in choices and letter not in LETTERS[: len(choices)]) or not letter
 
 
+def _result(
+    records: Sequence[Record], score: Callable[[Hit], dict[str, Any]], notes: tuple[str, ...] = ()
+) -> MetricResult:
+    unread = [record for record in records if _unread(record)]
+    lost = sum(find_letter(record.prediction) is None for record in unread)
+    return MetricResult(score(_named), len(unread), score(_found), notes, lost)
+
+
 def aokvqa_choice(records: Sequence[Record]) -> MetricResult:
     """A-OKVQA's multiple choice: the answer equals the right choice; its letter counts as well (our choice).
 
     Source: Schwenk et al., A-OKVQA, arXiv:2206.01718; github.com/allenai/aokvqa, evaluation/eval_predictions.py.
     """
-    strict, lenient = (mean([hit(record) for record in records]) for hit in (_named, _found))
-    return MetricResult({"accuracy": strict}, sum(map(_unread, records)), {"accuracy": lenient})
+    return _result(records, lambda hit: {"accuracy": mean([hit(record) for record in records])})
 
 
 def aokvqa_direct(records: Sequence[Record]) -> MetricResult:
@@ -92,10 +100,10 @@ def mmbench(records: Sequence[Record]) -> MetricResult:
             raise DataError(f"{record.annotation.where}: MMBench's index must be a number, got {number!r:.20}")
         groups.setdefault(number % CIRCULAR_STEP, []).append(record)
 
-    def score(hit: Hit) -> dict[str, object]:
+    def score(hit: Hit) -> dict[str, Any]:
         right = {number: all(map(hit, group)) for number, group in groups.items()}
         first = [record for record in records if int(record.annotation.question_id) < CIRCULAR_STEP]
-        scores: dict[str, object] = {"accuracy": mean(right.values()), "vanilla": mean([hit(each) for each in first])}
+        scores: dict[str, Any] = {"accuracy": mean(right.values()), "vanilla": mean([hit(each) for each in first])}
         for field in ("l2-category", "category"):
             members: dict[str, list[bool]] = {}
             for number, group in groups.items():
@@ -106,4 +114,4 @@ def mmbench(records: Sequence[Record]) -> MetricResult:
         return scores
 
     note = () if len(groups) < len(records) else ("the file has no rotations: accuracy is vanilla accuracy",)
-    return MetricResult(score(_named), sum(map(_unread, records)), score(_found), note)
+    return _result(records, score, note)

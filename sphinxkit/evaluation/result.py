@@ -18,12 +18,14 @@ class MetricResult:
         unparsable: Number of answers that the strict rules could not parse.
         lenient: Scores with the tolerant parser, if defined.
         notes: Remarks on the numbers (a policy, a missing category).
+        unread: Number of answers that the tolerant parser could not read, either; None: as ``unparsable``.
     """
 
     scores: dict[str, Any]
     unparsable: int = 0
     lenient: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unread: int | None = None
 
 
 Metric = Callable[[Sequence[Record]], MetricResult]

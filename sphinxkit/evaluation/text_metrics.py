@@ -63,6 +63,11 @@ def _empty(records: Sequence[Record]) -> int:
     return sum(not record.prediction.strip() for record in records)
 
 
+def find_letter(prediction: str) -> str | None:
+    """The letter of a choice that the task's parser finds in an answer ("The answer is (B)"); None if it finds none."""
+    return next(iter(tasks.create("multiple_choice").parse(prediction, NO_GEOMETRY).items), None)
+
+
 def lenient_choice(prediction: str, gold: str) -> bool:
     """``choice_match``, or the task's parser finds the letter ("The answer is (B)"); other text is VQA-normalised.
 
@@ -71,7 +76,7 @@ def lenient_choice(prediction: str, gold: str) -> bool:
     if choice_match(prediction, gold):
         return True
     if len(gold) == 1 and gold in LETTERS:
-        return tasks.create("multiple_choice").parse(prediction, NO_GEOMETRY).items == (gold,)
+        return find_letter(prediction) == gold
     return normalize_vqa_answer(prediction) == normalize_vqa_answer(gold)
 
 
@@ -109,17 +114,19 @@ def accuracy(records: Sequence[Record]) -> MetricResult:
     Source: the benchmarks' definitions (GQA, arXiv:1902.09506; VSR, arXiv:2205.00363; AI2D, arXiv:1603.07396;
     ScienceQA, arXiv:2209.09513; Q-Bench, arXiv:2309.14181; OCR-VQA, ICDAR 2019) as LLaMA2-Accessory unifies them.
     """
-    unparsable = 0
+    unparsable = unread = 0
     for record in records:
         letters = any(gold in OPTION_LETTERS for gold in gold_texts(record.annotation))
         head = record.prediction.split(".", 1)[0].strip().upper()
-        unparsable += head not in OPTION_LETTERS if letters else not record.prediction.strip()
+        is_unparsable = head not in OPTION_LETTERS if letters else not record.prediction.strip()
+        unparsable += is_unparsable
+        unread += is_unparsable and find_letter(record.prediction) is None
 
     def score(match: Callable[[str, str], bool]) -> dict[str, Any]:
         hits = _matches(records, match)
         return {"accuracy": mean(hits), **_by_group(records, hits, _question_groups, "accuracy_by_group")}
 
-    return MetricResult(score(choice_match), unparsable, score(lenient_choice))
+    return MetricResult(score(choice_match), unparsable, score(lenient_choice), unread=unread)
 
 
 def classification(records: Sequence[Record]) -> MetricResult:

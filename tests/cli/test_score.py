@@ -62,6 +62,22 @@ def test_no_answer_that_can_be_parsed_is_a_failure(
     assert "unparsable" in result.stdout  # the report is printed first
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "code"),
+    [("The answer is B", "B", 0), ("The answer is B", "C", 0), ("**B**", "B", 0), ("no", "B", 1)],
+)
+def test_an_answer_that_only_the_tolerant_parser_reads_is_none(
+    app: typer.Typer, tmp_path: Path, answer: str, gold: str, code: int
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"question_id": 0, "image_path": "x.jpg", "gt_answers": gold}]))
+    (tmp_path / "p.json").write_text(json.dumps([answer]))
+    files = ["--annotations", str(tmp_path / "a.json"), "--predictions", str(tmp_path / "p.json"), "--json"]
+    result = CliRunner().invoke(app, ["scienceqa_test_img", *files])
+    assert result.exit_code == code
+    report = json.loads(result.stdout)
+    assert (report["unparsable"], report["lenient"]["accuracy"]) == (1, float(gold == "B" and code == 0))
+
+
 def test_a_named_error_is_raised(app: typer.Typer, files: list[str]) -> None:
     result = CliRunner().invoke(app, ["vsr_vall", *files])
     assert isinstance(result.exception, DataError)
