@@ -137,32 +137,6 @@ class Checkpoint(LazySource[LazyTensor]):
             {**self._updates, **tuned._updates},
         )
 
-    def stored(self, key: str) -> LazyTensor:
-        """The tensor ``key``, not read yet; CheckpointError if there is none."""
-        return self._tensor(key)
-
-    def with_tensors(self, tensors: Mapping[str, LazyTensor], files: Sequence[Path]) -> Checkpoint:
-        """This checkpoint with other tensors in the place of its own; it closes the files of both.
-
-        Args:
-            tensors: Canonical name -> tensor.
-            files: The files that they lie in.
-        """
-        return Checkpoint(
-            self.path,
-            self.format,
-            {**self._tensors, **tensors},
-            [*self.files, *files],
-            self.unused._tensors,
-            self._recipe,
-            self.tokenizer_path,
-            self.metadata,
-            self._checks,
-            self._key_map,
-            self.errors,
-            self._updates,
-        )
-
     def verify(self) -> None:
         """Compare every checksum that the files carry, now; reads everything once.
 

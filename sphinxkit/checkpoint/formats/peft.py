@@ -22,7 +22,7 @@ from sphinxkit.checkpoint.sharding import MergedTensor
 from sphinxkit.checkpoint.writing import json_text
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.tensor_files.files import read_json, read_tensor_files
-from sphinxkit.tensor_files.low_rank import Update, UpdatedTensor, lora_scale
+from sphinxkit.tensor_files.low_rank import Update, lora_scale
 from sphinxkit.tensor_files.safetensors import write_safetensors
 from sphinxkit.tensor_files.spec import TensorSpec
 
@@ -146,21 +146,16 @@ class Adapter:
         Returns:
             Both as one; it closes the files of the base.
         Raises:
-            CheckpointError: Names or shapes that the base does not have; one error lists all.
+            CheckpointError: Names or shapes that the base does not have.
         """
         numbers = full_numbers(base.recipe["llm"], base)
         updates, whole = self.updates(numbers["num_heads"], numbers["num_kv_heads"])
-        shapes = {name: each.shape for name, each in updates.items()} | {n: each.shape for n, each in whole.items()}
         raise_errors(
             f"{self.folder}: does not lie over {base.path}",
-            [
-                f"{name!r} is {list(shape)}, there {list(base.shape(name)) if name in base else 'nothing'}"
-                for name, shape in shapes.items()
-                if name not in base or base.shape(name) != shape
-            ],
+            [f"there is no {name!r}" for name in (*updates, *whole) if name not in base],
         )
-        merged = {name: UpdatedTensor(base.stored(name), each) for name, each in updates.items()}
-        return base.with_tensors({**merged, **whole}, self._files)
+        said = "is an adapter, which has no recipe"
+        return base.overlaid(Checkpoint(self.folder, "peft", whole, self._files, recipe=said, updates=updates))
 
 
 def _ours(name: str) -> tuple[str, NameRule] | None:

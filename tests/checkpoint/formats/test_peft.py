@@ -175,7 +175,10 @@ def test_tensors_that_do_not_fit(folders: Folders) -> None:
         ({name % "A": torch.ones(RANK, 32)}, r"q_proj.lora_A.weight' of \[3, 32\]: lora_B is None"),
         ({name % "A": torch.ones(RANK, 32), name % "B": torch.ones(32, 2)}, r"of \[3, 32\]: lora_B is \[32, 2\]"),
         ({name % "A": torch.ones(RANK, 32), name % "B": torch.ones(16, RANK)}, r"is \[16, 32\], there \[32, 32\]"),
-        ({f"{PREFIX}model.layers.7.mlp.up_proj.weight": torch.ones(40, 32)}, r"is \[40, 32\], there nothing"),
+        (
+            {f"{PREFIX}model.layers.7.mlp.up_proj.weight": torch.ones(40, 32)},
+            r"there is no 'llm\.layers\.7\.mlp\.up_proj\.weight'",
+        ),
         ({f"{PREFIX}bert.encoder.weight": torch.ones(2)}, r"'base_model\.model\.bert\.encoder\.weight' is no tensor"),
     ]
     with checkpoint.open(base) as opened:
