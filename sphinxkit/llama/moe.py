@@ -124,7 +124,7 @@ class Experts(nn.Module):
             return: (t, D) for each expert with t > 0
         """
         # unbind, not one index after the other: its backward pass makes one gradient for all experts
-        matrices = zip(*(_local(w).unbind() for w in (self.gate_proj, self.up_proj, self.down_proj)), strict=True)
+        matrices = zip(*(w.unbind() for w in (self.gate_proj, self.up_proj, self.down_proj)), strict=True)
         return [
             (F.silu(F.linear(x, gate)) * F.linear(x, up)) @ down
             for x, (gate, up, down) in zip(rows, matrices, strict=True)
@@ -179,12 +179,6 @@ class MixtureOfExperts(nn.Module):
         out: Tensor = self.experts(tokens, weights, chosen)
         return out.view(x.shape)
 
-    @property
-    def num_idle_parameters(self) -> int:
-        """Parameters of experts that do not compute a token."""
-        experts = self.router.out_features
-        return sum(p.numel() for p in self.experts.parameters()) * (experts - self.num_experts_per_tok) // experts
-
 
 def balance_loss(probabilities: Tensor, chosen: Tensor) -> Tensor:
     """How unevenly the experts are used: 1 if every expert has the same share of tokens and of probability.
@@ -213,10 +207,3 @@ def _segments(chosen: Tensor, num_experts: int) -> list[int]:
         return [share + (expert < rest) for expert in range(num_experts)]
     counts: list[int] = chosen.flatten().bincount(minlength=num_experts).tolist()
     return counts
-
-
-def _local(weight: Tensor) -> Tensor:
-    """This process's slice of every expert, where tensor parallelism splits them."""
-    to_local = getattr(weight, "to_local", None)
-    found: Tensor = weight if to_local is None else to_local()
-    return found

@@ -190,7 +190,7 @@ class TrainLoop:
     def _read(self) -> StepData:
         """Read this process's data; an error in one process is raised in all."""
         error: SphinxkitError | None = None
-        data = StepData({}, {}, [])
+        data = StepData({}, {}, {})
         try:
             data = self.streams.read()
         except SphinxkitError as found:

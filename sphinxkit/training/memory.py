@@ -14,7 +14,7 @@ from sphinxkit.recipe import build
 from sphinxkit.recipe.memory import PeakTracker
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.training.optim import hidden_matrices
-from sphinxkit.training.parallel import DTYPES, check_heads, mesh_sizes
+from sphinxkit.training.parallel import DTYPES, check_tensor_parallel, mesh_sizes
 from sphinxkit.training.plan import TrainPlan
 from sphinxkit.training.sharding import checkpoint_layer
 from sphinxkit.training.trainable_model import choose_trained, find_recipe
@@ -75,7 +75,8 @@ def estimate_training(
         raise DataError(f"memory: expected processes and text tokens of at least 1, got {processes}, {text_tokens}")
     model = build(find_recipe(plan, folder), device="meta", dtype=torch.float32)
     _, shard, tp = mesh_sizes(plan, processes)
-    check_heads(plan, model.llm.num_heads, model.llm.num_kv_heads)
+    llm = model.llm
+    check_tensor_parallel(plan, llm.num_heads, llm.num_kv_heads, has_experts=llm.moe is not None)
     dtype = DTYPES[plan.dtype]
     is_sharded = processes > 1 or plan.dtype != "float32"
     trained = {id(p) for group in choose_trained(model, plan).values() for p in group}

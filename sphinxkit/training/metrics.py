@@ -46,10 +46,11 @@ class StepMeter:
         batches = [batch for group in data.batches.values() for batch in group]
         images = sum(batch.num_images for batch in batches)
         learnt = sum(batch.num_learnt for batch in batches)
-        flops = llm_flops(self.llm, data.lengths, learnt, is_trained=self.is_llm_trained) + images * self.image_flops
+        lengths = [length for stream in data.lengths.values() for length in stream]
+        flops = llm_flops(self.llm, lengths, learnt, is_trained=self.is_llm_trained) + images * self.image_flops
         troubles = [len(data.bad), len(data.skipped), len(data.truncated)]
-        by_stream = [data.tokens.get(name, 0) for name in self.streams]
-        sums = [images, flops, len(data.lengths), sum(data.lengths), *troubles, *by_stream]
+        by_stream = [sum(data.lengths.get(name, ())) for name in self.streams]
+        sums = [images, flops, len(lengths), sum(lengths), *troubles, *by_stream]
         reduced = self.dims.reduce(torch.tensor(sums, dtype=torch.float64, device=self.dims.device)).tolist()
         images, flops, samples, tokens = reduced[:4]
         counted = {"samples": samples, "tokens": tokens, "seconds": seconds, "skipped_steps": float(is_skipped)}

@@ -119,23 +119,25 @@ class TrainStep:
         )
         passes = torch.tensor([len(batches.get(name, ())) for name in names], device=dims.device)
         num_learnt = dims.reduce(counts).tolist()
-        num_batches = dims.reduce(passes.clone()).tolist()
-        num_passes = dims.reduce(passes, dist.ReduceOp.MAX).tolist()
+        has_experts = self.module.model.llm.moe is not None
         balance_weight = self.module.model.load_balancing_weight
+        num_batches = dims.reduce(passes.clone()).tolist() if has_experts else []
+        num_passes = dims.reduce(passes, dist.ReduceOp.MAX).tolist()
         total_weight = sum(self.weights[name] for name, count in zip(names, num_learnt, strict=True) if count)
         sums = torch.zeros(len(names), 2, dtype=torch.float64)
         culprits: list[str] = []
         for index, name in enumerate(names):
             own = batches.get(name, ())
             share = self.weights[name] / total_weight / num_learnt[index] if num_learnt[index] else 0.0
-            balance_share = self.weights[name] / total_weight / num_batches[index] if num_learnt[index] else 0.0
+            balance_share = share * num_learnt[index] / num_batches[index] if has_experts and share else 0.0
             losses = []
             for number in range(num_passes[index]):
                 batch = own[number].to(dims.device) if number < len(own) else idle_batch(dims.device)
                 loss = self.module(batch)
-                shares = (share, balance_weight * balance_share if number < len(own) else 0.0)
-                # gradients are averaged over processes with other data
-                (loss * loss.new_tensor(shares).mul_(dims.dp_size)).sum().backward()
+                scaled = loss[0] * (share * dims.dp_size)  # gradients are averaged over processes with other data
+                if has_experts and number < len(own):
+                    scaled = scaled + loss[1] * (balance_weight * balance_share * dims.dp_size)
+                scaled.backward()
                 losses.append(loss.detach().double())
             for loss, batch in zip(torch.stack(losses).cpu() if losses else [], own, strict=False):
                 sums[index] += loss
@@ -150,7 +152,7 @@ class TrainStep:
         if not means:
             return StepLosses(None, means, counted)
         loss = sum(self.weights[name] * mean for name, mean in means.items()) / total_weight
-        if self.module.model.llm.moe is None:
+        if not has_experts:
             return StepLosses(loss, means, counted)
         pairs = {n: float(b) / c for n, (_, b), c in zip(names, reduced, num_batches, strict=True) if n in means}
         balance = sum(self.weights[name] * mean for name, mean in pairs.items()) / total_weight

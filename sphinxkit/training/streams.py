@@ -57,8 +57,7 @@ class StepData:
     Args:
         batches: Batches of every stream.
         ids: Ids of the samples, by stream.
-        lengths: Positions of each sample, image tokens included.
-        tokens: Their sum, by stream.
+        lengths: Positions of each sample by stream, image tokens included.
         bad: Samples that could not be used.
         skipped: Samples skipped because of their length.
         truncated: Ids of the samples that were cut to fit.
@@ -66,11 +65,10 @@ class StepData:
 
     batches: dict[str, list[Batch]]
     ids: dict[str, list[str]]
-    lengths: list[int]
+    lengths: dict[str, list[int]]
     bad: list[BadSample] = field(default_factory=list)
     skipped: list[BadSample] = field(default_factory=list)
     truncated: list[str] = field(default_factory=list)
-    tokens: dict[str, int] = field(default_factory=dict)
 
 
 class Streams:
@@ -169,11 +167,10 @@ class Streams:
         return StepData(
             batches={name: self.batches(batch.samples) for name, batch in found.items()},
             ids={name: list(batch.ids) for name, batch in found.items()},
-            lengths=[sample.length(self.num_image_tokens) for batch in found.values() for sample in batch.samples],
+            lengths={n: [each.length(self.num_image_tokens) for each in batch.samples] for n, batch in found.items()},
             bad=[bad for batch in found.values() for bad in batch.bad],
             skipped=[skipped for batch in found.values() for skipped in batch.skipped],
             truncated=[name for batch in found.values() for name in batch.truncated],
-            tokens={n: sum(sample.length(self.num_image_tokens) for sample in b.samples) for n, b in found.items()},
         )
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:

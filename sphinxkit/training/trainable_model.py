@@ -28,7 +28,7 @@ from sphinxkit.training.initial_weights import (
     spread_language_model,
 )
 from sphinxkit.training.lora import add_lora, draw_factors, is_factor
-from sphinxkit.training.parallel import DTYPES, ParallelDims, check_heads
+from sphinxkit.training.parallel import DTYPES, ParallelDims, check_tensor_parallel
 from sphinxkit.training.plan import PARTS, TrainPlan
 from sphinxkit.training.sharding import materialize, parallelize
 from sphinxkit.training.step import LossModule
@@ -160,7 +160,8 @@ def build_trainable(plan: TrainPlan, recipe: Recipe, dims: ParallelDims, folder:
         model = build(recipe, device="meta" if is_filled else dims.device, dtype=torch.float32, tokenizer=tokenizer)
         if model.tokenizer is None:
             raise RecipeError("tokenizer: neither the plan, nor the model's recipe, nor a checkpoint has one")
-        check_heads(plan, model.llm.num_heads, model.llm.num_kv_heads)
+        llm = model.llm
+        check_tensor_parallel(plan, llm.num_heads, llm.num_kv_heads, has_experts=llm.moe is not None)
         names = set(model.state_dict())
         source = source.among(names)
         tied = names - set(ModuleSource(model).keys())  # whose weights come under another name

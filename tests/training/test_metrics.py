@@ -15,9 +15,9 @@ from sphinxkit.training.metrics import StepMeter
 from sphinxkit.training.parallel import ParallelDims
 from sphinxkit.training.streams import StepData
 
-ONE = StepData({}, {"a": ["1", "2"]}, [3, 4], bad=[BadSample("9", "torn")])
-TWO = StepData({}, {"a": ["3"], "b": ["1"]}, [5, 6], bad=[BadSample("8", "gone")], truncated=["3"])
-BOTH = StepData({}, {"a": ["3", "1", "2"], "b": ["1"]}, [3, 4, 5, 6])
+ONE = StepData({}, {"a": ["1", "2"]}, {"a": [3, 4]}, bad=[BadSample("9", "torn")])
+TWO = StepData({}, {"a": ["3"], "b": ["1"]}, {"a": [5], "b": [6]}, bad=[BadSample("8", "gone")], truncated=["3"])
+BOTH = StepData({}, {"a": ["3", "1", "2"], "b": ["1"]}, {"a": [3, 4, 5], "b": [6]})
 
 
 class Recorded(ParallelDims):
@@ -59,4 +59,4 @@ def test_counts_and_digest_are_of_all_processes(meter) -> None:
 def test_other_samples_have_another_digest(meter) -> None:
     one = meter(ParallelDims(0, 1, torch.device("cpu")))
     groups = [{"a": ["1", "2"]}, {"a": ["1"], "b": ["2"]}, {"a": ["1", "1", "2"]}, {"a": ["1", "3"]}, {"a": []}]
-    assert len({one.measure(StepData({}, ids, []), 1.0, is_skipped=False)["data"] for ids in groups}) == len(groups)
+    assert len({one.measure(StepData({}, ids, {}), 1.0, is_skipped=False)["data"] for ids in groups}) == len(groups)

@@ -12,7 +12,8 @@ import sphinxkit
 from sphinxkit.recipe import build
 from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.training import LossModule, TrainingError, TrainPlan, read_log, train
-from sphinxkit.training.parallel import ParallelDims, check_heads, mesh_sizes
+from sphinxkit.training.log_records import EVALUATIONS_FILE
+from sphinxkit.training.parallel import ParallelDims, check_tensor_parallel, mesh_sizes
 from sphinxkit.training.run_lock import lock_folder
 from sphinxkit.training.sharding import parallelize
 from sphinxkit.training.trainable_model import choose_trained
@@ -127,6 +128,37 @@ def test_variants_on_two(document, changes: dict[str, Any], run_processes, tmp_p
 
 
 @pytest.mark.distributed
+def test_experts_on_two(document, run_processes, tmp_path: Path) -> None:
+    """Without the balance loss, which each process takes of its own batches."""
+    base = document(steps=4, save_every=None, export=True)
+    moe = {"num_experts": 4, "num_experts_per_tok": 2, "load_balancing_weight": 0.0}
+    base["model"] = {**base["model"], "llm": {**base["model"]["llm"], "moe": moe}}
+    train(TrainPlan(**base | {"output": str(tmp_path / "one")}))
+    run_processes(base | {"output": str(tmp_path / "two")}, 2)
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), abs=CURVE_ATOL)
+    assert curve(tmp_path / "two")[-1] < curve(tmp_path / "two")[0]
+    with pytest.raises(TrainingError, match="tensor_parallel 2: a mixture of experts cannot be split so; use dp_shard"):
+        check_tensor_parallel(TrainPlan(**base | {"tensor_parallel": 2}), 4, 2, has_experts=True)
+    one, two = (sphinxkit.load(tmp_path / name / "model").state_dict() for name in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+
+
+@pytest.mark.distributed
+def test_an_evaluation_on_two_equals_one(document, run_processes, tmp_path: Path) -> None:
+    base = document(steps=4, evaluate_every=2)
+    held_out = {name: {**stream, "batch_size": 6} for name, stream in base["data"].items()}
+    base |= {"evaluate": {"data": held_out, "num_batches": 2}}
+    train(TrainPlan(**base | {"output": str(tmp_path / "one")}))
+    run_processes(base | {"output": str(tmp_path / "two")}, 2)
+    run_processes(base | {"output": str(tmp_path / "bfloat16"), "dtype": "bfloat16"})
+    one, two, narrow = (read_log(tmp_path / name, EVALUATIONS_FILE) for name in ("one", "two", "bfloat16"))
+    assert [record["step"] for record in one] == [record["step"] for record in two] == [2, 4]
+    for single, several, rounded in zip(one, two, narrow, strict=True):
+        assert several["losses"] == pytest.approx(single["losses"], abs=RESUME_ATOL)
+        assert rounded["losses"] == pytest.approx(single["losses"], abs=BF16_ATOL)
+
+
+@pytest.mark.distributed
 def test_bfloat16_keeps_float32_weights(document, straight: Path, run_processes, tmp_path: Path) -> None:
     """Also on one process, which then is a group of its own."""
     run_processes(document(output=str(tmp_path / "narrow"), dtype="bfloat16", async_save=True))
@@ -150,7 +182,7 @@ def test_bfloat16_keeps_float32_weights(document, straight: Path, run_processes,
 def test_sizes_are_checked(document, changes: dict[str, Any], processes: int, message: str) -> None:
     def check(plan: TrainPlan) -> None:
         mesh_sizes(plan, processes)
-        check_heads(plan, num_heads=4, num_kv_heads=2)
+        check_tensor_parallel(plan, num_heads=4, num_kv_heads=2)
 
     with pytest.raises(TrainingError, match=message):
         check(TrainPlan(**document(**changes)))
