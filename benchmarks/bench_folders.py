@@ -45,7 +45,7 @@ CANCEL = "where two votes cancel exactly, as bf16 ones often do, mergekit keeps 
 
 @dataclass(frozen=True)
 class Method:
-    """One method as both programs are told of it.
+    """One merge method, as each program calls it.
 
     Attributes:
         name: Of the case.

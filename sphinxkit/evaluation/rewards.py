@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sphinxkit.errors import DataError
-from sphinxkit.evaluation.regions import LabelledBox, match_boxes, oks
+from sphinxkit.evaluation.regions import match_boxes, oks
 from sphinxkit.formatters import tasks
-from sphinxkit.formatters.tasks.base import GroundedPhrase, Keypoints, ParseResult
+from sphinxkit.formatters.tasks.base import Keypoints, ParseResult, labelled_boxes
 from sphinxkit.geometry import Box, ImageGeometry, Point
 
 REPAIRED_FORMAT = 0.5  # our choice: between an answer of the right form and one that cannot be read
@@ -69,16 +69,6 @@ def _parse(task: str, text: str, geometry: ImageGeometry, box_format: str | None
     return tasks.create(task).parse(text, geometry)
 
 
-def _labelled(result: ParseResult[Any]) -> list[LabelledBox]:
-    found: list[LabelledBox] = []
-    for item in result.items:
-        if isinstance(item, GroundedPhrase):
-            found += [(item.phrase, box) for box in item.boxes]
-        elif isinstance(item, Box):
-            found.append(("", item))
-    return found
-
-
 def iou_reward(completions: Sequence[Any], *, box_format: str | None = None, **columns: Any) -> list[float]:
     """IoU of the answer's first box with the gold one; 0 where the answer has none.
 
@@ -92,7 +82,7 @@ def iou_reward(completions: Sequence[Any], *, box_format: str | None = None, **c
     golds, geometries = _column(columns, "box", len(completions)), _geometries(columns, len(completions))
     rewards = []
     for completion, gold, geometry in zip(completions, golds, geometries, strict=True):
-        boxes = _labelled(_parse("rec", _text(completion), geometry, box_format))
+        boxes = labelled_boxes(_parse("rec", _text(completion), geometry, box_format).items)
         rewards.append(boxes[0][1].iou(Box(*_numbers(gold, 4))) if boxes else 0.0)
     return rewards
 
@@ -119,7 +109,7 @@ def boxes_reward(completions: Sequence[Any], *, box_format: str | None = None, *
         gold = [Box(*_numbers(box, 4)) for box in boxes]
         if names is not None and len(names) != len(gold):
             raise DataError(f"rewards: {len(gold)} boxes but {len(names)} labels")
-        found = _labelled(_parse("detection", _text(completion), geometry, box_format))
+        found = labelled_boxes(_parse("detection", _text(completion), geometry, box_format).items)
         wanted = list(zip(names or [""] * len(gold), gold, strict=True))
         found = found if names is not None else [("", box) for _, box in found]
         overlap = sum(found[i][1].iou(gold[j]) for i, j in match_boxes(found, wanted, iou=0.0))

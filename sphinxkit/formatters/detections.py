@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks.base import GroundedPhrase
-from sphinxkit.geometry import Box
+from sphinxkit.formatters.tasks.base import labelled_boxes
 
 
 def to_detections(items: Iterable[Any]) -> Any:
@@ -29,12 +28,7 @@ def to_detections(items: Iterable[Any]) -> Any:
         supervision: Any = importlib.import_module("supervision")
     except ImportError as error:
         raise DataError("to_detections needs supervision: pip install sphinxkit[supervision]") from error
-    found: list[tuple[str, Box]] = []
-    for item in items:
-        if isinstance(item, GroundedPhrase):
-            found += [(item.phrase, box) for box in item.boxes]
-        elif isinstance(item, Box):
-            found.append(("", item))
+    found = labelled_boxes(items)
     if not found:
         return supervision.Detections.empty()
     number = {label: index for index, label in enumerate(dict.fromkeys(label for label, _ in found))}

@@ -67,7 +67,7 @@ def push_to_hub(
     Args:
         model_or_path: A model, or the directory of a checkpoint in any readable format.
         repo: ``org/name``; made if it does not exist.
-        format: "hf" for transformers and vLLM, "sphinxkit" for our own; None uploads a directory as it is and a model
+        format: "hf" for transformers, "sphinxkit" for our own; None uploads a directory as it is and a model
             as "sphinxkit". ``sphinxkit.load("hf://org/name")`` reads all of them.
         private: Whether a new repository is private; None: as the organisation's settings say.
         license: For the card, such as "llama2".

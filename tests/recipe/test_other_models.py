@@ -1,4 +1,4 @@
-"""Mixes, diffs and deltas of folders that no format of ours knows: names and shapes decide."""
+"""Mix, diff and delta on folders of unknown models, by tensor names and shapes."""
 
 from __future__ import annotations
 

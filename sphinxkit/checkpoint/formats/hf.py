@@ -72,10 +72,8 @@ _HF_RULES = [
     NameRule(f"{_HF_LAYER}mlp.up_proj.weight", f"{_OUR_LAYER}mlp.up_proj.weight"),
     NameRule(f"{_HF_LAYER}mlp.down_proj.weight", f"{_OUR_LAYER}mlp.down_proj.weight"),
     NameRule(f"{_HF_LAYER}block_sparse_moe.gate.weight", f"{_OUR_LAYER}mlp.router.weight"),
-    *(
-        NameRule(
-            f"{_HF_LAYER}block_sparse_moe.experts.{theirs}", f"{_OUR_LAYER}mlp.experts.{ours}"
-        )  # joined, see below
+    *(  # of all experts, which the files hold apart; see join_experts
+        NameRule(f"{_HF_LAYER}block_sparse_moe.experts.{theirs}", f"{_OUR_LAYER}mlp.experts.{ours}")
         for theirs, ours in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj"))
     ),
     NameRule(f"{_HF_LAYER}input_layernorm.weight", f"{_OUR_LAYER}attention_norm.weight"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -140,6 +140,21 @@ class GroundedPhrase:
     phrase: str
     boxes: tuple[Box, ...]
     start: int | None = None
+
+
+def labelled_boxes(items: Iterable[Any]) -> list[tuple[str, Box]]:
+    """Every box among parsed items with its phrase; "" for boxes without one.
+
+    Args:
+        items: Of a ``ParseResult``. Words, points and key points have no box and are left out.
+    """
+    found: list[tuple[str, Box]] = []
+    for item in items:
+        if isinstance(item, GroundedPhrase):
+            found += [(item.phrase, box) for box in item.boxes]
+        elif isinstance(item, Box):
+            found.append(("", item))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
