@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sphinxkit.errors import DataError
+
 TEMP_SUFFIX = ".sphinxkit-tmp"
 _OLD = "-old"
 _LOCK = "lock"
@@ -293,6 +295,31 @@ def _new_file(target: Path) -> tuple[Path, int]:
             if not _flock(descriptor) or _is_still(descriptor, temporary):
                 return temporary, descriptor
         os.close(descriptor)
+
+
+@contextmanager
+def named_errors(output: str | Path | None) -> Iterator[None]:
+    """Errors of the system become errors that say which file they are about.
+
+    Args:
+        output: The file that is written, by itself or by files beside it whose names begin with its own; None for none.
+    Raises:
+        DataError: The output cannot be written, or another file cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        path = None if error.filename is None else Path(error.filename)
+        if output is not None and (path is None or _belongs(path, Path(output))):
+            raise DataError(f"{output}: cannot be written: {error}") from error
+        if path is None:
+            raise
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _belongs(path: Path, output: Path) -> bool:
+    is_beside = path.name.startswith(output.name) and path.parent == output.parent
+    return path.name.endswith(TEMP_SUFFIX) or is_beside or path in output.parents
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sphinxkit.atomic import named_errors
 from sphinxkit.batch_inference.fingerprint import fingerprint
 from sphinxkit.batch_inference.loop import Answer, answer_requests
 from sphinxkit.batch_inference.rank_files import Line, finish_part, make_line, open_part, part_path, read_answers
@@ -83,8 +84,8 @@ def answer_file(
         progress: Called with (finished rows of this rank, all rows of this rank).
     Raises:
         DataError: The input cannot be read or has no rows; the output is the input file, is not an output of this
-            command, belongs to other requests, or is being written by another process; ``rank`` is not below
-            ``world_size``; or as ``answer_requests``.
+            command, belongs to other requests, is being written by another process, or cannot be written; ``rank`` is
+            not below ``world_size``; or as ``answer_requests``.
     """
     source, output = Path(source), Path(output)
     rank = _from_torchrun("RANK", 0) if rank is None else rank
@@ -105,7 +106,7 @@ def answer_file(
     run = _Run(model, source, output, defaults, rank, world_size, answers)
     answers.clear()  # the texts are not needed any more
     total = len(range(rank, num_rows, world_size))
-    with open_part(output, rank, world_size) as file:
+    with named_errors(output), open_part(output, rank, world_size) as file:
 
         def write(fields: dict[str, Any]) -> None:
             try:
@@ -128,7 +129,8 @@ def answer_file(
         ):
             write(run.fields(answered))
         os.fsync(file.fileno())
-    is_complete = finish_part(output, rank, world_size, num_rows)
+    with named_errors(output):
+        is_complete = finish_part(output, rank, world_size, num_rows)
     where = output if is_complete else part_path(output, rank, world_size, is_done=True)
     return Summary(num_rows, run.num_answered, run.num_errors, run.num_skipped, where, is_complete)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sphinxkit.atomic import atomic_file
+from sphinxkit.atomic import atomic_file, named_errors
 from sphinxkit.batch_inference import fingerprint
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import benchmarks, metrics
@@ -77,11 +77,12 @@ def evaluate(
     if withhold_images:
         questions = [dataclasses.replace(question, image=None) for question in questions]
         manifest["withhold_images"] = True
-    place.parent.mkdir(parents=True, exist_ok=True)
-    manifest = open_manifest(place, manifest)
-    lines = _read_lines(place, questions)
+    with named_errors(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        manifest = open_manifest(place, manifest)
+        lines = _read_lines(place, questions)
     rest = [question for question in questions if question.index not in lines]
-    with place.open("ab") as file:
+    with named_errors(place), place.open("ab") as file:
         for prediction in ask(model, rest, chosen.max_new_tokens, batch_size):
             line = json.dumps(prediction.to_dict()).encode() + b"\n"
             file.write(line)

@@ -327,3 +327,16 @@ def test_memory_is_let_go_of(model, rows, write, tmp_path: Path) -> None:
     with torch.inference_mode():
         answer_file(model, write(rows[:3]), tmp_path / "out.jsonl", DEFAULTS)
     assert len(read(tmp_path / "out.jsonl")) == 3
+
+
+def test_an_output_that_cannot_be_written_is_named(
+    model, rows, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(rows[:2])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/out.jsonl: cannot be written: .*(Not a directory|File exists)"):
+        answer_file(model, source, tmp_path / "file" / "out.jsonl", DEFAULTS)
+    monkeypatch.setattr("os.fsync", lambda descriptor: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    with pytest.raises(DataError, match=r"out.jsonl: cannot be written: .*No space left on device"):
+        answer_file(model, source, tmp_path / "out.jsonl", DEFAULTS)
+    assert not (tmp_path / "out.jsonl").exists()

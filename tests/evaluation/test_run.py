@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,9 @@ def test_a_real_model_answers_as_it_does_by_hand(model: SphinxModel, golden: Pat
         messages = [{"role": "user", "content": asked.format(record["question"])}]
         image = golden / "images" / str(record["image_path"])
         assert row["answer"] == model.chat(messages, image, max_new_tokens=3)
+
+
+def test_an_output_that_cannot_be_written_is_named(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    with pytest.raises(DataError, match=r"p\.jsonl: cannot be written: .*No space left on device"):
+        files.evaluate(files.model())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from sphinxkit.atomic import TEMP_SUFFIX, atomic_file
+from sphinxkit.atomic import atomic_file, named_errors
 from sphinxkit.data.conversations import write_conversation
 from sphinxkit.data.converters import choices, coco, documents, image_folder, llava, regions, vqa
 from sphinxkit.data.converters.base import Converted, Converter, Malformed, Problems, Source, is_writable
@@ -213,7 +213,7 @@ def convert_data(
     _refuse_own_input(source, output)
     name, chosen, _ = _choose(format_name, task)
     listing = None if output is None else Path(f"{output}.malformed.jsonl")
-    with _named(output), ExitStack() as stack:
+    with named_errors(output), ExitStack() as stack:
         target = stream
         if output is not None:
             temporary = stack.enter_context(atomic_file(output))
@@ -249,23 +249,6 @@ def _refuse_own_input(source: Source, output: str | Path | None) -> None:
     for path in (source.path, source.companion):
         if path is not None and target is not None and path.is_file() and target.exists() and target.samefile(path):
             raise DataError(f"output {output} is the input; write to another file")
-
-
-@contextmanager
-def _named(output: str | Path | None) -> Iterator[None]:
-    """Errors of the system say which of the files they are about."""
-    try:
-        yield
-    except OSError as error:
-        path = None if error.filename is None else Path(error.filename)
-        is_output = (
-            path is None or path.name.endswith(TEMP_SUFFIX) or path in (Path(output or ""), *Path(output or "").parents)
-        )
-        if output is not None and is_output:
-            raise DataError(f"{output}: cannot be written: {error}") from error
-        if path is None:
-            raise
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 class _Listing:
