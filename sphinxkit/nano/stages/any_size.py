@@ -98,8 +98,8 @@ def evaluate_any_size(
         scores = json.loads((place / chosen.name / SCORES_FILE).read_text(encoding="utf-8"))
         found["model"] = scores["model"]
         found["pictures"][chosen.name] = {row["task"]: round(row["model"], 4) for row in scores["rows"].values()}
-        with atomic_file(place / PICTURES_FILE) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    with atomic_file(place / PICTURES_FILE) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return True
 
 

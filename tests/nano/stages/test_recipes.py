@@ -17,7 +17,10 @@ from sphinxkit.training.plan_keys import changed_keys, translate_saved
 from sphinxkit.training.trainable_model import find_recipe
 
 MODELS = ("nano/model", "nano/model_subimages")
-STAGES = ("pretrain_real", "pretrain_synthetic", "finetune", "finetune_more", "finetune_vqa", "finetune_subimages")
+STAGES = (
+    *("pretrain_real", "pretrain_synthetic", "finetune", "finetune_more", "finetune_vqa"),
+    *("finetune_subimages", "finetune_any_size"),
+)
 STARTS = (
     "encoders/model",
     "pretrain_real/model",
@@ -25,6 +28,7 @@ STARTS = (
     "finetune/model",
     "finetune_more/model",
     "finetune_vqa/model",
+    "finetune_subimages/model",
 )
 
 
@@ -40,7 +44,7 @@ def test_nested_names_are_found() -> None:
 def test_train_finds_the_model_beside_the_recipe(name: str) -> None:
     plan, folder = read_plan(f"nano/{name}", {"steps": 2})
     assert plan.steps == 2
-    expected = "model_subimages.yaml" if name == "finetune_subimages" else "model.yaml"
+    expected = "model_subimages.yaml" if name in STAGES[-2:] else "model.yaml"
     assert find_recipe(plan, folder).source == recipes() / expected
 
 
@@ -61,14 +65,17 @@ def test_sub_images_change_nothing_else() -> None:
     assert one.llm.vocab_size == Tokenizer(recipes() / "tokenizer.model").vocab_size
 
 
-@pytest.mark.parametrize(("name", "size", "grid"), [("finetune", 64, None), ("finetune_subimages", 128, 128)])
+@pytest.mark.parametrize(
+    ("name", "size", "grid"),
+    [("finetune", 64, None), ("finetune_subimages", 128, 128), ("finetune_any_size", 128, 128)],
+)
 def test_conversations_fit(name: str, size: int, grid: int | None) -> None:
     plan = training_plan(name, "runs")
     mixture = plan.data["tasks"].mixture
     assert isinstance(mixture, dict)
     assert mixture["size"] == size
     assert mixture.get("options", {}).get("point_grid") == grid
-    turns = max(source["num_turns"] for source in mixture["sources"])
+    turns = max(source.get("num_turns", 1) for source in mixture["sources"])
     model = build(find_recipe(plan, recipes()), device="meta")
     assert model.vision is not None
     assert model.vision.image_size == size

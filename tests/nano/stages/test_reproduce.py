@@ -17,6 +17,7 @@ from sphinxkit.errors import RecipeError
 from sphinxkit.nano.perception.training import PerceptionPlan
 from sphinxkit.nano.stages import reproduce as module
 from sphinxkit.nano.stages import steps
+from sphinxkit.nano.stages.any_size import PICTURES, evaluate_any_size
 from sphinxkit.nano.stages.reproduce import STAGES, reproduce_nano
 from sphinxkit.nano.stages.scores import ROWS, evaluate_nano
 from sphinxkit.nano.stages.steps import TimeLimit
@@ -33,6 +34,8 @@ def micro(micro_recipes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PerceptionPlan", lambda: plan)
     few = partial(evaluate_nano, num_scenes=2, rows=ROWS[:1], baselines=False)
     monkeypatch.setattr(module, "evaluate_nano", few)
+    one = partial(evaluate_any_size, pictures=PICTURES[:1], rows=ROWS[:1], num_scenes=1)
+    monkeypatch.setattr(module, "evaluate_any_size", one)
     monkeypatch.setattr(log, "plot_losses", lambda folder: None)  # a third of the time
 
 
@@ -74,6 +77,7 @@ def test_resuming_to_the_end(micro: None, tmp_path: Path, monkeypatch: pytest.Mo
         "finetune_more",
         "finetune_vqa",
         "finetune_subimages",
+        "finetune_any_size",
     ):
         assert [record["step"] for record in read_log(tmp_path / name)] == [0, 1]
     # the mix is the mean of both domains
@@ -83,7 +87,7 @@ def test_resuming_to_the_end(micro: None, tmp_path: Path, monkeypatch: pytest.Mo
     mixed = sphinxkit.load(tmp_path / "mixed").state_dict()
     for key, tensor in mixed.items():
         assert (tensor - (models[0][key] + models[1][key]) / 2).abs().max() <= MIX_ATOL, key
-    # frozen encoders: the same from the first stage to the last
+    # frozen encoders: the same until the last stage, which trains them
     first = sphinxkit.load(tmp_path / "encoders" / "model").state_dict()
     last = sphinxkit.load(tmp_path / "finetune_subimages" / "model")
     assert last.vision is not None
