@@ -14,7 +14,7 @@ from sphinxkit import hub
 from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.recipe import Recipe
 from sphinxkit.tokenizer import Tokenizer
-from tests.formatters.test_templates import CHATML
+from tests.formatters.test_jinja import CHATML
 from tests.tokenizer.conftest import write_qwen
 
 CONFIG = {
