@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 
 import pytest
-from tests.formatters.test_templates import FAMILIES, THINKING
 
 from sphinxkit.checkpoint.formats.hf_chat_template import known_template
 from sphinxkit.errors import CheckpointError
+from tests.formatters.test_jinja import FAMILIES, THINKING
 
 QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 # Beginnings of the published files: Qwen2.5-7B-Instruct, SmolLM2-1.7B-Instruct, Llama-2-7b-chat-hf
