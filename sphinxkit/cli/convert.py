@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import (
     LlamaType,
     NoVerify,
@@ -24,7 +23,8 @@ from sphinxkit.errors import DataError
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="Checkpoint directory or hf://org/repo; with --part encoders also a model recipe.")
+        str,
+        typer.Argument(help="Checkpoint directory, hf://org/repo or nano; with --part encoders also a model recipe."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
     to: Annotated[str, typer.Option("--to", help="sphinxkit, sphinx (as released), meta or hf.")] = "sphinxkit",
@@ -68,7 +68,7 @@ def convert(
         raise DataError(f"--llm-only and --part {part}: name one of them")
     with byte_progress(f"converting {source}") as progress:
         sphinxkit.convert(
-            find_checkpoint(source),
+            source,
             output,
             format=to,
             num_shards=num_shards,
@@ -79,7 +79,7 @@ def convert(
             verify=not no_verify,
             replicas=parse_replicas(replicas),
             llama_type=llama_type,
-            overlay=[find_checkpoint(each) for each in overlay or ()],
+            overlay=overlay,
             tokenizer=tokenizer,
             progress=progress,
         )

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import Checkpoint, Json, parse_dtype
 
 app = typer.Typer(no_args_is_help=True, help="Differences between a base model and one tuned from it.")
@@ -53,8 +52,8 @@ def extract(
 
     with byte_progress(f"extracting {output}") as progress:
         result = sphinxkit.extract_delta(
-            find_checkpoint(base),
-            find_checkpoint(tuned),
+            base,
+            tuned,
             output,
             format=to,
             dtype=parse_dtype(dtype) if dtype else None,
@@ -112,7 +111,7 @@ def apply(
 
     with byte_progress(f"applying {delta}") as progress:
         result = sphinxkit.apply_delta(
-            find_checkpoint(base),
+            base,
             delta,
             output,
             format=to,

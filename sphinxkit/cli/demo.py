@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sphinxkit.cli.checkpoints import NANO
+from sphinxkit.built_in import NANO
 from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, option_groups
 from sphinxkit.errors import DataError, SphinxkitError
 

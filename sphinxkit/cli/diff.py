@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import Checkpoint, Json, Rename
 
 if TYPE_CHECKING:
@@ -36,9 +35,7 @@ def diff(
     import sphinxkit
     from sphinxkit.interpolation.rename import parse_rename
 
-    report = sphinxkit.diff(
-        find_checkpoint(first), find_checkpoint(second), plot=plot, rename=parse_rename(rename) if rename else None
-    )
+    report = sphinxkit.diff(first, second, plot=plot, rename=parse_rename(rename) if rename else None)
     if as_json:
         typer.echo(json.dumps({"first": first, "second": second, **report.to_dict()}))
         return

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.cli.checkpoints import tell_checkpoint
+from sphinxkit.built_in import name_in_record
 from sphinxkit.cli.options import Checkpoint, Json, LoadOptions, option_groups
 
 
@@ -63,7 +63,7 @@ def evaluate(
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             strip_prefix=strip_prefix,
-            run_facts={"model": tell_checkpoint(checkpoint), "device": str(model.device)},
+            run_facts={"model": name_in_record(checkpoint), "device": str(model.device)},
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     print_report(report, as_json)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sphinxkit.cli.checkpoints import NANO
+from sphinxkit.built_in import NANO
 from sphinxkit.cli.options import (
     AnswerOptions,
     Checkpoint,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import Json, Overlay, TokenizerFile, Trust
 
 if TYPE_CHECKING:
@@ -33,8 +32,7 @@ def inspect(
     """
     import sphinxkit
 
-    tuned = [find_checkpoint(each) for each in overlay] if overlay else None
-    found = sphinxkit.inspect(find_checkpoint(name), trust=trust, overlay=tuned, tokenizer=tokenizer)
+    found = sphinxkit.inspect(name, trust=trust, overlay=overlay, tokenizer=tokenizer)
     found = dataclasses.replace(found, name=name)
     if as_json:
         typer.echo(json.dumps(found.to_dict(tensors=keys)))

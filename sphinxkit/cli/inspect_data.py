@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import Json
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def inspect_data(
     found = sphinxkit.inspect_data(
         source,
         tokenizer=tokenizer,
-        model=None if model is None else find_checkpoint(model),
+        model=model,
         count=count,
         start=start,
         epoch=epoch,

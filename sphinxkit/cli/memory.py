@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import Json, Trust, parse_dtype
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def memory(
     from sphinxkit.registry import no_imports
 
     with nullcontext() if trust else no_imports():
-        found = recipe_of(find_checkpoint(recipe), trust)
+        found = recipe_of(recipe, trust)
         if found.kind == "train":
             _say_training(found, settings or [], processes, text_tokens, as_json)
             return

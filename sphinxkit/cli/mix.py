@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sphinxkit.cli.checkpoints import find_checkpoint
 from sphinxkit.cli.options import Device, Json, Rename
 from sphinxkit.errors import DataError, RecipeError
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 def mix(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Models to mix, in any readable format, or hf://org/repo.", show_default=False),
+        typer.Argument(help="Models to mix, in any readable format, hf://org/repo or nano.", show_default=False),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory to write.")] = None,
     recipe: Annotated[
@@ -105,19 +104,18 @@ def mix(
 
     if not models and recipe is None:
         raise RecipeError("name the models to mix")
-    named = [find_checkpoint(model) for model in models or []]
     with byte_progress("mixing") as progress:
         result = sphinxkit.mix(
-            recipe if recipe is not None else named,
+            recipe if recipe is not None else models or [],
             output,
-            models=named or None,
+            models=models or None,
             method=parse_method(method, option),
             beta=beta,
             weights=parse_weights(weights),
             normalize=normalize or None,
-            base=None if base is None else find_checkpoint(base),
+            base=base,
             rules=dict(parse_assignment(text) for text in rule or []),
-            overlays=[None if each == "-" else find_checkpoint(each) for each in overlay] if overlay else None,
+            overlays=[None if each == "-" else each for each in overlay] if overlay else None,
             rename=parse_rename(rename) if rename else None,
             dtype=dtype,
             format=to,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from sphinxkit.cli.checkpoints import NANO, find_checkpoint
+from sphinxkit.built_in import NANO, TITLE
 from sphinxkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def load_model(
     place = pick_device(device)
     _check_speed(bits, accelerate, place)
     model = load(
-        find_checkpoint(checkpoint),
+        checkpoint,
         recipe=recipe,
         device=place,
         dtype=pick_dtype(dtype, place),
@@ -206,7 +206,7 @@ def load_model(
     )
     if checkpoint == NANO:
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        typer.echo(f"model: SPHINX-nano, {millions:.1f} M parameters", err=True)
+        typer.echo(f"model: {TITLE}, {millions:.1f} M parameters", err=True)
     if bits is not None:
         quantize_model(model, bits)
     return model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def verify(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint directory with golden.json and golden.safetensors.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="Checkpoint (directory, hf://org/repo or nano) with golden.json and golden.safetensors."),
+    ],
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32 (held to rounding), bfloat16 or float16.")] = "float32",
     as_json: Json = False,
@@ -34,7 +36,7 @@ def verify(
     failed = sum(not result.is_equal for result in results)
     if as_json:
         rows = [result.to_dict() for result in results]
-        typer.echo(json.dumps({"checkpoint": str(checkpoint), "comparisons": rows, "failed": failed}))
+        typer.echo(json.dumps({"checkpoint": checkpoint, "comparisons": rows, "failed": failed}))
     else:
         held = sum(result.tolerance is not None for result in results)
         typer.echo(f"{held - failed} of {held} quantities agree with the public implementation")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit import tensor_files
+from sphinxkit.checkpoint.resolve import resolve
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import IGNORE_INDEX
 
@@ -87,7 +88,9 @@ class GoldenData:
         self.folder = Path(folder)
         missing = [name for name in ("golden.json", "golden.safetensors") if not (self.folder / name).is_file()]
         if missing:
-            raise DataError(f"{folder} holds no golden data: {' and '.join(missing)} not found")
+            raise DataError(
+                f"{folder} holds no golden data of the public implementation: {' and '.join(missing)} not found"
+            )
         self.facts: dict[str, Any] = json.loads((self.folder / "golden.json").read_text(encoding="utf-8"))
         with tensor_files.open(self.folder / "golden.safetensors") as opened:
             self.tensors: dict[str, Tensor] = {name: opened.read(name) for name in opened}
@@ -114,7 +117,8 @@ def verify(
     """Load a checkpoint and compare its results with golden data of the public implementation.
 
     Args:
-        checkpoint: Directory with ``golden.json`` and ``golden.safetensors``, such as those in ``tests/golden``.
+        checkpoint: Directory (or hub id) with ``golden.json`` and ``golden.safetensors``, such as those in
+            ``tests/golden``.
         device: Device of the model.
         dtype: Dtype of the weights; float32 is held to rounding.
         progress: Called with each compared quantity.
@@ -126,8 +130,8 @@ def verify(
     """
     from sphinxkit.recipe.io import load
 
-    golden = GoldenData(os.fspath(checkpoint))
-    model = load(os.fspath(checkpoint), device=device, dtype=dtype)
+    golden = GoldenData(resolve(checkpoint))
+    model = load(golden.folder, device=device, dtype=dtype)
     results = []
     for result in compare(model, golden):
         results.append(result)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sphinxkit.atomic import atomic_file, named_errors
 from sphinxkit.batch_inference import fingerprint
+from sphinxkit.built_in import name_in_record
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import benchmarks, metrics
 from sphinxkit.evaluation.annotation import Record
@@ -65,7 +66,7 @@ def evaluate(
     chosen = choose_benchmark(benchmark, max_new_tokens)
     facts = dict(run_facts or {})
     if isinstance(model, str | Path):
-        facts = {"model": str(model)} | facts
+        facts = {"model": name_in_record(model)} | facts
         model = load(model)
     place = Path(f"{chosen.name}.predictions.jsonl" if output is None else output)
     golds = chosen.read(annotations)

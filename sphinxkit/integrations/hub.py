@@ -111,7 +111,7 @@ def _folder(model_or_path: SphinxModel | str | os.PathLike[str], format: str | N
             folder, format = Path(temporary) / "own", None if format == "sphinxkit" else format
             model_or_path.save(folder)
         else:
-            folder = checkpoint.resolve(os.fspath(model_or_path))
+            folder = checkpoint.resolve(model_or_path)
         yield folder if format is None else convert(folder, Path(temporary) / "converted", format=format)
 
 

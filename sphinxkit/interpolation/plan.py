@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sphinxkit.built_in import as_text, is_nano
 from sphinxkit.errors import DataError, RecipeError, RegistryError
 from sphinxkit.interpolation.method import MixMethod, build_method
 from sphinxkit.interpolation.rename import LLM_INTO_VLM
@@ -114,7 +115,8 @@ class MixPlan:
 
         def find(path: str) -> str:
             below = Path(folder) / path
-            return str(below) if not Path(path).is_absolute() and below.exists() else path
+            is_elsewhere = is_nano(path) or Path(path).is_absolute() or not below.exists()
+            return path if is_elsewhere else as_text(below)
 
         return replace(
             self,

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sphinxkit.errors import CheckpointError
+from sphinxkit.built_in import TITLE as NAME
+from sphinxkit.built_in import nano_folder as path
 
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model import SphinxModel
 
 __all__ = ["NAME", "load", "path"]
-
-NAME = "SPHINX-nano"
-_FOLDER = "weights"
-_FILES = ("recipe.yaml", "tokenizer.model", "model.safetensors.index.json")  # and the tensors that the index names
-
-
-def path() -> Path:
-    """Folder of the checkpoint that comes with the package, in sphinxkit's own layout.
-
-    Raises:
-        CheckpointError: This installation was made without it; names what is missing.
-    """
-    folder = Path(str(resources.files("sphinxkit.nano"))) / _FOLDER
-    missing = [name for name in _FILES if not (folder / name).is_file()]
-    if not any(folder.glob("*.safetensors")):
-        missing.append("*.safetensors")
-    if missing:
-        raise CheckpointError(
-            f"{folder}: this installation comes without {NAME}'s weights (missing: {', '.join(missing)}); "
-            "name another checkpoint, or train it (sphinxkit reproduce nano)"
-        )
-    return folder
 
 
 def load(**options: Any) -> SphinxModel:

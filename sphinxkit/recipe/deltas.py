@@ -143,7 +143,7 @@ def apply_delta(
     """
     target = Path(output)
     with ExitStack() as stack:
-        second = stack.enter_context(checkpoint.open(checkpoint.resolve(os.fspath(delta)), delta=True))
+        second = stack.enter_context(checkpoint.open(checkpoint.resolve(delta), delta=True))
         (first,) = open_all([base], stack, by_name=second.format == TensorFolder.name)
         if first.format != second.format and TensorFolder.name in (first.format, second.format):
             raise CheckpointError(f"{first.path}: its tensors have other names than those of the delta {second.path}")

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sphinxkit import encoders, hub
+from sphinxkit.built_in import is_nano
 from sphinxkit.checkpoint.resolve import wanted_files
 from sphinxkit.encoders import Encoder
 from sphinxkit.encoders.weight_files import find_hub_folder, needed_files
@@ -79,7 +80,9 @@ def fetch(
     """
     cache = None if to is None else Path(to)
     sources: Needs
-    if isinstance(recipe, str) and hub.is_hub_path(recipe):
+    if is_nano(recipe):
+        sources = iter(())  # it comes with the package
+    elif isinstance(recipe, str) and hub.is_hub_path(recipe):
         sources = iter([("checkpoint", recipe, None)])
     else:
         sources = _sources(Recipe.find_written(recipe))

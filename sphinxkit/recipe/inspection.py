@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sphinxkit.built_in import is_nano
 from sphinxkit.checkpoint.llm_config import EMBEDDING
 from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.hub import is_hub_path
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.memory import parts_of
 from sphinxkit.recipe.open_checkpoints import Overlay, open_overlaid
@@ -80,7 +82,7 @@ class Inspection:
 
 def is_checkpoint(name: object) -> bool:
     """Whether a name means a checkpoint rather than a recipe."""
-    return isinstance(name, str | Path) and (str(name).startswith("hf://") or Path(name).is_dir())
+    return isinstance(name, str | Path) and (is_nano(name) or is_hub_path(name) or Path(name).is_dir())
 
 
 def recipe_of(
@@ -95,7 +97,7 @@ def recipe_of(
     """
     if isinstance(name, Mapping | Recipe) or not is_checkpoint(name):
         return Recipe.find(name)
-    with open_overlaid(str(name), overlay) as opened:
+    with open_overlaid(name, overlay) as opened:
         return Recipe.of_checkpoint(opened, trust)
 
 
@@ -121,8 +123,8 @@ def inspect(
         DataError: ``overlay`` or ``tokenizer`` with a recipe.
         RecipeError: The recipe is not a valid model, or names code without ``trust``.
     """
-    is_stored = isinstance(name, str | Path) and is_checkpoint(name)
-    if not is_stored and (overlay is not None or tokenizer is not None):
+    stored = name if isinstance(name, str | Path) and is_checkpoint(name) else None
+    if stored is None and (overlay is not None or tokenizer is not None):
         raise DataError(f"overlay, tokenizer (--overlay, --tokenizer): are for checkpoints, {name!s:.80} is a recipe")
     with nullcontext() if trust else no_imports():
         recipe = recipe_of(name, trust, overlay)
@@ -137,11 +139,11 @@ def inspect(
         num_image_tokens=0 if vision is None else vision.num_tokens,
         max_seq_len=model.llm.max_seq_len,
         recipe=recipe.resolved(),
-        stored=_stored(str(name), overlay, tokenizer) if is_stored else None,
+        stored=None if stored is None else _stored(stored, overlay, tokenizer),
     )
 
 
-def _stored(name: str, overlay: Overlay | None, tokenizer: str | Path | None) -> StoredTensors:
+def _stored(name: str | Path, overlay: Overlay | None, tokenizer: str | Path | None) -> StoredTensors:
     with open_overlaid(name, overlay) as opened:
         keys = list(opened.keys())
         place = opened.tokenizer_path if tokenizer is None else Path(tokenizer)

@@ -37,7 +37,8 @@ def load(
     Tensors are streamed one by one from memory-mapped files to their device and dtype.
 
     Args:
-        path_or_hub_id: A directory, or ``hf://org/repo``.
+        path_or_hub_id: A directory, ``hf://org/repo``, or ``"nano"``, which is SPHINX-nano (a directory of that name is
+            ``"./nano"`` or a ``Path``).
         recipe: Recipe to use instead of the directory's.
         device: Device of the weights.
         dtype: Dtype of all parameters, or its name such as "bfloat16".

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sphinxkit.built_in import as_text
 from sphinxkit.errors import DataError, RecipeError
 from sphinxkit.interpolation import MixedSource, MixPlan, update_in_place
 from sphinxkit.interpolation.methods.soup import choose_soup
@@ -164,14 +165,14 @@ def mix(
     """
     is_greedy = method == GREEDY
     given = {
-        "models": None if models is None else [os.fspath(model) for model in models],
+        "models": None if models is None else [_written(model) for model in models],
         "method": "uniform_soup" if is_greedy else dict(method) if isinstance(method, Mapping) else method,
         "beta": beta,
         "weights": None if weights is None else [float(weight) for weight in weights],
         "normalize": normalize,
-        "base": None if base is None else os.fspath(base),
+        "base": None if base is None else _written(base),
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
-        "overlays": None if overlays is None else [each and os.fspath(each) for each in overlays],
+        "overlays": None if overlays is None else [each and _written(each) for each in overlays],
         "rename": dict(rename) if isinstance(rename, Mapping) else rename,
         "format": format,
         "num_shards": num_shards,
@@ -222,7 +223,7 @@ def _plan(
         if found.source:
             document = vars(MixPlan(**document).relative_to(found.source.parent))
     else:
-        document = {"models": [os.fspath(model) for model in models_or_recipe]}
+        document = {"models": [_written(model) for model in models_or_recipe]}
     replaced = {"beta": ["weights"], "weights": ["beta"]}
     dropped = {key for name in fields for key in replaced.get(name, ())}
     merged = {key: value for key, value in document.items() if key not in dropped} | fields
@@ -231,6 +232,11 @@ def _plan(
     if not merged.get("models"):
         raise RecipeError("name the models to mix")
     return MixPlan(**merged)
+
+
+def _written(path: ModelPath) -> str:
+    """A model as a recipe names it; the directory ``Path("nano")`` is not SPHINX-nano."""
+    return path if isinstance(path, str) else as_text(Path(path))
 
 
 @dataclass(frozen=True)

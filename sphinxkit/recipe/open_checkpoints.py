@@ -50,7 +50,7 @@ def open_all(
     Raises:
         CheckpointError: One cannot be opened, or only some of them have files that can be taken by name.
     """
-    folders = [checkpoint.resolve(os.fspath(path)) for path in paths]
+    folders = [checkpoint.resolve(path) for path in paths]
     known = [checkpoint.detect(folder) if folder.is_dir() else [] for folder in folders]
     reasons = [why_foreign(folder, found) for folder, found in zip(folders, known, strict=True) if folder.is_dir()]
     reason = next(filter(None, reasons), None)
@@ -88,9 +88,9 @@ def open_overlaid(path: str | os.PathLike[str], overlay: Overlay | None, **optio
         CheckpointError: One cannot be opened, or does not fit.
     """
     with ExitStack() as stack:
-        source = stack.enter_context(checkpoint.open(checkpoint.resolve(os.fspath(path)), **options))
+        source = stack.enter_context(checkpoint.open(checkpoint.resolve(path), **options))
         for tuned in as_list(overlay):
-            folder = checkpoint.resolve(os.fspath(tuned))
+            folder = checkpoint.resolve(tuned)
             source = stack.enter_context(checkpoint.overlay(source, folder, **options))
         yield source
 

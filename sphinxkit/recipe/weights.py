@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sphinxkit import encoders, hub
+from sphinxkit.built_in import as_text, is_nano
 from sphinxkit.encoders import Encoder, PublishedWeights
 from sphinxkit.errors import CheckpointError, RecipeError
 from sphinxkit.interpolation.sources import JoinedSource
@@ -79,10 +80,11 @@ def encoder_sources(recipe: Recipe) -> list[EncoderSource]:
 
 
 def beside(folder: Path | None, name: str) -> str:
-    """``name`` below ``folder`` if it exists there, else ``name``: a path, ``hf://...`` or ``pretrained``."""
-    if folder is None or name == encoders.PRETRAINED or hub.is_hub_path(name) or not (folder / name).exists():
+    """``name`` below ``folder`` if it exists there, else ``name``: a path, ``hf://...``, ``pretrained`` or ``nano``."""
+    is_a_word = name == encoders.PRETRAINED or hub.is_hub_path(name) or is_nano(name)
+    if folder is None or is_a_word or not (folder / name).exists():
         return name
-    return str(folder / name)
+    return as_text(folder / name)
 
 
 PARTS = ("llm", "encoders", "projectors", "image_delimiters")

@@ -12,8 +12,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import sphinxkit
+from sphinxkit.built_in import NANO, name_in_record
 from sphinxkit.cli import app
-from sphinxkit.cli.checkpoints import NANO, find_checkpoint, tell_checkpoint
 from sphinxkit.errors import CheckpointError, DataError
 
 PLAIN = ("--device", "cpu", "--dtype", "float32")
@@ -61,20 +61,15 @@ def test_a_file_of_prompts(embedded: Path, announcement: str, tmp_path: Path) ->
 
 
 def test_other_weights_under_the_same_name_are_another_run(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tell_checkpoint("models/mine") == "models/mine"
-    told = tell_checkpoint(NANO)
+    assert name_in_record("models/mine") == "models/mine"
+    told = name_in_record(NANO)
     assert told.startswith("SPHINX-nano ")
     other = embedded.parent / "other"
     model = sphinxkit.load(embedded)
     model.llm.norm.weight.data.add_(1)
     model.save(other, overwrite=True)
-    monkeypatch.setattr("sphinxkit.nano.path", lambda: other)
-    assert tell_checkpoint(NANO) != told
-
-
-def test_every_other_name_is_a_place() -> None:
-    for name in ("./nano", "nano/model", "hf://org/nano"):
-        assert find_checkpoint(name) == name
+    monkeypatch.setattr("sphinxkit.built_in._FOLDER", other)
+    assert name_in_record(NANO) != told
 
 
 def test_commands_that_take_a_checkpoint_know_nano(embedded: Path, tmp_path: Path) -> None:
@@ -83,6 +78,22 @@ def test_commands_that_take_a_checkpoint_know_nano(embedded: Path, tmp_path: Pat
     assert json.loads(invoke("memory", "nano", "--dtype", "float32", "--json").stdout)
     invoke("convert", "nano", "-o", str(tmp_path / "released"), "--to", "sphinx")
     assert json.loads(invoke("diff", "nano", str(tmp_path / "released"), "--json").stdout)["first"] == "nano"
+    invoke(
+        "mix",
+        "nano",
+        str(embedded),
+        "--beta",
+        "0.5",
+        "--overlay",
+        "-",
+        "--overlay",
+        "nano",
+        "-o",
+        str(tmp_path / "mix"),
+    )
+    invoke("convert", str(embedded), "-o", str(tmp_path / "laid"), "--overlay", "nano")
+    with pytest.raises(DataError, match="holds no golden data"):
+        invoke("verify", "nano")
     invoke("delta", "extract", "nano", str(embedded), "-o", str(tmp_path / "delta"))
     invoke("delta", "apply", "nano", str(tmp_path / "delta"), "-o", str(tmp_path / "restored"))
     (tmp_path / "in.jsonl").write_text('{"text": "red"}\n')
@@ -94,13 +105,13 @@ def test_commands_that_take_a_checkpoint_know_nano(embedded: Path, tmp_path: Pat
 def test_an_installation_without_the_weights(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sphinxkit.nano._FOLDER", str(tmp_path))
+    monkeypatch.setattr("sphinxkit.built_in._FOLDER", tmp_path)
     with pytest.raises(CheckpointError, match=r"comes without SPHINX-nano's weights \(missing: recipe.yaml, tokenizer"):
         invoke(*command)
 
 
 def test_a_wrong_picture_costs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sphinxkit.nano._FOLDER", str(tmp_path))
+    monkeypatch.setattr("sphinxkit.built_in._FOLDER", tmp_path)
     with pytest.raises(DataError, match="there is no such file"):
         invoke("generate", "-p", "What?", "-i", "nowhere.png")
 
