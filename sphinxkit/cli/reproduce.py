@@ -96,7 +96,14 @@ def _ablations(
 
 
 def _say(stage: str, record: Mapping[str, Any]) -> None:
-    typer.echo(f"{stage}: {json.dumps({key: _short(value) for key, value in record.items()})}", err=True)
+    from sphinxkit.training.callbacks import duration, progress_line
+
+    if "losses" in record or "skipped" in record:  # a training step
+        typer.echo(f"{stage}: {progress_line(record)}", err=True)
+        return
+    shown = {key: _short(value) for key, value in record.items() if key != "seconds_left"}
+    left = f"  {duration(record['seconds_left'])} left" if "seconds_left" in record else ""
+    typer.echo(f"{stage}: {json.dumps(shown)}{left}", err=True)
 
 
 def _short(value: Any) -> Any:

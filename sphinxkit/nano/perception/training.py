@@ -152,7 +152,7 @@ def train_encoders(
         plan: How they are trained.
         folder: Folder of the state, ``state.pt``, and the log, ``log.jsonl``.
         should_stop: Asked after every step; the state is saved before the function returns.
-        report: Called with every record of the log.
+        report: Called with every record of the log, and ``num_steps`` and ``seconds_left`` of this stage.
         device: Device of the training; the encoders end on the CPU. Not yet run on CUDA.
     Returns:
         Whether all steps are done.
@@ -189,7 +189,8 @@ def train_encoders(
                     record = _record(encoders, loss, found, step, _speed(step - first, plan, began))
                     log.on_step(record)
                     if report is not None:
-                        report(record)
+                        left = (plan.steps - step) * (time.perf_counter() - began) / (step - first)
+                        report(record | {"num_steps": plan.steps, "seconds_left": left})
                 if step % plan.save_every == 0 or is_last:
                     _save(place / STATE_FILE, module, optimizer, plan, step)
                 if is_last:

@@ -72,7 +72,8 @@ def test_encoders_learn_and_are_frozen_then(straight: Any, recipe: Any) -> None:
         assert any(not torch.equal(before[k], after[k]) for k in after if k.startswith(f"{index}."))
     assert all(not p.requires_grad for encoder in encoders for p in encoder.parameters())
     assert not any(encoder.trainable or encoder.training for encoder in encoders)
-    assert records == [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert records == [record | {"num_steps": 12, "seconds_left": 0.0} for record in logged]
     assert [record["step"] for record in records] == [12]
     assert {"blip2_qformer", "clip_vit_large_patch14", "convnext_xxlarge"} < set(records[0])
     assert set(records[0]["blip2_qformer"]) == {"right_counts"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,12 @@ def test_the_command_says_where_it_stopped(micro: None, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout == ""
     assert result.stderr == "stopped; the next call resumes with encoders\n"
+
+
+def test_the_command_says_how_long_a_stage_takes(micro: None, tmp_path: Path) -> None:
+    arguments = ["reproduce", "nano", "--output", str(tmp_path), "--last", "encoders"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert re.search(r'^encoders: \{"step": 2, .*"num_steps": 2\}  0:00:00 left$', result.stderr, re.MULTILINE)
 
 
 def test_a_stage_that_does_not_exist(tmp_path: Path) -> None:
