@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from sphinxkit import encoders
+from tests.encoders.stand_ins import NAME, TINY, open_clip_state
 
 
 @pytest.fixture
@@ -37,3 +41,11 @@ def random_pixels() -> Callable[..., Tensor]:
         return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
     return make
+
+
+@pytest.fixture
+def source(tmp_path: Path, randomize: Callable[..., nn.Module]) -> Path:
+    """A file of CLIP in open_clip's format."""
+    path = tmp_path / "clip.pth"
+    torch.save(open_clip_state(randomize(encoders.create(NAME, **TINY), seed=5)), path)
+    return path

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,26 +11,14 @@ from torch import Tensor
 
 from sphinxkit import checkpoint, interpolation
 from sphinxkit.errors import CheckpointError, DataError, RecipeError
-from sphinxkit.interpolation import MixedSource, create, parse_rules, update_in_place
+from sphinxkit.interpolation import MixedSource, create, update_in_place
 from sphinxkit.interpolation.method import BLOCK
 from sphinxkit.interpolation.methods.dare import tensor_seed
-from sphinxkit.interpolation.sources import JoinedSource, SelectedSource
 from sphinxkit.interpolation.stream import CHUNK, count_nonfinite, within
 from sphinxkit.tensor_source import ChunkedSource, MappingSource
+from tests.interpolation.stream_cases import EMBED, UP, Make, mix
 
-Make = Callable[..., MappingSource]
-UP = "llm.layers.1.mlp.up_proj.weight"
-EMBED = "llm.embed_tokens.weight"
 SUM_OF_SQUARES = 1e-6  # relative; slerp's angle is summed chunk by chunk instead of at once, in float64
-
-
-def mix(*sources: MappingSource, beta: float = 0.5, rules: dict[str, Any] | None = None, **options: Any) -> MixedSource:
-    return MixedSource(
-        sources, create("linear"), (beta, 1 - beta), rules=parse_rules(rules or {}, len(sources)), **options
-    )
-
-
-# ---- streamed equals whole -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,9 +124,6 @@ def test_not_every_tensor_is_floating_point() -> None:
         mix(a, odd)
 
 
-# ---- names and shapes ------------------------------------------------------------------------------------------------
-
-
 def test_nothing_is_dropped_or_invented_silently(make_model: Make) -> None:
     a, b = make_model(0, vision__extra=(2,)), make_model(1, vision__other=(3,))
     with pytest.raises(CheckpointError, match=r"(?s)only in first: vision\.extra.*only in second: vision\.other.*rule"):
@@ -186,9 +170,6 @@ def test_other_shapes_do_not_overlap(make_model: Make) -> None:
 def test_missing_keep_takes_the_first_that_holds_it(make_model: Make) -> None:
     a, b = make_model(0), make_model(1, vision__extra=(2,))
     assert torch.equal(mix(a, b, missing="keep").read("vision.extra"), b.read("vision.extra"))
-
-
-# ---- weights and methods ---------------------------------------------------------------------------------------------
 
 
 def test_weights_are_checked(make_model: Make) -> None:
@@ -249,55 +230,6 @@ def test_methods_without_dropping_are_copies(make_model: Make) -> None:
             create(method, **option)
 
 
-# ---- NaN and Inf -----------------------------------------------------------------------------------------------------
-
-
-def spoiled(source: MappingSource, **values: float) -> MappingSource:
-    tensors = {key: source.read(key).clone() for key in source.keys()}  # noqa: SIM118
-    for key, value in values.items():
-        tensors[key.replace("__", ".")].view(-1)[1] = value
-    return MappingSource(tensors)
-
-
-def test_nonfinite_numbers_are_all_named(make_model: Make) -> None:
-    a = spoiled(make_model(0), llm__embed_tokens__weight=math.nan)
-    b = spoiled(make_model(1), vision__start_token=math.inf)
-    message = r"(?s)llm.embed_tokens.weight in first: 1 NaN, 0 Inf.*vision.start_token in second: 0 NaN, 1 Inf"
-    with pytest.raises(CheckpointError, match=message):
-        mix(a, b).read(EMBED)
-    with pytest.raises(CheckpointError, match=message):
-        list(mix(a, b, rules={"llm.*": "keep first"}).chunks(EMBED))
-    allowed = mix(a, b, allow_nonfinite=True)
-    assert allowed.read(EMBED).isnan().sum() == 1
-    assert mix(a, b, rules={"llm.*": "keep first"}, allow_nonfinite=True).read(EMBED).isnan().sum() == 1
-
-
-def test_a_result_that_overflows_is_named(make_model: Make) -> None:
-    a = spoiled(make_model(0), llm__embed_tokens__weight=70000.0)
-    with pytest.raises(CheckpointError, match=r"finite in every model, but the result does not fit torch.float16"):
-        mix(a, a, dtype=torch.float16).read(EMBED)
-
-
-def test_nonfinite_base_is_named(make_model: Make) -> None:
-    base = spoiled(make_model(2), vision__start_token=math.nan)
-    source = MixedSource([make_model(0), make_model(1)], create("task_arithmetic"), (0.5, 0.5), base=base)
-    with pytest.raises(CheckpointError, match="vision.start_token in base: 1 NaN"):
-        source.read("vision.start_token")
-
-
-@pytest.mark.parametrize("method", ["dare", "ties", "task_arithmetic"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_numbers_that_a_method_would_drop_are_named_too(make_model: Make, method: str, value: float) -> None:
-    b = spoiled(make_model(1), vision__start_token=value)
-    for seed in range(8 if method == "dare" else 1):  # dare keeps one element in a hundred, another with every seed
-        options = {"dare": {"drop_rate": 0.99, "seed": seed}}.get(method, {})
-        source = MixedSource([make_model(0), b], create(method, **options), (0.5, 0.5), base=make_model(2))
-        with pytest.raises(
-            CheckpointError, match="vision.start_token in second: 1 NaN|vision.start_token in second: 0"
-        ):
-            source.read("vision.start_token")
-
-
 def test_counting() -> None:
     tensor = torch.tensor([1.0, math.nan, math.inf, -math.inf])
     assert count_nonfinite(tensor) == (1, 2)
@@ -307,9 +239,6 @@ def test_counting() -> None:
     assert not within(torch.tensor([10.5]), 10)
     assert within(torch.empty(0), 1)
     assert within(torch.ones(2).to(torch.float8_e4m3fn), 1)
-
-
-# ---- in place, put together, picked apart ----------------------------------------------------------------------------
 
 
 def test_update_in_place(make_model: Make) -> None:
@@ -328,27 +257,6 @@ def test_update_in_place(make_model: Make) -> None:
         source.read_into(UP, torch.zeros(4))
 
 
-def test_joined_and_selected(make_model: Make) -> None:
-    a, b = make_model(0), MappingSource({"extra": torch.ones(2)})
-    both = JoinedSource([a, b])
-    assert list(both.keys()) == [*a.keys(), "extra"]
-    assert list(JoinedSource([a, b], lambda key: "layers.1" in key or key == "extra").keys()) == [UP, "extra"]
-    assert (both.shape("extra"), both.dtype("extra")) == ((2,), torch.float32)
-    with pytest.raises(CheckpointError, match="no source holds 'none'"):
-        both.read("none")
-    with pytest.raises(CheckpointError, match="both hold 'extra'"):
-        JoinedSource([b, b])
-    source = mix(both, both)  # type: ignore[arg-type]
-    part = SelectedSource(source, lambda key: key == "extra")
-    assert list(part.keys()) == ["extra"]
-    assert torch.equal(part.read("extra"), torch.ones(2))
-    assert torch.equal(torch.cat(list(part.chunks("extra"))), torch.ones(2))
-    assert (part.shape("extra"), part.dtype("extra")) == ((2,), torch.float32)
-    out = torch.zeros(2)
-    part.read_into("extra", out)
-    assert torch.equal(out, torch.ones(2))
-
-
 def test_content_hash_by_hand() -> None:
     a = MappingSource({"b": torch.tensor([1.0, 2.0]), "a": torch.zeros(1, 1, dtype=torch.float16)})
     source = mix(a, a, beta=1, hash_inputs=True)
@@ -363,9 +271,9 @@ def test_content_hash_by_hand() -> None:
     assert mix(a, a).input_hashes() == []
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
-
 BOUND_EXTRA = 300e6  # bytes above three times the largest tensor that the design allows
+
+
 MEMORY_CHILD = """
 import sys, threading, time
 from pathlib import Path

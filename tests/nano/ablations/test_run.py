@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,18 @@ from typer.testing import CliRunner
 import sphinxkit
 from sphinxkit.cli import app
 from sphinxkit.errors import RecipeError
-from sphinxkit.formatters import tasks
 from sphinxkit.nano.ablations import report as report_module
 from sphinxkit.nano.ablations import run as run_module
-from sphinxkit.nano.ablations.report import CLAIMS, Claim, judge, plot, render, write_page
+from sphinxkit.nano.ablations.report import CLAIMS, write_page
 from sphinxkit.nano.ablations.run import AblationPlan, read_results, run_ablations
-from sphinxkit.nano.ablations.variants import CLAIM_NAMES, SHARED, choose_variants, make_variants
+from sphinxkit.nano.ablations.variants import CLAIM_NAMES, choose_variants, make_variants
 from sphinxkit.nano.stages import steps
-from sphinxkit.recipe import Recipe, build, shipped_folder
 from sphinxkit.training import log
+from tests.nano.ablations.claims import results
 
 MIX_ATOL = 1e-6  # float32 sums of two products
+
+
 PLAN = AblationPlan(conversations=4, batch_size=4, num_scenes=2, seeds=(0,), llm={}, dtype="float32")
 
 
@@ -34,14 +34,6 @@ def micro(micro_recipes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(module, "recipes", lambda: micro_recipes)
     monkeypatch.setattr(log, "plot_losses", lambda folder: None)  # a third of the time
     return micro_recipes
-
-
-@pytest.fixture(scope="session")
-def encoders(micro_recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoders") / "model"
-    torch.manual_seed(11)
-    build(micro_recipes / "model.yaml").save(folder)
-    return folder
 
 
 @pytest.mark.parametrize("claim", ["weights", pytest.param(None, marks=pytest.mark.slow)])
@@ -129,52 +121,6 @@ def test_a_variant_resumes_where_it_stopped(
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["real-3.json"]
 
 
-def test_variants_are_the_shipped_recipes_but_for_what_they_say(tmp_path: Path) -> None:
-    plan = AblationPlan()
-    for variant in make_variants():
-        if variant.recipe is None:
-            assert variant.beta is not None
-            continue
-        document = run_module.training_document(variant, plan, 1, tmp_path)
-        Recipe(document)
-        shipped = Recipe.find(f"nano/{variant.recipe}").document
-        changed = {key for key, value in document.items() if shipped.get(key) != value}
-        assert changed <= {"model", "init_from", "output", "data", "steps", "seed", "dtype", "save_every"}, variant.name
-        assert sum(stream["batch_size"] for stream in document["data"].values()) == plan.batch_size
-        assert {stream["mixture"]["seed"] for stream in document["data"].values()} == {1}
-        assert document["steps"] * plan.batch_size == plan.conversations
-        branches = document["model"]["vision"]["branches"]
-        assert {entry["type"] for branch in branches for entry in branch["encoders"]} == set(variant.encoders)
-        assert document["model"]["llm"]["embed_dim"] == plan.llm["embed_dim"]
-    # every one of them can be built
-    assert [variant.options["size"] for variant in make_variants() if "sub_images" in variant.claims] == [128, 128]
-    for name in ("all", "only_blip2", "only_convnext", "sub_images"):
-        (variant,) = (variant for variant in make_variants() if variant.name == name)
-        assert build(run_module.model_document(variant, plan), device="meta").vision is not None
-    # the documents themselves are not touched
-    assert "options" not in Recipe.find("nano/finetune").document["data"]["tasks"]["mixture"]
-
-
-def test_a_variant_starts_from_one_before_it() -> None:
-    names = [variant.name for variant in make_variants()]
-    assert len(set(names)) == len(names)
-    for variant in make_variants():
-        assert variant.after is None or names.index(variant.after) < names.index(variant.name)
-    for claim in CLAIMS:
-        own = {variant.name for variant in choose_variants(claim.name)}
-        assert {claim.favoured, *claim.others} <= own
-        assert {variant.after for variant in choose_variants(claim.name)} - {None} <= own
-    assert sorted(claim.name for claim in CLAIMS) == sorted(CLAIM_NAMES)
-
-
-def test_one_instruction_for_all_tasks() -> None:
-    wordings = SHARED["wordings"]
-    assert set(wordings) == set(tasks.names())
-    assert wordings["rec"] == "Answer: {phrase}"
-    assert wordings["vqa"] == "Answer: {question}"
-    assert wordings["layout"] == wordings["text_detection"] == wordings["chart"] == "Answer:"
-
-
 def test_what_is_refused(tmp_path: Path, micro: Path, encoders: Path) -> None:
     with pytest.raises(RecipeError, match=r"no claim 'weight'; did you mean 'weights'.*Claims: weights, text, "):
         run_ablations(tmp_path, encoders, claim="weight")
@@ -190,81 +136,6 @@ def test_what_is_refused(tmp_path: Path, micro: Path, encoders: Path) -> None:
     (tmp_path / "x.json").write_text('{"variant": "all"}')
     with pytest.raises(RecipeError, match=r"x.json: is not the result of a variant \(KeyError\('seed'\)\)"):
         read_results(tmp_path)
-
-
-# -- verdicts ---------------------------------------------------------------------------------------------------------
-
-CLAIM = Claim("tasks", "It helps.", "all", ("shared", "one_view"), "answers.loss", ("answers.loss",))
-
-
-def results(**scores: list[float]) -> list[dict[str, Any]]:
-    return [
-        {
-            **{"variant": variant, "seed": seed, "scores": {"answers.loss": value}, "parameters": 1, "versions": {}},
-            **{"plan": {"conversations": 4, "batch_size": 2, "num_scenes": 3, "llm": {}}},
-            "seconds": {"training": 30.0, "measuring": 30.0},
-        }
-        for variant, values in scores.items()
-        for seed, value in enumerate(values)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("scores", "word", "gain"),
-    [
-        ({"all": [1.0, 1.1], "shared": [1.5, 1.5], "one_view": [1.4, 1.45]}, "shows", 0.375),
-        ({"all": [1.0, 1.4], "shared": [1.5, 1.5], "one_view": [1.4, 1.5]}, "does not show", 0.25),
-        ({"all": [1.0, 1.0], "shared": [0.5, 0.6], "one_view": [1.4, 1.5]}, "is reversed", -0.45),
-        ({"all": [1.0, 1.0], "shared": [0.9, 1.0], "one_view": [1.4, 1.5]}, "does not show", -0.05),
-    ],
-)
-def test_verdicts(scores: dict[str, list[float]], word: str, gain: float) -> None:
-    verdict = judge(results(**scores), CLAIM)
-    assert verdict.word == word
-    assert verdict.gain == pytest.approx(gain)
-
-
-def test_a_claim_about_pictures_is_not_judged_where_no_variant_uses_them() -> None:
-    found = results(all=[1.0, 1.0], shared=[0.5, 0.6], one_view=[1.4, 1.5])
-    about_pictures = dataclasses.replace(CLAIM, is_about_pictures=True)
-    for exact, word in ((0.06, "is not judged"), (0.2, "is reversed")):
-        for result in found:
-            result["scores"]["answers.exact"] = exact
-        assert judge(found, about_pictures).word == word
-        assert judge(found, CLAIM).word == "is reversed"
-
-
-def test_one_seed_decides_nothing() -> None:
-    assert judge(results(all=[1.0], shared=[2.0, 2.0], one_view=[2.0, 2.0]), CLAIM).word == "is not decided"
-    assert judge([], CLAIM).word == "is not decided"
-
-
-def test_the_page_says_what_is_not_done(tmp_path: Path) -> None:
-    page = render(results(all=[1.0, 1.2], shared=[3.0]))
-    assert "| **all four encoders, own instructions** | 1.100 (1.000 to 1.200) | not done | not done |" in page
-    assert "| one shared instruction | 3.000 (one seed) |" in page
-    assert "`shared-1`" in page
-    assert "`all-1`" not in page
-    assert "The 3 results took 3 minutes." in page
-    assert "Nothing is done yet." in render([])
-    mixed = results(all=[1.0]) + [r | {"plan": {"conversations": 9}} for r in results(shared=[1.0])]
-    assert "**not** made with the same budget" in render(mixed)
-    apart = [r | {"plan": r["plan"] | {"seeds": [r["seed"]]}} for r in results(all=[1.0, 1.2])]
-    assert "Every variant is trained on 4 conversations" in render(apart)  # which seeds a call ran is no budget
-    assert {path.name for path in plot(results(all=[1.0]), tmp_path)} == {
-        "ablations_embeddings.png",
-        "ablations_tasks.png",
-    }
-
-
-def test_the_shipped_page_is_what_its_results_give() -> None:
-    docs = shipped_folder().parent / "docs"
-    if not (docs / "ablations.md").exists():
-        pytest.skip("not a checkout")
-    assert (docs / "ablations.md").read_text() == render(read_results(docs / "ablations"))
-
-
-# -- the command ------------------------------------------------------------------------------------------------------
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
