@@ -13,6 +13,7 @@ from sphinxkit.version import __version__
 
 if TYPE_CHECKING:
     from sphinxkit.data.converters.convert import convert_data
+    from sphinxkit.data.sources.files import index_data
     from sphinxkit.evaluation.benchmarks import score
     from sphinxkit.evaluation.parity import verify
     from sphinxkit.evaluation.run import evaluate
@@ -44,6 +45,7 @@ _HOMES = {
     "export": "sphinxkit.training.export_run",
     "extract_delta": "sphinxkit.recipe.deltas",
     "fetch": "sphinxkit.recipe.fetch",
+    "index_data": "sphinxkit.data.sources.files",
     "inspect": "sphinxkit.recipe.inspection",
     "inspect_data": "sphinxkit.recipe.data_inspection",
     "load": "sphinxkit.recipe.io",
@@ -77,6 +79,7 @@ __all__ = [
     "export",
     "extract_delta",
     "fetch",
+    "index_data",
     "inspect",
     "inspect_data",
     "load",

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 settings.register_profile("small", max_examples=15, deadline=None)
 settings.register_profile("large", max_examples=300, deadline=None)
 settings.load_profile("small")
+
+os.environ["SPHINXKIT_CACHE"] = tempfile.mkdtemp(prefix="sphinxkit-tests-")
+atexit.register(shutil.rmtree, os.environ["SPHINXKIT_CACHE"], ignore_errors=True)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker, in the processes that tests start too
     os.environ["OMP_NUM_THREADS"] = "1"

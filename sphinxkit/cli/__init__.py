@@ -16,6 +16,7 @@ from sphinxkit.cli.chat import chat
 from sphinxkit.cli.check import check
 from sphinxkit.cli.convert import convert
 from sphinxkit.cli.convert_data import convert_data
+from sphinxkit.cli.data import app as data_app
 from sphinxkit.cli.delta import app as delta_app
 from sphinxkit.cli.demo import demo
 from sphinxkit.cli.diff import diff
@@ -66,6 +67,7 @@ for _command in (
 ):
     app.command(_command.__name__.replace("_", "-"))(_command)
 app.add_typer(delta_app, name="delta")
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

@@ -37,6 +37,21 @@ class Example:
         return len(self.token_ids) + (0 if self.pixels is None else num_image_tokens)
 
 
+def split_text(sample_id: str, token_ids: Sequence[int], labels: Sequence[int], size: int) -> list[Example]:
+    """Examples of at most ``size`` tokens that together predict every token of a text once.
+
+    Each begins with the token that the one before ends with, as an example's first token is never predicted.
+
+    Args:
+        sample_id: Id of each.
+        token_ids: Of the whole text.
+        labels: Aligned to ``token_ids``.
+        size: At least 2.
+    """
+    starts = range(0, len(token_ids) - 1, size - 1)
+    return [Example(sample_id, list(token_ids[s : s + size]), list(labels[s : s + size])) for s in starts]
+
+
 @dataclass(frozen=True, slots=True)
 class ExampleMaker:
     """Turns samples into examples; the transform of a ``MixtureLoader``. It can be pickled for worker processes.
@@ -57,8 +72,8 @@ class ExampleMaker:
     num_image_tokens: int
     over_length: OverLength = "error"
 
-    def __call__(self, sample: Sample) -> Example:
-        """Encode a sample and preprocess its image.
+    def __call__(self, sample: Sample) -> Example | list[Example]:
+        """Encode a sample and preprocess its image; a long text that continues becomes several examples.
 
         Raises:
             OverLengthError: The sample is too long and the policy is ``skip``.
@@ -77,6 +92,8 @@ class ExampleMaker:
                 "nothing is left for text"
             )
         encoded = encode_sample(sample, self.template, self.tokenizer, room, self.over_length)
+        if len(encoded.token_ids) > room:
+            return split_text(sample.id, encoded.token_ids, encoded.labels, room)
         pixels = preprocess(sample.open_image(), self.image_size)[0] if has_image else None
         return Example(sample.id, list(encoded.token_ids), list(encoded.labels), pixels, encoded.is_truncated)
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sphinxkit.data.samples import Sample
+from sphinxkit.data.permutation import derive_key
+from sphinxkit.data.samples import Sample, StoredImage
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import (
     IMAGE_PLACEHOLDER,
@@ -16,6 +17,7 @@ from sphinxkit.formatters import (
     check_messages,
     clean_content,
     label_text,
+    tasks,
 )
 from sphinxkit.tilers import image_below
 
@@ -26,7 +28,9 @@ ROLES = {
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 IMAGE_PREFIX = f"{IMAGE_PLACEHOLDER}\n"  # LLaVA's mark in the first turn of a conversation about an image
 
-OverLength = Literal["error", "truncate", "skip"]
+CAPTION_TASKS = ("caption", "detailed_caption")
+
+OverLength = Literal["error", "truncate", "skip", "continue"]
 
 
 class OverLengthError(DataError):
@@ -182,29 +186,48 @@ def write_conversation(
 
 
 def read_sample(
-    record: Mapping[str, Any], sample_id: str, where: str, folder: Path, task: str = "", *, is_root: bool = False
+    record: Mapping[str, Any],
+    sample_id: str,
+    where: str,
+    folder: Path,
+    task: str = "",
+    *,
+    is_root: bool = False,
+    trim: bool = False,
 ) -> Sample:
-    """A record of a conversation file, or one of plain text ({"text": ...}), as a sample.
+    """A record of a source as a sample.
+
+    It is a conversation (``conversations`` or ``messages``), plain text (``text``), a ``question`` with its ``answer``,
+    or a ``caption``, which the task words: one of its wordings, drawn by the sample's id.
 
     Args:
-        record: The record.
+        record: The record; its ``image`` is a path or a ``StoredImage``.
         sample_id: Names the sample in reports.
         where: "file:line".
         folder: Base folder of the image path.
         task: Default task for records without one.
         is_root: Whether the path must stay below ``folder``, as the user named it.
+        trim: See ``trim_turns``.
     Raises:
         DataError: As ``read_record``; the text is empty; the image is not below the root.
     """
     name = str(record.get("task") or task)
-    if "text" in record and "conversations" not in record and "messages" not in record:
+    stored = record.get("image")
+    if isinstance(stored, StoredImage):
+        record = {**record, "image": stored.name}
+    has_turns = "conversations" in record or "messages" in record
+    if "text" in record and not has_turns:
         text = record["text"]
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: 'text' must be a text that is not empty, got {text!r:.60}")
+        messages: tuple[Message, ...] = ()
         image = read_image(record, where)
-        return Sample(sample_id, name, (), text, _place(image, where, folder, is_root), where)
-    messages, image = read_record(record, where)
-    return Sample(sample_id, name, messages, "", _place(image, where, folder, is_root), where)
+    else:
+        text = ""
+        turns = record if has_turns else _worded(record, name, sample_id, where)
+        messages, image = read_record(turns, where, trim=trim)
+    place = stored if isinstance(stored, StoredImage) else _place(image, where, folder, is_root)
+    return Sample(sample_id, name, messages, text, place, where)
 
 
 def _place(image: str, where: str, folder: Path, is_root: bool) -> Path | None:
@@ -214,6 +237,20 @@ def _place(image: str, where: str, folder: Path, is_root: bool) -> Path | None:
         return image_below(folder, image) if is_root else folder / image
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+
+
+def _worded(record: Mapping[str, Any], task: str, sample_id: str, where: str) -> Mapping[str, Any]:
+    """The record with a conversation made of its caption, or of its question and answer."""
+    question, answer = record.get("question"), record.get("answer", record.get("caption"))
+    if "caption" in record and "answer" not in record:
+        wordings = tasks.create(task if task in CAPTION_TASKS else "caption").wordings
+        question = wordings[derive_key("wording", sample_id) % len(wordings)]
+    elif question is None:
+        return record  # ``read_conversation`` says what is missing
+    turns = [("user", question), ("assistant", answer)]
+    if not all(isinstance(content, str) for _, content in turns):
+        raise DataError(f"{where}: question, answer and caption must be texts, got {question!r:.40} and {answer!r:.40}")
+    return {**record, "messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 def encode_sample(
@@ -231,12 +268,14 @@ def encode_sample(
         tokenizer: Tokenizer that returns character offsets.
         max_tokens: Maximum length (image tokens not counted); None: any length.
         over_length: Policy for longer samples: ``error`` (a bad sample), ``truncate`` (cut at the end; flagged in
-            ``is_truncated``), ``skip`` (left out and counted separately).
+            ``is_truncated``), ``skip`` (left out and counted separately), ``continue`` (plain text keeps its whole
+            length and is split later, conversations are cut).
     Raises:
         OverLengthError: Too long, ``skip``.
         DataError: Too long, ``error``; or no labelled token is left. The message names the sample.
     """
-    limit = max_tokens if over_length == "truncate" else None
+    is_split = over_length == "continue" and not sample.messages and sample.image is None
+    limit = max_tokens if over_length in ("truncate", "continue") and not is_split else None
     try:
         if sample.messages:
             encoded = template.encode(sample.messages, tokenizer, limit)
@@ -248,7 +287,7 @@ def encode_sample(
             )
     except DataError as error:
         raise DataError(f"sample {sample.id}: {error}") from error
-    if max_tokens is not None and len(encoded.token_ids) > max_tokens:
+    if max_tokens is not None and len(encoded.token_ids) > max_tokens and not is_split:
         kind = OverLengthError if over_length == "skip" else DataError
         raise kind(f"sample {sample.id}: {len(encoded.token_ids)} tokens, at most {max_tokens} are allowed")
     return encoded

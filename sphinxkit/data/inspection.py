@@ -10,7 +10,8 @@ from typing import Any
 
 from sphinxkit.data.conversations import OverLength, encode_sample, read_sample
 from sphinxkit.data.mixture import Mixture
-from sphinxkit.data.samples import JsonLinesFile, Sample
+from sphinxkit.data.samples import Sample
+from sphinxkit.data.sources.index import IndexedSource
 from sphinxkit.errors import DataError, SphinxkitError
 from sphinxkit.formatters import IGNORE_INDEX, ConversationTemplate, EncodedConversation
 from sphinxkit.tokenizer import Tokenizer
@@ -158,28 +159,29 @@ def inspect_mixture(
 
 
 def inspect_file(
-    file: JsonLinesFile, encoder: SampleEncoder, *, root: Path | None = None, start: int = 0, count: int = 5
+    file: IndexedSource, encoder: SampleEncoder, *, root: Path | None = None, start: int = 0, count: int = 5
 ) -> Iterator[InspectedSample]:
-    """Samples of a JSON lines file, in its order.
+    """Samples of a source, in its order (those with an image first).
 
     Args:
-        file: The file.
+        file: The source.
         encoder: Encodes samples to tokens.
-        root: Folder that image paths must lie in; None: they are relative to the file's own.
+        root: Folder that image paths must lie in; None: they are relative to the first file's own.
         start: The first record.
         count: How many records.
     Raises:
         DataError: The file has fewer records than ``start``.
     """
+    first = file.shards[0]
     if start >= len(file):
-        raise DataError(f"start {start}: {file.path} has {len(file)} records")
+        raise DataError(f"start {start}: {first} has {len(file)} records")
     for index in range(start, min(start + count, len(file))):
-        sample_id, where = f"{file.path.stem}:{index}", file.where(index)
+        sample_id = f"{first.stem}:{file.number(index)}"
         try:
             record, is_root = file.read(index), root is not None
-            sample = read_sample(record, sample_id, where, root or file.path.parent, is_root=is_root)
+            sample = read_sample(record.fields, sample_id, record.where, root or first.parent, is_root=is_root)
         except DataError as error:
-            yield InspectedSample(sample_id, where, error=str(error))
+            yield InspectedSample(sample_id, file.where(index), error=str(error))
         else:
             yield _inspect(sample, encoder)
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from sphinxkit.data.conversations import OverLengthError
 from sphinxkit.data.mixture import Mixture
 from sphinxkit.data.samples import Sample, SampleType
+from sphinxkit.data.sources.base import ShardChangedError
 from sphinxkit.errors import DataError
 
 BAD_RATE_AFTER = 100  # samples before which the rate of bad ones says little; our choice
@@ -20,7 +21,8 @@ BAD_RATE_AFTER = 100  # samples before which the rate of bad ones says little; o
 Transform = Callable[[Sample], Any]
 """Makes of a sample what training takes; raises ``DataError`` for one that cannot be used (an unreadable image).
 
-If what it makes has an ``is_truncated`` that is true, the sample counts as truncated.
+A list is several examples of one sample. If what it makes has an ``is_truncated`` that is true, the sample counts as
+truncated.
 """
 
 
@@ -41,7 +43,7 @@ class MixtureBatch:
         end: Number of samples of the epoch consumed by all ranks including this batch; the position to resume from.
         type: Type of every sample.
         ids: Ids of ``samples``.
-        samples: Transformed samples.
+        samples: Transformed samples; more than ``ids`` where the transform makes several of one.
         bad: Samples that could not be used; they are not replaced.
         skipped: Samples left out by ``over_length: skip``.
         truncated: Ids of ``samples`` truncated by ``over_length: truncate``.
@@ -86,13 +88,15 @@ class _EpochDataset(IterableDataset[MixtureBatch]):
             try:
                 sample = self.mixture.read(ref)
                 made = sample if self.transform is None else self.transform(sample)
+            except ShardChangedError:
+                raise
             except OverLengthError as error:
                 batch.skipped.append(BadSample(name, str(error)))
             except DataError as error:
                 batch.bad.append(BadSample(name, str(error)))
             else:
                 batch.ids.append(name)
-                batch.samples.append(made)
+                batch.samples.extend(made if isinstance(made, list) else [made])
                 if getattr(made, "is_truncated", False):
                     batch.truncated.append(name)
         return batch
@@ -171,7 +175,7 @@ class MixtureLoader:
             self.epoch, self.position = self.epoch + 1, 0
 
     def _count(self, batch: MixtureBatch) -> None:
-        self.num_seen += len(batch.samples) + len(batch.bad) + len(batch.skipped)
+        self.num_seen += len(batch.ids) + len(batch.bad) + len(batch.skipped)
         self.num_bad += len(batch.bad)
         self.num_skipped += len(batch.skipped)
         self.num_truncated += len(batch.truncated)

@@ -8,18 +8,20 @@ Source: batches of one type: LLaMA2-Accessory, accessory/data/conversation/datas
 
 from __future__ import annotations
 
-from array import array
+import glob
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from sphinxkit.data.conversations import OverLength, read_sample
-from sphinxkit.data.permutation import Permutation, derive_key
-from sphinxkit.data.samples import JsonLinesFile, Sample, SampleType
+from sphinxkit.data.permutation import Permutation, block_permutation, derive_key, interleave
+from sphinxkit.data.samples import Sample, SampleType
+from sphinxkit.data.sources.files import open_source
+from sphinxkit.data.sources.index import FORMATS, IndexedSource
 from sphinxkit.errors import DataError
 
 Remainder = Literal["keep", "drop"]
@@ -30,12 +32,14 @@ class MixtureSource:
     """One source of samples.
 
     Args:
-        path: Conversation JSON lines, or JSON lines of {"text": ...}.
-        name: Unique name for reports. None: the file's stem.
+        path: A file, a folder of shards, or a glob: conversations, texts or captions.
+        name: Unique name for reports. None: the file's stem, or the folder's name.
         task: Default task for records without one.
         root: Folder that image paths must lie in. "": they are relative to the file's folder, and may lead out of it.
         type: Type of its samples; a batch holds one type. Records without image in an ``image-text`` source form a
-            separate part of type ``text``.
+            separate part of type ``text`` (in Parquet they are errors).
+        format: ``jsonl``, ``llava`` (a JSON list), ``tar`` or ``parquet``; None: by the ending.
+        columns: Our names of values (image, text, caption, question, answer, conversations, messages) -> the file's.
         ratio: Fraction of the source in an epoch, in (0, 1].
         repeat: Number of repetitions per epoch; fractions are allowed.
         weight: Sampling weight relative to the other sources; ``ratio`` and ``repeat`` must then be 1.
@@ -48,6 +52,8 @@ class MixtureSource:
     task: str = ""
     root: str = ""
     type: SampleType = "image-text"
+    format: Literal["jsonl", "llava", "tar", "parquet"] | None = None
+    columns: Mapping[str, str] | None = None
     ratio: float = 1.0
     repeat: float = 1.0
     weight: float | None = None
@@ -105,40 +111,38 @@ class OpenedSource(Protocol):
 
 @dataclass(slots=True)
 class _FileSource:
-    """A file, or its records of one type.
+    """A source's records of one type.
 
     Args:
         spec: The source.
         name: Unique name for reports.
-        file: The file.
+        records: The records.
         root: Base folder of its image paths.
-        records: Record numbers; None: all.
         count: Samples in an epoch.
     """
 
     spec: MixtureSource
     name: str
-    file: JsonLinesFile
+    records: IndexedSource
     root: Path
-    records: array[int] | None = None
     count: int = 0
 
     def __len__(self) -> int:
-        return len(self.file if self.records is None else self.records)
-
-    def _record(self, index: int) -> int:
-        return index if self.records is None else self.records[index]
+        return len(self.records)
 
     def sample_id(self, index: int) -> str:
-        return f"{self.spec.name or self.file.path.stem}:{self._record(index)}"
+        return f"{_name(self.spec)}:{self.records.number(index)}"
 
     def read(self, index: int, sample_id: str) -> Sample:
-        record = self._record(index)
-        where = self.file.where(record)
-        is_root = bool(self.spec.root)
-        sample = read_sample(self.file.read(record), sample_id, where, self.root, self.spec.task, is_root=is_root)
+        record = self.records.read(index)
+        is_root, trim = bool(self.spec.root), self.records.format is not FORMATS["jsonl"]
+        sample = read_sample(
+            record.fields, sample_id, record.where, self.root, self.spec.task, is_root=is_root, trim=trim
+        )
         if sample.type != self.spec.type:
-            raise DataError(f"{where}: the sample is {sample.type}, its source {self.name!r} is {self.spec.type}")
+            raise DataError(
+                f"{record.where}: the sample is {sample.type}, its source {self.name!r} is {self.spec.type}"
+            )
         return sample
 
 
@@ -169,6 +173,8 @@ class Mixture:
         over_length: Policy for over-long samples; see ``conversations.encode_sample``.
         max_bad_rate: Maximum fraction of bad samples before the run stops.
         folder: Base folder of relative paths. "": the working folder.
+        locality: For cold disks: read each source in blocks of so many neighbouring records, the blocks and the records
+            of a block in random order, sources and types evenly interleaved. None: every sample is drawn from all.
     Raises:
         DataError: Every error of the arguments; or a source cannot be read.
     """
@@ -184,13 +190,17 @@ class Mixture:
         over_length: OverLength = "error",
         max_bad_rate: float = 0.01,
         folder: str = "",
+        locality: int | None = None,
     ) -> None:
         specs = [_as_source(index, source) for index, source in enumerate(sources)]
         errors = _errors(specs, batch_size, epoch_size, temperature, remainder, over_length, max_bad_rate)
+        if locality is not None and locality < 1:
+            errors.append(f"locality must be at least 1, got {locality}")
         if errors:
             raise DataError("mixture: " + "; ".join(errors))
         self.batch_size, self.seed, self.remainder = batch_size, seed, remainder
         self.over_length, self.max_bad_rate, self.temperature = over_length, max_bad_rate, temperature
+        self.locality = locality
         base = Path(folder)
         self._sources: Sequence[OpenedSource] = [part for spec in specs for part in _open(spec, base)]
         self._set_counts(epoch_size)
@@ -243,8 +253,9 @@ class Mixture:
 
     @property
     def files(self) -> list[Path]:
-        """The files of samples that are read, one for each source that is a file."""
-        return [source.file.path for source in self._sources if isinstance(source, _FileSource)]
+        """The files of samples that are read."""
+        every = [path for s in self._sources if isinstance(s, _FileSource) for path in s.records.shards]
+        return list(dict.fromkeys(every))
 
     @property
     def num_batches(self) -> int:
@@ -266,12 +277,17 @@ class Mixture:
     def fingerprint(self) -> str:
         """Hash of what determines the order of samples; a state is valid only for the same fingerprint."""
         parts = [(source.name, len(source), source.count, source.spec.type) for source in self._sources]
-        return f"{derive_key(parts, self.batch_size, self.seed, self.remainder):016x}"
+        local = () if self.locality is None else (self.locality,)
+        return f"{derive_key(parts, self.batch_size, self.seed, self.remainder, *local):016x}"
 
     def _locate(self, position: int, epoch: int) -> tuple[_Group, int, int]:
         """(group, first, end) of the batch that holds sample ``position``: its members' places within the group."""
         full = [group.size // self.batch_size for group in self._groups]
         batch, within = divmod(position, self.batch_size)
+        if batch < sum(full) and self.locality is not None:
+            member, number = interleave(full, batch)
+            first = number * self.batch_size
+            return self._groups[member], first + within, first + self.batch_size
         if batch < sum(full):
             shuffled = Permutation(sum(full), derive_key(self.seed, epoch, "batches"))(batch)
             for group, count in zip(self._groups, full, strict=True):
@@ -307,6 +323,8 @@ class Mixture:
             DataError: The epoch has fewer samples.
         """
         group, first, end = self._locate(position, epoch)
+        if self.locality is not None:
+            return group.type, [self._local_ref(group, place, epoch) for place in range(first, end)]
         shuffle = Permutation(group.size, derive_key(self.seed, epoch, group.type))
         return group.type, [self._ref(group, shuffle(place), epoch) for place in range(first, end)]
 
@@ -318,6 +336,14 @@ class Mixture:
         if (copy + 1) * len(source) > source.count:  # this pass takes only some: another choice in every epoch
             index = Permutation(len(source), derive_key(self.seed, epoch, source.name, copy))(index)
         return SampleRef(group.members[member], index, copy)
+
+    def _local_ref(self, group: _Group, place: int, epoch: int) -> SampleRef:
+        """Sources take turns in proportion to their counts; each is read block by block."""
+        member, number = interleave([self._sources[index].count for index in group.members], place)
+        source = self._sources[group.members[member]]
+        copy, index = divmod(number, len(source))
+        key = derive_key(self.seed, epoch, source.name, copy)
+        return SampleRef(group.members[member], block_permutation(len(source), self.locality or 1, key, index), copy)
 
     def sample_id(self, ref: SampleRef) -> str:
         """Names a sample in reports: source and record."""
@@ -385,20 +411,21 @@ def _as_source(index: int, source: MixtureSource | Mapping[str, Any]) -> Mixture
 
 
 def _name(spec: MixtureSource) -> str:
-    return spec.name or Path(spec.path).stem
+    path = Path(spec.path)
+    return spec.name or (path.parent.name if glob.has_magic(path.name) else path.stem) or spec.path
 
 
 def _open(spec: MixtureSource, base: Path) -> list[_FileSource]:
     """The source; one that holds images and texts is two, so that batches hold one type."""
     path = base / spec.path
-    root = base / spec.root if spec.root else path.parent
-    file, name = JsonLinesFile(path), _name(spec)
-    texts = [] if spec.type == "text" else [index for index in range(len(file)) if not file.may_have_image(index)]
-    if not texts:
-        return [_FileSource(spec, name, file, root)]
-    images = [index for index in range(len(file)) if file.may_have_image(index)]
-    parts = [_FileSource(replace(spec, type="text"), f"{name} (text)", file, root, array("Q", texts))]
-    return [_FileSource(spec, name, file, root, array("Q", images)), *parts] if images else parts
+    root = base / spec.root if spec.root else path if path.is_dir() else path.parent
+    source, name = open_source(path, spec.format, spec.columns), _name(spec)
+    if spec.type == "text":
+        return [_FileSource(spec, name, source, root)]
+    return [
+        _FileSource(replace(spec, type=kind), f"{name} (text)" if kind == "text" else name, part, root)
+        for kind, part in source.split()
+    ]
 
 
 def _errors(
@@ -417,8 +444,8 @@ def _errors(
         (temperature is None or temperature > 0, f"temperature must be positive, got {temperature}"),
         (remainder in ("keep", "drop"), f"remainder must be keep or drop, got {remainder!r}"),
         (
-            over_length in ("error", "truncate", "skip"),
-            f"over_length must be error, truncate or skip, got {over_length!r}",
+            over_length in get_args(OverLength),
+            f"over_length must be error, truncate, skip or continue, got {over_length!r}",
         ),
         (0 <= max_bad_rate <= 1, f"max_bad_rate must be in [0, 1], got {max_bad_rate}"),
     ]

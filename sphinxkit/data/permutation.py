@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sphinxkit.errors import DataError
@@ -76,3 +77,41 @@ class Permutation:
             index = left << bits | right
             if index < self.size:
                 return index
+
+
+def block_permutation(size: int, block: int, key: int, index: int) -> int:
+    """Permute one index so that neighbours stay in blocks: whole blocks are shuffled, and the indices of each.
+
+    The last block, if it is smaller, stays the last.
+
+    Args:
+        size: Number of elements.
+        block: Elements of a block.
+        key: Selects the permutation.
+        index: In range(size).
+    """
+    number, within = divmod(index, block)
+    whole = size // block
+    if number < whole:
+        number = Permutation(whole, key)(number)
+    inside = min(block, size - number * block)
+    return number * block + Permutation(inside, derive_key(key, number))(within)
+
+
+def interleave(counts: Sequence[int], index: int) -> tuple[int, int]:
+    """Merge sequences evenly: element ``index`` of the merged one as (sequence, place in it).
+
+    Args:
+        counts: Lengths of the sequences.
+        index: In range(sum(counts)).
+    """
+    first, last = 0, len(counts)
+    while last - first > 1:
+        middle = (first + last) // 2
+        total, right = sum(counts[first:last]), sum(counts[middle:last])
+        before = index * right // total
+        if (index + 1) * right // total > before:
+            first, index = middle, before
+        else:
+            last, index = middle, index - before
+    return first, index

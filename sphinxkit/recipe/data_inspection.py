@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from glob import has_magic
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ from sphinxkit import checkpoint, formatters
 from sphinxkit.data.conversations import OverLength
 from sphinxkit.data.inspection import DataInspection, SampleEncoder, inspect_file, inspect_mixture
 from sphinxkit.data.mixture import Mixture
-from sphinxkit.data.samples import JsonLinesFile
+from sphinxkit.data.sources import open_source
 from sphinxkit.errors import DataError, RecipeError
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ def inspect_data(
     """Read samples as in training: tokens, labels, and errors of bad samples.
 
     Args:
-        source: JSON lines of samples, or a mixture recipe (name or file).
+        source: A file, folder or glob of samples (JSON lines, tar, Parquet), or a mixture recipe (name or file).
         tokenizer: A ``tokenizer.model``.
         model: Checkpoint whose tokenizer and conversation template are used; without it the template is SPHINX's.
         count: Number of samples.
@@ -61,7 +62,7 @@ def inspect_data(
         return DataInspection(str(source), tuple(shown), mixture=mixture)
     if encoder is None:
         raise DataError(f"{source}: name a tokenizer or a model, so that samples can become tokens")
-    file = JsonLinesFile(Path(source))
+    file = open_source(source)
     place = None if root is None else Path(root)
     samples = inspect_file(file, encoder, root=place, start=start, count=count)
     return DataInspection(str(source), tuple(samples), num_records=len(file))
@@ -77,7 +78,7 @@ def open_mixture(source: str | Path, root: str | Path | None = None) -> Mixture 
         RecipeError: A recipe of another kind, or not a valid one; or ``source`` is nothing at all.
         DataError: One of the mixture's files cannot be read.
     """
-    if Path(source).is_file() and Path(source).suffix not in YAML_SUFFIXES:
+    if Path(source).suffix not in YAML_SUFFIXES and (Path(source).exists() or has_magic(str(source))):
         return None
     recipe = Recipe.find(source)
     if recipe.kind != "mixture":

@@ -13,24 +13,27 @@ WHOLE_BYTES = 2 * 2**30
 """Files up to this size are read whole; of larger ones ``SAMPLES`` pieces are, evenly spread. Our choice."""
 
 SAMPLES, SAMPLE_BYTES = 512, 2**20
+MIN_SAMPLES = 2  # of each file: its begin and its end
 
 
-def content_digest(path: Path) -> str:
+def content_digest(path: Path, share: int = 1) -> str:
     """Hash a file's size and content (of a very large file: samples of its content).
 
     Args:
         path: The file.
+        share: Number of files that share the limits of what is read.
     Raises:
         DataError: It cannot be read.
     """
     try:
         size = path.stat().st_size
-        if size <= WHOLE_BYTES:
+        if size <= WHOLE_BYTES // share:
             return file_sha256(path)
         total = hashlib.sha256(str(size).encode())
         with path.open("rb") as file:
-            for number in range(SAMPLES):
-                file.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1))
+            samples = max(SAMPLES // share, MIN_SAMPLES)
+            for number in range(samples):
+                file.seek(max(size - SAMPLE_BYTES, 0) * number // (samples - 1))
                 total.update(file.read(SAMPLE_BYTES))
         return f"pieces:{total.hexdigest()}"
     except OSError as error:

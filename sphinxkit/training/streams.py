@@ -122,7 +122,8 @@ class Streams:
         error: DataError | None = None
         if dims.is_main:
             try:
-                digests = {name: [content_digest(path) for path in paths] for name, paths in self._files.items()}
+                share = max(sum(map(len, self._files.values())), 1)
+                digests = {name: [content_digest(path, share) for path in paths] for name, paths in self._files.items()}
             except DataError as found:
                 error = found
         dims.raise_any(error)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from sphinxkit import formatters
-from sphinxkit.data.collate import Example, ExampleMaker, collate_packed, collate_padded
+from sphinxkit.data.collate import Example, ExampleMaker, collate_packed, collate_padded, split_text
 from sphinxkit.data.conversations import OverLengthError
 from sphinxkit.data.samples import Sample
 from sphinxkit.errors import DataError
@@ -98,3 +98,27 @@ def test_faults_name_the_sample(maker: ExampleMaker, tmp_path: Path) -> None:
         replace(maker, over_length="skip")(text("word " * 300))
     cut = replace(maker, over_length="truncate")(text("word " * 300))
     assert (len(cut.token_ids), cut.is_truncated) == (200, True)
+
+
+def test_long_texts_continue_and_every_token_is_predicted_once() -> None:
+    tokenizer, template = Tokenizer(TOKENIZER), formatters.create("sphinx_v1")
+    maker = ExampleMaker(template, tokenizer, 0, 10, 0, "continue")
+    text = " ".join(f"word {number}" for number in range(30))
+    ids = tokenizer.encode(text, bos=True, eos=True)
+    made = maker(Sample("a", "", (), text, None, "f:1"))
+    assert isinstance(made, list)
+    assert made[0].token_ids + [token for example in made[1:] for token in example.token_ids[1:]] == ids
+    assert all(2 <= len(example.token_ids) <= 10 for example in made)
+    assert sum(collate_packed([example]).num_learnt for example in made) == len(ids) - 1
+    assert isinstance(maker(Sample("b", "", (), "word", None, "f:2")), Example)  # short ones are left alone
+    turns = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": text})
+    cut = ExampleMaker(template, tokenizer, 0, 200, 0, "continue")(Sample("c", "", turns, "", None, "f:3"))
+    assert isinstance(cut, Example)
+    assert cut.is_truncated
+    assert len(cut.token_ids) == 200
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(2, [2]), (10, [10]), (11, [10, 2]), (19, [10, 10]), (20, [10, 10, 2])])
+def test_lengths_of_pieces(count: int, wanted: list[int]) -> None:
+    ids = list(range(count))
+    assert [len(example.token_ids) for example in split_text("a", ids, ids, 10)] == wanted

@@ -15,9 +15,9 @@ from sphinxkit.data.conversations import (
     read_sample,
     write_conversation,
 )
-from sphinxkit.data.samples import Sample
+from sphinxkit.data.samples import Sample, StoredImage
 from sphinxkit.errors import DataError
-from sphinxkit.formatters import IGNORE_INDEX, sphinx_v1
+from sphinxkit.formatters import IGNORE_INDEX, sphinx_v1, tasks
 from sphinxkit.tokenizer import Tokenizer
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
@@ -206,3 +206,26 @@ def test_policies_for_over_long_samples(tokenizer: Tokenizer, sample: Sample) ->
 def test_nothing_left_to_learn_names_the_sample(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="sample s:0: conversation: there is nothing to learn"):
         encode_sample(CONVERSATION, sphinx_v1(), tokenizer, 5, "truncate")
+
+
+def test_captions_and_questions_become_conversations() -> None:
+    wordings = tasks.create("caption").wordings
+    found = {}
+    for number in range(40):
+        sample = read_sample({"caption": "A cat.", "image": "a.png"}, f"s:{number}", "a:1", Path("r"), task="caption")
+        assert sample.messages[1] == {"role": "assistant", "content": "A cat."}
+        found[number] = sample.messages[0]["content"]
+    assert set(found.values()) == set(wordings)
+    detailed = read_sample({"caption": "x", "image": "a.png"}, "s:0", "a:1", Path(), task="detailed_caption")
+    assert detailed.messages[0]["content"] in tasks.create("detailed_caption").wordings
+    sample = read_sample({"question": "Who?", "answer": "Me.", "image": "a.png"}, "s:0", "a:1", Path("r"))
+    assert [message["content"] for message in sample.messages] == ["Who?", "Me."]
+    with pytest.raises(DataError, match="a:1: question, answer and caption must be texts, got 'Who\\?' and 3"):
+        read_sample({"question": "Who?", "answer": 3}, "s:0", "a:1", Path())
+
+
+def test_images_inside_of_an_archive() -> None:
+    stored = StoredImage("a.tar:0.png", b"png")
+    sample = read_sample({"caption": "A cat.", "image": stored}, "s:0", "a:1", Path("r"))
+    assert sample.image is stored
+    assert read_sample({"text": "x", "image": stored}, "s:0", "a:1", Path("r")).type == "image-text"

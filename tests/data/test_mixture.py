@@ -146,8 +146,9 @@ def test_reading(folder: Path) -> None:
     assert sample.image == folder / "pictures" / "4.png"
     assert (sample.id, sample.task, sample.where) == ("a:4", "vqa", f"{folder / 'a.jsonl'}:5")
     (folder / "empty.jsonl").write_text('{"text": "x", "image": ""}\n')
-    mixture = make(folder, {"path": "empty.jsonl"})
-    with pytest.raises(DataError, match=r"empty\.jsonl:1: the sample is text, its source 'empty' is image-text"):
+    assert make(folder, {"path": "empty.jsonl"}).read(SampleRef(0, 0, 0)).type == "text"
+    mixture = make(folder, {"type": "text"})
+    with pytest.raises(DataError, match=r"a\.jsonl:1: the sample is image-text, its source 'a' is text"):
         mixture.read(SampleRef(0, 0, 0))
 
 
@@ -210,7 +211,7 @@ def test_the_fingerprint_follows_the_order(folder: Path) -> None:
         ([{}], {"epoch_size": 0}, "epoch_size must be at least 1, got 0"),
         ([{}], {"temperature": 0.0}, r"temperature must be positive, got 0\.0"),
         ([{}], {"remainder": "x"}, "remainder must be keep or drop, got 'x'"),
-        ([{}], {"over_length": "x"}, "over_length must be error, truncate or skip, got 'x'"),
+        ([{}], {"over_length": "x"}, "over_length must be error, truncate, skip or continue, got 'x'"),
         ([{}], {"max_bad_rate": 2}, r"max_bad_rate must be in \[0, 1\], got 2"),
         ([{}, {}], {}, r"sources\[1\] \(a\): the name is taken"),
         ([{"type": "x"}], {}, r"sources\[0\] \(a\): type must be text or image-text, got 'x'"),
@@ -256,6 +257,21 @@ def test_recipes_of_kind_mixture_are_validated_by_this_signature() -> None:
     assert model.model_validate({"sources": [{"path": "a.jsonl"}], "batch_size": 2})
     with pytest.raises(ValueError, match="Extra inputs are not permitted|Unexpected keyword argument"):
         model.model_validate({"sources": [{"path": "a.jsonl", "wieght": 1}]})
+
+
+def test_locality_reads_every_source_block_by_block(folder: Path) -> None:
+    mixture = make(folder, *ALL, batch_size=4, locality=5)
+    assert counts(mixture) == counts(make(folder, *ALL, batch_size=4))
+    order = [ref for ref in mixture.order() if ref.source == 0]
+    blocks = [ref.index // 5 for ref in order]
+    assert len([1 for one, other in zip(blocks, blocks[1:], strict=False) if one != other]) == 4  # five blocks
+    assert [ref.index for ref in order] != sorted(ref.index for ref in order)
+    assert list(mixture.order(0, 9)) == list(mixture.order())[9:]
+    assert list(mixture.order(1)) != list(mixture.order())
+    assert mixture.fingerprint() != make(folder, *ALL, batch_size=4).fingerprint()
+    assert len({ref.source for ref in list(mixture.order())[:24]}) == 3  # sources take turns
+    with pytest.raises(DataError, match="locality must be at least 1, got 0"):
+        make(folder, {}, locality=0)
 
 
 PINNED = ["a:6", "a:4", "a:9", "a:18", "a:22", "a:21"]

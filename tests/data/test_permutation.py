@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sphinxkit.data.permutation import Permutation, derive_key
+from sphinxkit.data.permutation import Permutation, block_permutation, derive_key, interleave
 from sphinxkit.errors import DataError
 
 
@@ -48,3 +48,31 @@ def test_out_of_range() -> None:
 
 PINNED = [9, 4, 7, 8, 1, 6, 2, 0, 5, 3]
 PINNED_KEY = 0x669D1E32E6034D8
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 2**64 - 1))
+def test_blocks_stay_together(size: int, block: int, key: int) -> None:
+    order = [block_permutation(size, block, key, index) for index in range(size)]
+    assert sorted(order) == list(range(size))
+    for start in range(0, size, block):
+        assert len({index // block for index in order[start : start + block]}) == 1
+
+
+def test_block_permutations_shuffle_blocks_and_their_inside() -> None:
+    order = [block_permutation(64, 8, 5, index) for index in range(64)]
+    assert [index // 8 for index in order[::8]] != list(range(8))
+    assert any(order[start : start + 8] != sorted(order[start : start + 8]) for start in range(0, 64, 8))
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(any))
+def test_interleaving_is_even(counts: list[int]) -> None:
+    total = sum(counts)
+    merged = [interleave(counts, index) for index in range(total)]
+    assert sorted(merged) == [(member, place) for member, count in enumerate(counts) for place in range(count)]
+    for member, count in enumerate(counts):
+        seen = 0
+        for index, (found, place) in enumerate(merged, 1):
+            if found == member:
+                assert place == seen
+                seen += 1
+            assert abs(seen - index * count / total) <= len(counts).bit_length()

@@ -135,7 +135,7 @@ class WorldMixture(Mixture):
                 f"world mixture: expected sources, and batch_size and epoch_size of at least 1, got {len(sources)} "
                 f"sources, batch_size {batch_size}, epoch_size {epoch_size}"
             )
-        self.batch_size, self.seed, self.remainder = batch_size, seed, remainder
+        self.batch_size, self.seed, self.remainder, self.locality = batch_size, seed, remainder, None
         self.over_length, self.max_bad_rate, self.temperature = over_length, max_bad_rate, None
         shared = {"split": split, "size": size, "seed": seed, **(options or {})}
         self._parts = [_open(index, source, shared) for index, source in enumerate(sources)]

@@ -1,0 +1,41 @@
+"""``sphinxkit data``: sources of samples."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from sphinxkit.cli.options import Json
+
+app = typer.Typer(help="Sources of training samples.", no_args_is_help=True)
+
+
+@app.callback()
+def _root() -> None:
+    """Sources of training samples."""
+
+
+@app.command()
+def index(
+    paths: Annotated[list[str], typer.Argument(help="Files, folders of shards, or globs in quotes.")],
+    format_name: Annotated[
+        str | None, typer.Option("--format", help="jsonl, llava, tar or parquet; default: by the ending.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Index sources, so that training starts at once; indexes that are up to date are kept.
+
+    Example: `sphinxkit data index 'laion/*.tar' mix665k.json`
+    """
+    import sphinxkit
+
+    for path in paths:
+        found = sphinxkit.index_data(path, format=format_name, workers=workers)
+        if as_json:
+            typer.echo(json.dumps(found.to_dict()))
+        else:
+            files = f"{found.shards} {found.format} file{'' if found.shards == 1 else 's'}"
+            typer.echo(f"{path}: {found.records} records in {files}, {found.seconds:.1f} s: {found.file}")

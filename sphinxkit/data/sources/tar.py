@@ -1,0 +1,153 @@
+"""Tar archives as webdataset lays them out: the members of a record share their name up to the first dot.
+
+Source: https://github.com/webdataset/webdataset (layout); POSIX.1-1988 ustar, GNU and pax headers.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sphinxkit.data.samples import StoredImage
+from sphinxkit.data.sources.base import Record, ShardIndex
+from sphinxkit.errors import DataError
+
+BLOCK = 512
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+REGULAR = (b"0", b"\0", b"7")
+_SPACES = b" " * 8
+
+
+def _number(field: bytes) -> int:
+    """A size: octal text, or base 256 where the first bit is set."""
+    if field[0] & 0x80:
+        return int.from_bytes(field[1:], "big")
+    return int(field.rstrip(b"\0 ") or b"0", 8)
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _pax_path(data: bytes) -> str:
+    while data:
+        length = int(data.split(b" ", 1)[0])
+        key, _, value = data[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+        if key == b"path":
+            return value.decode("utf-8", "surrogateescape")
+        data = data[length:]
+    return ""
+
+
+def members(data: Any, path: Path, *, is_whole: bool = False) -> Iterator[tuple[str, int, int, int]]:
+    """(name, start of its headers, start of its content, size) of every regular file.
+
+    Args:
+        data: The archive's bytes, or some of its members': bytes or a memory map.
+        path: For messages.
+        is_whole: Whether an end mark must follow the last member, as in every complete archive.
+    Raises:
+        DataError: A header is damaged, or the archive ends inside a member or without its end mark.
+    """
+    place, begin, long_name, end = 0, 0, "", len(data)
+    while place < end:
+        head = data[place : place + BLOCK]
+        if not head.strip(b"\0"):
+            return
+        try:
+            if len(head) < BLOCK or int(head[148:156].rstrip(b"\0 "), 8) != sum(head[:148] + _SPACES + head[156:]):
+                raise ValueError("the header's checksum is wrong")
+            size = _number(head[124:136])
+        except ValueError as error:
+            raise DataError(f"{path}: damaged or cut off at byte {place}: {error}") from error
+        content = place + BLOCK
+        if content + size > end:
+            raise DataError(f"{path}: cut off: a member at byte {place} has {size} bytes, {end - content} are there")
+        kind = head[156:157]
+        if kind == b"L":
+            long_name = _text(data[content : content + size])
+        elif kind == b"x":
+            long_name = _pax_path(data[content : content + size]) or long_name
+        elif kind not in (b"g", b"K"):
+            if kind in REGULAR:
+                prefix = _text(head[345:500]) if head[257:263] == b"ustar\0" else ""
+                name = long_name or (f"{prefix}/" if prefix else "") + _text(head[:100])
+                yield name, begin, content, size
+            long_name = ""
+            begin = content + -(-size // BLOCK) * BLOCK
+        place = content + -(-size // BLOCK) * BLOCK
+    if is_whole:
+        raise DataError(f"{path}: cut off: the archive ends without its end mark after {end} bytes")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and ending of a member: the name up to the first dot of its last part, and the rest in lower case."""
+    folder, _, last = name.rpartition("/")
+    stem, _, ending = last.partition(".")
+    return f"{folder}/{stem}", ending.lower()
+
+
+class _TarShard:
+    def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
+        self.path, self.columns = path, columns
+        self.file = path.open("rb", buffering=0)
+
+    def close(self) -> None:
+        self.file.close()
+
+    def read(self, offset: int, extent: int, number: int, row: int) -> Record:
+        self.file.seek(offset)
+        data = self.file.read(extent * BLOCK)
+        found: dict[str, tuple[str, bytes]] = {}
+        for name, _, start, size in members(data, self.path):
+            found[split_name(name)[1]] = (name, data[start : start + size])
+        where = f"{self.path}:{next(iter(found.values()))[0].rpartition('.')[0]}" if found else str(self.path)
+        fields: dict[str, Any] = {}
+        try:
+            if "json" in found:
+                described = json.loads(found["json"][1])
+                fields |= described if isinstance(described, dict) else {}
+                fields.pop("image", None)  # the picture is a member of its own
+            texts = {end: content.decode() for end, (_, content) in found.items() if end not in (*IMAGES, "json")}
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: a member is not valid text or JSON: {error}") from error
+        if "txt" in texts:
+            fields["caption"] = texts["txt"]
+        fields |= {name: {**fields, **texts}[c] for name, c in self.columns.items() if c in fields or c in texts}
+        picture = self.columns.get("image")
+        chosen = [end for end in ((picture,) if picture else IMAGES) if end in found]
+        if chosen:
+            name, content = found[chosen[0]]
+            fields["image"] = StoredImage(f"{self.path}:{PurePosixPath(name)}", content)
+        return Record(fields, where)
+
+
+class Tar:
+    """Tar archives that are not compressed."""
+
+    suffixes: tuple[str, ...] = (".tar",)
+    rows_per_entry: bool = False
+
+    def scan(self, path: Path) -> ShardIndex:
+        """Index the records: offset and length in blocks of 512 bytes."""
+        rows: list[tuple[int, int, int]] = []
+        has_image: list[bool] = []
+        key = None
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for name, begin, start, size in members(data, path, is_whole=True):
+                found, ending = split_name(name)
+                if found != key:
+                    key = found
+                    rows.append((begin, 0, len(rows)))
+                    has_image.append(False)
+                first = rows[-1][0]
+                rows[-1] = (first, -(-(start + size - first) // BLOCK), len(rows) - 1)
+                has_image[-1] |= ending in IMAGES
+        return ShardIndex.of(rows, has_image)
+
+    def open(self, path: Path, columns: Mapping[str, str]) -> _TarShard:
+        """Open an archive."""
+        return _TarShard(path, columns)
