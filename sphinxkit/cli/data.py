@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sphinxkit.cli.options import Json
+from sphinxkit.errors import DataError
 
 app = typer.Typer(help="Sources of training samples.", no_args_is_help=True)
 
@@ -23,6 +24,9 @@ def index(
     format_name: Annotated[
         str | None, typer.Option("--format", help="jsonl, llava, tar or parquet; default: by the ending.")
     ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=COLUMN", help="As in the mixture's `columns`; may be repeated.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -32,8 +36,14 @@ def index(
     """
     import sphinxkit
 
+    columns = {}
+    for text in column or ():
+        name, equals, found_column = text.partition("=")
+        if not name or not equals or not found_column:
+            raise DataError(f"--column {text!r}: expected NAME=COLUMN, for example text=content")
+        columns[name] = found_column
     for path in paths:
-        found = sphinxkit.index_data(path, format=format_name, workers=workers)
+        found = sphinxkit.index_data(path, format=format_name, columns=columns, workers=workers)
         if as_json:
             typer.echo(json.dumps(found.to_dict()))
         else:

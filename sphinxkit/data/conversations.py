@@ -246,7 +246,10 @@ def _worded(record: Mapping[str, Any], task: str, sample_id: str, where: str) ->
         wordings = tasks.create(task if task in CAPTION_TASKS else "caption").wordings
         question = wordings[derive_key("wording", sample_id) % len(wordings)]
     elif question is None:
-        return record  # ``read_conversation`` says what is missing
+        raise DataError(
+            f"{where}: expected conversations, messages, text, caption, or question and answer; it has: "
+            f"{', '.join(record) or 'nothing'}"
+        )
     turns = [("user", question), ("assistant", answer)]
     if not all(isinstance(content, str) for _, content in turns):
         raise DataError(f"{where}: question, answer and caption must be texts, got {question!r:.40} and {answer!r:.40}")

@@ -179,7 +179,9 @@ def inspect_file(
         sample_id = f"{first.stem}:{file.number(index)}"
         try:
             record, is_root = file.read(index), root is not None
-            sample = read_sample(record.fields, sample_id, record.where, root or first.parent, is_root=is_root)
+            sample = read_sample(
+                record.fields, sample_id, record.where, root or first.parent, is_root=is_root, trim=file.is_raw
+            )
         except DataError as error:
             yield InspectedSample(sample_id, file.where(index), error=str(error))
         else:

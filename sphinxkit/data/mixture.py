@@ -21,7 +21,7 @@ from sphinxkit.data.conversations import OverLength, read_sample
 from sphinxkit.data.permutation import Permutation, block_permutation, derive_key, interleave
 from sphinxkit.data.samples import Sample, SampleType
 from sphinxkit.data.sources.files import open_source
-from sphinxkit.data.sources.index import FORMATS, IndexedSource
+from sphinxkit.data.sources.index import IndexedSource
 from sphinxkit.errors import DataError
 
 Remainder = Literal["keep", "drop"]
@@ -37,7 +37,7 @@ class MixtureSource:
         task: Default task for records without one.
         root: Folder that image paths must lie in. "": they are relative to the file's folder, and may lead out of it.
         type: Type of its samples; a batch holds one type. Records without image in an ``image-text`` source form a
-            separate part of type ``text`` (in Parquet they are errors).
+            separate part of type ``text``.
         format: ``jsonl``, ``llava`` (a JSON list), ``tar`` or ``parquet``; None: by the ending.
         columns: Our names of values (image, text, caption, question, answer, conversations, messages) -> the file's.
         ratio: Fraction of the source in an epoch, in (0, 1].
@@ -135,7 +135,7 @@ class _FileSource:
 
     def read(self, index: int, sample_id: str) -> Sample:
         record = self.records.read(index)
-        is_root, trim = bool(self.spec.root), self.records.format is not FORMATS["jsonl"]
+        is_root, trim = bool(self.spec.root), self.records.is_raw
         sample = read_sample(
             record.fields, sample_id, record.where, self.root, self.spec.task, is_root=is_root, trim=trim
         )
@@ -174,7 +174,7 @@ class Mixture:
         max_bad_rate: Maximum fraction of bad samples before the run stops.
         folder: Base folder of relative paths. "": the working folder.
         locality: For cold disks: read each source in blocks of so many neighbouring records, the blocks and the records
-            of a block in random order, sources and types evenly interleaved. None: every sample is drawn from all.
+            of a block in random order; sources and types take turns evenly. None: any sample may be anywhere.
     Raises:
         DataError: Every error of the arguments; or a source cannot be read.
     """

@@ -15,7 +15,7 @@ from sphinxkit.errors import DataError, RecipeError
 from sphinxkit.recipe import Recipe
 from sphinxkit.registry import Registry
 from sphinxkit.sphinx_model import SphinxModel
-from sphinxkit.training.data_files import changed_files, content_digest
+from sphinxkit.training.data_files import changed_files, content_digests
 from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.parallel import ParallelDims
 from sphinxkit.training.plan import StreamPlan, TrainPlan
@@ -122,8 +122,7 @@ class Streams:
         error: DataError | None = None
         if dims.is_main:
             try:
-                share = max(sum(map(len, self._files.values())), 1)
-                digests = {name: [content_digest(path, share) for path in paths] for name, paths in self._files.items()}
+                digests = {name: content_digests(paths) for name, paths in self._files.items()}
             except DataError as found:
                 error = found
         dims.raise_any(error)

@@ -142,7 +142,7 @@ def test_a_mixture(folder: Path, tokenizer: str) -> None:
 def test_faults(folder: Path, tokenizer: str, golden: Path) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl: name a tokenizer or a model, so that samples can become tokens"):
         run(folder / "a.jsonl")
-    with pytest.raises(DataError, match="over_length: expected one of error, truncate, skip, got 'cut'"):
+    with pytest.raises(DataError, match="over_length: expected one of error, truncate, skip, continue, got 'cut'"):
         run(folder / "a.jsonl", "--tokenizer", tokenizer, "--over-length", "cut")
     with pytest.raises(RecipeError, match="no recipe 'mixture_finetun'.*did you mean 'mixture_finetune'"):
         run("mixture_finetun", "--tokenizer", tokenizer)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -264,7 +265,7 @@ def test_locality_reads_every_source_block_by_block(folder: Path) -> None:
     assert counts(mixture) == counts(make(folder, *ALL, batch_size=4))
     order = [ref for ref in mixture.order() if ref.source == 0]
     blocks = [ref.index // 5 for ref in order]
-    assert len([1 for one, other in zip(blocks, blocks[1:], strict=False) if one != other]) == 4  # five blocks
+    assert len([1 for one, other in itertools.pairwise(blocks) if one != other]) == 4  # five blocks
     assert [ref.index for ref in order] != sorted(ref.index for ref in order)
     assert list(mixture.order(0, 9)) == list(mixture.order())[9:]
     assert list(mixture.order(1)) != list(mixture.order())

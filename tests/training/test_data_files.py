@@ -7,7 +7,7 @@ import pytest
 
 from sphinxkit.errors import DataError
 from sphinxkit.training import data_files
-from sphinxkit.training.data_files import changed_files, content_digest
+from sphinxkit.training.data_files import changed_files, content_digest, content_digests
 
 
 def test_small_files_are_read_whole_and_large_ones_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +33,23 @@ def test_small_files_are_read_whole_and_large_ones_in_pieces(tmp_path: Path, mon
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: cannot be read: No such file"):
         content_digest(tmp_path / "nowhere")
+
+
+def test_many_files_share_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / str(number) for number in range(8)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes([number]) * 1000)
+    assert content_digests(paths) == [content_digest(path) for path in paths]
+    monkeypatch.setattr(data_files, "WHOLE_BYTES", 4000)
+    monkeypatch.setattr(data_files, "MIN_SAMPLE_BYTES", 10)
+    monkeypatch.setattr(data_files, "SAMPLES", 4)
+    monkeypatch.setattr(data_files, "SAMPLE_BYTES", 50)
+    pieces = content_digests(paths)  # two of 4 * 50 / (8 * 2) = 12 bytes each
+    for place, is_seen in ((11, True), (12, False), (987, False), (988, True)):
+        paths[3].write_bytes(bytes([3]) * place + b"x" + bytes([3]) * (999 - place))
+        assert [one == other for one, other in zip(content_digests(paths), pieces, strict=True)] == [
+            number != 3 or not is_seen for number in range(8)
+        ]
 
 
 def test_changed_files() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,21 @@ from numpy.typing import NDArray
 from sphinxkit.errors import DataError
 
 ENTRY = np.dtype([("offset", "<u8"), ("extent", "<u4"), ("number", "<u4")])
-"""16 bytes of the index: where a record begins in its shard, a number of the format's own, and its number there."""
+"""The 16 bytes of an entry; see ``Entry``."""
+
+
+class Entry(NamedTuple):
+    """What the index holds of a record, or of a run of rows.
+
+    Args:
+        offset: Where it begins in its shard: a byte, or a row.
+        extent: A number of the format's own: a length, or the line.
+        number: Its number in the shard, or its row group's.
+    """
+
+    offset: int
+    extent: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +68,12 @@ class ShardIndex:
     texts: NDArray[Any]
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[int, int, int]], has_image: Sequence[bool]) -> ShardIndex:
-        """From rows of ``ENTRY`` and whether each has an image."""
-        entries, mask = np.array(rows, ENTRY), np.array(has_image, bool)
-        return cls(entries[mask], entries[~mask])
+    def of(cls, columns: NDArray[np.uint64], has_image: NDArray[np.bool_]) -> ShardIndex:
+        """From (N, 3) offsets, extents and numbers, and (N,) whether each has an image."""
+        entries = np.empty(len(columns), ENTRY)
+        for place, name in enumerate(Entry._fields):
+            entries[name] = columns[:, place]
+        return cls(entries[has_image], entries[~has_image])
 
 
 class Format(Protocol):
@@ -67,22 +83,32 @@ class Format(Protocol):
     """Endings that name the format."""
 
     rows_per_entry: bool
-    """Whether an entry is a block of records: ``extent`` of them, the first of which is record ``offset``."""
+    """Whether an entry is a run of records: ``extent`` of them, the first of which is record ``offset``."""
 
-    def scan(self, path: Path) -> ShardIndex:
-        """Index a shard; raises ``DataError`` if it is damaged or of another format."""
+    max_open: int
+    """Shards that a process keeps open."""
+
+    def scan(self, path: Path, image: str) -> ShardIndex:
+        """Index a shard, whose images are in the column, key or ending ``image``.
+
+        Raises ``DataError`` if the shard is damaged or of another format.
+        """
+        ...
+
+    def place(self, entry: Entry, row: int) -> str:
+        """Names a record within its shard, for messages."""
         ...
 
     def open(self, path: Path, columns: Mapping[str, str]) -> Shard:
-        """Open a shard."""
+        """Open a shard; raises ``DataError`` if it has no such columns."""
         ...
 
 
 class Shard(Protocol):
     """An open shard."""
 
-    def read(self, offset: int, extent: int, number: int, row: int) -> Record:
-        """The record of an entry; ``row`` counts within a block."""
+    def read(self, entry: Entry, row: int, where: str) -> Mapping[str, Any]:
+        """The values of a record; ``row`` counts within a run of rows."""
         ...
 
     def close(self) -> None:
@@ -92,21 +118,32 @@ class Shard(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ShardStamp:
-    """A shard as it was indexed: path, size and time, and its numbers of records with and without image."""
+    """A shard as it was indexed: path, size and time."""
 
     path: str
     size: int
     mtime_ns: int
-    images: int = 0
-    texts: int = 0
 
-    def is_current(self) -> bool:
-        """Whether size and time are still those."""
+    @classmethod
+    def of(cls, path: Path) -> ShardStamp:
+        """The file's; raises ``DataError`` where there is none."""
         try:
-            stat = Path(self.path).stat()
-        except OSError:
-            return False
-        return (stat.st_size, stat.st_mtime_ns) == (self.size, self.mtime_ns)
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        return cls(str(path.absolute()), stat.st_size, stat.st_mtime_ns)
+
+    def check(self) -> None:
+        """Raise ``ShardChangedError`` unless size and time are still those."""
+        try:
+            found = ShardStamp.of(Path(self.path))
+        except DataError as error:
+            raise ShardChangedError(f"{error} (it was there when it was indexed)") from error
+        if found != self:
+            raise ShardChangedError(
+                f"{self.path}: the file has changed or been cut since it was indexed (it had {self.size} bytes, now "
+                f"{found.size}); put the old one back, or start again: a new start indexes it anew"
+            )
 
 
 class ShardChangedError(DataError):

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import mmap
+from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from sphinxkit.data.samples import StoredImage
-from sphinxkit.data.sources.base import Record, ShardIndex
+from sphinxkit.data.sources.base import Entry, ShardIndex
 from sphinxkit.errors import DataError
 
 BLOCK = 512
@@ -35,6 +38,8 @@ def _text(field: bytes) -> str:
 def _pax_path(data: bytes) -> str:
     while data:
         length = int(data.split(b" ", 1)[0])
+        if length < 1:
+            raise ValueError("an extended header has no length")
         key, _, value = data[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
         if key == b"path":
             return value.decode("utf-8", "surrogateescape")
@@ -42,8 +47,8 @@ def _pax_path(data: bytes) -> str:
     return ""
 
 
-def members(data: Any, path: Path, *, is_whole: bool = False) -> Iterator[tuple[str, int, int, int]]:
-    """(name, start of its headers, start of its content, size) of every regular file.
+def members(data: Any, path: Path | str, *, is_whole: bool = False) -> Iterator[tuple[str, int, int, int]]:
+    """(name, start of its headers, start of its content, size) of every regular file that is not hidden.
 
     Args:
         data: The archive's bytes, or some of its members': bytes or a memory map.
@@ -60,22 +65,21 @@ def members(data: Any, path: Path, *, is_whole: bool = False) -> Iterator[tuple[
         try:
             if len(head) < BLOCK or int(head[148:156].rstrip(b"\0 "), 8) != sum(head[:148] + _SPACES + head[156:]):
                 raise ValueError("the header's checksum is wrong")
-            size = _number(head[124:136])
-        except ValueError as error:
+            size, kind, content = _number(head[124:136]), head[156:157], place + BLOCK
+            if kind == b"x":
+                long_name = _pax_path(data[content : content + size]) or long_name
+        except (ValueError, IndexError) as error:
             raise DataError(f"{path}: damaged or cut off at byte {place}: {error}") from error
-        content = place + BLOCK
         if content + size > end:
             raise DataError(f"{path}: cut off: a member at byte {place} has {size} bytes, {end - content} are there")
-        kind = head[156:157]
         if kind == b"L":
             long_name = _text(data[content : content + size])
-        elif kind == b"x":
-            long_name = _pax_path(data[content : content + size]) or long_name
-        elif kind not in (b"g", b"K"):
+        elif kind not in (b"x", b"g", b"K"):
             if kind in REGULAR:
                 prefix = _text(head[345:500]) if head[257:263] == b"ustar\0" else ""
                 name = long_name or (f"{prefix}/" if prefix else "") + _text(head[:100])
-                yield name, begin, content, size
+                if not name.rpartition("/")[2].startswith("."):
+                    yield name, begin, content, size
             long_name = ""
             begin = content + -(-size // BLOCK) * BLOCK
         place = content + -(-size // BLOCK) * BLOCK
@@ -93,60 +97,61 @@ def split_name(name: str) -> tuple[str, str]:
 class _TarShard:
     def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
         self.path, self.columns = path, columns
-        self.file = path.open("rb", buffering=0)
+        self.file = path.open("rb")
 
     def close(self) -> None:
         self.file.close()
 
-    def read(self, offset: int, extent: int, number: int, row: int) -> Record:
-        self.file.seek(offset)
-        data = self.file.read(extent * BLOCK)
-        found: dict[str, tuple[str, bytes]] = {}
-        for name, _, start, size in members(data, self.path):
-            found[split_name(name)[1]] = (name, data[start : start + size])
-        where = f"{self.path}:{next(iter(found.values()))[0].rpartition('.')[0]}" if found else str(self.path)
+    def read(self, entry: Entry, row: int, where: str) -> Mapping[str, Any]:
+        self.file.seek(entry.offset)
+        data = self.file.read(entry.extent * BLOCK)
+        found = {split_name(name)[1]: (name, data[at : at + size]) for name, _, at, size in members(data, where)}
+        pictures = (self.columns["image"],) if "image" in self.columns else IMAGES
+        wanted = {"txt", *self.columns.values()}.difference(pictures)
         fields: dict[str, Any] = {}
         try:
             if "json" in found:
                 described = json.loads(found["json"][1])
                 fields |= described if isinstance(described, dict) else {}
                 fields.pop("image", None)  # the picture is a member of its own
-            texts = {end: content.decode() for end, (_, content) in found.items() if end not in (*IMAGES, "json")}
+            texts = {ending: found[ending][1].decode() for ending in wanted if ending in found}
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: a member is not valid text or JSON: {error}") from error
         if "txt" in texts:
             fields["caption"] = texts["txt"]
-        fields |= {name: {**fields, **texts}[c] for name, c in self.columns.items() if c in fields or c in texts}
-        picture = self.columns.get("image")
-        chosen = [end for end in ((picture,) if picture else IMAGES) if end in found]
-        if chosen:
-            name, content = found[chosen[0]]
-            fields["image"] = StoredImage(f"{self.path}:{PurePosixPath(name)}", content)
-        return Record(fields, where)
+        values = {**fields, **texts}
+        fields |= {name: values[column] for name, column in self.columns.items() if column in values}
+        picture = next((found[ending] for ending in pictures if ending in found), None)
+        if picture is not None:
+            fields["image"] = StoredImage(f"{self.path}:{PurePosixPath(picture[0])}", picture[1])
+        return fields
 
 
 class Tar:
-    """Tar archives that are not compressed."""
+    """Tar archives that are not compressed. An entry's extent is its length in blocks of 512 bytes."""
 
     suffixes: tuple[str, ...] = (".tar",)
     rows_per_entry: bool = False
+    max_open: int = 64  # our choice
 
-    def scan(self, path: Path) -> ShardIndex:
-        """Index the records: offset and length in blocks of 512 bytes."""
-        rows: list[tuple[int, int, int]] = []
-        has_image: list[bool] = []
-        key = None
+    def scan(self, path: Path, image: str) -> ShardIndex:
+        """Index the records."""
+        endings = (*IMAGES, image)
+        rows, has_image, key = array("Q"), bytearray(), None
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for name, begin, start, size in members(data, path, is_whole=True):
                 found, ending = split_name(name)
                 if found != key:
                     key = found
-                    rows.append((begin, 0, len(rows)))
+                    rows.extend((begin, 0, len(has_image)))
                     has_image.append(False)
-                first = rows[-1][0]
-                rows[-1] = (first, -(-(start + size - first) // BLOCK), len(rows) - 1)
-                has_image[-1] |= ending in IMAGES
-        return ShardIndex.of(rows, has_image)
+                rows[-2] = -(-(start + size - rows[-3]) // BLOCK)
+                has_image[-1] |= ending in endings
+        return ShardIndex.of(np.array(rows, np.uint64).reshape(-1, 3), np.frombuffer(has_image, np.bool_))
+
+    def place(self, entry: Entry, row: int) -> str:
+        """The record."""
+        return f":record {entry.number}"
 
     def open(self, path: Path, columns: Mapping[str, str]) -> _TarShard:
         """Open an archive."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,37 @@ def test_image_columns_of_hugging_face(tmp_path: Path) -> None:
     assert first.image.data == b"png"
     assert second.image == tmp_path / "b.png"
     assert second.messages[1]["content"] == "two"
+
+
+def test_rows_with_and_without_image_are_told_apart(tmp_path: Path) -> None:
+    import pyarrow
+
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    has_image = [True, True, False, True, False, False, False, True, True, True]
+    rows = [
+        {"picture": {"bytes": f"{n}".encode(), "path": None} if is_there else None, "conversations": turns}
+        for n, is_there in enumerate(has_image)
+    ]
+    paths = [{"picture": "p.png" if is_there else "", "conversations": turns} for is_there in has_image]
+    lists = [
+        {"images": [f"{n}.png"] if is_there else [], "conversations": turns} for n, is_there in enumerate(has_image)
+    ]
+    table = pyarrow.Table.from_pylist(rows)
+    assert pyarrow.types.is_struct(table.schema.field("picture").type)
+    for name, content, columns in (
+        ("structs", rows, {"image": "picture"}),
+        ("paths", paths, {"image": "picture"}),
+        ("lists", lists, None),
+    ):
+        parts = dict(open_source(write(tmp_path / f"{name}.parquet", content), columns=columns).split())
+        numbers = {kind: [part.number(n) for n in range(len(part))] for kind, part in parts.items()}
+        assert numbers["image-text"] == [n for n, is_there in enumerate(has_image) if is_there]
+        assert numbers["text"] == [n for n, is_there in enumerate(has_image) if not is_there]
+        mixture = Mixture([{"path": f"{name}.parquet", "columns": columns}], folder=str(tmp_path))  # type: ignore[list-item]
+        kinds = Counter(mixture.read(ref).type for ref in mixture.order())
+        assert kinds == {"image-text": 6, "text": 4}
+    parts = dict(open_source(tmp_path / "structs.parquet", columns={"image": "picture"}).split())
+    assert [parts["image-text"].read(n).fields["image"].data for n in range(6)] == [b"0", b"1", b"3", b"7", b"8", b"9"]
 
 
 def test_tables_that_are_refused_at_opening(tmp_path: Path) -> None:

@@ -102,6 +102,33 @@ def test_tars(tmp_path: Path, form: int) -> None:
     assert mapped.read(0).fields["text"] == "a caption 0"
 
 
+def test_columns_name_the_image(tmp_path: Path) -> None:
+    """A record has an image where its mapped key or member is there, whatever its name."""
+    jsonl(tmp_path / "s.jsonl", b'{"photo": "a.png", "n": 0}\n{"n": 1, "note": "a \\"photo\\""}\n')
+    parts = dict(open_source(tmp_path / "s.jsonl", columns={"image": "photo"}).split())
+    assert [(kind, part.read(0).fields["n"], len(part)) for kind, part in parts.items()] == [
+        ("image-text", 0, 1),
+        ("text", 1, 1),
+    ]
+    assert [kind for kind, _ in open_source(tmp_path / "s.jsonl").split()] == ["text"]
+    extra = [("0.left.raw", png(5)), ("0.jpg", b"no"), ("0.title.txt", b"a title"), ("0.cls", b"\xff")]
+    write_tar(tmp_path / "a.tar", [("._0.txt", b"of another system"), *extra])
+    source = open_source(tmp_path / "a.tar", columns={"image": "left.raw", "caption": "title.txt"})
+    assert len(source) == 1
+    fields = source.read(0).fields
+    assert (fields["image"].data, fields["caption"]) == (png(5), "a title")
+    assert str(fields["image"]) == f"{tmp_path / 'a.tar'}:0.left.raw"
+
+
+def test_lines_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sphinxkit.data.sources.jsonl.BLOCK", 16)
+    lines = [b'{"n": %d, "text": "%s"}' % (n, b"x" * (n * 7 % 30)) for n in range(40)]
+    content = b"\xef\xbb\xbf" + b"\n\n".join(lines)
+    source = open_source(jsonl(tmp_path / "s.jsonl", content))
+    assert [source.read(n).fields["n"] for n in range(len(source))] == list(range(40))
+    assert [source.where(n) for n in range(40)] == [f"{tmp_path / 's.jsonl'}:{2 * n + 1}" for n in range(40)]
+
+
 def test_damaged_and_cut_tars_are_named(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", pair("0", 0))
     whole = path.read_bytes()
@@ -132,6 +159,8 @@ def test_damaged_and_cut_tars_are_named(tmp_path: Path) -> None:
         ("s.jsonl.zst", b"\x28\xb5\x2f\xfdx", r"unpack it: zstd -d .*s\.jsonl\.zst"),
         ("s.tar", b'{"a": 1}\n', "expected a tar archive, got something else"),
         ("s.parquet", b"text\n", "expected a Parquet file, got something else"),
+        ("s.tar", b"", "the file is empty"),
+        ("s.json", b"", "no records"),
         ("s.json", b'[{"a": 1}, {"a"', r"s\.json\[1\]: the file is cut off or not JSON"),
         ("s.json", b'[{"a": 1} {"a": 2}]', r"s\.json\[1\]: expected ',' or '\]'"),
     ],
@@ -179,6 +208,24 @@ def test_an_index_is_built_once_and_again_when_a_shard_changes(tmp_path: Path, m
     with pytest.raises(ShardChangedError, match=r"s\.jsonl: the file has changed or been cut since it was indexed"):
         source.read(0)
     assert len(open_source(path)) == 500
+
+
+def test_a_shard_cut_under_a_reader_stops_it(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "s.jsonl", b'{"a": 0}\n' * 1000)
+    source = open_source(path)
+    assert source.read(999).fields == {"a": 0}
+    os.truncate(path, 9 * 500)
+    with pytest.raises(ShardChangedError, match=r"s\.jsonl: the file has changed .*it had 9000 bytes, now 4500"):
+        source.read(999)
+    path.unlink()
+    with pytest.raises(ShardChangedError, match=r"s\.jsonl: cannot be read: No such file.* when it was indexed"):
+        pickle.loads(pickle.dumps(source)).read(0)
+    jsonl(path, b'{"a": 0}\n')
+    state = pickle.dumps(source)
+    assert len(open_source(path)) == 1
+    assert len(list(source.index.parent.glob(source.index.name[:32] + "-*"))) == 1  # the old one is deleted
+    with pytest.raises(ShardChangedError, match="the index is gone"):
+        pickle.loads(state)
 
 
 def test_shards_are_indexed_in_parallel_as_one_by_one(tmp_path: Path) -> None:
