@@ -162,7 +162,7 @@ class IndexedSource:
         self._run_ends = None
         if self.format.rows_per_entry:
             self._run_ends = np.cumsum(self._entries["extent"], dtype=np.int64)
-        self._firsts = [0, *accumulate(header["sizes"])]  # number of each shard's first record
+        self._firsts: list[int] = [0, *accumulate(header["sizes"])]  # number of each shard's first record
 
     def __reduce__(self) -> tuple[Any, ...]:
         return IndexedSource, (self.index, self.columns, self.part)
