@@ -20,7 +20,8 @@ TESTED_IN = {
     "cli/test_embedded.py": "cli/chat",
     "data/converters/test_convert.py": "data/converters/base",
     "cli/test_inspect_data.py": "data/inspection recipe/data_inspection",
-    "data/sources/test_index.py": "data/sources/base data/sources/files data/sources/jsonl data/sources/kinds data/sources/tar",
+    "data/sources/test_index.py": "data/sources/base data/sources/files data/sources/jsonl "
+    "data/sources/kinds data/sources/tar",
     "encoders/formats/test_clip.py": "encoders/formats/base encoders/formats/configs",
     "encoders/test_qformer.py": "encoders/eva",
     "evaluation/test_layouts.py": "evaluation/metrics evaluation/result",
