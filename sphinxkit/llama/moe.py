@@ -124,12 +124,20 @@ class Experts(nn.Module):
             return: (t, D) for each expert with t > 0
         """
         # unbind, not one index after the other: its backward pass makes one gradient for all experts
-        matrices = zip(*(w.unbind() for w in (self.gate_proj, self.up_proj, self.down_proj)), strict=True)
+        matrices = zip(*(weight.unbind() for weight in self.matrices()), strict=True)
         return [
             (F.silu(F.linear(x, gate)) * F.linear(x, up)) @ down
             for x, (gate, up, down) in zip(rows, matrices, strict=True)
             if len(x)
         ]
+
+    def matrices(self) -> tuple[Tensor, ...]:
+        """The weights that ``run`` multiplies with.
+
+        Shape:
+            return: gate, up and down, each (E, H, D)
+        """
+        return self.gate_proj, self.up_proj, self.down_proj
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(model)``."""

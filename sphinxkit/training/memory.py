@@ -76,7 +76,7 @@ def estimate_training(
     model = build(find_recipe(plan, folder), device="meta", dtype=torch.float32)
     _, shard, tp = mesh_sizes(plan, processes)
     llm = model.llm
-    check_tensor_parallel(plan, llm.num_heads, llm.num_kv_heads, has_experts=llm.moe is not None)
+    check_tensor_parallel(plan, llm.num_heads, llm.num_kv_heads)
     dtype = DTYPES[plan.dtype]
     is_sharded = processes > 1 or plan.dtype != "float32"
     trained = {id(p) for group in choose_trained(model, plan).values() for p in group}

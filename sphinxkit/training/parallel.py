@@ -170,24 +170,21 @@ def mesh_sizes(plan: TrainPlan, num_processes: int) -> tuple[int, int, int]:
     return replicate, shard, tensor
 
 
-def check_tensor_parallel(plan: TrainPlan, num_heads: int, num_kv_heads: int, *, has_experts: bool = False) -> None:
+def check_tensor_parallel(plan: TrainPlan, num_heads: int, num_kv_heads: int) -> None:
     """Raise if tensor parallelism cannot split the language model.
 
     Args:
         plan: Holds ``tensor_parallel``.
         num_heads: Query heads of the language model.
         num_kv_heads: Its key and value heads.
-        has_experts: Whether it is a mixture of experts.
     Raises:
-        TrainingError: It does not divide the heads, or the model has experts.
+        TrainingError: It does not divide the heads.
     """
     tensor = plan.tensor_parallel
     if num_heads % tensor or num_kv_heads % tensor:
         raise TrainingError(
             f"tensor_parallel {tensor} does not divide the model's {num_heads} query and {num_kv_heads} key heads"
         )
-    if has_experts and tensor > 1:
-        raise TrainingError(f"tensor_parallel {tensor}: a mixture of experts cannot be split so; use dp_shard")
 
 
 @contextmanager

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder
+from sphinxkit.llama.moe import Experts
 from sphinxkit.training.parallel import DTYPES, ParallelDims
 from sphinxkit.training.plan import TrainPlan
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from sphinxkit.llama import LlamaModel
 
 
@@ -32,9 +35,34 @@ def _tensor_plan(llm: LlamaModel) -> dict[str, Any]:
             f"{layer}attention.{name}": SequenceParallel(sequence_dim=2, use_local_output=True) for name in norms
         }
         styles |= {f"{layer}attention.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}
-        styles |= {f"{layer}mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")}
-        styles |= {f"{layer}attention.o_proj": RowwiseParallel(), f"{layer}mlp.down_proj": RowwiseParallel()}
+        styles[f"{layer}attention.o_proj"] = RowwiseParallel()
+        if llm.moe is None:
+            styles |= {f"{layer}mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")}
+            styles[f"{layer}mlp.down_proj"] = RowwiseParallel()
     return styles
+
+
+def _split_experts(experts: Experts, mesh: DeviceMesh) -> None:
+    """Give every process a part of each expert's hidden width, in place. The outputs are summed, the router is whole."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
+
+    def split(name: str, module: nn.Module, mesh: DeviceMesh) -> None:
+        for key, weight in list(module.named_parameters()):
+            parts = distribute_tensor(weight, mesh, [Shard(1)])
+            module.register_parameter(key, nn.Parameter(parts, weight.requires_grad))
+
+    def give(module: nn.Module, inputs: Any, mesh: DeviceMesh) -> tuple[Tensor, ...]:
+        x, weights = (  # every process has a part of their gradients
+            DTensor.from_local(each, mesh, [Replicate()]).to_local(grad_placements=[Partial()]) for each in inputs[:2]
+        )
+        return x, weights, inputs[2]
+
+    def add_up(module: nn.Module, output: Any, mesh: DeviceMesh) -> Tensor:
+        return DTensor.from_local(output, mesh, [Partial()]).redistribute(placements=[Replicate()]).to_local()
+
+    weights = experts.matrices
+    experts.matrices = lambda: tuple(cast(DTensor, weight).to_local() for weight in weights())
+    distribute_module(experts, mesh, split, give, add_up)
 
 
 def checkpoint_layer(layer: nn.Module) -> None:
@@ -102,6 +130,9 @@ def parallelize(root: nn.Module, llm: LlamaModel, dims: ParallelDims, plan: Trai
         from torch.distributed.tensor.parallel import parallelize_module
 
         parallelize_module(llm, dims.mesh["tp"], _tensor_plan(llm))
+        for module in llm.modules():
+            if isinstance(module, Experts):
+                _split_experts(module, dims.mesh["tp"])
         llm.tie_weights()
     for layer in llm.layers:
         if plan.compile:

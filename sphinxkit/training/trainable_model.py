@@ -161,7 +161,7 @@ def build_trainable(plan: TrainPlan, recipe: Recipe, dims: ParallelDims, folder:
         if model.tokenizer is None:
             raise RecipeError("tokenizer: neither the plan, nor the model's recipe, nor a checkpoint has one")
         llm = model.llm
-        check_tensor_parallel(plan, llm.num_heads, llm.num_kv_heads, has_experts=llm.moe is not None)
+        check_tensor_parallel(plan, llm.num_heads, llm.num_kv_heads)
         names = set(model.state_dict())
         source = source.among(names)
         tied = names - set(ModuleSource(model).keys())  # whose weights come under another name

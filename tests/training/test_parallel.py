@@ -129,18 +129,20 @@ def test_variants_on_two(document, changes: dict[str, Any], run_processes, tmp_p
 
 @pytest.mark.distributed
 def test_experts_on_two(document, run_processes, tmp_path: Path) -> None:
-    """Without the balance loss, which each process takes of its own batches."""
+    """By FSDP and by tensor parallelism, without the balance loss, which each process takes of its own batches."""
     base = document(steps=4, save_every=None, export=True)
     moe = {"num_experts": 4, "num_experts_per_tok": 2, "load_balancing_weight": 0.0}
     base["model"] = {**base["model"], "llm": {**base["model"]["llm"], "moe": moe}}
     train(TrainPlan(**base | {"output": str(tmp_path / "one")}))
-    run_processes(base | {"output": str(tmp_path / "two")}, 2)
-    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), abs=CURVE_ATOL)
-    assert curve(tmp_path / "two")[-1] < curve(tmp_path / "two")[0]
-    with pytest.raises(TrainingError, match="tensor_parallel 2: a mixture of experts cannot be split so; use dp_shard"):
-        check_tensor_parallel(TrainPlan(**base | {"tensor_parallel": 2}), 4, 2, has_experts=True)
-    one, two = (sphinxkit.load(tmp_path / name / "model").state_dict() for name in ("one", "two"))
-    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+    expected, one = read_log(tmp_path / "one"), sphinxkit.load(tmp_path / "one" / "model").state_dict()
+    assert expected[-1]["loss"] < expected[0]["loss"]
+    for name, processes, tensor in (("fsdp", 2, 1), ("tp", 2, 2), ("fsdp and tp", 4, 2)):
+        run_processes(base | {"output": str(tmp_path / name), "tensor_parallel": tensor}, processes)
+        found = read_log(tmp_path / name)
+        for key in ("loss", "grad_norm"):
+            assert [record[key] for record in found] == pytest.approx([r[key] for r in expected], abs=CURVE_ATOL), name
+        several = sphinxkit.load(tmp_path / name / "model").state_dict()
+        assert all(torch.allclose(one[key], several[key], atol=1e-3) for key in one), name
 
 
 @pytest.mark.distributed
