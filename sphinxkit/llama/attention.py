@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,8 @@ class AttentionContext:
         state: Result of ``backend.prepare(pattern)``.
         cache: Cache for keys and values, or None.
         cache_write: Positions in the cache.
-        balance_losses: Takes the balance loss of every mixture of experts; None: none is computed.
+        add_balance_loss: Takes the balance loss of every mixture of experts; None: none is computed. A function, because
+            FSDP copies lists.
     """
 
     freqs_cis: Tensor
@@ -36,7 +38,7 @@ class AttentionContext:
     state: Any
     cache: KVStore | None = None
     cache_write: CacheWrite | None = None
-    balance_losses: list[Tensor] | None = None
+    add_balance_loss: Callable[[Tensor], None] | None = None
 
 
 class Attention(nn.Module):

@@ -41,6 +41,6 @@ class LlamaBlock(nn.Module):
         """Apply to the tokens ``x`` (B, S, D); ``layer`` is the block's number, for the cache."""
         x = x + self.attention(self.attention_norm(x), context, layer)
         normed = self.mlp_norm(x)
-        takers = (context.balance_losses,) if isinstance(self.mlp, MixtureOfExperts) else ()
+        takers = (context.add_balance_loss,) if isinstance(self.mlp, MixtureOfExperts) else ()
         out: Tensor = x + self.mlp(normed, *takers)
         return out

@@ -252,7 +252,7 @@ class LlamaModel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             context = self.attention_context(embeds, cache=cache, lengths=lengths, seq_lens=seq_lens)
             if balance_losses is not None:
-                context = dataclasses.replace(context, balance_losses=balance_losses)
+                context = dataclasses.replace(context, add_balance_loss=balance_losses.append)
             hidden = self.run_layers(embeds, context)
             if cache is not None and context.cache_write is not None:
                 cache.advance(context.cache_write)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,12 +167,12 @@ class MixtureOfExperts(nn.Module):
         self.router = nn.Linear(embed_dim, options.num_experts, bias=False)
         self.experts = Experts(embed_dim, hidden_dim, options.num_experts)
 
-    def forward(self, x: Tensor, balance_losses: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, add_balance_loss: Callable[[Tensor], None] | None = None) -> Tensor:
         """Route and compute every token.
 
         Args:
             x: Tokens.
-            balance_losses: Takes this layer's balance loss.
+            add_balance_loss: Takes this layer's balance loss.
         Shape:
             x: (..., D)
             return: (..., D)
@@ -182,8 +182,8 @@ class MixtureOfExperts(nn.Module):
         probabilities = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         weights, chosen = probabilities.topk(self.num_experts_per_tok, dim=-1)
         weights = (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
-        if balance_losses is not None:
-            balance_losses.append(balance_loss(probabilities, chosen))
+        if add_balance_loss is not None:
+            add_balance_loss(balance_loss(probabilities, chosen))
         out: Tensor = self.experts(tokens, weights, chosen)
         return out.view(x.shape)
 

@@ -97,12 +97,15 @@ def add_lora(module: nn.Module, plan: LoraPlan) -> None:
     found = set()
     for name, child in list(module.named_modules()):
         leaf = name.rpartition(".")[2]
-        if leaf in plan.targets and isinstance(child, nn.Linear):
-            module.set_submodule(name, LoraLinear(child, plan.rank, plan.alpha))
+        if isinstance(child, nn.Linear):
             found.add(leaf)
+            if leaf in plan.targets:
+                module.set_submodule(name, LoraLinear(child, plan.rank, plan.alpha))
     missing = [target for target in plan.targets if target not in found]
     if missing:
-        raise RecipeError(f"lora.targets: no linear layer is called {' or '.join(missing)}")
+        hint = " (the experts' matrices take no LoRA)" if getattr(module, "moe", None) is not None else ""
+        known = ", ".join(sorted(found))
+        raise RecipeError(f"lora.targets: no linear layer is called {' or '.join(missing)}{hint}; known: {known}")
 
 
 def initial_factors(

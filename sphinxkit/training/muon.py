@@ -42,21 +42,26 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _is_shared(parameter: Tensor) -> bool:
-    return isinstance(parameter, DTensor) and parameter.device_mesh.size() > 1
+def _is_cut(parameter: Tensor) -> bool:
+    """Whether a process has only a part of a matrix."""
+    if not isinstance(parameter, DTensor) or parameter.device_mesh.size() == 1:
+        return False
+    axes = {getattr(placement, "dim", None) for placement in parameter.placements}
+    return bool(axes & {parameter.ndim - 1, parameter.ndim - 2})
 
 
 def _own_part(moved: Tensor, parameter: DTensor) -> Tensor:
-    """``orthogonalize`` a sharded matrix: every process gathers it and keeps its shard of the result."""
+    """``orthogonalize`` a sharded parameter: every process gathers it and keeps its shard of the result."""
     mesh, placements = parameter.device_mesh, parameter.placements
     shape, stride = parameter.shape, parameter.stride()
     matrix = DTensor.from_local(moved, mesh, placements, run_check=False, shape=shape, stride=stride).full_tensor()
-    update = orthogonalize(matrix[None])[0].contiguous()
+    update = orthogonalize(matrix.view(-1, *shape[-2:])).reshape(shape)
     return distribute_tensor(update, mesh, placements, src_data_rank=None).to_local()
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW, with Muon for the groups that have ``muon: True``; those may hold matrices only.
+    """AdamW, with Muon for the groups that have ``muon: True``; those may hold matrices, or several of one shape
+    in one parameter (the experts of a layer), each of which is updated by itself.
 
     Muon's updates are scaled to AdamW's size, so both use the same learning rate. For a sharded matrix, every process
     gathers it, computes the full update and keeps its shard.
@@ -71,7 +76,7 @@ class MuonAdamW(torch.optim.AdamW):
 
     def __init__(self, groups: Sequence[dict[str, Any]], **options: Any) -> None:
         for parameter in (p for group in groups if group["muon"] for p in group["params"]):
-            if parameter.ndim != 2:
+            if parameter.ndim not in (2, 3):
                 raise TrainingError(f"muon: expected matrices, got a parameter of shape {tuple(parameter.shape)}")
         super().__init__(list(groups), **options)
 
@@ -108,11 +113,11 @@ class MuonAdamW(torch.optim.AdamW):
                 grad, momentum = _local(gradient), _local(state["momentum_buffer"])
                 moved.append(grad.lerp(momentum.lerp_(grad, 1 - MOMENTUM), MOMENTUM))  # Nesterov's
             updates: Iterable[Tensor]
-            if _is_shared(pairs[0][0]):
+            if _is_cut(pairs[0][0]):
                 updates = (_own_part(part, cast(DTensor, p)) for part, (p, _) in zip(moved, pairs, strict=True))
             else:
-                updates = orthogonalize(torch.stack(moved))
-            size = RMS * max(shape) ** 0.5
+                updates = map(orthogonalize, moved) if len(shape) == 3 else orthogonalize(torch.stack(moved))
+            size = RMS * max(shape[-2:]) ** 0.5
             for (parameter, _), update in zip(pairs, updates, strict=True):
                 weight = _local(parameter)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])

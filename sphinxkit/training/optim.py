@@ -35,12 +35,12 @@ def learning_rate(step: int, num_steps: int, peak: float, *, warmup_ratio: float
 
 
 def hidden_matrices(llm: LlamaModel) -> list[nn.Parameter]:
-    """The matrices of a language model's layers: all but its embedding and its output.
+    """The matrices of a language model's layers, experts too: all but its embedding and its output.
 
     Args:
         llm: The language model.
     """
-    return [parameter for parameter in llm.layers.parameters() if parameter.ndim == 2]
+    return [parameter for parameter in llm.layers.parameters() if parameter.ndim > 1]
 
 
 def make_optimizer(

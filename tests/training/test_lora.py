@@ -64,6 +64,24 @@ def test_a_target_that_is_nowhere() -> None:
         add_lora(nn.ModuleDict({"q_proj": nn.Linear(2, 2)}), LoraPlan(targets=["q_proj", "k_proj"]))
 
 
+def test_of_a_mixture_of_experts_attention_and_routers_are_updated(document, tmp_path: Path) -> None:
+    model = document()["model"]
+    model = {**model, "llm": {**model["llm"], "moe": {"num_experts": 4, "num_experts_per_tok": 2}}}
+    base = {"model": model, "train": ["projectors"], "steps": 2, "export": True}
+    with pytest.raises(
+        RecipeError, match=r"gate_proj .*\(the experts' matrices take no LoRA\); known: .* router, v_proj"
+    ):
+        train(TrainPlan(**document(**base, lora={"rank": 4}, output=str(tmp_path / "refused"))))
+    plan = TrainPlan(**document(**base, lora={"rank": 4, "targets": ["q_proj", "router"]}))
+    assert train(plan).status == "done"
+    trained = sphinxkit.load(Path(plan.output) / "model")
+    exported = trained.state_dict()
+    torch.manual_seed(plan.seed)
+    start = sphinxkit.build(plan.model, tokenizer=trained.tokenizer).state_dict()
+    changed = {name for name in start if name.startswith("llm.") and not torch.equal(exported[name], start[name])}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "router"}
+
+
 def test_a_run_trains_updates_and_exports_them_merged(document) -> None:
     changes = {"train": ["projectors", "image_delimiters"], "lora": {"rank": 4, "targets": ["q_proj", "down_proj"]}}
     plan = TrainPlan(**document(**changes, export=True, stop_after=4))

@@ -128,15 +128,19 @@ def test_variants_on_two(document, changes: dict[str, Any], run_processes, tmp_p
 
 
 @pytest.mark.distributed
-def test_experts_on_two(document, run_processes, tmp_path: Path) -> None:
-    """By FSDP and by tensor parallelism, without the balance loss, which each process takes of its own batches."""
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_experts_on_several(document, run_processes, tmp_path: Path) -> None:
+    """By FSDP and by tensor parallelism. Data-parallel processes take the balance loss each of its own batches."""
     base = document(steps=4, save_every=None, export=True)
-    moe = {"num_experts": 4, "num_experts_per_tok": 2, "load_balancing_weight": 0.0}
-    base["model"] = {**base["model"], "llm": {**base["model"]["llm"], "moe": moe}}
-    train(TrainPlan(**base | {"output": str(tmp_path / "one")}))
-    expected, one = read_log(tmp_path / "one"), sphinxkit.load(tmp_path / "one" / "model").state_dict()
-    assert expected[-1]["loss"] < expected[0]["loss"]
-    for name, processes, tensor in (("fsdp", 2, 1), ("tp", 2, 2), ("fsdp and tp", 4, 2)):
+    for name, processes, tensor, balance_weight in (("fsdp", 2, 1, 0.0), ("fsdp x tp", 4, 2, 0.0), ("tp", 2, 2, 2.0)):
+        moe = {"num_experts": 4, "num_experts_per_tok": 2, "load_balancing_weight": balance_weight}
+        base["model"] = {**base["model"], "llm": {**base["model"]["llm"], "moe": moe}}
+        if balance_weight or name == "fsdp":
+            train(TrainPlan(**base | {"output": str(tmp_path / f"one {balance_weight}")}))
+            expected = read_log(tmp_path / f"one {balance_weight}")
+            one = sphinxkit.load(tmp_path / f"one {balance_weight}" / "model").state_dict()
+            assert expected[-1]["loss"] < expected[0]["loss"]
         run_processes(base | {"output": str(tmp_path / name), "tensor_parallel": tensor}, processes)
         found = read_log(tmp_path / name)
         for key in ("loss", "grad_norm"):
