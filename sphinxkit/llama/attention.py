@@ -28,7 +28,7 @@ class AttentionContext:
         state: Result of ``backend.prepare(pattern)``.
         cache: Cache for keys and values, or None.
         cache_write: Positions in the cache.
-        add_balance_loss: Takes the balance loss of every mixture of experts; None: none is computed. A function, because
+        add_balance_loss: Takes the balance loss of every mixture of experts; None: none is computed. A function:
             FSDP copies lists.
     """
 

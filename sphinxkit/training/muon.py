@@ -60,9 +60,9 @@ def _own_part(moved: Tensor, parameter: DTensor) -> Tensor:
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW, with Muon for the groups that have ``muon: True``; those may hold matrices, or several of one shape
-    in one parameter (the experts of a layer), each of which is updated by itself.
+    """AdamW, with Muon for the groups that have ``muon: True``; those may hold matrices only.
 
+    A parameter may be several matrices of one shape (the experts of a layer), each of which is updated by itself.
     Muon's updates are scaled to AdamW's size, so both use the same learning rate. For a sharded matrix, every process
     gathers it, computes the full update and keeps its shard.
 

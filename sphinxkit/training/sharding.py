@@ -43,7 +43,7 @@ def _tensor_plan(llm: LlamaModel) -> dict[str, Any]:
 
 
 def _split_experts(experts: Experts, mesh: DeviceMesh) -> None:
-    """Give every process a part of each expert's hidden width, in place. The outputs are summed, the router is whole."""
+    """Give every process a part of each expert's hidden width, in place. Outputs are summed, the router is whole."""
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 
     def split(name: str, module: nn.Module, mesh: DeviceMesh) -> None:
