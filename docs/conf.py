@@ -12,6 +12,7 @@ sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
 import api_pages  # noqa: E402
 import cli_page  # noqa: E402
+import recipe_keys  # noqa: E402
 
 import sphinxkit  # noqa: E402
 
@@ -25,6 +26,7 @@ exclude_patterns = ["_build", "howto/*.py"]
 html_theme = "furo"
 html_title = f"sphinxkit {version}"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]
 
@@ -78,4 +80,5 @@ def setup(app: Any) -> None:
     """Write the generated pages, then read the docstrings our way before napoleon does."""
     api_pages.write(DOCS / "api")
     cli_page.write(DOCS / "api" / "command_line.md")
+    recipe_keys.write(DOCS / "api" / "recipe_keys.md")
     app.connect("autodoc-process-docstring", _house_sections, priority=400)

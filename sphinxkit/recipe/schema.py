@@ -66,7 +66,13 @@ class _Strict(BaseModel):
 
 
 class BranchSpec(_Strict):
-    """One branch of the vision tower: encoders -> mixer -> projector."""
+    """One branch of the vision tower: encoders -> mixer -> projector.
+
+    Attributes:
+        encoders: One or more; a mixer joins the features of several.
+        mixer: Joins the encoders' features; None: there is one encoder.
+        projector: Brings the tokens to the language model's width.
+    """
 
     encoders: list[Component] = Field(min_length=1)
     mixer: Component | None = None
@@ -74,7 +80,14 @@ class BranchSpec(_Strict):
 
 
 class VisionSpec(_Strict):
-    """The vision tower: one image size, one tiler, branches, and the mixer that joins them."""
+    """The vision tower: one image size, one tiler, branches, and the mixer that joins them.
+
+    Attributes:
+        image_size: Side of the square that an image is padded and resized to, in pixels.
+        tiler: Cuts the image into views; None: one view, the whole image.
+        branches: One or more; every branch sees every view.
+        mixer: Joins the branches' tokens of a view.
+    """
 
     image_size: int = Field(gt=0)
     tiler: Component | None = None
@@ -83,14 +96,24 @@ class VisionSpec(_Strict):
 
 
 class ModelSpec(_Strict):
-    """``kind: model``: a whole SPHINX, or without ``vision`` its language model alone."""
+    """``kind: model``: a whole SPHINX, or without ``vision`` its language model alone.
+
+    Attributes:
+        kind: What the recipe describes.
+        vision: Encoders, mixers, projectors and tiler; None: the model is text-only.
+        llm: A published size, ``llama`` with numbers of your own, or ``{type: from_config, path: ...}``: the numbers
+            of a Hugging Face folder.
+        conversation: The template that makes one text of the messages.
+        tokenizer: ``tokenizer.model`` or ``tokenizer.json`` beside the recipe; None: the checkpoint brings it.
+        end_ids: Token ids that end an answer, besides the tokenizer's end-of-sentence.
+    """
 
     kind: Literal["model"]
     vision: VisionSpec | None = None
     llm: Component
     conversation: Component = ComponentSpec("sphinx_v1")
-    tokenizer: str | None = None  # tokenizer.model or tokenizer.json beside the recipe
-    end_ids: list[Annotated[int, Field(ge=0)]] = []  # they end an answer, beside the tokenizer's end-of-sentence
+    tokenizer: str | None = None
+    end_ids: list[Annotated[int, Field(ge=0)]] = []
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from sphinxkit.data.converters import FORMATS
 from sphinxkit.evaluation import benchmarks
 from sphinxkit.formatters.tasks import BOX_FORMATS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
-TRAINING, BENCHMARKS, BOXES = re.split("## Benchmarks|### Boxes of other models", PAGE)
+DOCS = Path(__file__).parents[2] / "docs"
+TRAINING = (DOCS / "datasets.md").read_text(encoding="utf-8")
+_, BENCHMARKS, BOXES = re.split("## Benchmarks|### Boxes of other models", (DOCS / "evaluating.md").read_text("utf-8"))
 
 
 def test_the_table_names_every_format_and_its_tasks() -> None:

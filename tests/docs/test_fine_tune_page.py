@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import sphinxkit
 from sphinxkit.cli import app
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "fine_tune.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "fine_tune.md"
 BLOCK = re.compile(r"^```(python|bash|yaml|json)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SMALL = {"model": "sphinx_micro", "dtype": "float32", "device": "cpu", "num_workers": 0, "pack_tokens": 256}
 

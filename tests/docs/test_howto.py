@@ -8,21 +8,31 @@ from pathlib import Path
 
 import pytest
 
+from sphinxkit import encoders
+
 ROOT = Path(__file__).resolve().parents[2]
-VLM = ROOT / "docs" / "howto" / "your_own_vlm.py"
-SCRIPTS = sorted((ROOT / "docs" / "howto").glob("*.py"))
+DOCS = ROOT / "docs"
+VLM, MIX, ENCODER = (DOCS / "howto" / f"{name}.py" for name in ("your_own_vlm", "mix_two_models", "your_encoder"))
+SCRIPTS = sorted((DOCS / "howto").glob("*.py"))
 
 
 def test_there_are_scripts() -> None:
     assert len(SCRIPTS) >= 3
 
 
-@pytest.mark.parametrize("script", [path for path in SCRIPTS if path != VLM], ids=lambda path: path.stem)
-def test_script_runs_and_says_something(script: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path not in (VLM, MIX)], ids=lambda path: path.stem)
+def test_script_runs_and_says_something(
+    script: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "transformers" in script.read_text():
         pytest.importorskip("transformers")
+    monkeypatch.setattr(encoders.registry, "_builders", dict(encoders.registry._builders))
     runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out.strip()
+
+
+def test_your_encoder_is_short() -> None:
+    assert len(ENCODER.read_text().splitlines()) <= 30
 
 
 @pytest.mark.parametrize("steps", [8, pytest.param(200, marks=pytest.mark.slow)])
@@ -49,4 +59,5 @@ def test_your_own_vlm_stands_in_the_readme() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_script_is_shown_on_the_site(script: Path) -> None:
-    assert f"howto/{script.name}" in (ROOT / "docs" / "howto.md").read_text()
+    pages = "".join(page.read_text() for page in (DOCS / "tutorials").glob("*.md"))
+    assert f"howto/{script.name}" in pages

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from sphinxkit import checkpoint, encoders, interpolation, llama, mixers, projectors
+from sphinxkit.cli import app
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RUN = ["plugins.md", "recipes.md", "components.md", "mixing.md"]
+WITH_NANO = ["quick_start.md", "evaluating.md"]  # what index.md costs beyond the default run's share
 MAX_LINES = 50  # adding a component is promised to take less
 
 
@@ -36,6 +42,27 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
     scope: dict[str, object] = {"__name__": f"docs_{Path(page).stem}"}
     for block in found:
         exec(compile(block, page, "exec"), scope)
+
+
+@pytest.mark.parametrize("page", ["index.md", *(pytest.param(page, marks=pytest.mark.slow) for page in WITH_NANO)])
+def test_pages_with_the_model_in_the_package_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(DOCS / "images" / "nano_scene.png", "scene.png")
+    scope: dict[str, object] = {"__name__": f"docs_{Path(page).stem}"}
+    said = ""
+    for language, block in BLOCKS.findall((DOCS / page).read_text()):
+        if language == "python":
+            exec(compile(block, page, "exec"), scope)
+            said += capsys.readouterr().out
+            continue
+        for line in block.splitlines():
+            done = CliRunner().invoke(app, shlex.split(line)[1:])
+            assert done.exit_code == 0, f"{line}: {done.output}"
+            said += done.stdout
+    assert "2" in said.splitlines() or page == "evaluating.md"  # the shapes in the scene
+    assert said.strip()
 
 
 def test_every_plugin_example_is_short() -> None:
