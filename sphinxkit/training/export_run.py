@@ -15,7 +15,7 @@ from sphinxkit.training.overrides import read_plan
 from sphinxkit.training.parallel import DTYPES, ParallelDims
 from sphinxkit.training.plan_keys import translate_saved
 from sphinxkit.training.state import CHECKPOINTS, load_weights, read_run, saved_steps, step_folder
-from sphinxkit.training.trainable_model import build_trainable
+from sphinxkit.training.trainable_model import build_trainable, find_recipe
 
 
 def export(
@@ -49,9 +49,10 @@ def export(
     saved = read_run(step_folder(folder, step))
     plan, _ = read_plan(translate_saved(saved["plan"]))
     plan = replace(plan, device="cpu", tensor_parallel=1, dp_replicate=1, dp_shard=None, encoder_cache=None)
-    base = saved.get("folder")
+    base = None if saved.get("folder") is None else Path(saved["folder"])
     dims = ParallelDims(0, 1, torch.device("cpu"))
-    trainable = build_trainable(plan, Recipe(saved["model"], trusted=False), dims, None if base is None else Path(base))
+    source = None if saved["model"].get("tokenizer") is None else find_recipe(plan, base).source  # it lies beside that
+    trainable = build_trainable(plan, Recipe(saved["model"], source, trusted=False), dims, base)
     load_weights(step_folder(folder, step), trainable.module, dims)
     write_model(
         target, trainable.module, plan, dims, DTYPES[plan.dtype], adapter=target.with_name(f"{target.name}-adapter")

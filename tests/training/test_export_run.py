@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 import sphinxkit
 from sphinxkit.cli import app
 from sphinxkit.errors import CheckpointError
+from sphinxkit.recipe import shipped_folder
+from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.training import TrainPlan, train
 from sphinxkit.training.errors import TrainingError
 
@@ -48,6 +51,19 @@ def test_any_step_of_a_run_that_goes_on(document, straight: Path) -> None:
     assert sphinxkit.export(run, overwrite=True) == run / "model-step-00000004"
     with pytest.raises(TrainingError, match=r"no checkpoint of step 3; it holds 2, 4"):
         sphinxkit.export(run, step=3)
+
+
+def test_the_tokenizer_lies_beside_the_model_recipe(document, tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    plan = document(steps=1, tokenizer=None)
+    pieces = shipped_folder() / "sphinx_micro.model"
+    (folder / "pieces.model").write_bytes(pieces.read_bytes())
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(plan["model"] | {"tokenizer": "pieces.model"}))
+    train(TrainPlan(**(plan | {"model": str(folder / "tiny.yaml")})))
+    model = sphinxkit.load(sphinxkit.export(plan["output"]))
+    assert model.tokenizer is not None
+    assert model.tokenizer.vocab_size == Tokenizer(pieces).vocab_size
 
 
 def test_updates_are_merged_and_written_as_an_adapter(document, straight: Path, tmp_path: Path) -> None:
