@@ -73,6 +73,15 @@ def _fsync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    """Remove a file or a folder, also where Ctrl-C or SIGTERM comes in between."""
+    try:
+        _remove_once(path)
+    except (KeyboardInterrupt, SystemExit):
+        _remove_once(path)
+        raise
+
+
+def _remove_once(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -139,7 +148,7 @@ def _folder_lock(target: Path) -> Iterator[bool]:
         yield has_lock
     finally:
         if has_lock:
-            path.unlink(missing_ok=True)
+            _remove(path)
         os.close(descriptor)
 
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sphinxkit.errors import SphinxkitError
+
+if TYPE_CHECKING:
+    from yaml import SafeLoader
 
 MAX_CHARACTERS = 100_000  # of a file: pure-Python YAML takes a second for them; our choice, as the next two
 MAX_DEPTH = 40
@@ -64,3 +70,23 @@ def check_yaml(text: str) -> None:
         total = max(total, size, opened[-1][1] if opened else 0)
         if total > MAX_NODES:
             raise ValueError(f"line {line}: with its aliases written out it has more than {MAX_NODES} entries")
+
+
+def make_yaml(text: str, loader: type[SafeLoader] | None = None) -> Any:
+    """The one document of a text that :func:`check_yaml` has passed.
+
+    Args:
+        text: YAML.
+        loader: PyYAML's safe loader or one derived from it; None: the safe loader.
+    Raises:
+        yaml.YAMLError: There are several documents; or a value cannot be made, such as the 99th of a month or
+            ``!!timestamp 9``, where PyYAML itself raises ValueError, AttributeError and others.
+    """
+    import yaml
+
+    try:
+        return yaml.load(text, loader or yaml.SafeLoader)  # noqa: S506 - each a safe loader
+    except (yaml.YAMLError, SphinxkitError):
+        raise
+    except Exception as error:
+        raise yaml.YAMLError(f"a value cannot be made: {error}") from error

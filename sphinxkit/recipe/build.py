@@ -182,6 +182,10 @@ def _at(path: str, place: Place, builder: Callable[[], Any]) -> Any:
         raise RecipeError(f"{path}: {error}") from error
     except ShapeError as error:
         raise ShapeError(f"{path}: {error}") from error
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        raise RecipeError(f"{path}: a tensor has more elements than torch can count") from error
 
 
 def module_of(part: Any) -> torch.nn.Module:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sphinxkit.checkpoint import Checkpoint
-from sphinxkit.checkpoint.yaml_limits import read_yaml_text
-from sphinxkit.errors import RecipeError
+from sphinxkit.checkpoint.yaml_limits import make_yaml, read_yaml_text
+from sphinxkit.errors import RecipeError, list_errors
 from sphinxkit.recipe.from_config import expand_document
 from sphinxkit.recipe.schema import component_defaults, find_errors, model_slots
 from sphinxkit.registry import suggest
@@ -49,8 +49,8 @@ class Recipe:
         errors = find_errors(self.document, self.trusted)
         if errors:
             count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-            lines = "".join(f"\n  {error}" for error in errors)
-            raise RecipeError(f"recipe {self.source or '(given as a dict)'} has {count}:{lines}")
+            what = f"recipe {self.source or '(given as a dict)'} has {count}"
+            raise RecipeError(list_errors(what, [str(error) for error in errors]))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
@@ -188,11 +188,6 @@ def _parse_yaml(text: str, where: str) -> Any:
 
     UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        documents = list(yaml.load_all(text, UniqueKeyLoader))
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: the 99th of a month
-        if isinstance(error, RecipeError):
-            raise
+        return make_yaml(text, UniqueKeyLoader)
+    except yaml.YAMLError as error:
         raise RecipeError(f"recipe {where} is not YAML: {error}") from error
-    if len(documents) != 1:
-        raise RecipeError(f"recipe {where}: expected one document, got {len(documents)}")
-    return documents[0]

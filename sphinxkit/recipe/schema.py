@@ -25,6 +25,8 @@ KeyPath = tuple[str | int, ...]
 WEIGHTS = "weights"
 """The key beside an encoder that says where its weights are."""
 
+MAX_SHOWN = 200  # characters of a value in a message; our choice
+
 UNTRUSTED = "nothing of it is imported; if you trust it, pass its recipe.yaml as recipe= (--recipe)"
 
 
@@ -180,7 +182,13 @@ def _readable(error: Any, known: list[str]) -> str:
     if error["type"] == "missing":
         return "required key is missing"
     message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{message}, got {error['input']!r}"
+    return f"{message}, got {shortened(error['input'])}"
+
+
+def shortened(value: Any) -> str:
+    """A value as messages show it."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _validate(model: type[BaseModel], document: Any, path: KeyPath) -> list[FieldError]:
@@ -252,7 +260,7 @@ def _component_errors(slot: Slot, trusted: bool) -> list[FieldError]:
     for key, expected in slot.assembly.items():
         value = options.pop(key, None)
         if value is not None and not _IS[expected](value):
-            errors.append(FieldError((*slot.path, key), f"expected {expected}, got {value!r}"))
+            errors.append(FieldError((*slot.path, key), f"expected {expected}, got {shortened(value)}"))
     for key in slot.wired:
         if key in options:
             del options[key]
@@ -340,6 +348,18 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], list[FieldError]]] = {
 }
 
 
+def _odd_values(value: Any, path: KeyPath) -> Iterator[FieldError]:
+    """Values that a recipe cannot hold: YAML writes dates, bytes and sets, too."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _odd_values(each, (*path, key))
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            yield from _odd_values(each, (*path, index))
+    elif value is not None and not isinstance(value, str | int | float):
+        yield FieldError(path, f"expected text, a number, a list or a mapping, got {shortened(value)}")
+
+
 def find_errors(document: Any, trusted: bool = True) -> list[FieldError]:
     """Everything that is wrong with a recipe document, in the order of the file's sections; empty if it is valid.
 
@@ -350,10 +370,13 @@ def find_errors(document: Any, trusted: bool = True) -> list[FieldError]:
     """
     if not isinstance(document, Mapping):
         return [FieldError((), f"a recipe is a mapping, got {type(document).__name__}")]
+    odd = list(_odd_values(document, ()))
+    if odd:
+        return odd
     kind = document.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         hint = suggest(kind, KINDS) if isinstance(kind, str) else ""
-        return [FieldError(("kind",), f"expected one of {', '.join(KINDS)}, got {kind!r}{hint}")]
+        return [FieldError(("kind",), f"expected one of {', '.join(KINDS)}, got {shortened(kind)}{hint}")]
     if trusted:
         return KINDS[kind](document)
     if kind != "model":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sphinxkit.checkpoint.yaml_limits import check_yaml, make_yaml
 from sphinxkit.errors import RecipeError
 from sphinxkit.recipe import Recipe
 from sphinxkit.training.plan import TrainPlan
@@ -69,8 +70,9 @@ def _parse(setting: str) -> tuple[str, Any]:
     if not equals or not key:
         raise RecipeError(f"--set {setting!r}: expected key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        check_yaml(text)
+        value = make_yaml(text)
+    except (ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"--set {setting!r}: the value is not YAML: {error}") from error
     return key, float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from sphinxkit.errors import SphinxkitError
 pytestmark = pytest.mark.campaign
 NANO = "nano"
 LLM = {"type": "llama", "vocab_size": 512, "embed_dim": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
-Usage = collections.namedtuple("Usage", "total used free")  # noqa: PYI024
+Usage = collections.namedtuple("Usage", "total used free")
 
 
 def _mounted(folder: Path, size: str) -> bool:
@@ -157,7 +158,7 @@ def test_no_room(
     with pytest.raises(SphinxkitError) as caught:
         command(work, disk)
     message = str(caught.value)
-    print(f"{request.node.name}: {message[:160]}")
+    sys.stdout.write(f"{request.node.name}: {message[:160]}\n")
     is_read_only = "read-only" in request.node.name
     wanted = ("Read-only file system",) if is_read_only else ("No space left", "disk is full", "the disk has")
     assert any(text in message for text in wanted)

@@ -28,6 +28,7 @@ BOMBS = {
     "depth": ("[" * 5000 + "]" * 5000, f"nested more than {MAX_DEPTH} deep"),
     "length": ("#" * (MAX_CHARACTERS + 1), "longer than"),
     "date": ("kind: 2020-99-99\n", None),
+    "no timestamp": ("kind: !!timestamp 9\n", "is not YAML"),
     "number": (f"kind: {'9' * 5000}\n", None),
 }
 

@@ -158,7 +158,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="line 3: key 'llm' is written twice"):
         Recipe.from_yaml(path)
     path.write_text("kind: model\n---\nkind: model\n")
-    with pytest.raises(RecipeError, match="expected one document, got 2"):
+    with pytest.raises(RecipeError, match="expected a single document"):
         Recipe.from_yaml(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="cannot be read"):
@@ -169,6 +169,32 @@ def test_files(tmp_path: Path) -> None:
     again = tmp_path / "again.yaml"
     again.write_text(recipe.to_yaml())
     assert Recipe.from_yaml(again).document == recipe.document
+
+
+@pytest.mark.parametrize("odd", ["!!set {a}", "!!binary Ynl0ZXM=", "2020-02-02"])
+def test_values_are_text_numbers_lists_and_mappings(odd: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(f"kind: model\nllm: tinyllama_1b\nconversation: {odd}\n")
+    with pytest.raises(RecipeError, match="conversation: expected text, a number, a list or a mapping, got"):
+        Recipe.from_yaml(path)
+
+
+def test_a_message_lists_fifty_errors_and_shows_the_beginning_of_values() -> None:
+    with pytest.raises(RecipeError, match=r"(?s)has 1001 errors.*and 951 more") as caught:
+        Recipe({"kind": "model", "llm": "tinyllama_1b", "tokenizer": ["x" * 5000], "end_ids": ["x"] * 1000})
+    assert len(str(caught.value)) < 5000
+
+
+@pytest.mark.parametrize("width", [384 * 10**9, 10**40])
+def test_a_width_beyond_torchs_counting_is_named(width: int) -> None:
+    with pytest.raises(RecipeError, match="llm: a tensor has more elements than torch can count"):
+        sphinxkit.build(
+            {
+                "kind": "model",
+                "llm": {"type": "llama", "embed_dim": width, "num_heads": 1, "num_layers": 1, "vocab_size": width},
+            },
+            device="meta",
+        )
 
 
 def test_unknown_name() -> None:

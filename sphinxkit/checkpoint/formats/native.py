@@ -25,7 +25,7 @@ from sphinxkit.checkpoint.writing import (
     specs_of,
     write_safetensors_shards,
 )
-from sphinxkit.checkpoint.yaml_limits import read_yaml_text
+from sphinxkit.checkpoint.yaml_limits import make_yaml, read_yaml_text
 from sphinxkit.errors import CheckpointError, raise_errors
 from sphinxkit.tensor_files.checksums import Check
 from sphinxkit.tensor_files.files import read_json, read_tensor_files
@@ -83,7 +83,7 @@ def _read_recipe(path: Path) -> dict[str, Any] | str:
     if not path.is_file():
         return f"there is no {RECIPE_NAME}, so the model's structure is not known; give a recipe"
     try:
-        content = yaml.safe_load(read_yaml_text(path))
+        content = make_yaml(read_yaml_text(path))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
