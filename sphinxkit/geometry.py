@@ -62,6 +62,22 @@ class Box:
         return intersection / union if union > 0 else 0.0
 
 
+def read_box(text: str) -> Box:
+    """Read ``X1,Y1,X2,Y2``.
+
+    Raises:
+        DataError: Not four numbers, or swapped corners.
+    """
+    try:
+        x1, y1, x2, y2 = (float(word) for word in text.split(","))
+    except ValueError as error:
+        raise DataError(f"region {text!r}: expected X1,Y1,X2,Y2 in pixels") from error
+    try:
+        return Box(x1, y1, x2, y2)
+    except DataError as error:
+        raise DataError(f"region {text!r}: {error}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class ImageGeometry:
     """The size of one image, and the maps between its pixels and the padded square.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sphinxkit.errors import DataError
-from sphinxkit.geometry import Box, ImageGeometry, Point
+from sphinxkit.geometry import Box, ImageGeometry, Point, read_box
 
 # One rounding per operation: a sum, a division and their inverses, each relative to the side or the result.
 ULPS = 4 * 2.0**-52
@@ -85,3 +85,12 @@ def test_empty_images_are_refused(size) -> None:
 def test_swapped_corners_are_refused(corners: tuple[float, ...]) -> None:
     with pytest.raises(DataError, match=r"expected x1 <= x2 and y1 <= y2, the top left corner first"):
         Box(*corners)
+
+
+def test_boxes_as_text() -> None:
+    assert read_box("1, 2.5,3,4") == Box(1.0, 2.5, 3.0, 4.0)
+    for text in ("", "1,2,3", "1,2,3,x", "1;2;3;4"):
+        with pytest.raises(DataError, match=rf"region '{text}': expected X1,Y1,X2,Y2 in pixels"):
+            read_box(text)
+    with pytest.raises(DataError, match=r"region '3,2,1,4': box .* its corners are swapped"):
+        read_box("3,2,1,4")

@@ -11,25 +11,7 @@ from sphinxkit.errors import DataError
 
 if TYPE_CHECKING:
     from sphinxkit.formatters.tasks import Task, TaskQuestion
-    from sphinxkit.geometry import Box, ImageGeometry
-
-
-def parse_box(text: str) -> Box:
-    """``X1,Y1,X2,Y2`` in the picture's pixels.
-
-    Raises:
-        DataError: Not four numbers, or swapped corners.
-    """
-    from sphinxkit.geometry import Box
-
-    try:
-        x1, y1, x2, y2 = (float(word) for word in text.split(","))
-    except ValueError as error:
-        raise DataError(f"region {text!r} (--box): expected X1,Y1,X2,Y2 in pixels") from error
-    try:
-        return Box(x1, y1, x2, y2)
-    except DataError as error:
-        raise DataError(f"region {text!r} (--box): {error}") from error
+    from sphinxkit.geometry import ImageGeometry
 
 
 def read_task(task: str | Task[Any, Any], prompt: str | None, box: str | None, geometry: ImageGeometry) -> TaskQuestion:
@@ -38,14 +20,15 @@ def read_task(task: str | Task[Any, Any], prompt: str | None, box: str | None, g
     Args:
         task: A task of ``formatters.tasks``, or its name.
         prompt: The task's argument: a phrase (rec), a category (detection), a question (vqa).
-        box: Of a task that asks about a region (pose, reg), as ``parse_box`` reads it; None is the whole picture, and
-            is said on stderr.
+        box: Of a task that asks about a region (pose, reg), as ``geometry.read_box`` reads it; None is the whole
+            picture, and is said on stderr.
         geometry: The picture's size.
     Raises:
         RegistryError: There is no such task.
         DataError: Words or a box are missing, are not what the task asks about, or the task refuses them.
     """
     from sphinxkit.formatters import tasks
+    from sphinxkit.geometry import read_box
 
     found = tasks.create(task) if isinstance(task, str) else task
     words = tasks.text_fields(found)
@@ -64,7 +47,10 @@ def read_task(task: str | Task[Any, Any], prompt: str | None, box: str | None, g
     if box is not None:
         if not has_box:
             raise DataError(f"task {found.name!r}: it takes no region (--box)")
-        fields["box"] = parse_box(box)
+        try:
+            fields["box"] = read_box(box)
+        except DataError as error:
+            raise DataError(f"--box: {error}") from error
     elif has_box:
         typer.echo("no --box: the whole picture", err=True)
     return tasks.make_question(found, geometry, **fields)

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from sphinxkit.atomic import atomic_file
 from sphinxkit.errors import DataError
@@ -36,6 +37,8 @@ COCO_SKELETON = (
 LINE_FRACTION = 1 / 250  # of the image's mean side (our choice)
 TEXT_FRACTION = 1 / 28  # of the same side (our choice)
 MAX_LABEL = 40  # characters of a label that are drawn (our choice)
+NEAREST_PERCENT = 1  # of the picture's pixels may be nearer to a colour than its distance says (our choice)
+MIN_LUMA_OF_BLACK = 100  # of 255: beside darker colours stands white (our choice)
 
 
 def find_places(answer: str, geometry: ImageGeometry) -> ParseResult[GroundedPhrase | Keypoints | Point]:
@@ -76,8 +79,32 @@ def find_places(answer: str, geometry: ImageGeometry) -> ParseResult[GroundedPhr
     return ParseResult(tuple(items), tuple(log.errors))
 
 
+def rank_palette(image: Image.Image) -> tuple[str, ...]:
+    """``PALETTE``, ordered by how far a colour is from the picture's own; the farthest first.
+
+    Args:
+        image: Any mode.
+    """
+    small = image.convert("RGB").resize((64, 64), Image.Resampling.NEAREST)
+    pixels = np.asarray(small, dtype=np.float32).reshape(-1, 1, 3)
+    colours = np.array([ImageColor.getrgb(colour) for colour in PALETTE], dtype=np.float32)
+    distances = np.percentile(np.linalg.norm(pixels - colours, axis=-1), NEAREST_PERCENT, axis=0)
+    return tuple(PALETTE[i] for i in np.argsort(-distances, kind="stable"))
+
+
 def _scaled(image: Image.Image, fraction: float, least: int) -> int:
     return max(least, round((image.width + image.height) / 2 * fraction))
+
+
+def _contrast(colour: str) -> str:
+    """Colour of letters on a colour, and of the thin line beside a line, which is then seen on any picture."""
+    [luma] = Image.new("RGB", (1, 1), colour).convert("L").tobytes()
+    return "white" if luma < MIN_LUMA_OF_BLACK else "black"
+
+
+def _edge(width: int) -> int:
+    """Width of the thin line beside a line."""
+    return max(1, width // 2)
 
 
 def _label(draw: ImageDraw.ImageDraw, image: Image.Image, text: str, at: Point, colour: str) -> None:
@@ -87,23 +114,24 @@ def _label(draw: ImageDraw.ImageDraw, image: Image.Image, text: str, at: Point, 
     text = text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
     font = ImageFont.load_default(size=_scaled(image, TEXT_FRACTION, 10))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left, bottom - top
+    pad = _scaled(image, LINE_FRACTION, 1)
+    width, height = right - left + 2 * pad, bottom - top + 2 * pad
     x = min(max(at.x, 0), max(image.width - width, 0))
     y = at.y - height if at.y >= height else at.y
     draw.rectangle((x, y, x + width, y + height), fill=colour)
-    draw.text((x - left, y - top), text, fill="black", font=font)
+    draw.text((x + pad - left, y + pad - top), text, fill=_contrast(colour), font=font)
 
 
 def draw_boxes(
     image: Image.Image, boxes: Sequence[Box], labels: Sequence[str] | None = None, colours: Sequence[str] | None = None
 ) -> Image.Image:
-    """A copy of the image with boxes on it.
+    """A copy of the image with boxes on it, each with a thin black or white line inside its own.
 
     Args:
         image: Any mode; the copy is RGB.
         boxes: In original pixels.
         labels: One for each box, "" for none.
-        colours: One for each box, as PIL names them; else each box has the next of ``PALETTE``.
+        colours: One for each box, as PIL names them; else each box has the next of ``rank_palette``.
     Raises:
         DataError: The number of labels or colours differs from the number of boxes.
     """
@@ -113,38 +141,43 @@ def draw_boxes(
     canvas = image.convert("RGB").copy()
     draw = ImageDraw.Draw(canvas)
     width = _scaled(canvas, LINE_FRACTION, 1)
-    colours = [PALETTE[i % len(PALETTE)] for i in range(len(boxes))] if colours is None else colours
+    if colours is None:
+        ranked = rank_palette(image)
+        colours = [ranked[i % len(ranked)] for i in range(len(boxes))]
     for box, colour in zip(boxes, colours, strict=True):
         x1, y1, x2, y2 = (round(side) for side in (box.x1, box.y1, box.x2, box.y2))  # PIL would cut the decimals off
-        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=width)
+        for line, wide in ((_contrast(colour), width + _edge(width)), (colour, width)):
+            draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=line, width=wide)
     for box, colour, label in zip(boxes, colours, labels or [""] * len(boxes), strict=True):
         _label(draw, canvas, label, Point(box.x1, box.y1), colour)
     return canvas
 
 
-def draw_keypoints(image: Image.Image, keypoints: Keypoints, colour: str = PALETTE[0]) -> Image.Image:
+def draw_keypoints(image: Image.Image, keypoints: Keypoints, colour: str | None = None) -> Image.Image:
     """A copy of the image with a body's key points and the bones between them (``COCO_SKELETON``).
 
     Args:
         image: Any mode; the copy is RGB.
         keypoints: In original pixels; bones with an absent end are left out.
-        colour: Of the bones.
+        colour: Of the bones; None: the first of ``rank_palette``.
     """
     canvas = image.convert("RGB").copy()
     draw = ImageDraw.Draw(canvas)
     width = _scaled(canvas, LINE_FRACTION, 1)
     points = keypoints.points
-    for start, end in COCO_SKELETON:
-        if start in points and end in points:
-            draw.line((points[start].x, points[start].y, points[end].x, points[end].y), fill=colour, width=width)
+    bones = [(points[start], points[end]) for start, end in COCO_SKELETON if start in points and end in points]
+    colour = colour or rank_palette(image)[0]
+    for fill, wide in ((_contrast(colour), width + 2 * _edge(width)), (colour, width)):
+        for start, end in bones:
+            draw.line((start.x, start.y, end.x, end.y), fill=fill, width=wide)
     for point in points.values():
-        _dot(draw, point, 1.5 * width)
+        _dot(draw, point, 1.5 * width, colour)
     return canvas
 
 
-def _dot(draw: ImageDraw.ImageDraw, point: Point, radius: float) -> None:
+def _dot(draw: ImageDraw.ImageDraw, point: Point, radius: float, colour: str) -> None:
     corners = (point.x - radius, point.y - radius, point.x + radius, point.y + radius)
-    draw.ellipse(corners, fill=PALETTE[5], outline="white")
+    draw.ellipse(corners, fill=colour, outline=_contrast(colour))
 
 
 def draw_items(image: Image.Image, items: Iterable[Any]) -> Image.Image:
@@ -159,6 +192,7 @@ def draw_items(image: Image.Image, items: Iterable[Any]) -> Image.Image:
         DataError: An item is of no known kind.
     """
     canvas = image.convert("RGB").copy()
+    ranked = rank_palette(canvas)
     boxes: list[tuple[Box, str]] = []
     words: list[str] = []
     for item in items:
@@ -168,15 +202,15 @@ def draw_items(image: Image.Image, items: Iterable[Any]) -> Image.Image:
             case GroundedPhrase():
                 boxes += [(box, item.phrase) for box in item.boxes]
             case Keypoints():
-                canvas = draw_keypoints(canvas, item)
+                canvas = draw_keypoints(canvas, item, ranked[0])
             case Point():
-                _dot(ImageDraw.Draw(canvas), item, 1.5 * _scaled(canvas, LINE_FRACTION, 1))
+                _dot(ImageDraw.Draw(canvas), item, 1.5 * _scaled(canvas, LINE_FRACTION, 1), ranked[0])
             case str():
                 words.append(item)
             case _:
                 raise DataError(f"draw: cannot draw a {type(item).__name__}")
     names = list(dict.fromkeys(label for _, label in boxes))
-    colours = [PALETTE[names.index(label) % len(PALETTE)] for _, label in boxes]
+    colours = [ranked[names.index(label) % len(ranked)] for _, label in boxes]
     canvas = draw_boxes(canvas, [box for box, _ in boxes], [label for _, label in boxes], colours)
     if words:
         _label(ImageDraw.Draw(canvas), canvas, " / ".join(words), Point(0, canvas.height), PALETTE[3])

@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
 from sphinxkit.cli import app
-from sphinxkit.cli.task_options import parse_box, read_task
+from sphinxkit.cli.task_options import read_task
 from sphinxkit.errors import DataError, RegistryError
 from sphinxkit.formatters import create, tasks
 from sphinxkit.formatters.draw import check_target, count_places, save_drawing
@@ -163,7 +163,7 @@ def test_wrong_usage(arguments: list[str], message: str) -> None:
         (("--task", "rec"), DataError, "task 'rec': it asks about a phrase; give one .--prompt"),
         (("--task", "caption", "-p", "dog"), DataError, "task 'caption': it takes no words .--prompt"),
         (("--task", "rec", "-p", "dog", "--box", "1,2,3,4"), DataError, "task 'rec': it takes no region .--box"),
-        (("--task", "pose", "--box", "1,2,3"), DataError, "region '1,2,3' .--box.: expected X1,Y1,X2,Y2 in pixels"),
+        (("--task", "pose", "--box", "1,2,3"), DataError, "--box: region '1,2,3': expected X1,Y1,X2,Y2 in pixels"),
         (("--task", "pose", "--box", "1,2,3,900"), DataError, "lies outside the image of 200x100"),
         (("--task", "pos"), RegistryError, "did you mean 'pose'"),
         (("-p", " "), DataError, "--prompt is empty"),
@@ -193,10 +193,6 @@ def test_a_task_of_several_texts() -> None:
 
     with pytest.raises(DataError, match=r"task 'two': it takes more than one text \(one, other\)"):
         read_task(Two(), "a", None, GEOMETRY)
-
-
-def test_boxes_on_the_command_line() -> None:
-    assert parse_box("1, 2.5,3,4") == Box(1.0, 2.5, 3.0, 4.0)
 
 
 def test_counting() -> None:

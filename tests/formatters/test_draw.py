@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageColor
 
 from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
-from sphinxkit.formatters.draw import COCO_SKELETON, PALETTE, draw_boxes, draw_items, draw_keypoints, find_places
+from sphinxkit.formatters.draw import (
+    COCO_SKELETON,
+    PALETTE,
+    draw_boxes,
+    draw_items,
+    draw_keypoints,
+    find_places,
+    rank_palette,
+)
 from sphinxkit.formatters.tasks import COCO_KEYPOINTS, GroundedPhrase, Keypoints
 from sphinxkit.geometry import Box, ImageGeometry, Point
 
@@ -37,12 +47,34 @@ def test_rounded_coordinates_give_the_pixels_that_they_were_written_from() -> No
     assert changed(image, draw_boxes(image, [box])) == (73, 55, 97, 79)
 
 
-def test_colours_follow_the_palette() -> None:
-    boxes = [Box(0.0, 0.0, 10.0, 10.0), Box(50.0, 50.0, 60.0, 60.0)]
-    drawn = draw_boxes(blank(), boxes)
-    assert [f"#{r:02X}{g:02X}{b:02X}" for r, g, b in (drawn.getpixel((0, 0)), drawn.getpixel((50, 50)))] == list(
-        PALETTE[:2]
-    )
+@pytest.mark.parametrize("colour", ["white", "black", *PALETTE])
+def test_colours_are_far_from_the_picture(colour: str) -> None:
+    image = Image.new("RGB", (200, 100), colour)
+
+    def distance(other: str) -> float:
+        pairs = zip(ImageColor.getrgb(colour), ImageColor.getrgb(other), strict=True)
+        return math.dist(*zip(*pairs, strict=True))
+
+    ranked = sorted(PALETTE, key=distance, reverse=True)
+    assert list(rank_palette(image)) == ranked
+    drawn = draw_boxes(image, [Box(0.0, 0.0, 10.0, 10.0), Box(50.0, 50.0, 60.0, 60.0)])
+    shown = (drawn.getpixel((0, 0)), drawn.getpixel((50, 50)))
+    assert shown == (ImageColor.getrgb(ranked[0]), ImageColor.getrgb(ranked[1]))
+
+
+def test_a_small_thing_counts_for_the_colours() -> None:
+    image = Image.new("RGB", (100, 100), "white")
+    first = rank_palette(image)[0]
+    image.paste(first, (40, 40, 60, 60))  # a twenty-fifth of the picture
+    assert rank_palette(image)[0] != first
+
+
+@pytest.mark.parametrize(("colour", "edge"), [("red", (255, 255, 255)), ("yellow", (0, 0, 0))])
+def test_a_thin_line_parts_a_box_from_a_picture_of_its_colour(colour: str, edge: tuple[int, ...]) -> None:
+    image = Image.new("RGB", (200, 100), colour)
+    drawn = draw_boxes(image, [Box(20.0, 30.0, 60.0, 80.0)], colours=[colour])
+    assert changed(image, drawn) == (21, 31, 59, 79)
+    assert drawn.getpixel((21, 31)) == edge
 
 
 @pytest.mark.parametrize("at", [(0.0, 0.0), (150.0, 90.0), (199.0, 99.0)])

@@ -23,7 +23,7 @@ from sphinxkit.formatters.tasks.layout import DOCLAYNET_CLASSES, PUBLAYNET_CLASS
 from sphinxkit.formatters.tasks.multiple_choice import MultipleChoice, MultipleChoiceSample
 from sphinxkit.formatters.tasks.pose import COCO_KEYPOINTS, Pose, PoseSample
 from sphinxkit.formatters.tasks.question import VQA, QuestionSample, VizWiz
-from sphinxkit.formatters.tasks.questions import TaskQuestion, make_question, text_fields
+from sphinxkit.formatters.tasks.questions import TaskQuestion, make_question, question_fields, text_fields
 from sphinxkit.formatters.tasks.region import REC, REG, RegionSample
 from sphinxkit.formatters.tasks.relation import Relation, RelationSample
 
@@ -71,6 +71,7 @@ __all__ = [
     "create",
     "make_question",
     "names",
+    "question_fields",
     "read_boxes_of",
     "register",
     "registry",

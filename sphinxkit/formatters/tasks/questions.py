@@ -39,6 +39,11 @@ def text_fields(task: Task[Any, Any]) -> tuple[str, ...]:
     return tuple(name for name in required if name not in ("box", "geometry"))
 
 
+def question_fields(task: Task[Any, Any]) -> tuple[str, ...]:
+    """Everything that a task's question takes: ``("box", "wording")`` for pose."""
+    return tuple(name for name in inspect.signature(task.prompt).parameters if name != "geometry")
+
+
 def make_question(task: str | Task[Any, Any], geometry: ImageGeometry, **fields: Any) -> TaskQuestion:
     """Word a task's question about an image.
 
@@ -52,7 +57,7 @@ def make_question(task: str | Task[Any, Any], geometry: ImageGeometry, **fields:
         DataError: A field is missing, unknown, or one that the task refuses.
     """
     found = create(task) if isinstance(task, str) else task
-    known = [name for name in inspect.signature(found.prompt).parameters if name != "geometry"]
+    known = question_fields(found)
     unknown = [name for name in fields if name not in known]
     if unknown:
         takes = f"takes {', '.join(known)}" if known else "takes nothing"

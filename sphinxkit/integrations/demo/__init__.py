@@ -1,0 +1,9 @@
+"""Web page for questions about pictures, made with gradio (``pip install "sphinxkit[demo]"``).
+
+The only network it uses is the port it listens at.
+"""
+
+from sphinxkit.integrations.demo.server import import_gradio, serving
+from sphinxkit.integrations.demo.talk import FieldError, Question, Reply, Talk
+
+__all__ = ["FieldError", "Question", "Reply", "Talk", "import_gradio", "serving"]
