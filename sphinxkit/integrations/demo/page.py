@@ -47,8 +47,11 @@ WORDS = {
 }
 """Label and placeholder of the words, by the name of a task's text."""
 
-SCROLL = "() => document.getElementById('conversation').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
-"""On a phone the answer is below the form."""
+SCROLL = """() => { setTimeout(() => {
+    const shown = document.getElementById('conversation');
+    if (shown.innerText.trim()) shown.scrollIntoView({block: 'nearest'});
+}, 50); }"""
+"""Shows the answer as it grows: on a phone it is below the form. (Once the page has drawn it: 50 ms are our choice.)"""
 
 FIELDS: tuple[Field, ...] = get_args(Field)
 CSS = """
@@ -250,7 +253,7 @@ def make_page(
                     format="png",
                     label="What it found",
                     show_label=False,
-                    buttons=["download"],
+                    buttons=[],
                     interactive=False,
                     visible=False,
                 )
@@ -268,13 +271,12 @@ def make_page(
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for event in (button.click, words.submit):
             event(**answer, api_visibility="private")
-            event(None, js=SCROLL, **quiet)
+        log.change(None, js=SCROLL, **quiet)
         task.change(show_fields, task, fields, **quiet)
         for event in (picture.upload, picture.clear):
             event(take_picture, picture, [picture, log, drawing, region, *said_errors], **quiet)
         picture.select(click, region, region, **quiet)
         if examples:
             chosen = gallery.select(fill, None, [*form, log, drawing], **quiet)
-            gallery.select(None, js=SCROLL, **quiet)
             chosen.then(show_fields, task, fields, **quiet).then(**answer, api_visibility="private")
     return page

@@ -208,11 +208,12 @@ def open_picture(source: Path) -> Image:
         FieldError: It is gone, no picture, damaged, or too large.
     """
     if not source.exists():
-        raise FieldError("picture", "This picture was deleted, as all are after an hour: choose it again.")
+        raise FieldError("picture", "This picture was deleted, as all are in time: choose it again.")
     try:
         return load_image(source, max_pixels=MAX_PICTURE_PIXELS)
     except DataError as error:
-        raise FieldError("picture", str(error).replace(str(source), source.name)) from error
+        reason = str(error).replace(str(source), source.name).partition(";")[0]  # advice for who runs the server goes
+        raise FieldError("picture", f"{reason}.") from error
 
 
 def enlarge(picture: Image) -> Image:

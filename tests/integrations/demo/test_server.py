@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,8 @@ from sphinxkit.integrations.demo import server
 from sphinxkit.integrations.demo.server import describe, free_port, import_gradio, serving, trusted_hosts
 from sphinxkit.integrations.optional import MissingPackageError
 from sphinxkit.sphinx_model import SphinxModel
+
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "demo.md"
 
 
 @pytest.fixture
@@ -55,6 +58,13 @@ def test_limits_are_given_to_gradio(model: SphinxModel, gradio: MagicMock, monke
         serving(model, port=8000),
     ):
         pass
+
+
+@pytest.mark.usefixtures("gradio")
+def test_the_page_of_docs(capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = re.findall(r"^```python\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    exec(block, {})
+    assert capsys.readouterr().out == "http://127.0.0.1:8000/\n"
 
 
 def test_hosts_that_are_trusted() -> None:

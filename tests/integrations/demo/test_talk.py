@@ -104,7 +104,7 @@ def test_choices_are_lettered(model: SphinxModel, red: Path, monkeypatch: pytest
         (Question(Path("red.png"), "multiple_choice", "Which?", choices="one"), "choices", "two choices or more"),
         (Question(Path("red.png"), "pose", region="1,2"), "region", "region '1,2': expected X1,Y1,X2,Y2"),
         (Question(Path("red.png"), "pose", region="500,0,600,9"), "region", "lies outside the image of 200x100"),
-        (Question(Path("no.png"), None, "What?"), "picture", "was deleted, as all are after an hour"),
+        (Question(Path("no.png"), None, "What?"), "picture", "was deleted, as all are in time"),
         (Question(Path("text.png"), None, "What?"), "picture", "^image text.png: not an image in a format"),
         (
             Question(Path("large.png"), None, "What?"),
