@@ -23,6 +23,7 @@ def gradio(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     package = MagicMock(__version__="6.31.0")
     package.Blocks.return_value.__enter__.return_value.launch.return_value = (None, "http://127.0.0.1:8000/", None)
     monkeypatch.setitem(sys.modules, "gradio", package)
+    monkeypatch.setattr(server, "trusted_hosts", lambda host: [host])  # starlette comes with gradio
     return package
 
 
@@ -37,7 +38,6 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_limits_are_given_to_gradio(model: SphinxModel, gradio: MagicMock, monkeypatch: pytest.MonkeyPatch) -> None:
     page = gradio.Blocks.return_value.__enter__.return_value
-    monkeypatch.setattr(server, "trusted_hosts", lambda host: [host])
     monkeypatch.setenv("GRADIO_TEMP_DIR", "before")
     with serving(model, port=8000) as url:
         assert url == "http://127.0.0.1:8000/"
