@@ -41,6 +41,7 @@ LAZY = {
 ABOUT = {
     "pydantic": {"recipe/schema.py"},
     "transformers": {f"integrations/transformers/{name}.py" for name in ("config", "model", "processor")},
+    "vllm": {"integrations/vllm_model.py"},
 }
 
 PATHS = {
