@@ -59,7 +59,9 @@ def changed_files(paths: Sequence[Path], saved: Sequence[str], current: Sequence
 
     Args:
         paths: Current files, in the mixture's order.
-        saved: Digests of the stopped run; empty if it saved none.
+        saved: Digests of the stopped run; with another number of files, none can be compared.
         current: Current digests.
     """
-    return [path for path, old, new in zip(paths, saved, current, strict=False) if old != new]
+    if len(saved) != len(current):
+        return []
+    return [path for path, old, new in zip(paths, saved, current, strict=True) if old != new]

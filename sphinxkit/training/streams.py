@@ -203,10 +203,6 @@ class Streams:
         """
         self.close()
         for name, loader in self.loaders.items():
-            try:
-                loader.load_state_dict(dict(state[name]))
-            except DataError as error:
-                raise TrainingError(f"data.{name} cannot go on where the run stopped: {error}") from error
             changed = changed_files(self._files[name], state[name].get("files", ()), self._digests[name])
             if changed:
                 names = ", ".join(map(str, changed))
@@ -214,3 +210,7 @@ class Streams:
                     f"data.{name} cannot go on where the run stopped: the content of {names} has changed since. Put "
                     "the old files back, or start another run from this one's model (init_from)"
                 )
+            try:
+                loader.load_state_dict(dict(state[name]))
+            except DataError as error:
+                raise TrainingError(f"data.{name} cannot go on where the run stopped: {error}") from error

@@ -225,7 +225,7 @@ def test_other_data_are_refused(document, samples: Path, tmp_path: Path) -> None
     train(TrainPlan(**plan))
     with texts.open("a") as file:
         file.write('{"text": "one more"}\n')
-    with pytest.raises(TrainingError, match=r"data.texts cannot go on where the run stopped: .*the sources"):
+    with pytest.raises(TrainingError, match=r"data.texts cannot go on .*: the content of .*texts.jsonl has changed"):
         train(TrainPlan(**plan))
 
 
