@@ -13,6 +13,7 @@ sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 import api_pages  # noqa: E402
 import cli_page  # noqa: E402
 import recipe_keys  # noqa: E402
+from sphinx.search.en import SearchEnglish  # noqa: E402
 
 import sphinxkit  # noqa: E402
 
@@ -27,6 +28,7 @@ html_theme = "furo"
 html_title = f"sphinxkit {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = "_static/scorer.js"
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]
 
@@ -39,6 +41,13 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # "Attributes" are fields: as properties they are documented a second time
 napoleon_custom_sections = [("Shape", "params_style"), "Source"]
 suppress_warnings = ["config.cache"]
+
+
+class Search(SearchEnglish):
+    """English in which the words of a question count for nothing: "how do I load CLIP" finds what "load CLIP" does."""
+
+    stopwords = SearchEnglish.stopwords | {"can", "do", "does", "how", "my", "should", "what", "when", "where", "which"}
+
 
 SECTION = re.compile(r"^(Shape|Source|Attributes|Args|Returns|Raises|Yields):(?: (.*))?$")
 
@@ -81,4 +90,5 @@ def setup(app: Any) -> None:
     api_pages.write(DOCS / "api")
     cli_page.write(DOCS / "api" / "command_line.md")
     recipe_keys.write(DOCS / "api" / "recipe_keys.md")
+    app.add_search_language(Search)
     app.connect("autodoc-process-docstring", _house_sections, priority=400)

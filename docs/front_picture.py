@@ -6,16 +6,16 @@ import numpy as np
 from PIL import Image
 
 from sphinxkit import nano
-from sphinxkit.formatters.draw import draw_items, label_boxes
+from sphinxkit.formatters.draw import draw_items
 from sphinxkit.nano.world import World, render
 
-# Kind of scene, its number, the task, the question's fields, the label of a bare box.
 ANSWERS = (
-    ("shapes", 5, "rec", {"phrase": "the red circle"}, "the red circle"),
-    ("texts", 9, "text_detection", {}, ""),
-    ("people", 4, "pose", {}, ""),
-    ("page", 8, "layout", {}, ""),
+    ("mixed", 3, "grounded_caption"),
+    ("texts", 0, "text_detection"),
+    ("people", 1, "pose"),
+    ("page", 0, "layout"),
 )
+"""Kind of scene, its number, the task."""
 SIZE, GAP = 224, 8
 
 
@@ -23,13 +23,13 @@ def front_picture() -> Image.Image:
     """The pictures side by side, the answers' boxes and key points drawn in."""
     model, world = nano.load(), World(split="test", size=SIZE)
     pictures = []
-    for kind, number, task, fields, label in ANSWERS:
+    for kind, number, task in ANSWERS:
         scene = world.scene_of_kind(number, kind)
-        asked = {"box": scene.people[0].rect.box} if task == "pose" else fields
+        asked = {"box": scene.people[0].rect.box} if task == "pose" else {}
         found = model.ask(task, render(scene), **asked)
-        pictures.append(draw_items(Image.fromarray(render(scene)), label_boxes(found.items, label)))
-    gap = np.full((SIZE, GAP, 3), 255, dtype=np.uint8)
-    parts = [part for picture in pictures for part in (np.asarray(picture), gap)]
+        pictures.append(draw_items(Image.fromarray(render(scene)), found.items))
+    gap = np.zeros((SIZE, GAP, 4), dtype=np.uint8)  # transparent
+    parts = [part for picture in pictures for part in (np.asarray(picture.convert("RGBA")), gap)]
     return Image.fromarray(np.concatenate(parts[:-1], axis=1))
 
 

@@ -1,7 +1,6 @@
 """Tune SPHINX-nano on two domains, one model each, and mix their weights, as SPHINX does with two kinds of captions."""
 
 import sphinxkit
-from sphinxkit import nano
 from sphinxkit.nano.world import World, render
 
 DOMAINS = ("real", "synthetic")
@@ -12,7 +11,7 @@ def tune(domain):
     """Train on captions of one domain; the folder of the model."""
     mixture = {"type": "sphinxkit.nano.world:WorldMixture", "size": 128}
     mixture["sources"] = [{"task": "caption", "domain": domain}]
-    plan = {"kind": "train", "model": "nano/model_subimages", "init_from": str(nano.path()), "output": f"runs/{domain}"}
+    plan = {"kind": "train", "model": "nano/model_subimages", "init_from": "nano", "output": f"runs/{domain}"}
     plan |= {
         "data": {"captions": {"mixture": mixture, "batch_size": 8}},
         "steps": STEPS,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import sphinxkit
 from sphinxkit import encoders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,21 @@ def test_your_own_vlm(
     assert found is not None
     assert float(found[2]) < float(found[1]) * (1 if steps < 200 else 0.3)
     assert steps < 200 or re.search("[A-Za-z]{3}", found[3])
+
+
+@pytest.mark.slow
+def test_a_mix_of_two_models_is_no_worse_than_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "script.py"
+    script.write_text(MIX.read_text().replace("STEPS = 20", "STEPS = 8").replace('"dtype"', '"device": "cpu", "dtype"'))
+    runpy.run_path(str(script), run_name="__main__")
+    said = capsys.readouterr().out
+    losses = [float(loss) for loss in re.findall(r"^beta \S+: loss (\S+)$", said, re.MULTILINE)]
+    assert len(losses) == 5
+    assert min(losses[1:-1]) < min(losses[0], losses[-1])
+    assert sphinxkit.load("mixed").recipe_yaml
 
 
 def test_your_own_vlm_stands_in_the_readme() -> None:
