@@ -51,6 +51,8 @@ def _print(found: Inspection, keys: bool) -> None:
     for part, count in found.parts.items():
         typer.echo(f"  {part:<32} {count:>16,} parameters")
     typer.echo(f"  {'total':<32} {found.num_parameters:>16,} parameters")
+    if found.num_active_parameters != found.num_parameters:
+        typer.echo(f"  {'active per token':<32} {found.num_active_parameters:>16,} parameters")
     if found.image_size:
         typer.echo(
             f"  image {found.image_size}x{found.image_size} in {found.num_views} views, "

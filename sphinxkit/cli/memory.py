@@ -68,6 +68,7 @@ def memory(
             "kv_cache": estimate.kv_cache,
             "activations": estimate.activations,
             "total": estimate.total,
+            **({"experts": estimate.experts, "active": estimate.active} if estimate.experts else {}),
         }
         if gpu is not None:
             results[name]["left"] = estimate.left_on(gpu)
@@ -78,6 +79,9 @@ def memory(
         typer.echo(f"{name}, {batch_size} rows, GiB")
         for part, size in sizes["weights"].items():
             typer.echo(f"  weights  {part:<28} {size / GIB:9.3f}")
+        for purpose, what in (("experts", "of llm: experts"), ("active", "of llm: active per token")):
+            if purpose in sizes:
+                typer.echo(f"           {what:<28} {sizes[purpose] / GIB:9.3f}")
         for purpose in ("kv_cache", "activations", "total"):
             typer.echo(f"  {purpose:<37} {sizes[purpose] / GIB:9.3f}")
         if gpu is not None:
@@ -92,13 +96,19 @@ def _say_training(recipe: Recipe, settings: Sequence[str], processes: int, text_
     plan, folder = read_plan(recipe, settings)
     estimate = estimate_training(plan, processes=processes, text_tokens=text_tokens, folder=folder)
     sizes = dataclasses.asdict(estimate) | {"total": estimate.total}
-    tokens, images = sizes.pop("row_tokens"), sizes.pop("row_images")
+    tokens, images, experts = (sizes.pop(key) for key in ("row_tokens", "row_images", "experts"))
     if as_json:
         row = {"tokens": tokens, "images": images}
         typer.echo(
-            json.dumps({"recipe": str(recipe.source), "unit": "bytes", "processes": processes, "row": row} | sizes)
+            json.dumps(
+                {"recipe": str(recipe.source), "unit": "bytes", "processes": processes, "row": row}
+                | sizes
+                | ({"experts": experts} if experts else {})
+            )
         )
         return
     typer.echo(f"each of {processes} processes, {plan.dtype}, rows of {tokens} tokens with {images} images, GiB")
     for purpose, size in sizes.items():
         typer.echo(f"  {purpose:<37} {size / GIB:9.3f}")
+    if experts:
+        typer.echo(f"  {'of it the experts, before computing':<37} {experts / GIB:9.3f}")

@@ -15,7 +15,7 @@ from sphinxkit.checkpoint.llm_config import EMBEDDING
 from sphinxkit.errors import CheckpointError, DataError
 from sphinxkit.hub import is_hub_path
 from sphinxkit.recipe.build import build
-from sphinxkit.recipe.memory import parts_of
+from sphinxkit.recipe.memory import num_inactive, parts_of
 from sphinxkit.recipe.open_checkpoints import Overlay, open_overlaid
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.registry import no_imports
@@ -53,6 +53,7 @@ class Inspection:
         name: The requested name.
         parts: Each encoder, the projectors, the language model -> number of parameters.
         num_parameters: Of the whole model.
+        num_active_parameters: Of these, how many compute a token: a mixture of experts leaves out those not chosen.
         image_size: Side of the square image; None for a text-only model.
         num_views: Views per image.
         num_image_tokens: Tokens per image.
@@ -64,6 +65,7 @@ class Inspection:
     name: str
     parts: dict[str, int]
     num_parameters: int
+    num_active_parameters: int
     image_size: int | None
     num_views: int
     num_image_tokens: int
@@ -130,10 +132,12 @@ def inspect(
         recipe = recipe_of(name, trust, overlay)
         model = build(recipe, device="meta")
     vision = model.vision
+    total = sum(parameter.numel() for parameter in model.parameters())
     return Inspection(
         name=str(name) if isinstance(name, str | Path) else recipe.name,
         parts={part: sum(p.numel() for p in module.parameters()) for part, module in parts_of(model).items()},
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=total,
+        num_active_parameters=total - num_inactive(model.llm),
         image_size=None if vision is None else vision.image_size,
         num_views=0 if vision is None else vision.tiler.num_views,
         num_image_tokens=0 if vision is None else vision.num_tokens,

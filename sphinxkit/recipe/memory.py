@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sphinxkit.errors import DataError
+from sphinxkit.llama.moe import Experts
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.registry import no_imports, suggest
@@ -38,12 +39,16 @@ class MemoryEstimate:
         kv_cache: Keys and values of all rows.
         activations: Peak of a forward pass, without weights and cache.
         num_image_tokens: Tokens per image.
+        experts: How much of the language model's weights is experts, all of which lie in memory.
+        active: How much of the language model's weights computes a token.
     """
 
     weights: dict[str, int]
     kv_cache: int
     activations: int
     num_image_tokens: int
+    experts: int
+    active: int
 
     @property
     def total(self) -> int:
@@ -76,6 +81,19 @@ def gpu_bytes(gpu: str) -> int:
 def num_bytes(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+
+
+def experts_of(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of every expert below a module."""
+    return [weight for part in module.modules() if isinstance(part, Experts) for weight in part.parameters()]
+
+
+def num_inactive(llm: nn.Module) -> int:
+    """How many parameters of a language model compute nothing for a token: those of the experts not chosen."""
+    moe = getattr(llm, "moe", None)
+    if moe is None:
+        return 0
+    return sum(p.numel() for p in experts_of(llm)) * (moe.num_experts - moe.num_experts_per_tok) // moe.num_experts
 
 
 def parts_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -197,9 +215,12 @@ def memory(
     if count and model.vision is not None:
         size = model.vision.image_size
         peak = max(peak, peak_bytes(model.vision, (count, 3, size, size), torch.float32))
+    weights = {name: num_bytes(part) for name, part in parts_of(model).items()}
     return MemoryEstimate(
-        weights={name: num_bytes(part) for name, part in parts_of(model).items()},
+        weights=weights,
         kv_cache=model.llm.make_cache(batch_size, row, device="meta", dtype=dtype).num_bytes,
         activations=peak,
         num_image_tokens=image_tokens,
+        experts=sum(weight.nbytes for weight in experts_of(model.llm)),
+        active=weights["llm"] - num_inactive(model.llm) * dtype.itemsize,
     )

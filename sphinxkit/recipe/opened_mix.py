@@ -26,7 +26,8 @@ from sphinxkit.recipe.provenance import LateText, has_sums, provenance
 from sphinxkit.recipe.recipe import Recipe
 
 VISION = "vision"
-_NOT_THE_MODEL = ("vocab_size", "attention", "max_seq_len")  # of a recipe's llm: shapes say it, or it is not in weights
+# of a recipe's llm: shapes say it, or it is not in weights
+_NOT_THE_MODEL = ("vocab_size", "num_kv_heads", "attention", "max_seq_len", "load_balancing_weight")
 
 _CHAT = ("conversation", "end_ids")  # of a recipe: how answers begin and end
 
@@ -43,7 +44,7 @@ def recipe_differences(first: Checkpoint, second: Checkpoint, llm_only: bool = F
     def walk(path: str, a: Any, b: Any) -> None:
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             for key in dict.fromkeys([*a, *b]):
-                if not (path == "llm" and key in _NOT_THE_MODEL):
+                if not (path in ("llm", "llm.moe") and key in _NOT_THE_MODEL):
                     walk(f"{path}.{key}" if path else str(key), a.get(key), b.get(key))
         elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
             for index, (x, y) in enumerate(zip(a, b, strict=True)):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sphinxkit.errors import DataError
 from sphinxkit.recipe import build
-from sphinxkit.recipe.memory import PeakTracker
+from sphinxkit.recipe.memory import PeakTracker, experts_of
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.training.optim import hidden_matrices
 from sphinxkit.training.parallel import DTYPES, check_tensor_parallel, mesh_sizes
@@ -36,6 +36,7 @@ class TrainingMemory:
         activations: Peak of a forward and backward pass of one packed row, without weights.
         row_tokens: Tokens of that row.
         row_images: Images of that row.
+        experts: How much of weights, gradients and optimizer belongs to experts.
     """
 
     weights: int
@@ -45,6 +46,7 @@ class TrainingMemory:
     activations: int
     row_tokens: int
     row_images: int
+    experts: int
 
     @property
     def total(self) -> int:
@@ -82,17 +84,21 @@ def estimate_training(
     trained = {id(p) for group in choose_trained(model, plan).values() for p in group}
     inside = {id(p) for p in model.llm.parameters()}
     by_muon = {id(p) for p in hidden_matrices(model.llm)} if plan.optimizer == "muon" else set()
-    weights = learnt = moments = 0
+    by_experts = {id(p) for p in experts_of(model.llm)}
+    weights = learnt = moments = experts = 0
     for parameter in model.parameters():
         share = shard * (tp if id(parameter) in inside else 1)
         count = -(-parameter.numel() // share)
         if id(parameter) in trained:
+            kept = 1 if id(parameter) in by_muon else 2
             learnt += count
-            moments += count * (1 if id(parameter) in by_muon else 2)
-        if id(parameter) in trained:
+            moments += count * kept
             weights += count * _MASTER
+            held = count * _MASTER * (2 + kept)
         else:  # encoders are whole in every process
-            weights += (count if id(parameter) in inside else parameter.numel()) * dtype.itemsize
+            held = (count if id(parameter) in inside else parameter.numel()) * dtype.itemsize
+            weights += held
+        experts += held if id(parameter) in by_experts else 0
     slots = 0 if model.vision is None else model.vision.num_tokens
     sample = slots + text_tokens
     tokens = max(plan.pack_tokens, sample) if plan.packing else plan.micro_batch_size * sample
@@ -105,6 +111,7 @@ def estimate_training(
         activations=_activation_bytes(model, plan, dtype, tokens, images, tokens - images * slots),
         row_tokens=tokens,
         row_images=images,
+        experts=experts,
     )
 
 

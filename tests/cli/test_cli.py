@@ -122,6 +122,8 @@ def test_inspect_a_recipe_and_a_checkpoint(golden: Path) -> None:
     assert fields["dtypes"] == {"float32": len(fields["tensors"])}
     assert "llma.clip.visual.proj" in fields["unused"]
     assert fields["tensors"]["llm.lm_head.weight"] == [512, 64]
+    assert "active per token" in run("inspect", str(golden / "mixtral_sparse_ens5"))
+    assert "of llm: experts" in run("memory", str(golden / "mixtral_sparse_ens5"), "--text-tokens", "20")
     text = run("inspect", str(golden / "llama_ens5"), "--keys")
     assert "1455 image tokens" in text
     assert "llm.lm_head.weight (512, 64)" in text

@@ -63,6 +63,18 @@ def test_estimate_scales_with_rows_and_dtype() -> None:
     assert one.total == sum(one.weights.values()) + one.kv_cache + one.activations
 
 
+def test_experts_lie_in_memory_and_only_some_compute() -> None:
+    numbers = {"vocab_size": 64, "embed_dim": 16, "num_layers": 2, "num_heads": 2, "hidden_dim": 24}
+    recipe = {"kind": "model", "llm": {"type": "llama", **numbers, "moe": {"num_experts": 6, "num_experts_per_tok": 2}}}
+    found, said = memory(recipe, text_tokens=30, dtype=torch.bfloat16), sphinxkit.inspect(recipe)
+    one = 2 * 3 * 16 * 24  # one expert of each layer
+    assert found.experts == 2 * 6 * one
+    assert found.weights["llm"] - found.active == 2 * 4 * one
+    assert said.num_parameters - said.num_active_parameters == 4 * one
+    dense = memory({"kind": "model", "llm": {"type": "llama", **numbers}}, text_tokens=30)
+    assert (dense.experts, dense.active) == (0, dense.weights["llm"])
+
+
 def live_peak(call: Callable[[], object]) -> int:
     """Torch's own accounting of the memory of a call."""
     with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:

@@ -41,6 +41,19 @@ def test_muon_keeps_one_moment_of_the_layers_matrices(document) -> None:
     assert muon.gradients == adamw.gradients
 
 
+def test_the_experts_part_is_told(document) -> None:
+    base = document()["model"]
+    moe = {"num_experts": 4, "num_experts_per_tok": 2}
+    model = {**base, "llm": {**base["llm"], "moe": moe}}
+    experts = 4 * 3 * base["llm"]["num_layers"] * base["llm"]["embed_dim"] * base["llm"]["hidden_dim"]
+    assert estimate(document).experts == 0
+    assert estimate(document, model=model).experts == 16 * experts
+    assert estimate(document, model=model, optimizer="muon", train=["llm"]).experts == 12 * experts
+    frozen = estimate(document, 2, model=model, dtype="bfloat16", train=["projectors"])
+    assert (frozen.experts, frozen.row_tokens) == (2 * experts // 2, 256)
+    assert estimate(document, 2, model=model, tensor_parallel=2).experts == 8 * experts
+
+
 def test_processes_share_all_but_the_encoders(document) -> None:
     one, four = (estimate(document, processes, dtype="bfloat16") for processes in (1, 4))
     encoders = 2 * count(document, "vision.branches.0.enc")

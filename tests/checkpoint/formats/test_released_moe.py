@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def shard_of(manifest: dict[str, tuple[list[int], int | str | None]], count: int
     return found
 
 
+@functools.cache
+def full_size(llama_type: str) -> dict[str, torch.Tensor]:
+    return build(RECIPES[llama_type], device="meta").state_dict()
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 @pytest.mark.parametrize("llama_type", RECIPES)
 def test_full_size_names_and_shapes_both_ways(golden: Path, llama_type: str, count: int) -> None:
@@ -50,7 +56,7 @@ def test_full_size_names_and_shapes_both_ways(golden: Path, llama_type: str, cou
         for rank in range(count)
     ]
     merged, unused = merge_shards(Path("model"), unpack_experts(shards), key_map)
-    model = build(RECIPES[llama_type], device="meta").state_dict()
+    model = full_size(llama_type)
     assert {name: tensor.shape for name, tensor in merged.items()} == {k: tuple(v.shape) for k, v in model.items()}
     assert len(merged) + len(unused) == len(manifest)
     pieces = pieces_of(TensorInput(MappingSource(model), None, None, None), key_map, count)
@@ -100,6 +106,34 @@ def test_a_mix_is_one_of_its_models_at_the_ends(golden: Path, tmp_path: Path, be
         bests = [all(torch.equal(mixed.read(key), each.read(key)) for key in a) for each in wanted]
         assert bests in ([True, False], [False, True])
         assert bests == ([True, False] if beta == 1.0 else [False, True])
+
+
+@pytest.mark.parametrize(("experts", "per_token", "heads", "kv_heads", "shards"), [(4, 1, 4, 4, 4), (16, 3, 8, 2, 8)])
+def test_text_only_models_of_other_sizes(
+    tmp_path: Path, experts: int, per_token: int, heads: int, kv_heads: int, shards: int
+) -> None:
+    """As released files, from and to Hugging Face, and mixed with such a folder, which does not say what is default."""
+    llm = {"vocab_size": 32, "embed_dim": 32, "num_layers": 1, "num_heads": heads, "num_kv_heads": kv_heads}
+    moe = {"num_experts": experts, "num_experts_per_tok": per_token, "load_balancing_weight": 0.3}
+    recipe = {
+        "kind": "model",
+        "conversation": "sphinx_v1",
+        "llm": {"type": "llama", **llm, "hidden_dim": 24, "rope_theta": 5e5, "moe": moe},
+    }
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        build(recipe).save(tmp_path / name)
+    for format, options in (("sphinx", {"num_shards": shards}), ("meta", {"num_shards": shards}), ("hf", {})):
+        folder = sphinxkit.convert(tmp_path / "second", tmp_path / format, format=format, **options)
+        with checkpoint.open(tmp_path / "second") as before, checkpoint.open(folder) as after:
+            assert set(after) == set(before)
+            assert all(torch.equal(before.read(key), after.read(key)) for key in before)
+            assert after.recipe["llm"]["moe"] == pytest.approx(moe)
+            assert after.recipe["llm"]["rope_theta"] == 5e5
+        for beta, wanted in ((0.0, "second"), (1.0, "first")):
+            sphinxkit.mix([tmp_path / "first", folder], tmp_path / f"{format}{beta}", beta=beta)
+            with checkpoint.open(tmp_path / wanted) as one, checkpoint.open(tmp_path / f"{format}{beta}") as mixed:
+                assert all(torch.equal(one.read(key), mixed.read(key)) for key in one)
 
 
 def test_hugging_face_there_and_back(golden: Path, tmp_path: Path) -> None:
