@@ -13,9 +13,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = {"lmms_eval.md": "lmms_eval", "peft.md": "peft", "transformers.md": "transformers"}  # page -> its package
+PAGES = {  # page -> the package that it needs
+    "lmms_eval.md": "lmms_eval",
+    "peft.md": "peft",
+    "transformers.md": "transformers",
+    "trl.md": "trl",
+}
 TIMEOUT = 600  # seconds a command; lmms-eval and vLLM take one to two minutes to start on two busy cores
-PROGRAMS = {"sphinxkit": "sphinxkit", "lmms-eval": "lmms_eval"}  # command -> module
+PROGRAMS = {
+    "sphinxkit": "sphinxkit",
+    "lmms-eval": "lmms_eval",
+    "vllm": "vllm.entrypoints.cli.main",
+}  # command -> module
 
 
 def test_every_page_is_listed() -> None:
