@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 httpx = pytest.importorskip("httpx", reason="needs gradio, which brings httpx: pip install 'sphinxkit[demo]'")
 
 BIG = 21_000_000  # bytes; the limit is 20 MiB
