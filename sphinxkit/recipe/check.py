@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sphinxkit.hub import is_hub_path
 from sphinxkit.recipe.build import build
+from sphinxkit.recipe.inspection import is_checkpoint, recipe_of
 from sphinxkit.recipe.recipe import Recipe
-from sphinxkit.recipe.weights import check_init_from
+from sphinxkit.recipe.weights import beside, check_init_from
 from sphinxkit.registry import no_imports
 
 
@@ -48,9 +50,18 @@ def check(recipe: str | Path | Mapping[str, Any] | Recipe, *, trust: bool = Fals
     with nullcontext() if trust else no_imports():
         found = Recipe.find(recipe)
         if found.kind == "train":
+            _check_model(found, trust)
             check_init_from(found)
         if found.kind != "model":
             return CheckedRecipe(found)
         model = build(found, device="meta")
         count = sum(parameter.numel() for parameter in model.parameters())
         return CheckedRecipe(found, count, 0 if model.vision is None else model.vision.num_tokens)
+
+
+def _check_model(recipe: Recipe, trust: bool) -> None:
+    """Find the model that a stage trains; a hub is not asked."""
+    model = recipe.document["model"]
+    if isinstance(model, str) and not is_hub_path(model):
+        model = beside(None if recipe.source is None else recipe.source.parent, model)
+        recipe_of(model, trust) if is_checkpoint(model) else Recipe.find_written(model)

@@ -111,7 +111,7 @@ class TrainPlan:
     All other defaults are our choice. For pre-training, every default is our choice.
 
     Args:
-        model: A model recipe: shipped name, file, or the document itself.
+        model: A model recipe: shipped name, file, the document itself, or a checkpoint that has one (``nano``, a path).
         data: Data streams by name; ``epochs`` counts the first one.
         data_root: Base folder of the mixtures' paths; "": the working folder.
         output: Run folder: log, checkpoints, exported model.

@@ -13,6 +13,7 @@ from torch import nn
 from sphinxkit import checkpoint
 from sphinxkit.errors import RecipeError
 from sphinxkit.recipe import Recipe, build
+from sphinxkit.recipe.inspection import recipe_of
 from sphinxkit.recipe.weights import beside
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tensor_source import ModuleSource
@@ -117,15 +118,16 @@ def hold_frozen_in(dtype: torch.dtype, llm: nn.Module) -> None:
 
 
 def find_recipe(plan: TrainPlan, folder: Path | None = None) -> Recipe:
-    """The plan's model recipe.
+    """The plan's model recipe; where the plan names a checkpoint, that checkpoint's own.
 
     Args:
         plan: Names it.
         folder: Base folder of a relative path: the folder of the plan's file.
     Raises:
         RecipeError: There is none, or it is not valid.
+        CheckpointError: The checkpoint has none.
     """
-    return Recipe.find(beside(folder, plan.model) if isinstance(plan.model, str) else plan.model)
+    return recipe_of(beside(folder, plan.model) if isinstance(plan.model, str) else plan.model)
 
 
 def build_trainable(plan: TrainPlan, recipe: Recipe, dims: ParallelDims, folder: Path | None = None) -> TrainableModel:

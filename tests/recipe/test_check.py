@@ -84,3 +84,11 @@ def test_imports_are_allowed_again_afterwards() -> None:
         raise RuntimeError("stop")
     with pytest.raises(RecipeError, match="lacks|unknown key|required"):
         Recipe({"kind": "model", "llm": {"type": "os:system", "other": os.devnull}})
+
+
+def test_the_model_of_a_stage_is_found(tmp_path: Path) -> None:
+    document = {"kind": "train", "output": "run", "steps": 1, "data": {"text": {"mixture": "a.yaml", "batch_size": 1}}}
+    for model in ("nano", "sphinx_micro", "hf://org/repo"):
+        assert sphinxkit.check(document | {"model": model}).kind == "train"
+    with pytest.raises(RecipeError, match="no recipe 'nanna'"):
+        sphinxkit.check(document | {"model": "nanna"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.training import TrainingError, TrainPlan, read_log, train
 from sphinxkit.training.parallel import count_processes
 from sphinxkit.training.run_lock import LOCK_FILE, lock_folder
+from sphinxkit.training.trainable_model import find_recipe
 
 
 def test_a_run_of_a_document_with_overrides(document, recorder) -> None:
@@ -161,3 +163,9 @@ def test_tasks_of_srun_without_torchrun_are_refused(document, monkeypatch) -> No
         train(TrainPlan(**document()))
     assert count_processes({"SLURM_NTASKS": "16", "WORLD_SIZE": "1"}) == 1
     assert count_processes({"SLURM_NTASKS": "1"}) == count_processes({}) == 1
+
+
+def test_the_model_may_be_a_checkpoint(tmp_path: Path) -> None:
+    sphinxkit.build("sphinx_micro").save(tmp_path / "tuned")
+    assert find_recipe(SimpleNamespace(model="tuned"), tmp_path).document["llm"]["type"] == "llama"
+    assert find_recipe(SimpleNamespace(model="nano")).document["conversation"]["coordinate_grid"] == 128
