@@ -1,0 +1,93 @@
+"""Tensors on disk by key, many to a file, written by many processes at once."""
+
+from __future__ import annotations
+
+import struct
+import uuid
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sphinxkit.tensor_files.spec import tensor_bytes
+
+KEY_BYTES = 16
+SHARD_BYTES = 2**30  # a shard is ended behind this size; our choice
+_ENTRY = struct.Struct("<16sQIIB")  # key, offset, bytes, CRC-32, dtype
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class FeatureShards:
+    """Tensors under keys of 16 bytes in a folder of shards.
+
+    A shard is ``NAME.data`` and ``NAME.keys``. Each process appends to shards of its own, first data, then the entry in
+    ``.keys``, so a killed one leaves no half tensor. Entries of other processes are seen as soon as a key is not found.
+    A tensor that is cut or damaged counts as not found.
+
+    Args:
+        folder: May be shared by runs and processes; made by the first write.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._entries: dict[bytes, tuple[Path, int, int, int, int]] = {}
+        self._read: dict[Path, int] = {}  # bytes of each .keys file that have been read
+        self._own: Path | None = None
+
+    def _refresh(self) -> None:
+        for path in self.folder.glob("*.keys"):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                content = file.read()
+            whole = len(content) // _ENTRY.size * _ENTRY.size
+            for key, *place in _ENTRY.iter_unpack(content[:whole]):
+                self._entries[key] = (path.with_suffix(".data"), *place)
+            self._read[path] = self._read.get(path, 0) + whole
+
+    def get(self, key: bytes) -> Tensor | None:
+        """The tensor, flat, or None.
+
+        Args:
+            key: 16 bytes.
+        Shape:
+            return: (N,)
+        """
+        if key not in self._entries:
+            self._refresh()
+        if key not in self._entries:
+            return None
+        path, offset, size, checksum, dtype = self._entries[key]
+        content = bytearray(size)
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                is_whole = file.readinto(content) == size
+        except OSError:
+            return None
+        if not is_whole or zlib.crc32(content) != checksum:
+            return None
+        return torch.frombuffer(content, dtype=_DTYPES[dtype])
+
+    def add(self, key: bytes, tensor: Tensor) -> None:
+        """Append a tensor.
+
+        Args:
+            key: 16 bytes. A key that is there is replaced.
+            tensor: On the CPU, not empty, float32, bfloat16, float16 or float64.
+        Shape:
+            tensor: any
+        """
+        if self._own is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._own = self.folder / f"{uuid.uuid4().hex}.data"
+        data = tensor_bytes(tensor)
+        with self._own.open("ab") as file:
+            offset = file.tell()
+            file.write(data)
+        place = (offset, len(data), zlib.crc32(data), _DTYPES.index(tensor.dtype))
+        with self._own.with_suffix(".keys").open("ab") as file:
+            file.write(_ENTRY.pack(key, *place))
+        self._entries[key] = (self._own, *place)
+        if offset + len(data) > SHARD_BYTES:
+            self._own = None
