@@ -55,11 +55,10 @@ class FeatureCache:
             for index, tokens in zip(absent, torch.cat([made.prefix, made.patches], dim=1).cpu(), strict=True):
                 found[index] = tokens.flatten()
                 self.shards.add(digests[index], tokens)
-        encoder = self.encoder
         tokens = torch.stack([each for each in found if each is not None]).to(pixels.device)
-        tokens = tokens.view(len(pixels), -1, encoder.embed_dim)
-        prefix, patches = tokens.split([encoder.num_prefix_tokens, tokens.shape[1] - encoder.num_prefix_tokens], dim=1)
-        return VisionFeatures(prefix, patches, encoder.grid_size)
+        tokens = tokens.view(len(pixels), -1, self.encoder.embed_dim)
+        num_prefix = self.encoder.num_prefix_tokens
+        return VisionFeatures(tokens[:, :num_prefix], tokens[:, num_prefix:], self.encoder.grid_size)
 
 
 def cache_encoders(model: SphinxModel, folder: Path) -> list[FeatureCache]:

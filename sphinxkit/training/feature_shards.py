@@ -31,7 +31,7 @@ class FeatureShards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._entries: dict[bytes, tuple[Path, int, int, int, int]] = {}
+        self._entries: dict[bytes, list[tuple[Path, int, int, int, int]]] = {}
         self._read: dict[Path, int] = {}  # bytes of each .keys file that have been read
         self._own: Path | None = None
 
@@ -42,7 +42,7 @@ class FeatureShards:
                 content = file.read()
             whole = len(content) // _ENTRY.size * _ENTRY.size
             for key, *place in _ENTRY.iter_unpack(content[:whole]):
-                self._entries[key] = (path.with_suffix(".data"), *place)
+                self._entries.setdefault(key, []).append((path.with_suffix(".data"), *place))
             self._read[path] = self._read.get(path, 0) + whole
 
     def get(self, key: bytes) -> Tensor | None:
@@ -55,9 +55,11 @@ class FeatureShards:
         """
         if key not in self._entries:
             self._refresh()
-        if key not in self._entries:
-            return None
-        path, offset, size, checksum, dtype = self._entries[key]
+        found = (self._load(*entry) for entry in self._entries.get(key, ()))
+        return next((tensor for tensor in found if tensor is not None), None)
+
+    @staticmethod
+    def _load(path: Path, offset: int, size: int, checksum: int, dtype: int) -> Tensor | None:
         content = bytearray(size)
         try:
             with path.open("rb") as file:
@@ -65,15 +67,13 @@ class FeatureShards:
                 is_whole = file.readinto(content) == size
         except OSError:
             return None
-        if not is_whole or zlib.crc32(content) != checksum:
-            return None
-        return torch.frombuffer(content, dtype=_DTYPES[dtype])
+        return torch.frombuffer(content, dtype=_DTYPES[dtype]) if is_whole and zlib.crc32(content) == checksum else None
 
     def add(self, key: bytes, tensor: Tensor) -> None:
         """Append a tensor.
 
         Args:
-            key: 16 bytes. A key that is there is replaced.
+            key: 16 bytes.
             tensor: On the CPU, not empty, float32, bfloat16, float16 or float64.
         Shape:
             tensor: any
@@ -88,6 +88,6 @@ class FeatureShards:
         place = (offset, len(data), zlib.crc32(data), _DTYPES.index(tensor.dtype))
         with self._own.with_suffix(".keys").open("ab") as file:
             file.write(_ENTRY.pack(key, *place))
-        self._entries[key] = (self._own, *place)
+        self._entries.setdefault(key, []).append((self._own, *place))
         if offset + len(data) > SHARD_BYTES:
             self._own = None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,3 +39,23 @@ def test_utilisation() -> None:
     assert utilization(50.0, 2.0, 100.0, 5) == pytest.approx(0.05)
     assert utilization(50.0, 2.0, None) is None
     assert peak_flops(torch.device("cpu"), "bfloat16") is None
+
+
+@pytest.mark.slow
+def test_the_arithmetic_of_the_encoder_cache() -> None:
+    # what docs/training.md says of the features of frozen encoders on disk
+    for recipe, megabytes, encoding, sample in (
+        ("sphinx_13b", 1.76, 1.7, 39.4),
+        ("sphinx_1k_13b", 8.8, 8.3, 137.8),
+        ("sphinx_tiny", 2.4, 2.2, 4.9),
+    ):
+        model = build(recipe, device="meta", dtype=torch.bfloat16)
+        assert model.vision is not None
+        encoders = [encoder for branch in model.vision.branches for encoder in branch.encoders]
+        tokens = [each.num_prefix_tokens + math.prod(each.grid_size) for each in encoders]
+        views = 5 if recipe == "sphinx_1k_13b" else 1
+        stored = views * sum(n * each.embed_dim * 2 for n, each in zip(tokens, encoders, strict=True))
+        vision, length = vision_flops(model), model.vision.num_tokens + 200
+        assert stored / 1e6 == pytest.approx(megabytes, abs=0.05)
+        assert vision / 1e12 == pytest.approx(encoding, abs=0.05)
+        assert (vision + llm_flops(model.llm, [length], 100)) / 1e12 == pytest.approx(sample, abs=0.05)
