@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sphinxkit.errors import CheckpointError, DataError, ShapeError
 from sphinxkit.llama.layers import RMSNorm
 from sphinxkit.llama.model import LlamaModel
+from sphinxkit.llama.moe import Experts
 
 GROUP_SIZES = (32, 64, 128, 256)  # what torch's int4 kernels take
 # torch's kernels read beyond the end of other sizes (int8, without a check) or refuse them
@@ -154,11 +155,50 @@ class QuantizedLinear(nn.Module):
         )
 
 
+class QuantizedExperts(Experts):
+    """Experts for CPUs whose weights have 8 or 4 bits: two ``QuantizedLinear`` each, gate and up in one.
+
+    Args:
+        experts: What to quantise, expert by expert.
+        bits: See ``QuantizedLinear``.
+        group_size: See ``QuantizedLinear``.
+    Shape:
+        See ``Experts``.
+    Raises:
+        ShapeError: As ``QuantizedLinear``.
+    """
+
+    def __init__(self, experts: Experts, bits: int = 4, group_size: int = 64) -> None:
+        nn.Module.__init__(self)
+        self.num_experts = experts.num_experts
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                QuantizedLinear(matrix, bits, group_size) for matrix in (torch.cat([gate, up]), down.t().contiguous())
+            )
+            for gate, up, down in zip(*(weight.detach().unbind() for weight in experts.matrices()), strict=True)
+        )
+
+    def run(self, rows: tuple[Tensor, ...]) -> list[Tensor]:
+        """See ``Experts.run``.
+
+        Shape:
+            rows: (t, D) for each expert
+            return: (t, D) for each expert with t > 0
+        """
+        outputs = []
+        for x, layers in zip(rows, self.layers, strict=True):
+            if len(x):
+                gate_up, down = cast(nn.ModuleList, layers)
+                gate, up = gate_up(x).chunk(2, dim=-1)
+                outputs.append(down(F.silu(gate) * up))
+        return outputs
+
+
 def quantize(model: LlamaModel, bits: int = 4, group_size: int = 64, *, lm_head: bool = False) -> None:
-    """Replace the linear layers of a LLaMA by quantised ones, in place, one after the other.
+    """Replace the linear layers and experts of a LLaMA by quantised ones, in place, one after the other.
 
     For inference only: on a CPU the new layers have no parameters, and the model's state dict can no longer be taken.
-    The embedding table and the norms stay as they are. On CUDA torchao is needed: ``pip install "sphinxkit[quant]"``.
+    Embeddings, norms and routers stay as they are. On CUDA torchao is needed: ``pip install "sphinxkit[quant]"``.
 
     Args:
         model: On the device where it will run, in the dtype that it will compute in (on CUDA with 4 bits: bfloat16).
@@ -168,31 +208,44 @@ def quantize(model: LlamaModel, bits: int = 4, group_size: int = 64, *, lm_head:
     Raises:
         ShapeError: ``bits`` or ``group_size`` is not offered, or a weight's size does not fit them; nothing is changed.
         TypeError: A layer is wrapped, sharded or quantised already, or the dtype does not fit; nothing is changed.
-        DataError: The model is on another device than a CPU or CUDA, or torchao is missing; nothing is changed.
+        DataError: The model is on another device than a CPU or CUDA, torchao is missing, or the model has
+            experts and is on CUDA; nothing is changed.
     """
     _check_options(bits, group_size)
     owners = [part for layer in model.layers for part in (layer.get_submodule("attention"), layer.get_submodule("mlp"))]
-    parts = [(owner, name, part) for owner in owners for name, part in owner.named_children()]
+    parts = [(owner, name, part) for owner in owners for name, part in owner.named_children() if name != "router"]
     found = [(owner, name, part) for owner, name, part in parts if not isinstance(part, RMSNorm)]
     if lm_head:
         found.append((model, "lm_head", model.lm_head))
-    for _, name, linear in found:
-        if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
-            raise TypeError(f"only plain linear layers can be quantised, but {name} is {type(linear).__name__}")
+    for _, name, part in found:
+        if type(part) not in (nn.Linear, Experts) or any(type(p) is not nn.Parameter for p in part.parameters()):
+            raise TypeError(f"only plain linear layers can be quantised, but {name} is {type(part).__name__}")
     device = _device_of(model)
     if device.type == "cuda":
+        if model.moe is not None:
+            raise DataError("quantisation: experts are quantised on a CPU only, the model is on CUDA")
         _quantize_by_torchao(model, [cast(nn.Linear, linear) for _, _, linear in found], bits, group_size)
     elif device.type == "cpu":
         with torch.device("meta"):  # checks the sizes
-            for _, _, linear in found:
-                QuantizedLinear(torch.empty(cast(Tensor, linear.weight).shape), bits, group_size)
-        for owner, name, linear in found:
-            bias = None if linear.bias is None else cast(Tensor, linear.bias).detach()
-            setattr(owner, name, QuantizedLinear(cast(Tensor, linear.weight).detach(), bits, group_size, bias))
+            for shape in (shape for _, _, part in found for shape in _matrix_shapes(part)):
+                QuantizedLinear(torch.empty(shape), bits, group_size)
+        for owner, name, part in found:
+            if isinstance(part, Experts):
+                setattr(owner, name, QuantizedExperts(part, bits, group_size))
+            else:
+                bias = None if part.bias is None else cast(Tensor, part.bias).detach()
+                setattr(owner, name, QuantizedLinear(cast(Tensor, part.weight).detach(), bits, group_size, bias))
     else:
         raise DataError(f"quantisation: expected a model on a CPU or CUDA, got {device}")
     if model.accelerator is not None:
         model.accelerator.reset()
+
+
+def _matrix_shapes(part: nn.Module) -> list[tuple[int, ...]]:
+    if not isinstance(part, Experts):
+        return [tuple(cast(Tensor, part.weight).shape)]
+    _, hidden, dim = part.gate_proj.shape
+    return [(2 * hidden, dim), (dim, hidden)]
 
 
 def _device_of(model: LlamaModel) -> torch.device:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from sphinxkit.acceleration import FusedAccelerator, QuantizedLinear, quantize
 from sphinxkit.acceleration.fused import FusedLayers
+from sphinxkit.acceleration.quantization import QuantizedExperts
 from sphinxkit.errors import CheckpointError, DataError, ShapeError
-from sphinxkit.llama import LlamaModel
+from sphinxkit.llama import LlamaModel, llama
+from sphinxkit.llama.moe import Experts, MixtureOfExperts, MoEOptions
 from tests.acceleration.conftest import logits_of
 
 # float32 sums of 64 products in another order
@@ -33,7 +35,7 @@ def weight_of(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def seen_weight(layer: QuantizedLinear, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix that a layer multiplies few rows with."""
-    return torch.cat([layer(rows) for rows in torch.eye(64, dtype=dtype).split(8)]).T.float()
+    return torch.cat([layer(rows) for rows in torch.eye(layer.in_features, dtype=dtype).split(8)]).T.float()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -279,3 +281,37 @@ def test_on_a_gpu(ready_llama: Builder, bits: int) -> None:
     quantize(model, bits, 32)
     got = logits_of(model, embeds, 5, 1, 3).float()
     assert 0 < float((got - expected).norm() / expected.norm()) < LOGITS_RELATIVE_TOLERANCE[bits]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_experts_compute_with_the_weights_that_their_codes_say(bits: int) -> None:
+    torch.manual_seed(0)
+    moe = MixtureOfExperts(64, 96, MoEOptions(4, 2)).requires_grad_(False)
+    seen, x = copy.deepcopy(moe), torch.randn(2, 5, 64)
+    moe.experts = QuantizedExperts(moe.experts, bits, 32)
+    for expert, (gate_up, down) in enumerate(moe.experts.layers):
+        seen.experts.gate_proj[expert], seen.experts.up_proj[expert] = seen_weight(gate_up).chunk(2)
+        seen.experts.down_proj[expert] = seen_weight(down).T
+    torch.testing.assert_close(moe(x), seen(x), atol=KERNEL_TOLERANCE, rtol=0)
+
+
+def test_a_mixture_of_experts_is_quantised_but_for_its_routers(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"vocab_size": 32, "embed_dim": 64, "num_layers": 2, "num_heads": 2}
+    model = llama(**sizes, hidden_dim=96, moe={"num_experts": 4, "num_experts_per_tok": 2}).requires_grad_(False).eval()
+    embeds = model.embed(torch.arange(12)[None])
+    before = logits_of(model, embeds)
+    with monkeypatch.context() as patch:
+        patch.setattr("sphinxkit.acceleration.quantization._device_of", lambda _: torch.device("cuda"))
+        with pytest.raises(DataError, match="experts are quantised on a CPU only"):
+            quantize(model, 8)
+    quantize(model, 8)
+    layer = model.layers[1]
+    assert [type(part) for part in layer.mlp.children()] == [nn.Linear, QuantizedExperts]
+    assert type(layer.attention.o_proj) is QuantizedLinear
+    found = logits_of(model, embeds)
+    assert 0 < float((found - before).norm() / before.norm()) < LOGITS_RELATIVE_TOLERANCE[8]
+    odd = llama(**sizes, hidden_dim=40, moe={"num_experts": 4, "num_experts_per_tok": 2})
+    with pytest.raises(ShapeError, match=r"rows in multiples of 16 and columns in multiples of 32.*\(64, 40\)"):
+        quantize(odd, 8)
+    assert type(odd.layers[0].mlp.experts) is Experts
+    assert type(odd.layers[0].attention.q_proj) is nn.Linear
