@@ -16,7 +16,7 @@ from sphinxkit.cli import app
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-RUN = ["plugins.md", "recipes.md", "components.md", "mixing.md"]
+RUN = ["plugins.md", "recipes.md", "components.md", "mixing.md", "training.md"]
 WITH_NANO = ["quick_start.md", "evaluating.md"]  # what index.md costs beyond the default run's share
 MAX_LINES = 50  # adding a component is promised to take less
 
@@ -34,7 +34,7 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("registries")
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize("page", [*RUN, pytest.param("nano_world.md", marks=pytest.mark.slow)])
 def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = blocks(page)
