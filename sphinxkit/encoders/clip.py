@@ -1,10 +1,10 @@
-"""CLIP's vision transformer, built on open_clip's module."""
+"""CLIP's vision transformer, with open_clip's parameter names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
+from sphinxkit.encoders.eva import LayerStack
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.clip import CLIP_FORMATS
 from sphinxkit.encoders.layers import activation_layer, attend, count_layers, replace_activations
@@ -36,11 +37,73 @@ def _published(patch_size: int, embed_dim: int, num_layers: int, image_size: int
     return _PUBLISHED.get((*size, image_size)) or _PUBLISHED.get((*size, 224)) or ""
 
 
+class _ClipBlock(nn.Module):
+    """Pre-norm transformer block; the attention module only holds the parameters."""
+
+    def __init__(
+        self, dim: int, num_heads: int, hidden_dim: int, activation: Callable[[], nn.Module], norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.ln_2 = nn.LayerNorm(dim, eps=norm_eps)
+        layers = {"c_fc": nn.Linear(dim, hidden_dim), "gelu": activation(), "c_proj": nn.Linear(hidden_dim, dim)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Run the module.
+
+        Shape:
+            hidden, return: (B, N, D)
+        """
+        attention: Any = self.attn
+        qkv = F.linear(self.ln_1(hidden), attention.in_proj_weight, attention.in_proj_bias)
+        query, key, value = qkv.chunk(3, dim=-1)
+        hidden = hidden + attention.out_proj(attend(query, key, value, attention.num_heads))
+        out: Tensor = hidden + self.mlp(self.ln_2(hidden))
+        return out
+
+
+class _ClipTrunk(nn.Module):
+    """The network; every token goes through the last norm."""
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        activation: Callable[[], nn.Module],
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size, bias=False)
+        std = dim**-0.5  # of random embeddings; source: openai/CLIP, clip/model.py, VisionTransformer
+        self.class_embedding = nn.Parameter(std * torch.randn(dim))
+        self.positional_embedding = nn.Parameter(std * torch.randn((image_size // patch_size) ** 2 + 1, dim))
+        self.ln_pre = nn.LayerNorm(dim, eps=norm_eps)
+        blocks = [_ClipBlock(dim, num_heads, hidden_dim, activation, norm_eps) for _ in range(num_layers)]
+        self.transformer = LayerStack("resblocks", blocks)
+        self.ln_post = nn.LayerNorm(dim, eps=norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Run the module.
+
+        Shape:
+            pixels: (B, 3, S, S)
+            return: (B, 1 + H*W, D), class token first
+        """
+        patches = rearrange(self.conv1(pixels), "b d h w -> b (h w) d")
+        class_token = self.class_embedding.expand(patches.shape[0], 1, -1)
+        hidden = self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)
+        out: Tensor = self.ln_post(self.transformer(hidden))
+        return out
+
+
 class ClipEncoder(Encoder):
     """Class token and patches of a CLIP vision transformer; the last norm is applied to every token, no projection.
-
-    open_clip's VisionTransformer holds the parameters. Its layers are called here one by one: its own forward pools the
-    tokens, and the axis order of its blocks changed between releases.
 
     Shape:
         pixels: (B, 3, S, S)
@@ -95,17 +158,7 @@ class ClipEncoder(Encoder):
             pixels: (B, 3, input_size, input_size)
             return: prefix (B, 1, D), patches (B, H*W, D)
         """
-        trunk: Any = self.trunk
-        patches = rearrange(trunk.conv1(pixels), "b d h w -> b (h w) d")
-        class_token = trunk.class_embedding.expand(patches.shape[0], 1, -1)
-        hidden = trunk.ln_pre(torch.cat([class_token, patches], dim=1) + trunk.positional_embedding)
-        for block in trunk.transformer.resblocks:
-            attention = block.attn
-            qkv = F.linear(block.ln_1(hidden), attention.in_proj_weight, attention.in_proj_bias)
-            query, key, value = qkv.chunk(3, dim=-1)
-            hidden = hidden + attention.out_proj(attend(query, key, value, attention.num_heads))
-            hidden = hidden + block.mlp(block.ln_2(hidden))
-        hidden = trunk.ln_post(hidden)
+        hidden = self.trunk(pixels)
         return VisionFeatures(prefix=hidden[:, :1], patches=hidden[:, 1:], grid=self.grid_size)
 
 
@@ -139,24 +192,13 @@ def clip_vit_large_patch14(
         RegistryError: Unknown activation.
     Source: CLIP, arXiv:2103.00020, table 20; open_clip, model_configs/ViT-L-14.json.
     """
-    from open_clip.transformer import VisionTransformer
-
     name = "clip_vit_large_patch14"
     check_depth(name, num_layers)
     check_divisible(name, "image_size", image_size, "patch_size", patch_size)
     check_divisible(name, "embed_dim", embed_dim, "num_heads", num_heads)
-    trunk = VisionTransformer(
-        image_size=image_size,
-        patch_size=patch_size,
-        width=embed_dim,
-        layers=num_layers,
-        heads=num_heads,
-        mlp_ratio=mlp_ratio,
-        output_dim=1,
-        act_layer=activation_layer(activation, name),
-        norm_layer=partial(nn.LayerNorm, eps=norm_eps),
-    )
-    trunk.proj = None  # the joint text-image space is not used, so its matrix is not kept
+    hidden_dim = int(embed_dim * mlp_ratio)
+    layer = activation_layer(activation, name)
+    trunk = _ClipTrunk(image_size, patch_size, embed_dim, num_layers, num_heads, hidden_dim, layer, norm_eps)
     side = image_size // patch_size
     return ClipEncoder(
         trunk,

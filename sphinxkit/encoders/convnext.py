@@ -1,24 +1,27 @@
-"""CLIP's ConvNeXt-XXLarge, built on timm's module."""
+"""CLIP's ConvNeXt-XXLarge, with timm's parameter names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.convnext import CONVNEXT_FORMATS
-from sphinxkit.encoders.layers import activation_layer, count_layers, replace_activations
+from sphinxkit.encoders.layers import activation_layer, count_layers, init_weights, replace_activations
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
 
 # Stem 4x4/4 and three 2x2/2 downsamplings. Source: ConvNeXt, arXiv:2201.03545, section 2.2.
 _STRIDE = 32
-
+# Layer scale before training. Source: ConvNeXt, arXiv:2201.03545, appendix A.1.
+_LAYER_SCALE = 1e-6
 
 # Where the weights of the published sizes are: (dims, depths). The other CLIP ConvNeXts have norm_eps 1e-6.
 _PUBLISHED: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
@@ -26,6 +29,59 @@ _PUBLISHED: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {
     ((192, 384, 768, 1536), (3, 3, 27, 3)): "hf://laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
     ((128, 256, 512, 1024), (3, 3, 27, 3)): "hf://laion/CLIP-convnext_base_w-laion2B-s13B-b82K-augreg",
 }
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Run the module.
+
+        Shape:
+            hidden, return: (B, D, H, W)
+        """
+        return super().forward(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _ConvNextBlock(nn.Module):
+    """Depthwise convolution, norm and feed-forward layers, scaled and added."""
+
+    def __init__(self, dim: int, activation: Callable[[], nn.Module], norm_eps: float) -> None:
+        super().__init__()
+        self.conv_dw = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        layers = {"fc1": nn.Linear(dim, 4 * dim), "act": activation(), "fc2": nn.Linear(4 * dim, dim)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.gamma = nn.Parameter(torch.full((dim,), _LAYER_SCALE))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Run the module.
+
+        Shape:
+            hidden, return: (B, D, H, W)
+        """
+        out: Tensor = self.mlp(self.norm(self.conv_dw(hidden).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return out * self.gamma.reshape(1, -1, 1, 1) + hidden
+
+
+class _ConvNextTrunk(nn.Sequential):
+    """The network: (B, 3, S, S) -> (B, D, S / 32, S / 32), the last map normalised."""
+
+    def __init__(
+        self, dims: Sequence[int], depths: Sequence[int], activation: Callable[[], nn.Module], norm_eps: float
+    ) -> None:
+        stem = nn.Sequential(nn.Conv2d(3, dims[0], kernel_size=4, stride=4), _ChannelNorm(dims[0], eps=norm_eps))
+        stages = []
+        for before, dim, depth in zip((None, *dims), dims, depths, strict=False):
+            down: nn.Module = nn.Identity()
+            if before is not None:
+                conv = nn.Conv2d(before, dim, kernel_size=2, stride=2)
+                down = nn.Sequential(_ChannelNorm(before, eps=norm_eps), conv)
+            blocks = nn.Sequential(*[_ConvNextBlock(dim, activation, norm_eps) for _ in range(depth)])
+            stages.append(nn.Sequential(OrderedDict(downsample=down, blocks=blocks)))
+        head = nn.Sequential(OrderedDict(norm=_ChannelNorm(dims[-1], eps=norm_eps)))
+        super().__init__(OrderedDict(stem=stem, stages=nn.Sequential(*stages), head=head))
+        init_weights(self, (nn.Conv2d, nn.Linear))
 
 
 class ConvNextEncoder(Encoder):
@@ -69,8 +125,7 @@ class ConvNextEncoder(Encoder):
             pixels: (B, 3, input_size, input_size)
             return: prefix (B, 1, D), patches (B, H*W, D)
         """
-        trunk: Any = self.trunk
-        patches = rearrange(trunk.head.norm(trunk.forward_features(pixels)), "b d h w -> b (h w) d")
+        patches = rearrange(self.trunk(pixels), "b d h w -> b (h w) d")
         return VisionFeatures(prefix=patches.mean(dim=1, keepdim=True), patches=patches, grid=self.grid_size)
 
 
@@ -99,22 +154,12 @@ def convnext_xxlarge(
         RegistryError: Unknown activation.
     Source: open_clip, model_configs/convnext_xxlarge.json; timm's convnext_xxlarge (norm_eps 1e-5).
     """
-    from timm.models.convnext import ConvNeXt
-
     name = "convnext_xxlarge"
     check_divisible(name, "input_size", input_size, "stride", _STRIDE)
     check_depth(name, *depths)
     if len(dims) != 4 or len(depths) != 4:
         raise ShapeError(f"{name}: expected four dims and four depths, got dims {tuple(dims)}, depths {tuple(depths)}")
-    trunk = ConvNeXt(
-        num_classes=0,
-        global_pool="",
-        depths=tuple(depths),
-        dims=tuple(dims),
-        act_layer=activation_layer(activation, name),
-        norm_eps=norm_eps,
-        drop_path_rate=0.0,
-    )
+    trunk = _ConvNextTrunk(dims, depths, activation_layer(activation, name), norm_eps)
     side = input_size // _STRIDE
     return ConvNextEncoder(
         trunk,

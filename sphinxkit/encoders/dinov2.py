@@ -1,19 +1,20 @@
-"""DINOv2's giant vision transformer, built on timm's module with the DINOv2 repository's position resampling."""
+"""DINOv2's giant vision transformer, with timm's parameter names and the DINOv2 repository's position resampling."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.dinov2 import DINOV2_FORMATS
-from sphinxkit.encoders.layers import count_layers
+from sphinxkit.encoders.layers import INIT_STD, attend, count_layers, init_weights
 from sphinxkit.encoders.positions import grid_side, resample_positions
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
@@ -32,13 +33,131 @@ _PUBLISHED = {
 }
 
 
-# Standard deviation of random registers. Source: facebookresearch/dinov2, vision_transformer.py, init_weights.
-_REGISTER_STD = 1e-6
+# Standard deviation of random class and register tokens, and layer scale before training. Source:
+# facebookresearch/dinov2, vision_transformer.py, init_weights; configs/ssl_default_config.yaml, layerscale.
+_TOKEN_STD = 1e-6
+_LAYER_SCALE = 1e-5
 
 
 def _published(embed_dim: int, num_layers: int, num_register_tokens: int) -> str:
     plain, with_registers = _PUBLISHED.get((embed_dim, num_layers), ("", ""))
     return {0: plain, 4: with_registers}.get(num_register_tokens, "")
+
+
+class _Attention(nn.Module):
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Run the module.
+
+        Shape:
+            hidden, return: (B, N, D)
+        """
+        query, key, value = self.qkv(hidden).chunk(3, dim=-1)
+        out: Tensor = self.proj(attend(query, key, value, self.num_heads))
+        return out
+
+
+class _FeedForward(nn.Module):
+    """Two layers around GELU, or around a SiLU gate whose two inputs come from one layer."""
+
+    def __init__(self, dim: int, hidden_dim: int, is_gated: bool) -> None:
+        super().__init__()
+        self.is_gated = is_gated
+        self.fc1 = nn.Linear(dim, (2 if is_gated else 1) * hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Run the module.
+
+        Shape:
+            hidden, return: (B, N, D)
+        """
+        inner = self.fc1(hidden)
+        if self.is_gated:
+            gate, inner = inner.chunk(2, dim=-1)
+            inner = F.silu(gate) * inner
+        else:
+            inner = F.gelu(inner)
+        out: Tensor = self.fc2(inner)
+        return out
+
+
+class _LayerScale(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), _LAYER_SCALE))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Run the module.
+
+        Shape:
+            hidden, return: (B, N, D)
+        """
+        return hidden * self.gamma
+
+
+class _Block(nn.Module):
+    """Pre-norm transformer block with layer scale."""
+
+    def __init__(self, dim: int, num_heads: int, hidden_dim: int, is_gated: bool, norm_eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = _Attention(dim, num_heads)
+        self.ls1 = _LayerScale(dim)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = _FeedForward(dim, hidden_dim, is_gated)
+        self.ls2 = _LayerScale(dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Run the module.
+
+        Shape:
+            hidden, return: (B, N, D)
+        """
+        hidden = hidden + self.ls1(self.attn(self.norm1(hidden)))
+        out: Tensor = hidden + self.ls2(self.mlp(self.norm2(hidden)))
+        return out
+
+
+class _Dinov2Trunk(nn.Module):
+    """The parameters; ``Dinov2Encoder.encode`` runs them, as it resamples the positions."""
+
+    def __init__(
+        self,
+        num_patches: int,
+        patch_size: int,
+        dim: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        is_gated: bool,
+        num_register_tokens: int,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, dim, patch_size, stride=patch_size)))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + num_patches, dim))
+        self.blocks = nn.Sequential(
+            *[_Block(dim, num_heads, hidden_dim, is_gated, norm_eps) for _ in range(num_layers)]
+        )
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        nn.init.trunc_normal_(self.pos_embed, std=INIT_STD)
+        nn.init.normal_(self.cls_token, std=_TOKEN_STD)
+        for block in self.blocks:
+            init_weights(block, (nn.Linear,))
+            if is_gated:  # begins as if there were no gate; source: timm, layers/mlp.py, GluMlp.init_weights
+                inner: nn.Linear = block.get_submodule("mlp.fc1")  # type: ignore[assignment]
+                nn.init.normal_(inner.weight[hidden_dim:], std=_TOKEN_STD)
+                nn.init.ones_(inner.bias[hidden_dim:])
+        self.reg_token = None
+        if num_register_tokens:
+            self.reg_token = nn.Parameter(torch.randn(1, num_register_tokens, dim) * _TOKEN_STD)
 
 
 class Dinov2Encoder(Encoder):
@@ -96,16 +215,14 @@ class Dinov2Encoder(Encoder):
             return: prefix (B, 1 + registers, D), patches (B, H*W, D)
         """
         trunk: Any = self.trunk
-        patches = rearrange(trunk.patch_embed.proj(pixels), "b d h w -> b (h w) d")
+        patches = rearrange(trunk.patch_embed(pixels), "b d h w -> b (h w) d")
         class_token = trunk.cls_token.expand(patches.shape[0], -1, -1)
         hidden = torch.cat([class_token, patches], dim=1)
         hidden = hidden + self.resample_positions(trunk.pos_embed, self.grid_size[0])
         if trunk.reg_token is not None:  # registers have no position
             registers = trunk.reg_token.expand(patches.shape[0], -1, -1)
             hidden = torch.cat([hidden[:, :1], registers, hidden[:, 1:]], dim=1)
-        for block in trunk.blocks:
-            hidden = block(hidden)
-        hidden = trunk.norm(hidden)
+        hidden = trunk.norm(trunk.blocks(hidden))
         prefix, patches = hidden[:, : self.num_prefix_tokens], hidden[:, self.num_prefix_tokens :]
         return VisionFeatures(prefix=prefix, patches=patches, grid=self.grid_size)
 
@@ -149,9 +266,6 @@ def dinov2_vit_giant_patch14(
             number of registers, or an unknown ``ffn``.
     Source: DINOv2, arXiv:2304.07193; facebookresearch/dinov2, vit_giant2 and SwiGLUFFNFused.
     """
-    from timm.layers import Mlp, SwiGLUPacked
-    from timm.models.vision_transformer import VisionTransformer
-
     name = "dinov2_vit_giant_patch14"
     check_depth(name, num_layers)
     check_divisible(name, "input_size", input_size, "patch_size", patch_size)
@@ -165,23 +279,17 @@ def dinov2_vit_giant_patch14(
     if hidden_dim is None:
         hidden_dim = int(embed_dim * mlp_ratio)
         hidden_dim = (int(hidden_dim * 2 / 3) + 7) // 8 * 8 if is_gated else hidden_dim
-    trunk = VisionTransformer(
-        img_size=pretrain_image_size,
-        patch_size=patch_size,
-        num_classes=0,
-        global_pool="token",
-        embed_dim=embed_dim,
-        depth=num_layers,
-        num_heads=num_heads,
-        # timm truncates mlp_ratio * embed_dim to the (for a SwiGLU packed) width; the half keeps it exact
-        mlp_ratio=((2 if is_gated else 1) * hidden_dim + 0.5) / embed_dim,
-        init_values=1e-5,
-        norm_layer=partial(nn.LayerNorm, eps=norm_eps),
-        act_layer=nn.SiLU if is_gated else nn.GELU,
-        mlp_layer=SwiGLUPacked if is_gated else Mlp,
+    trunk = _Dinov2Trunk(
+        (pretrain_image_size // patch_size) ** 2,
+        patch_size,
+        embed_dim,
+        num_layers,
+        num_heads,
+        hidden_dim,
+        is_gated,
+        num_register_tokens,
+        norm_eps,
     )
-    if num_register_tokens:  # timm's own come with a position table of another length
-        trunk.reg_token = nn.Parameter(torch.randn(1, num_register_tokens, embed_dim) * _REGISTER_STD)
     side = input_size // patch_size
     return Dinov2Encoder(
         trunk,
@@ -195,7 +303,7 @@ def dinov2_vit_giant_patch14(
             input_size=input_size,
             resize_mode="bicubic",
             activation="silu" if is_gated else "gelu",
-            source="DINOv2, arXiv:2304.07193; github.com/facebookresearch/dinov2; timm's VisionTransformer",
+            source="DINOv2, arXiv:2304.07193; github.com/facebookresearch/dinov2",
             license="Apache-2.0",
             weights=_published(embed_dim, num_layers, num_register_tokens),
         ),

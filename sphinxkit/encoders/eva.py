@@ -7,10 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sphinxkit.encoders.layers import attend
-
-# Standard deviation of random weights. Source: BERT, arXiv:1810.04805 (initializer_range).
-INIT_STD = 0.02
+from sphinxkit.encoders.layers import INIT_STD, attend
 
 
 class _VisionEmbeddings(nn.Module):

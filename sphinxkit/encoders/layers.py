@@ -30,6 +30,8 @@ class QuickGELU(nn.Module):
         return hidden * torch.sigmoid(1.702 * hidden)
 
 
+# Standard deviation of random weights. Source: BERT, arXiv:1810.04805 (initializer_range); ConvNeXt; DINOv2.
+INIT_STD = 0.02
 # "gelu" is the exact form x * Phi(x) by erf; "gelu_tanh" its tanh approximation (arXiv:1606.08415, section 2).
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -63,6 +65,17 @@ def replace_activations(module: nn.Module, activation: str, where: str) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, kinds):
                 setattr(parent, name, layer())
+
+
+def init_weights(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """Draw the weights of all layers of some kinds from a truncated normal distribution; their biases become zero.
+
+    Source: ConvNeXt, arXiv:2201.03545, and DINOv2, arXiv:2304.07193, published code (standard deviation 0.02).
+    """
+    for layer in module.modules():
+        if isinstance(layer, kinds):
+            nn.init.trunc_normal_(layer.weight, std=INIT_STD)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
 
 def count_layers(names: Iterable[str], template: str) -> int:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
-from sphinxkit.encoders.eva import INIT_STD, EvaVisionTower, LayerStack
+from sphinxkit.encoders.eva import EvaVisionTower, LayerStack
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.blip2 import BLIP2_FORMATS
-from sphinxkit.encoders.layers import attend, count_layers
+from sphinxkit.encoders.layers import INIT_STD, attend, count_layers
 from sphinxkit.encoders.positions import grid_side, resample_positions
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures

@@ -59,7 +59,7 @@ class Probe(nn.Module):
         if isinstance(encoder, ConvNextEncoder) and 2 * self.side == MARKS:
             trunk: Any = encoder.trunk
             stage = trunk.stages[EARLY_STAGE]
-            early_dim = trunk.feature_info[EARLY_STAGE]["num_chs"]
+            early_dim = stage.downsample[-1].out_channels
             self.early_marks = nn.Sequential(nn.LayerNorm(early_dim), nn.Linear(early_dim, len(CHARACTERS) + 1))
             self.hook = stage.register_forward_hook(self._keep_early)
 
