@@ -127,8 +127,10 @@ class _NoValues(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         target = args[0] if args else kwargs.get("tensor")  # torch.nn.init names its tensor
-        if isinstance(target, Tensor) and target.is_meta and _only_fills(func):
+        if isinstance(target, Tensor) and target.is_meta and (_only_fills(func) or _only_scales(func, args)):
             return target
+        if func in _DRAWS and (made := torch.empty(*args, **kwargs)).is_meta:
+            return made
         return func(*args, **kwargs)
 
 
@@ -137,8 +139,14 @@ def _only_fills(func: Any) -> bool:
     return name in _FILLS or (name.endswith("_") and getattr(func, "__module__", "") == "torch.nn.init")
 
 
+def _only_scales(func: Any, args: tuple[Any, ...]) -> bool:
+    return func in _PRODUCTS and len(args) == 2 and isinstance(args[1], int | float)
+
+
 _FILLS = frozenset({"normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_"})
 """What constructors change weights by, in place."""
+_DRAWS = (torch.randn, torch.rand)
+_PRODUCTS = (Tensor.__mul__, Tensor.__rmul__, Tensor.mul, torch.mul)
 
 
 def check_place(device: str | torch.device, dtype: torch.dtype | str) -> tuple[torch.device, torch.dtype]:

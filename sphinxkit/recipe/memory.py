@@ -118,6 +118,10 @@ class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live: dict[int, int] = {}
         self._total = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, which takes as long as everything else here
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
@@ -147,11 +151,48 @@ class FusedOperators(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and len(args) > 2:
             return args[0].new_empty((*args[0].shape[:-1], args[2].shape[-1]))
-        if func in (F.layer_norm, F.gelu) and args:
+        if func in (F.layer_norm, F.rms_norm, F.gelu, F.silu, torch.sigmoid) and args:
             return torch.empty_like(args[0])
         if func is F.linear and len(args) > 1:
             return args[0].new_empty((*args[0].shape[:-1], args[1].shape[0]))
+        if func is F.interpolate and kwargs is not None:
+            scales = kwargs.get("scale_factor") or ()
+            size = kwargs.get("size") or [int(n * s) for n, s in zip(args[0].shape[-2:], scales, strict=True)]
+            return args[0].new_empty((*args[0].shape[:-2], *size))
+        name = getattr(func, "__name__", "")
+        if func is torch.arange and all(isinstance(arg, int) for arg in args):
+            options = {"dtype": torch.int64} | dict(kwargs or {})
+            return torch.empty(len(range(*args)), **options)
+        if func is torch.cat:
+            first, dim = args[0][0], kwargs.get("dim", 0) if kwargs else args[1] if len(args) > 1 else 0
+            shape = list(first.shape)
+            shape[dim] = sum(tensor.shape[dim] for tensor in args[0])
+            return first.new_empty(shape)
+        if func is Tensor.mean and kwargs is not None and kwargs.get("keepdim"):
+            return args[0].new_empty(args[0].narrow(kwargs["dim"], 0, 1).shape)
+        if func is torch.polar:
+            return torch.empty_like(args[0], dtype=args[0].dtype.to_complex())
+        if name in _ELEMENTWISE and not kwargs:
+            return _elementwise(*args)
         return func(*args, **(kwargs or {}))
+
+
+_ELEMENTWISE = frozenset(
+    {
+        *("mul", "__mul__", "__rmul__", "add", "__add__", "__radd__", "sub", "__sub__"),
+        *("div", "__truediv__", "__rdiv__", "__rtruediv__", "pow", "__pow__", "__rpow__", "__floordiv__"),
+    }
+)
+"""Operators whose result has their operands' common shape and dtype; quotients are of floating-point numbers here."""
+
+
+def _elementwise(*operands: Tensor | float) -> Tensor:
+    shape, dtype = torch.Size(()), None
+    tensors = [operand for operand in operands if isinstance(operand, Tensor)]
+    for tensor in tensors:
+        shape = torch.broadcast_shapes(shape, tensor.shape)
+        dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
+    return tensors[0].new_empty(shape, dtype=dtype)
 
 
 def peak_bytes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, **options: Any) -> int:
