@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -151,32 +153,37 @@ class FusedOperators(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention and len(args) > 2:
             return args[0].new_empty((*args[0].shape[:-1], args[2].shape[-1]))
-        if func in (F.layer_norm, F.rms_norm, F.gelu, F.silu, torch.sigmoid) and args:
-            return torch.empty_like(args[0])
+        if func in _LIKE_THEIR_INPUT and args:
+            return args[0].new_empty(args[0].shape)
         if func is F.linear and len(args) > 1:
             return args[0].new_empty((*args[0].shape[:-1], args[1].shape[0]))
         if func is F.interpolate and kwargs is not None:
             scales = kwargs.get("scale_factor") or ()
             size = kwargs.get("size") or [int(n * s) for n, s in zip(args[0].shape[-2:], scales, strict=True)]
             return args[0].new_empty((*args[0].shape[:-2], *size))
-        name = getattr(func, "__name__", "")
+        if func is F.conv2d and len(args) == 7 and args[5] == (1, 1) and isinstance(args[4], tuple):
+            given, weight, _, strides, paddings = args[:5]
+            sides = zip(given.shape[-2:], weight.shape[-2:], strides, paddings, strict=True)
+            size = [(side + 2 * padding - kernel) // stride + 1 for side, kernel, stride, padding in sides]
+            return given.new_empty((given.shape[0], weight.shape[0], *size))
         if func is torch.arange and all(isinstance(arg, int) for arg in args):
             options = {"dtype": torch.int64} | dict(kwargs or {})
             return torch.empty(len(range(*args)), **options)
         if func is torch.cat:
-            first, dim = args[0][0], kwargs.get("dim", 0) if kwargs else args[1] if len(args) > 1 else 0
+            first, dim = args[0][0], (kwargs or {}).get("dim", args[1] if len(args) > 1 else 0)
             shape = list(first.shape)
             shape[dim] = sum(tensor.shape[dim] for tensor in args[0])
             return first.new_empty(shape)
         if func is Tensor.mean and kwargs is not None and kwargs.get("keepdim"):
             return args[0].new_empty(args[0].narrow(kwargs["dim"], 0, 1).shape)
         if func is torch.polar:
-            return torch.empty_like(args[0], dtype=args[0].dtype.to_complex())
-        if name in _ELEMENTWISE and not kwargs:
+            return args[0].new_empty(args[0].shape, dtype=args[0].dtype.to_complex())
+        if getattr(func, "__name__", "") in _ELEMENTWISE and not kwargs:
             return _elementwise(*args)
         return func(*args, **(kwargs or {}))
 
 
+_LIKE_THEIR_INPUT = (F.layer_norm, F.rms_norm, F.gelu, F.silu, torch.sigmoid, torch.full_like)
 _ELEMENTWISE = frozenset(
     {
         *("mul", "__mul__", "__rmul__", "add", "__add__", "__radd__", "sub", "__sub__"),
@@ -187,12 +194,11 @@ _ELEMENTWISE = frozenset(
 
 
 def _elementwise(*operands: Tensor | float) -> Tensor:
-    shape, dtype = torch.Size(()), None
     tensors = [operand for operand in operands if isinstance(operand, Tensor)]
-    for tensor in tensors:
-        shape = torch.broadcast_shapes(shape, tensor.shape)
-        dtype = tensor.dtype if dtype is None else torch.promote_types(dtype, tensor.dtype)
-    return tensors[0].new_empty(shape, dtype=dtype)
+    deciding = [tensor for tensor in tensors if tensor.ndim] or tensors  # a scalar keeps the others' width
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in deciding))
+    sizes = itertools.zip_longest(*(reversed(tensor.shape) for tensor in tensors), fillvalue=1)
+    return tensors[0].new_empty([max(pair) for pair in sizes][::-1], dtype=dtype)
 
 
 def peak_bytes(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, **options: Any) -> int:

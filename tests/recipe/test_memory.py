@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sphinxkit
 from sphinxkit import encoders
 from sphinxkit.errors import DataError
-from sphinxkit.recipe.memory import gpu_bytes, memory, peak_bytes
+from sphinxkit.recipe import Recipe, shipped_recipes
+from sphinxkit.recipe.memory import FusedOperators, gpu_bytes, memory, peak_bytes
 
 FLOAT = 4  # bytes
 
@@ -144,3 +147,48 @@ def test_gpus() -> None:
 def test_errors(options: dict[str, int], message: str) -> None:
     with pytest.raises(DataError, match=message):
         memory("sphinx_micro", **options)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (3, 1), (8,), ()])
+def test_shapes_of_fused_operators_are_torchs(shape: tuple[int, ...]) -> None:
+    table = torch.empty(2, 3, 8, dtype=torch.bfloat16, device="meta")
+    other = torch.empty(shape, dtype=torch.float32, device="meta")
+    image, weight = torch.empty(2, 4, 9, 7, device="meta"), torch.empty(6, 2, 3, 2, device="meta")
+    tall = torch.empty(1, 3, 7, 5, device="meta")
+
+    def results() -> list[torch.Tensor]:
+        return [
+            *(table * other, other + table, table - other, table / other, table**other, 2.0 * table, 1.0 / table),
+            *(2.0**table, table // 3, F.silu(table), torch.sigmoid(table), F.rms_norm(table, (8,)), F.gelu(table)),
+            *(torch.arange(2, 9, 3, device="meta"), torch.arange(5, device="meta", dtype=torch.float32)),
+            *(torch.cat([table, table], dim=1), torch.cat([table, table, table], -1), torch.cat([table, table])),
+            *(
+                table.mean(dim=1, keepdim=True),
+                table.mean(dim=-1),
+                torch.polar(other, other),
+                torch.full_like(other, 2),
+            ),
+            F.conv2d(image, weight, None, (2, 1), (1, 0), (1, 1), 2),
+            F.conv2d(image, torch.empty(6, 4, 2, 2, device="meta"), stride=2),
+            F.interpolate(tall, size=(9, 4), mode="nearest"),
+            F.interpolate(tall, scale_factor=(1.5, 0.9), mode="bicubic"),
+        ]
+
+    expected = results()
+    with FusedOperators():
+        found = results()
+    for ours, torchs in zip(found, expected, strict=True):
+        assert (ours.shape, ours.dtype, ours.is_meta) == (torchs.shape, torchs.dtype, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if Recipe.find(name).kind == "model"])
+def test_every_shipped_model_is_counted_as_torch_follows_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = sphinxkit.memory(name, dtype=torch.bfloat16, text_tokens=40)
+    model = sphinxkit.build(name, device="meta", dtype=torch.bfloat16)
+    tags = 0 if model.vision is None else 2 * 2 * model.llm.embed_dim  # start and end token, beside the parts
+    assert sum(counted.weights.values()) == sum(p.numel() * p.element_size() for p in model.parameters()) - tags
+    module = sys.modules["sphinxkit.recipe.memory"]
+    monkeypatch.setattr(module, "_ELEMENTWISE", frozenset())
+    monkeypatch.setattr(module, "_LIKE_THEIR_INPUT", (F.layer_norm, F.gelu, F.rms_norm))
+    assert sphinxkit.memory(name, dtype=torch.bfloat16, text_tokens=40) == counted
