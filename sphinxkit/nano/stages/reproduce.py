@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sphinxkit.errors import RecipeError
@@ -23,6 +23,9 @@ BETA = 0.5
 ANY_SIZE_BETA = 0.6
 """Weight of the model tuned on pictures of any size in its mix with the one before; our choice, between 0.5 and 0.75,
 which were tried on scenes of another seed. Source: Wortsman et al., WiSE-FT, arXiv:2109.01903."""
+
+CHOICES_BETA = 0.7
+"""Weight of the model tuned on multiple choice in its mix with the one before; our choice, among 0.5 to 0.8."""
 
 
 def _encoders(output: Path, limit: TimeLimit, report: Report) -> bool:
@@ -54,11 +57,13 @@ def _training(name: str) -> Stage:
     return run
 
 
-def _mix(output: Path, limit: TimeLimit, report: Report) -> bool:
-    domains = [output / name / "model" for name in ("pretrain_real", "pretrain_synthetic")]
-    mix(domains, output / "mixed", beta=BETA, overwrite=True)
-    report("mixed", {"beta": BETA})
-    return True
+def _mixing(result: str, models: Sequence[str], beta: float) -> Stage:
+    def run(output: Path, limit: TimeLimit, report: Report) -> bool:
+        mix([output / name / "model" for name in models], output / result, beta=beta, overwrite=True)
+        report(result.split("/")[0], {"beta": beta})
+        return True
+
+    return run
 
 
 def _scores(name: str, folder: str) -> Stage:
@@ -73,16 +78,9 @@ def _scores(name: str, folder: str) -> Stage:
     return run
 
 
-def _mix_any_size(output: Path, limit: TimeLimit, report: Report) -> bool:
-    tuned = [output / name / "model" for name in ("finetune_any_size", "finetune_subimages")]
-    mix(tuned, output / "mixed_any_size" / "model", beta=ANY_SIZE_BETA, overwrite=True)
-    report("mixed_any_size", {"beta": ANY_SIZE_BETA})
-    return True
-
-
 def _any_size(output: Path, limit: TimeLimit, report: Report) -> bool:
     return evaluate_any_size(
-        output / "mixed_any_size" / "model",
+        output / "mixed_choices" / "model",
         output / "scores_any_size",
         should_stop=lambda: limit.is_over,
         report=lambda record: report("scores_any_size", record),
@@ -93,15 +91,23 @@ STAGES: Mapping[str, tuple[str, Stage]] = {
     "encoders": ("encoders/model", _encoders),
     "pretrain_real": ("pretrain_real/model", _training("pretrain_real")),
     "pretrain_synthetic": ("pretrain_synthetic/model", _training("pretrain_synthetic")),
-    "mixed": ("mixed", _mix),
+    "mixed": ("mixed", _mixing("mixed", ("pretrain_real", "pretrain_synthetic"), BETA)),
     "finetune": ("finetune/model", _training("finetune")),
     "finetune_more": ("finetune_more/model", _training("finetune_more")),
     "finetune_vqa": ("finetune_vqa/model", _training("finetune_vqa")),
     "scores_one_view": ("scores_one_view/scores.json", _scores("finetune_vqa", "scores_one_view")),
     "finetune_subimages": ("finetune_subimages/model", _training("finetune_subimages")),
     "finetune_any_size": ("finetune_any_size/model", _training("finetune_any_size")),
-    "mixed_any_size": ("mixed_any_size/model", _mix_any_size),
-    "scores": ("scores/scores.json", _scores("mixed_any_size", "scores")),
+    "mixed_any_size": (
+        "mixed_any_size/model",
+        _mixing("mixed_any_size/model", ("finetune_any_size", "finetune_subimages"), ANY_SIZE_BETA),
+    ),
+    "finetune_choices": ("finetune_choices/model", _training("finetune_choices")),
+    "mixed_choices": (
+        "mixed_choices/model",
+        _mixing("mixed_choices/model", ("finetune_choices", "mixed_any_size"), CHOICES_BETA),
+    ),
+    "scores": ("scores/scores.json", _scores("mixed_choices", "scores")),
     "scores_any_size": (f"scores_any_size/{PICTURES_FILE}", _any_size),
 }
 """The stages in order: what each writes below the output folder when it is done, and what runs it."""

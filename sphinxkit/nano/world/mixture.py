@@ -168,6 +168,8 @@ def _telling(world: World) -> list[object]:
         found.append(("long sides", *world.long_sides, world.max_aspect))
     if world.everyday_percent:
         found.append(("everyday", world.everyday_percent))
+    if world.rounds > 1 or world.told_first_percent:
+        found.append(("rounds", world.rounds, "told first", world.told_first_percent))
     if world.wordings:
         found.append(tuple(sorted(world.wordings.items())))
     return found

@@ -127,6 +127,10 @@ class World:
         max_aspect: With ``long_sides``: the longer side is at most ``max_aspect`` percent of the shorter one, upright
             or lying; two in five pictures are square. No side is below ``composition.MIN_SIDE``.
         everyday_percent: Questions in everyday words; see ``everyday``.
+        rounds: How often a scene of one task is asked about; from the second time on questions come again, with their
+            choices in another order.
+        told_first_percent: Multiple-choice questions that come after the same question without choices, which is
+            answered: an easier task to begin with.
         wordings: Task to the instruction that takes the place of its own, with its own's fields in braces.
     Raises:
         DataError: One of them is not possible.
@@ -148,6 +152,8 @@ class World:
         long_sides: Sequence[int] | None = None,
         max_aspect: int = 200,
         everyday_percent: int = 0,
+        rounds: int = 1,
+        told_first_percent: int = 0,
     ) -> None:
         if point_grid is not None and point_grid < 1:
             raise DataError(f"world: point_grid must be at least 1, got {point_grid}")
@@ -158,6 +164,11 @@ class World:
                 f"world: max_aspect must be at least 100 and everyday_percent a percentage, got {max_aspect} and "
                 f"{everyday_percent}"
             )
+        if rounds < 1 or not 0 <= told_first_percent <= 100:
+            raise DataError(
+                f"world: rounds must be at least 1 and told_first_percent a percentage, got {rounds} and "
+                f"{told_first_percent}"
+            )
         width, height = (size, size) if isinstance(size, int) else size
         self.style = Style(width, height, domain, split, max_objects, tuple(sizes), has_small_text)
         self.seed = seed
@@ -165,6 +176,7 @@ class World:
         self.point_grid = point_grid
         self.long_sides = None if long_sides is None else (long_sides[0], long_sides[1])
         self.max_aspect, self.everyday_percent = max_aspect, everyday_percent
+        self.rounds, self.told_first_percent = rounds, told_first_percent
         self.name = f"{domain}-{split}-{width}x{height}-{seed}"
         self.wordings = dict(wordings or {})
         unknown = [task for task in self.wordings if task not in MAKERS]
@@ -215,6 +227,8 @@ class World:
             scene = self.scene_of_kind(index, kind, attempt)
             samples = MAKERS[task](scene, self._rng("task", task, index, attempt))
             if samples:
+                for again in range(1, self.rounds):
+                    samples = [*samples, *MAKERS[task](scene, self._rng("task", task, index, attempt, again))]
                 return scene, samples
         raise DataError(
             f"world {self.name}: no sample of task {task!r} in {MAX_ATTEMPTS} scenes; is the style too narrow?"
@@ -274,7 +288,14 @@ class World:
             return self._conversation_of_all_tasks(index, num_turns)
         scene, samples = self._find(index, task)
         rng = self._rng("wording", task, index)
-        return scene, [message for sample in samples[:num_turns] for message in self._turn(task, sample, rng)]
+        messages: list[dict[str, str]] = []
+        for sample in samples[:num_turns]:
+            has_choices = isinstance(sample, tasks.MultipleChoiceSample)
+            if self.told_first_percent and has_choices and rng.chance(self.told_first_percent):
+                plain = tasks.QuestionSample(sample.question, sample.choices[sample.answer])
+                messages += self._turn("vqa", plain, rng)
+            messages += self._turn(task, sample, rng)
+        return scene, messages
 
     def _turn(self, task: str, sample: Any, rng: Rng) -> list[dict[str, str]]:
         if isinstance(sample, tasks.PoseSample) and self.point_grid is not None:

@@ -29,6 +29,37 @@ def test_everyday_questions_are_mixed_in() -> None:
     assert 15 < everyday_ones < 45
 
 
+def choices(question: str) -> dict[str, str]:
+    """Letter to choice."""
+    return dict(re.findall(r"^([A-D])\. (.+)$", question, re.MULTILINE))
+
+
+def test_further_rounds_ask_the_same_scene_with_other_orders_of_choices() -> None:
+    one, three = World(size=128), World(size=128, rounds=3)
+    moved = 0
+    for index in range(10):
+        (_, first), (_, more) = (world.conversation(index, "multiple_choice", 99) for world in (one, three))
+        assert more[: len(first)] == first
+        assert 2 * len(first) < len(more) <= 4 * len(first)
+        answers: dict[str, set[str]] = {}
+        for asked, told in zip(more[::2], more[1::2], strict=True):
+            question = asked["content"].splitlines()[1]
+            answers.setdefault(question, set()).add(choices(asked["content"])[told["content"]])
+            moved += asked not in first
+        assert all(len(found) == 1 for found in answers.values())  # the same answer, whatever its letter
+    assert moved > 20
+
+
+def test_choices_come_after_the_answer_that_is_told_first() -> None:
+    world = World(size=128, told_first_percent=100)
+    for index in range(10):
+        _, messages = world.conversation(index, "multiple_choice", 3)
+        assert len(messages) % 4 == 0
+        for plain, answer, asked, letter in zip(*(messages[k::4] for k in range(4)), strict=True):
+            assert plain["content"].splitlines()[0] == asked["content"].splitlines()[1]
+            assert choices(asked["content"])[letter["content"]] == answer["content"]
+
+
 def test_paraphrases_keep_what_is_asked_about() -> None:
     found = {paraphrase("What color is the ring?", Rng("test", index)) for index in range(60)}
     assert {"What color is the ring?", "What colour is the ring?", "Which color does the ring have?"} <= found

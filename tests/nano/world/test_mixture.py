@@ -93,6 +93,8 @@ def test_the_fingerprint_tells_other_worlds() -> None:
         mixture(options={"max_objects": 2}),
         mixture(options={"point_grid": 128}),
         mixture(options={"has_all_wordings": True}),
+        mixture(options={"rounds": 2}),
+        mixture(options={"told_first_percent": 50}),
         mixture(options={"wordings": {"vqa": "{question}"}}),
         mixture(sources=[*SOURCES[:2], {"task": "text", "options": {"domain": "real"}}]),
         mixture(sources=[{"task": "vqa", "weight": 2}, *SOURCES[1:]]),
