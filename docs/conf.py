@@ -28,7 +28,7 @@ html_theme = "furo"
 html_title = f"sphinxkit {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_search_scorer = "_static/scorer.js"
+html_search_scorer = str(DOCS / "_static" / "scorer.js")
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]
 
