@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sphinxkit.errors import DataError
-from sphinxkit.llama.moe import Experts
+from sphinxkit.llama.moe import Experts, MoEOptions
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.registry import no_imports, suggest
@@ -93,7 +93,7 @@ def experts_of(module: nn.Module) -> list[nn.Parameter]:
 def num_inactive(llm: nn.Module) -> int:
     """How many parameters of a language model compute nothing for a token: those of the experts not chosen."""
     moe = getattr(llm, "moe", None)
-    if moe is None:
+    if not isinstance(moe, MoEOptions):
         return 0
     return sum(p.numel() for p in experts_of(llm)) * (moe.num_experts - moe.num_experts_per_tok) // moe.num_experts
 

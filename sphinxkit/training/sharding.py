@@ -51,17 +51,17 @@ def _split_experts(experts: Experts, mesh: DeviceMesh) -> None:
             parts = distribute_tensor(weight, mesh, [Shard(1)])
             module.register_parameter(key, nn.Parameter(parts, weight.requires_grad))
 
-    def give(module: nn.Module, inputs: Any, mesh: DeviceMesh) -> tuple[Tensor, ...]:
+    def give(module: nn.Module, inputs: Any, mesh: DeviceMesh) -> Any:
         x, weights = (  # every process has a part of their gradients
             DTensor.from_local(each, mesh, [Replicate()]).to_local(grad_placements=[Partial()]) for each in inputs[:2]
         )
         return x, weights, inputs[2]
 
-    def add_up(module: nn.Module, output: Any, mesh: DeviceMesh) -> Tensor:
+    def add_up(module: nn.Module, output: Any, mesh: DeviceMesh) -> Any:
         return DTensor.from_local(output, mesh, [Partial()]).redistribute(placements=[Replicate()]).to_local()
 
-    weights = experts.matrices
-    experts.matrices = lambda: tuple(cast(DTensor, weight).to_local() for weight in weights())
+    whole = experts.matrices
+    setattr(experts, "matrices", lambda: tuple(cast(DTensor, weight).to_local() for weight in whole()))  # noqa: B010
     distribute_module(experts, mesh, split, give, add_up)
 
 
