@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import tarfile
 import tempfile
 import time
@@ -60,13 +61,13 @@ def _lines(context: Context) -> Iterator[Case]:
     count = context.pick(10_000_000, 2_000)
     folder = _folder(context, "jsonl")
     draw = random.Random(0)
-    for shard in range(SHARDS):
-        with (folder / f"{shard}.jsonl").open("w") as file:
-            for number in range(shard * count // SHARDS, (shard + 1) * count // SHARDS):
-                image = f'"image": "{number:09d}.jpg", ' if number % 4 else ""
-                answer = "x" * draw.randrange(60)
-                file.write(f'{{{image}"conversations": [{{"from": "human", "value": "What?"}}, ')
-                file.write(f'{{"from": "gpt", "value": "{answer}"}}]}}\n')
+    with (folder / "0.jsonl").open("w") as file:
+        for number in range(count // SHARDS):
+            image = f'"image": "{number:09d}.jpg", ' if number % 4 else ""
+            answer = "x" * draw.randrange(60)
+            file.write(f'{{{image}"conversations": [{{"from": "human", "value": "What?"}}, ')
+            file.write(f'{{"from": "gpt", "value": "{answer}"}}]}}\n')
+    _copy(folder / "0.jsonl")
     yield _index_case(context, "JSON lines", count, "jsonl", others={"every process reads all": "scan_and_open"})
     _delete(folder)
 
@@ -75,13 +76,13 @@ def _members(context: Context) -> Iterator[Case]:
     count = context.pick(1_000_000, 400)
     folder = _folder(context, "tar")
     picture = bytes(400)
-    for shard in range(SHARDS):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
-            for number in range(count // SHARDS // 2):
-                for ending, content in (("jpg", picture), ("txt", b"a caption")):
-                    info = tarfile.TarInfo(f"{shard:05d}{number:06d}.{ending}")
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
+    with tarfile.open(folder / "0.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number in range(count // SHARDS // 2):
+            for ending, content in (("jpg", picture), ("txt", b"a caption")):
+                info = tarfile.TarInfo(f"{number:09d}.{ending}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    _copy(folder / "0.tar")
     others = {"tarfile, one process": "list_members"}
     yield _index_case(context, "members of tars, two a record", count, "tar", others=others)
     _delete(folder)
@@ -97,11 +98,11 @@ def _rows(context: Context) -> Iterator[Case]:
     count = context.pick(1_000_000, 400)
     folder = _folder(context, "parquet")
     words = ["one", "two", "three", "four"]
-    for shard in range(SHARDS):
-        draw = random.Random(shard)
-        texts = [" ".join(draw.choices(words, k=40)) for _ in range(count // SHARDS)]
-        table = pyarrow.table({"text": texts, "url": [f"https://example.org/{n}" for n in range(len(texts))]})
-        pyarrow.parquet.write_table(table, folder / f"{shard}.parquet", row_group_size=1000)
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(words, k=40)) for _ in range(count // SHARDS)]
+    table = pyarrow.table({"text": texts, "url": [f"https://example.org/{n}" for n in range(len(texts))]})
+    pyarrow.parquet.write_table(table, folder / "0.parquet", row_group_size=1000)
+    _copy(folder / "0.parquet")
     yield _index_case(context, "rows of Parquet", count, "parquet", others={})
     _delete(folder)
 
@@ -110,6 +111,11 @@ def _folder(context: Context, name: str) -> Path:
     folder = context.scratch / name
     folder.mkdir()
     return folder
+
+
+def _copy(first: Path) -> None:
+    for shard in range(1, SHARDS):
+        shutil.copy(first, first.with_stem(str(shard)))
 
 
 def _delete(folder: Path) -> None:

@@ -260,6 +260,17 @@ def test_recipes_of_kind_mixture_are_validated_by_this_signature() -> None:
         model.model_validate({"sources": [{"path": "a.jsonl", "wieght": 1}]})
 
 
+def test_published_conversations_are_trimmed_and_our_own_must_be_whole(tmp_path: Path) -> None:
+    """ShareGPT's conversations begin with an answer or end with a question."""
+    turns = [{"from": who, "value": f"{number}"} for number, who in enumerate(("gpt", "human", "gpt", "human"))]
+    (tmp_path / "raw.json").write_text(json.dumps([{"conversations": turns}]))
+    sample = make(tmp_path, {"path": "raw.json"}).read(SampleRef(0, 0, 0))
+    assert [message["content"] for message in sample.messages] == ["1", "2"]
+    (tmp_path / "own.jsonl").write_text(json.dumps({"conversations": turns}))
+    with pytest.raises(DataError, match=r"own\.jsonl:1: message 0"):
+        make(tmp_path, {"path": "own.jsonl"}).read(SampleRef(0, 0, 0))
+
+
 def test_locality_reads_every_source_block_by_block(folder: Path) -> None:
     mixture = make(folder, *ALL, batch_size=4, locality=5)
     assert counts(mixture) == counts(make(folder, *ALL, batch_size=4))

@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import tarfile
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,21 @@ def test_an_index_is_built_once_and_again_when_a_shard_changes(tmp_path: Path, m
     with pytest.raises(ShardChangedError, match=r"s\.jsonl: the file has changed or been cut since it was indexed"):
         source.read(0)
     assert len(open_source(path)) == 500
+
+
+def test_of_many_that_start_at_once_one_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = jsonl(tmp_path / "s.jsonl", b'{"a": 0}\n' * 10)
+    scans = []
+
+    def scan(*arguments: Any, original: Any = index._scan) -> Any:
+        scans.append(arguments)
+        time.sleep(0.05)
+        return original(*arguments)
+
+    monkeypatch.setattr(index, "_scan", scan)
+    with ThreadPoolExecutor(4) as pool:  # a lock of a file keeps threads apart as it does processes
+        assert len({source.index for source in pool.map(open_source, [path] * 4)}) == 1
+    assert len(scans) == 1
 
 
 def test_a_shard_cut_under_a_reader_stops_it(tmp_path: Path) -> None:
