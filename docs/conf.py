@@ -40,7 +40,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # "Attributes" are fields: as properties they are documented a second time
 napoleon_custom_sections = [("Shape", "params_style"), "Source"]
-suppress_warnings = ["config.cache"]
+suppress_warnings = ["config.cache", "ref.python"]  # ref.python: two parts have a class of one name
 
 
 class Search(SearchEnglish):
