@@ -301,7 +301,7 @@ def is_json_lines(path: str | Path) -> bool:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         return len(heads) == 2 and all(isinstance(json.loads(head), dict) for head in heads)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

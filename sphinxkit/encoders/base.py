@@ -230,19 +230,35 @@ def check_divisible(where: str, what: str, value: int, by_what: str, by: int) ->
         raise ShapeError(f"{where}: {what} {value} is not a positive multiple of {by_what} {by}")
 
 
+def check_positive(where: str, **sizes: float) -> None:
+    """Raise unless every size is positive.
+
+    Args:
+        where: Name of the caller, for the message.
+        sizes: By name.
+    Raises:
+        ShapeError: One is not; the message names it.
+    """
+    for what, size in sizes.items():
+        if not size > 0:
+            raise ShapeError(f"{where}: {what} must be positive, got {size}")
+
+
 registry: Registry[Encoder] = Registry("encoder")
 register = registry.register
 names = registry.names
 
 
 def check_depth(where: str, *num_layers: int) -> None:
-    """Raise if a network would have more layers than any that there is: each costs time to make, even without memory.
+    """Raise unless a network has as many layers as one may have: each costs time to make, even without memory.
 
     Args:
         where: Name of the caller, for the message.
         num_layers: Of each stack of layers.
     Raises:
-        ShapeError: They are more than ``MAX_LAYERS`` together.
+        ShapeError: A number is negative, or they are more than ``MAX_LAYERS`` together.
     """
+    if min(num_layers, default=0) < 0:
+        raise ShapeError(f"{where}: expected at least 0 layers, got {min(num_layers)}")
     if sum(num_layers) > MAX_LAYERS:
         raise ShapeError(f"{where}: {sum(num_layers)} layers, but {MAX_LAYERS} are the most")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, check_positive, register
 from sphinxkit.encoders.eva import LayerStack
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.clip import CLIP_FORMATS
@@ -197,6 +197,7 @@ def clip_vit_large_patch14(
     check_divisible(name, "image_size", image_size, "patch_size", patch_size)
     check_divisible(name, "embed_dim", embed_dim, "num_heads", num_heads)
     hidden_dim = int(embed_dim * mlp_ratio)
+    check_positive(name, hidden_dim=hidden_dim)
     layer = activation_layer(activation, name)
     trunk = _ClipTrunk(image_size, patch_size, embed_dim, num_layers, num_heads, hidden_dim, layer, norm_eps)
     side = image_size // patch_size

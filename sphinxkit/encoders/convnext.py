@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, check_positive, register
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.convnext import CONVNEXT_FORMATS
 from sphinxkit.encoders.layers import activation_layer, count_layers, init_weights, replace_activations
@@ -159,6 +159,7 @@ def convnext_xxlarge(
     check_depth(name, *depths)
     if len(dims) != 4 or len(depths) != 4:
         raise ShapeError(f"{name}: expected four dims and four depths, got dims {tuple(dims)}, depths {tuple(depths)}")
+    check_positive(name, dims=min(dims))
     trunk = _ConvNextTrunk(dims, depths, activation_layer(activation, name), norm_eps)
     side = input_size // _STRIDE
     return ConvNextEncoder(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, check_positive, register
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.dinov2 import DINOV2_FORMATS
 from sphinxkit.encoders.layers import INIT_STD, attend, count_layers, init_weights
@@ -279,6 +279,7 @@ def dinov2_vit_giant_patch14(
     if hidden_dim is None:
         hidden_dim = int(embed_dim * mlp_ratio)
         hidden_dim = (int(hidden_dim * 2 / 3) + 7) // 8 * 8 if is_gated else hidden_dim
+    check_positive(name, hidden_dim=hidden_dim)
     trunk = _Dinov2Trunk(
         (pretrain_image_size // patch_size) ** 2,
         patch_size,

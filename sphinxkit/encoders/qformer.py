@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, register
+from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, check_positive, register
 from sphinxkit.encoders.eva import EvaVisionTower, LayerStack
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.blip2 import BLIP2_FORMATS
 from sphinxkit.encoders.layers import INIT_STD, attend, count_layers
 from sphinxkit.encoders.positions import grid_side, resample_positions
-from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
 
 
@@ -308,8 +307,8 @@ def blip2_qformer(
     check_divisible(name, "image_size", image_size, "patch_size", patch_size)
     check_divisible(name, "vision_dim", vision_dim, "vision_heads", vision_heads)
     check_divisible(name, "embed_dim", embed_dim, "num_heads", num_heads)
-    if cross_attention_frequency < 1:
-        raise ShapeError(f"{name}: cross_attention_frequency must be at least 1, got {cross_attention_frequency}")
+    check_positive(name, hidden_dim=hidden_dim, vision_hidden_dim=vision_hidden_dim, num_query_tokens=num_query_tokens)
+    check_positive(name, cross_attention_frequency=cross_attention_frequency)
     tower = EvaVisionTower(
         image_size, patch_size, vision_dim, vision_layers, vision_heads, vision_hidden_dim, vision_norm_eps
     )

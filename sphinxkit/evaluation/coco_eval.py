@@ -221,7 +221,7 @@ def score_results(annotations: str | Path, results: str | Path) -> tuple[int, Me
         raise DataError("COCO's results need pycocotools: pip install sphinxkit[eval]")
     try:
         gold = json.loads(Path(annotations).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{annotations}: cannot be read: {error}") from error
     gold = _checked(gold, str(annotations))
     images, categories = ({each["id"] for each in gold[part]} for part in ("images", "categories"))

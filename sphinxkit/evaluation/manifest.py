@@ -83,7 +83,7 @@ def open_manifest(output: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         )
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: the manifest cannot be read: {error}") from error
     # as JSON holds it: tuples are lists there
     different = list(_differences(old, json.loads(json.dumps(manifest))))

@@ -114,7 +114,7 @@ def _read_lines(output: Path, questions: Sequence[Question]) -> dict[int, bytes]
             index = int(row["key"].split(":", 1)[0])
             is_known = 0 <= index < len(questions) and questions[index].key == row["key"]
             is_answer = "error" not in row and isinstance(row["answer"], str)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{output}:{number}: not a line of this run ({error!r}); delete the line") from error
         if not is_known or index in lines:
             raise DataError(f"{output}:{number}: key {row['key']!r} is unknown or there twice; delete the line")

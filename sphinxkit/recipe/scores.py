@@ -115,7 +115,7 @@ def parse_score(output: str) -> float:
     last = lines[-1].strip() if lines else ""
     try:
         value = json.loads(last)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict):
         value = value.get("score")

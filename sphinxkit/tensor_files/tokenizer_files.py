@@ -110,7 +110,7 @@ def parse_json(content: bytes, where: str | Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{where}: holds a {type(found).__name__}, expected an object")

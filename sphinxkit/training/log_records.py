@@ -22,7 +22,7 @@ def read_log(folder: Path, name: str = LOG_FILE) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict) and "step" in record:
             records.append(record)

@@ -55,7 +55,7 @@ def _describe(holder: str) -> str:
     try:
         found = json.loads(holder)
         return f"process {found['pid']} on {found['host']}, since {found['since']}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "it has just started"
 
 

@@ -109,7 +109,7 @@ def read_run(path: Path) -> dict[str, Any]:
     path = path / RUN_FILE
     try:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path} cannot be read: {error}") from error
     lacking = [key for key in _RUN_KEYS if not isinstance(run, dict) or not isinstance(run.get(key), dict)]
     if lacking:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
+import random
+import resource
 import signal
 import sys
 import time
@@ -31,6 +34,40 @@ TRAIN: dict[str, Any] = {
     "data": {"texts": {"mixture": {"sources": [{"path": "texts.jsonl", "type": "text"}]}, "batch_size": 2}},
     **{"train": ["llm"], "dtype": "float32", "device": "cpu", "num_workers": 0, "save_every": 3, "keep_checkpoints": 2},
 }
+
+ODD: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 2, 3, 7, 10**5, 10**9, 10**18, 10**40, -(10**40), 0.5, -0.0, 1e308, float("inf")),
+    *(
+        float("nan"),
+        "",
+        " ",
+        "x",
+        "1",
+        "os:system",
+        "os.path:join",
+        ":",
+        "a:b:c",
+        "llama",
+        "grid",
+        "from_config",
+        "\ud800",
+    ),
+    *("\x00", "x" * 5000, "é" * 10, "../../etc/passwd", "/dev/zero", "hf://a/b", "hf://", "nano", "~", "2020-99-99"),
+    *(
+        [],
+        [[]],
+        {},
+        {"type": "llama"},
+        {"type": None},
+        {"type": []},
+        {1: 2},
+        {None: None},
+        {"a": {"b": {}}},
+        [1, 2],
+        [1e9, 1e9],
+    ),
+    *([0] * 3000, {str(n): n for n in range(2000)}, "sphinx_13b", b"bytes", {"type": "os:system", "command": "true"}),
+)
 
 Work = Callable[[], object]
 
@@ -151,6 +188,63 @@ def content(path: Path, skip: tuple[str, ...] = ()) -> dict[str, str]:
 def leftovers(folder: Path) -> list[str]:
     """Temporary names below a folder."""
     return [str(each.relative_to(folder)) for each in folder.rglob("*") if each.name.endswith(TEMP_SUFFIX)]
+
+
+def nodes(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of a document and of everything in it."""
+    found = [path]
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        found += nodes(each, (*path, key))
+    return found
+
+
+def damaged(document: Any, rng: random.Random) -> Any:
+    """A document with up to three changes to its keys and values."""
+    document = copy.deepcopy(document)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        path = rng.choice(nodes(document)[1:] or [()])
+        if not path:
+            return rng.choice(ODD)
+        holder = document
+        for key in path[:-1]:
+            holder = holder[key]
+        key, kind = path[-1], rng.randrange(6)
+        if kind == 0:
+            del holder[key]
+        elif kind == 1:
+            holder[key] = [holder[key]] * rng.choice((1, 2, 1000))
+        elif kind == 2 and isinstance(holder, dict):
+            holder[rng.choice((f"{key}s", "", 1, None, "type", "weights", str(key).upper()))] = holder.pop(key)
+        elif kind == 3 and isinstance(holder[key], int | float):
+            holder[key] *= rng.choice((-1, 0, 2, 1000, 1e9, 10**9, 10**30, 0.5))
+        else:
+            holder[key] = rng.choice(ODD)
+    return document
+
+
+def damaged_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Bytes with a few changed, cut out, doubled or put in."""
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 2, 8))):
+        place = rng.randrange(len(data))
+        kind = rng.randrange(4)
+        if kind == 0:
+            data[place] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del data[place : place + rng.randrange(1, 40)]
+        elif kind == 2:
+            data[place:place] = data[place : place + rng.randrange(1, 40)]
+        else:
+            data[place] = rng.randrange(256)
+        if not data:
+            break
+    return bytes(data)
+
+
+def peak() -> int:
+    """Peak memory of this process in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def outcome(work: Work) -> str:

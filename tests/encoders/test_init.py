@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -76,3 +78,23 @@ def test_a_hundred_thousand_layers_are_refused_before_one_is_made(name: str) -> 
     deep = {"depths": (1, 1, 100_000, 1)} if "depths" in TINY[name] else {"num_layers": 100_000}
     with torch.device("meta"), pytest.raises(ShapeError, match=r"layers, but 256 are the most"):
         encoders.create(name, **(TINY[name] | deep))
+
+
+WRONG = [
+    ("clip_vit_large_patch14", {"num_layers": -2}, "expected at least 0 layers, got -2"),
+    ("clip_vit_large_patch14", {"mlp_ratio": -1.0}, "hidden_dim must be positive"),
+    ("convnext_xxlarge", {"depths": (1, 1, -1, 1)}, "expected at least 0 layers, got -1"),
+    ("convnext_xxlarge", {"dims": (8, 8, 0, 8)}, "dims must be positive, got 0"),
+    ("dinov2_vit_giant_patch14", {"num_layers": -1}, "expected at least 0 layers, got -1"),
+    ("dinov2_vit_giant_patch14", {"hidden_dim": -2}, "hidden_dim must be positive, got -2"),
+    ("blip2_qformer", {"vision_layers": -1}, "expected at least 0 layers, got -1"),
+    ("blip2_qformer", {"num_query_tokens": 0}, "num_query_tokens must be positive"),
+    ("blip2_qformer", {"hidden_dim": 0}, "hidden_dim must be positive, got 0"),
+    ("blip2_qformer", {"vision_hidden_dim": -1}, "vision_hidden_dim must be positive"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), WRONG)
+def test_sizes_that_are_not_positive_are_named(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        encoders.create(name, **{**TINY[name], **options})

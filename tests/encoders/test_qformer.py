@@ -133,5 +133,5 @@ def test_errors() -> None:
         blip2_qformer(vision_dim=30, vision_heads=4)
     with pytest.raises(ShapeError, match="embed_dim 30 is not a positive multiple of num_heads 4"):
         blip2_qformer(embed_dim=30, num_heads=4)
-    with pytest.raises(ShapeError, match="cross_attention_frequency must be at least 1, got 0"):
+    with pytest.raises(ShapeError, match="cross_attention_frequency must be positive, got 0"):
         blip2_qformer(cross_attention_frequency=0)

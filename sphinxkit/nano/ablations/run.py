@@ -278,6 +278,6 @@ def read_results(folder: str | Path) -> Sequence[Mapping[str, Any]]:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             found.append({key: document[key] for key in RESULT_KEYS})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecipeError(f"{path}: is not the result of a variant ({error!r})") from error
     return found
