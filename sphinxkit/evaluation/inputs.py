@@ -182,8 +182,9 @@ def _by_question_id(path: str | Path, given: Sequence[_Given], annotations: Sequ
         for each, expected in zip(given, wanted, strict=False):
             if each.question_id != expected:
                 raise DataError(
-                    f"{path}:{each.line}: question_id {each.question_id!r} where the annotations have {expected!r}; "
-                    "the benchmark's ids are not unique, so predictions must be in the annotations' order"
+                    f"{path}:{each.line}: question_id {each.question_id!r:.80} where the annotations have "
+                    f"{expected!r:.80}; the benchmark's ids are not unique, so predictions must be in the annotations' "
+                    "order"
                 )
         _check_count(path, len(given), len(wanted))
         return [each.answer for each in given]
@@ -193,17 +194,17 @@ def _by_question_id(path: str | Path, given: Sequence[_Given], annotations: Sequ
     for each in given:
         line, question_id = each.line, str(each.question_id)
         if question_id not in known:
-            raise DataError(f"{path}:{line}: question_id {question_id!r} is not in the annotations")
+            raise DataError(f"{path}:{line}: question_id {question_id!r:.80} is not in the annotations")
         if question_id in answers:
             raise DataError(
-                f"{path}:{line}: question_id {question_id!r} is there twice, first on line {lines[question_id]}"
+                f"{path}:{line}: question_id {question_id!r:.80} is there twice, first on line {lines[question_id]}"
             )
         answers[question_id], lines[question_id] = each.answer, line
     missing = [annotation for annotation in annotations if str(annotation.question_id) not in answers]
     if missing:
         raise DataError(
             f"{path}: no prediction for {len(missing)} of {len(wanted)} questions, the first is question_id "
-            f"{missing[0].question_id!r} ({missing[0].where})"
+            f"{missing[0].question_id!r:.80} ({missing[0].where})"
         )
     return [answers[question_id] for question_id in wanted]
 

@@ -33,7 +33,8 @@ class _Fields:
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.record:
-            raise DataError(f"{self.where}: the annotation has no {name!r}; its keys: {', '.join(sorted(self.record))}")
+            keys = ", ".join(sorted(self.record))
+            raise DataError(f"{self.where}: the annotation has no {name!r}; its keys: {keys:.500}")
         return self.record[name]
 
     def choices(self, name: str = "choices") -> list[str]:
@@ -58,7 +59,7 @@ class _Fields:
         self, question_id: Any, gold: Any, *, image: object = "", question: object = "", split: str = "", **fields: Any
     ) -> Annotation:
         if isinstance(question_id, bool) or not isinstance(question_id, (str, int)):
-            raise DataError(f"{self.where}: question_id must be a string or an integer, got {question_id!r}")
+            raise DataError(f"{self.where}: question_id must be a string or an integer, got {question_id!r:.80}")
         record = {**self.record, **fields}
         return Annotation(question_id, str(image), str(question), gold, self.where, image_size(record), record, split)
 

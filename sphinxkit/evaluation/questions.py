@@ -86,7 +86,7 @@ def _image(annotation: Annotation, folder: Path, strip_prefix: str) -> Path | No
     if not path:
         return None
     if not path.startswith(strip_prefix):
-        raise DataError(f"{annotation.where}: image_path {path!r} does not begin with {strip_prefix!r}")
+        raise DataError(f"{annotation.where}: image_path {path!r:.80} does not begin with {strip_prefix!r}")
     try:
         return image_below(folder, path.removeprefix(strip_prefix).lstrip("/" if strip_prefix else ""))
     except DataError as error:

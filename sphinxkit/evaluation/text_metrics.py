@@ -46,7 +46,7 @@ def gold_texts(annotation: Annotation) -> list[str]:
     golds = annotation.gold if isinstance(annotation.gold, list) else [annotation.gold]
     texts = [gold.get("answer") if isinstance(gold, dict) else gold for gold in golds]
     if not texts or any(isinstance(text, bool) or not isinstance(text, (str, int, float)) for text in texts):
-        raise DataError(f"{annotation.where}: gt_answers must be text or a list of texts, got {annotation.gold!r}")
+        raise DataError(f"{annotation.where}: gt_answers must be text or a list of texts, got {annotation.gold!r:.80}")
     return [str(text) for text in texts]
 
 
@@ -205,7 +205,7 @@ def relaxed_accuracy(records: Sequence[Record]) -> MetricResult:
 def _yes_no_gold(annotation: Annotation) -> str:
     gold = gold_texts(annotation)[0].strip().lower()
     if gold not in ("yes", "no"):
-        raise DataError(f"{annotation.where}: gt_answers must be yes or no, got {annotation.gold!r}")
+        raise DataError(f"{annotation.where}: gt_answers must be yes or no, got {annotation.gold!r:.80}")
     return gold
 
 
@@ -216,7 +216,8 @@ def _mme_category(annotation: Annotation) -> str:
     found = [name for name in names if name in folders] or [name for name in names if name in annotation.image_path]
     if not found:
         raise DataError(
-            f"{annotation.where}: no MME category in image_path {annotation.image_path!r}; known: {', '.join(names)}"
+            f"{annotation.where}: no MME category in image_path {annotation.image_path!r:.80}; known: "
+            f"{', '.join(names)}"
         )
     return found[-1]
 

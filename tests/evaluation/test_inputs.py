@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sphinxkit.errors import DataError
+import sphinxkit
+from sphinxkit.errors import DataError, SphinxkitError
 from sphinxkit.evaluation.annotation import Annotation
 from sphinxkit.evaluation.inputs import manifest_path, read_annotations, read_predictions
 
@@ -172,3 +173,20 @@ def test_json_lines_have_their_manifest_beside_them(tmp_path: Path, annotations:
 def test_a_size_that_no_image_has(size: tuple[int, int]) -> None:
     with pytest.raises(DataError, match=r"^a\.json:3: width and height must be positive, got \("):
         _ = Annotation(1, "", "", "x", "a.json:3", size, {}).geometry
+
+
+@pytest.mark.parametrize("key", ["question_id", "image_path", "gt_answers"])
+@pytest.mark.parametrize(
+    "value", ["x" * 200_000, ["y" * 200] * 1000, {str(number): number for number in range(20_000)}]
+)
+@pytest.mark.parametrize("benchmark", ["MME_benchmark", "vsr_val"])
+def test_messages_show_the_beginning_of_a_long_value(tmp_path: Path, key: str, value: object, benchmark: str) -> None:
+    asked = {"question_id": "1", "image_path": "color/a.jpg", "question": "q", "gt_answers": "yes"}
+    (tmp_path / "a.json").write_text(json.dumps([asked | {key: value}, asked | {"question_id": "2"}]))
+    (tmp_path / "p.json").write_text(json.dumps([{"question_id": str(number), "answer": "yes"} for number in (1, 2)]))
+    said = ""
+    try:
+        sphinxkit.score(benchmark, tmp_path / "a.json", tmp_path / "p.json")
+    except SphinxkitError as error:
+        said = str(error)
+    assert len(said) < 2000
