@@ -21,7 +21,7 @@ from sphinxkit import checkpoint
 from tests.campaign import trial
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(7200)]
-NUM_DAMAGED = 500
+NUM_DAMAGED = 500  # about ten minutes of a processor
 SEED = 2311
 MAX_SECONDS = 1.0  # of processor time above the undamaged checkpoint's
 MAX_BYTES = 200 * 10**6

@@ -178,7 +178,7 @@ def llm_from_meta(
     values = {**defaults, **{key: value for key, value in config.items() if key in defaults}}
     moe_numbers = _checked_moe(values.pop("moe", None), values.pop("load_balancing_weight", None), file)
     for key, value in values.items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**63
         is_whole = key in _WHOLE
         if value is None and defaults[key] is None:
             continue

@@ -173,6 +173,10 @@ def test_missing_keys_have_the_public_defaults() -> None:
         ({"n_heads": True}, "'n_heads' is True"),
         ({"n_layers": 0}, "'n_layers' is 0"),
         ({"dim": None}, "'dim' is None"),
+        ({"dim": float("inf")}, "'dim' is inf, expected a positive whole number"),
+        ({"norm_eps": float("nan")}, "'norm_eps' is nan, expected a positive number"),
+        ({"n_layers": 10**400}, "expected a positive whole number"),
+        ({"ffn_dim_multiplier": 1e308}, "'ffn_dim_multiplier' is 1e"),
         ({"rope_theta": -1}, "'rope_theta' is -1, expected a positive number"),
     ],
 )
