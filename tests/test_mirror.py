@@ -30,6 +30,7 @@ TESTED_IN = {
     "formatters/tasks/test_answers.py": "formatters/tasks/caption formatters/tasks/chart formatters/tasks/detection "
     "formatters/tasks/question formatters/tasks/region",
     "integrations/transformers/test_model.py": "integrations/transformers/config integrations/transformers/processor",
+    "integrations/test_vllm.py": "integrations/vllm_model",
     "interpolation/test_stream.py": "interpolation/paging",
     "llama/test_model.py": "llama/base",
     "mixers/test_channel.py": "mixers/base",

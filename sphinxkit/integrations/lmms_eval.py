@@ -132,7 +132,7 @@ class SphinxForLmmsEval(_Base):
             said: list[str] = []
             messages, info = to_messages(doc), None
             while messages is not None:
-                said += self._answer([(lambda now=messages: now, settings, task)])
+                said += self._answer([(partial(lambda now: now, messages), settings, task)])
                 following = to_messages(doc, round_idx=len(said), previous_output=list(said), previous_round_info=info)
                 if not (isinstance(following, tuple) and len(following) == 4):
                     break

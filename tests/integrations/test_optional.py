@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from sphinxkit.errors import SphinxkitError
-from sphinxkit.integrations import lmms_eval
+from sphinxkit.integrations import lmms_eval, vllm
 from sphinxkit.integrations.optional import require
 from sphinxkit.integrations.transformers import register
 
@@ -19,6 +19,9 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
     with pytest.raises(ImportError, match=r'lmms_eval.* cannot be imported .*pip install "sphinxkit\[lmms_eval\]"'):
         lmms_eval.manifest()
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match=r'vllm cannot be imported .*pip install "sphinxkit\[vllm\]"'):
+        vllm.register()
 
 
 def test_an_old_package_is_refused() -> None:
