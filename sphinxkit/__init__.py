@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sphinxkit.data.converters.convert import convert_data
     from sphinxkit.data.sources.files import index_data
     from sphinxkit.evaluation.benchmarks import score
+    from sphinxkit.evaluation.names import list_names
     from sphinxkit.evaluation.parity import verify
     from sphinxkit.evaluation.run import evaluate
     from sphinxkit.integrations.hub import push_to_hub
@@ -48,6 +49,7 @@ _HOMES = {
     "index_data": "sphinxkit.data.sources.files",
     "inspect": "sphinxkit.recipe.inspection",
     "inspect_data": "sphinxkit.recipe.data_inspection",
+    "list_names": "sphinxkit.evaluation.names",
     "load": "sphinxkit.recipe.io",
     "memory": "sphinxkit.recipe.memory",
     "mix": "sphinxkit.recipe.mixing",
@@ -82,6 +84,7 @@ __all__ = [
     "index_data",
     "inspect",
     "inspect_data",
+    "list_names",
     "load",
     "memory",
     "mix",

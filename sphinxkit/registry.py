@@ -184,7 +184,7 @@ class Registry(Generic[T]):
             signature.bind(**options)
         except TypeError as error:
             unknown = [option for option in options if option not in signature.parameters]
-            hint = suggest(unknown[0], signature.parameters) if unknown else ""
+            hint = suggest(unknown[0], set(signature.parameters) - set(options)) if unknown else ""
             raise RegistryError(f"{self.family} {name!r}: {error}{hint or '.'} Signature: {signature}") from error
         return builder(**options)
 

@@ -17,6 +17,7 @@ TESTED_IN = {
     "checkpoint/test_open.py": "checkpoint/opened",
     "cli/test_cli.py": "cli/check cli/convert cli/inspect cli/memory cli/progress cli/verify",
     "cli/test_draw.py": "cli/task_options",
+    "cli/test_list.py": "cli/completion evaluation/names",
     "cli/test_embedded.py": "cli/chat",
     "data/converters/test_convert.py": "data/converters/base",
     "cli/test_inspect_data.py": "data/inspection recipe/data_inspection",

@@ -203,3 +203,8 @@ def test_options_model_without_annotations(boxes: Registry[object]) -> None:
 def test_suggest() -> None:
     assert suggest("clip_vit_larg", ["clip_vit_large_patch14", "timm"]) == "; did you mean 'clip_vit_large_patch14'?"
     assert suggest("xyz", ["clip", "timm"]) == ""
+
+
+def test_an_option_that_is_given_is_not_proposed(boxes: Registry[object]) -> None:
+    with pytest.raises(RegistryError, match=r"'sizes'\. Signature"):
+        boxes.build("plain", in_dim=1, size=1, sise=2)

@@ -27,6 +27,7 @@ from sphinxkit.cli.fetch import fetch
 from sphinxkit.cli.generate import generate
 from sphinxkit.cli.inspect import inspect
 from sphinxkit.cli.inspect_data import inspect_data
+from sphinxkit.cli.list import list_names
 from sphinxkit.cli.memory import memory
 from sphinxkit.cli.mix import mix
 from sphinxkit.cli.reproduce import reproduce
@@ -47,7 +48,6 @@ app = typer.Typer(
     name="sphinxkit",
     help="SPHINX: load, ask, mix, convert and check multimodal LLMs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -72,6 +72,7 @@ for _command in (
     *(convert_data, inspect_data, evaluate, score, train, export, reproduce),
 ):
     app.command(_command.__name__.replace("_", "-"))(_command)
+app.command("list")(list_names)
 app.add_typer(delta_app, name="delta")
 app.add_typer(data_app, name="data")
 

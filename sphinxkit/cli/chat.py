@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from sphinxkit.built_in import NANO
-from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, option_groups
+from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, common_options, option_groups
 from sphinxkit.errors import DataError
 
 HELP = "/image PATH asks about another picture, /reset starts anew, /exit or Ctrl-D ends."
 
 
+@common_options("image", "system", "max_new_tokens", "device")
 @option_groups
 def chat(
     *,

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from sphinxkit.cli.completion import complete_recipe
 from sphinxkit.cli.options import Json, Trust
 from sphinxkit.errors import SphinxkitError
 
 
 def check(
-    recipes: Annotated[list[str], typer.Argument(help="Recipe files or shipped names.")],
+    recipes: Annotated[
+        list[str], typer.Argument(help="Recipe files or shipped names.", autocompletion=complete_recipe)
+    ],
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:

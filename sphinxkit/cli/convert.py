@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sphinxkit.cli.completion import complete_model, complete_names
 from sphinxkit.cli.options import (
     LlamaType,
     NoVerify,
@@ -14,6 +15,7 @@ from sphinxkit.cli.options import (
     RecipeOption,
     Replicas,
     TokenizerFile,
+    common_options,
     parse_dtype,
     parse_part,
     parse_replicas,
@@ -21,13 +23,22 @@ from sphinxkit.cli.options import (
 from sphinxkit.errors import DataError
 
 
+@common_options("output", "to", "part", "dtype", "overwrite")
 def convert(
     source: Annotated[
         str,
-        typer.Argument(help="Checkpoint directory, hf://org/repo or nano; with --part encoders also a model recipe."),
+        typer.Argument(
+            help="Checkpoint directory, hf://org/repo or nano; with --part encoders also a model recipe.",
+            autocompletion=complete_model,
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
-    to: Annotated[str, typer.Option("--to", help="sphinxkit, sphinx (as released), meta or hf.")] = "sphinxkit",
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="sphinxkit, sphinx (as released), meta or hf.", autocompletion=complete_names("formats")
+        ),
+    ] = "sphinxkit",
     num_shards: Annotated[
         int | None, typer.Option("--shards", min=1, help="Tensor-parallel shards (sphinx and meta; default 1).")
     ] = None,

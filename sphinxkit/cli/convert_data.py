@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from sphinxkit.cli.completion import complete_names
+
 
 def convert_data(
     source: Annotated[Path, typer.Argument(help="Annotation file or folder.")],
@@ -19,6 +21,7 @@ def convert_data(
             help="llava (also ShareGPT4V), vqav2, gqa, ocrvqa, textvqa, textcaps, docvqa, infographicvqa, chartqa, "
             "scienceqa, aokvqa, coco, lvis, objects365, publaynet, doclaynet, refcoco, visual_genome, flickr30k or "
             "imagefolder.",
+            autocompletion=complete_names("data-formats"),
         ),
     ],
     task: Annotated[str | None, typer.Option(help="Task to write; default: the format's first.")] = None,

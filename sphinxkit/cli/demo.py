@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from sphinxkit.built_in import NANO
-from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, option_groups
+from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, common_options, option_groups
 
 
+@common_options("host", "port", "device")
 @option_groups
 def demo(
     *,

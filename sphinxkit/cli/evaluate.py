@@ -8,14 +8,22 @@ from typing import Annotated
 import typer
 
 from sphinxkit.built_in import name_in_record
-from sphinxkit.cli.options import Checkpoint, Json, LoadOptions, option_groups
+from sphinxkit.cli.completion import complete_names
+from sphinxkit.cli.options import Checkpoint, Json, LoadOptions, common_options, option_groups
 
 
+@common_options("annotations", "images", "output", "batch_size", "device", "as_json")
 @option_groups
 def evaluate(
     *,
     checkpoint: Checkpoint,
-    benchmark: Annotated[str, typer.Argument(help="A benchmark (refcocog_val, MME_benchmark, ...) or a task.")],
+    benchmark: Annotated[
+        str,
+        typer.Argument(
+            help="A benchmark (`sphinxkit list benchmarks`) or a task.",
+            autocompletion=complete_names("benchmarks", "tasks"),
+        ),
+    ],
     annotations: Annotated[Path, typer.Option(help="JSON list of annotations, each with question and gt_answers.")],
     images: Annotated[Path, typer.Option(help="Base folder of the annotations' image paths.")],
     output: Annotated[

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sphinxkit.cli.completion import complete_recipe
+
 if TYPE_CHECKING:
     from sphinxkit.recipe.fetch import NeededFiles
 
 
 def fetch(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a file, of any kind; or hf://org/repo.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped recipe's name or a file, of any kind; or hf://org/repo.", autocompletion=complete_recipe
+        ),
+    ],
     to: Annotated[
         Path | None,
         typer.Option("--to", help="Separate cache folder, to be used with HF_HUB_CACHE; default: the usual cache."),

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sphinxkit.built_in import NANO
+from sphinxkit.cli.completion import complete_names
 from sphinxkit.cli.options import (
     AnswerOptions,
     Checkpoint,
     Json,
     LoadOptions,
+    common_options,
     option_groups,
 )
 from sphinxkit.errors import DataError
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from sphinxkit.sphinx_model import SphinxModel
 
 
+@common_options("prompt", "image", "task", "box", "draw", "source", "output", "max_new_tokens", "device", "as_json")
 @option_groups
 def generate(
     *,
@@ -37,7 +40,12 @@ def generate(
     image: Annotated[Path | None, typer.Option("--image", "-i", help="Image for the prompt.")] = None,
     task: Annotated[
         str | None,
-        typer.Option("--task", "-t", help="Use a task's question (rec, detection, pose, ...); see docs/tasks.md."),
+        typer.Option(
+            "--task",
+            "-t",
+            help="Use a task's question (rec, detection, pose, ...): `sphinxkit list tasks`.",
+            autocompletion=complete_names("tasks"),
+        ),
     ] = None,
     box: Annotated[str | None, typer.Option(help="Region for --task pose or reg: X1,Y1,X2,Y2 in pixels.")] = None,
     draw: Annotated[
@@ -144,7 +152,12 @@ def generate(
         if draw is not None:
             result = question.find_places(answer.text)
     fields: dict[str, Any] = {"prompt": text, "image": None if image is None else str(image)}
-    fields |= {"text": answer.text, "token_ids": answer.token_ids, "finish_reason": answer.finish_reason}
+    # the blank after the prompt's last word belongs to the template; in a raw prompt it is the writer's own
+    fields |= {
+        "text": answer.text if raw else answer.text.strip(),
+        "token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+    }
     note = uncertainty(model.conversation, answer.confidence)
     fields |= {"confidence": answer.confidence}
     if note is not None:

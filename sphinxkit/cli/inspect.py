@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sphinxkit.cli.completion import complete_model
 from sphinxkit.cli.options import Json, Overlay, TokenizerFile, Trust
 
 if TYPE_CHECKING:
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    name: Annotated[str, typer.Argument(help="Checkpoint directory, hf://org/repo, nano, or recipe (name or file).")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Checkpoint directory, hf://org/repo, nano, or recipe (name or file).", autocompletion=complete_model
+        ),
+    ],
     keys: Annotated[bool, typer.Option("--keys", help="List every tensor of a checkpoint.")] = False,
     trust: Trust = False,
     overlay: Overlay = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sphinxkit.cli.completion import complete_model
 from sphinxkit.cli.options import Json, Trust, parse_dtype
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ GIB = 2**30
 
 def memory(
     recipe: Annotated[
-        str, typer.Argument(help="Recipe (name or file) or checkpoint directory, hf://org/repo or nano.")
+        str,
+        typer.Argument(
+            help="Recipe (name or file) or checkpoint directory, hf://org/repo or nano.", autocompletion=complete_model
+        ),
     ],
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 1,
     text_tokens: Annotated[int, typer.Option(min=1, help="Prompt and answer tokens per row, without the image.")] = 512,

@@ -8,25 +8,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sphinxkit.cli.options import Device, Json, Rename
+from sphinxkit.cli.completion import complete_checkpoint, complete_names, complete_recipe
+from sphinxkit.cli.options import Device, Json, Rename, common_options
 from sphinxkit.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from sphinxkit.interpolation.sweep import SweepResult
 
 
+@common_options("output", "recipe", "method", "beta", "weights", "base", "rule", "as_json")
 def mix(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Models to mix, in any readable format, hf://org/repo or nano.", show_default=False),
+        typer.Argument(
+            help="Models to mix, in any readable format, hf://org/repo or nano.",
+            show_default=False,
+            autocompletion=complete_checkpoint,
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory to write.")] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Mix recipe; options on the command line override it.")
+        str | None,
+        typer.Option(
+            "--recipe", help="Mix recipe; options on the command line override it.", autocompletion=complete_recipe
+        ),
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="linear, slerp, wise_ft, uniform_soup, greedy_soup, ema, task_arithmetic, ties, dare."),
+        typer.Option(
+            help="linear, slerp, wise_ft, uniform_soup, greedy_soup, ema, task_arithmetic, ties, dare.",
+            autocompletion=complete_names("methods", more=("greedy_soup",)),
+        ),
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", help="NAME=VALUE for the method, such as density=0.2 or seed=3.")

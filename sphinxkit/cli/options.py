@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import os
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from sphinxkit.built_in import NANO, TITLE
+from sphinxkit.cli.completion import complete_checkpoint, complete_names, complete_recipe
 from sphinxkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,14 +27,21 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         help="Directory of a checkpoint (sphinxkit, released SPHINX, Meta or HF Llama), hf://org/repo, or nano: "
-        "SPHINX-nano, which comes with sphinxkit."
+        "SPHINX-nano, which comes with sphinxkit.",
+        autocompletion=complete_checkpoint,
     ),
 ]
 """A command that may go without one takes ``checkpoints.NANO`` as the default."""
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="Recipe (name or file) to use instead of the checkpoint's.")
+    str | None,
+    typer.Option(
+        "--recipe", help="Recipe (name or file) to use instead of the checkpoint's.", autocompletion=complete_recipe
+    ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=complete_names(more=("auto", "cpu", "cuda"))),
+]
 Dtype = Annotated[str, typer.Option(help="auto (bfloat16 where the hardware has it), float32, bfloat16 or float16.")]
 Rename = Annotated[
     list[str] | None,
@@ -57,7 +67,9 @@ LlamaType = Annotated[
 Overlay = Annotated[
     list[str] | None,
     typer.Option(
-        "--overlay", help="Tuned directory whose tensors take the model's place (repeatable; the last counts)."
+        "--overlay",
+        help="Tuned directory whose tensors take the model's place (repeatable; the last counts).",
+        autocompletion=complete_checkpoint,
     ),
 ]
 TokenizerFile = Annotated[
@@ -313,3 +325,30 @@ def option_groups(command: Callable[..., None]) -> Callable[..., None]:
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
+
+
+MORE = "More options"
+
+
+def common_options(*common: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Show a command's other options apart, below these.
+
+    Args:
+        common: Names of parameters.
+    """
+
+    def apart(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        for name, hint in hints.items():
+            info = next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, OptionInfo)), None)
+            if info is not None and name not in common:
+                below = copy.copy(info)  # other commands share it
+                below.rich_help_panel = MORE
+                hints[name] = Annotated[hint.__origin__, below]
+        signature = inspect.signature(command)
+        parameters = [each.replace(annotation=hints[each.name]) for each in signature.parameters.values()]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = hints
+        return command
+
+    return apart

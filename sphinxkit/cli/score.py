@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sphinxkit.cli.completion import complete_names
+
 if TYPE_CHECKING:
     from sphinxkit.evaluation import Report
 
@@ -29,7 +31,13 @@ def _number(value: Any) -> str:
 
 
 def score(
-    benchmark: Annotated[str, typer.Argument(help="A benchmark (refcocog_val, MME_benchmark, ...) or a task.")],
+    benchmark: Annotated[
+        str,
+        typer.Argument(
+            help="A benchmark (`sphinxkit list benchmarks`) or a task.",
+            autocompletion=complete_names("benchmarks", "tasks"),
+        ),
+    ],
     annotations: Annotated[Path, typer.Option(help="Annotations with gt_answers, or the benchmark's own file.")],
     predictions: Annotated[
         Path,

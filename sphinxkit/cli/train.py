@@ -6,9 +6,13 @@ from typing import Annotated
 
 import typer
 
+from sphinxkit.cli.completion import complete_recipe
+
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Train recipe: a shipped name or a file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Train recipe: a shipped name or a file.", autocompletion=complete_recipe)
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sphinxkit.cli.completion import complete_checkpoint
 from sphinxkit.cli.options import Device, Json, pick_device, pick_dtype
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 def verify(
     checkpoint: Annotated[
         str,
-        typer.Argument(help="Checkpoint (directory, hf://org/repo or nano) with golden.json and golden.safetensors."),
+        typer.Argument(
+            help="Checkpoint (directory, hf://org/repo or nano) with golden.json and golden.safetensors.",
+            autocompletion=complete_checkpoint,
+        ),
     ],
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32 (held to rounding), bfloat16 or float16.")] = "float32",
