@@ -206,5 +206,5 @@ def test_suggest() -> None:
 
 
 def test_an_option_that_is_given_is_not_proposed(boxes: Registry[object]) -> None:
-    with pytest.raises(RegistryError, match=r"'sizes'\. Signature"):
+    with pytest.raises(RegistryError, match=r"'sise'\. Signature"):
         boxes.build("plain", in_dim=1, size=1, sise=2)
