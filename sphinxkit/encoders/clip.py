@@ -84,7 +84,9 @@ class _ClipTrunk(nn.Module):
         self.class_embedding = nn.Parameter(std * torch.randn(dim))
         self.positional_embedding = nn.Parameter(std * torch.randn((image_size // patch_size) ** 2 + 1, dim))
         self.ln_pre = nn.LayerNorm(dim, eps=norm_eps)
-        blocks = [_ClipBlock(dim, num_heads, hidden_dim, activation, norm_eps) for _ in range(num_layers)]
+        blocks: list[nn.Module] = [
+            _ClipBlock(dim, num_heads, hidden_dim, activation, norm_eps) for _ in range(num_layers)
+        ]
         self.transformer = LayerStack("resblocks", blocks)
         self.ln_post = nn.LayerNorm(dim, eps=norm_eps)
 

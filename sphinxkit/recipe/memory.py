@@ -167,7 +167,7 @@ class FusedOperators(TorchFunctionMode):
             size = [(side + 2 * padding - kernel) // stride + 1 for side, kernel, stride, padding in sides]
             return given.new_empty((given.shape[0], weight.shape[0], *size))
         if func is torch.arange and all(isinstance(arg, int) for arg in args):
-            options = {"dtype": torch.int64} | dict(kwargs or {})
+            options: dict[str, Any] = {"dtype": torch.int64} | dict(kwargs or {})
             return torch.empty(len(range(*args)), **options)
         if func is torch.cat:
             first, dim = args[0][0], (kwargs or {}).get("dim", args[1] if len(args) > 1 else 0)
