@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["ABOUT", "Example", "examples"]
+__all__ = ["ABOUT", "DrawnExample", "examples"]
 
 ABOUT = (
     "It knows one drawn world: shapes in eight colors, short made-up words, stick figures, pages and bar charts. It "
@@ -31,7 +31,7 @@ _SCENES = (
 )
 
 
-class Example(NamedTuple):
+class DrawnExample(NamedTuple):
     """A question about a drawn picture: ``model.ask(task, picture, **fields)``.
 
     Args:
@@ -45,7 +45,7 @@ class Example(NamedTuple):
     fields: Mapping[str, Any]
 
 
-def examples() -> list[Example]:
+def examples() -> list[DrawnExample]:
     """Draw the examples; always the same ones.
 
     Shape:
@@ -60,5 +60,5 @@ def examples() -> list[Example]:
         sample = world.samples(index, task)[0]
         takes = tasks.question_fields(tasks.create(task))
         fields = {name: getattr(sample, name) for name in takes if name != "wording"}
-        found.append(Example(task, world.scene(index, task).image, fields))
+        found.append(DrawnExample(task, world.scene(index, task).image, fields))
     return found

@@ -4,6 +4,6 @@ The only network it uses is the port it listens at.
 """
 
 from sphinxkit.integrations.demo.server import import_gradio, serving
-from sphinxkit.integrations.demo.talk import FieldError, Question, Reply, Talk
+from sphinxkit.integrations.demo.talk import FieldError, Form, Reply, Talk
 
-__all__ = ["FieldError", "Question", "Reply", "Talk", "import_gradio", "serving"]
+__all__ = ["FieldError", "Form", "Reply", "Talk", "import_gradio", "serving"]

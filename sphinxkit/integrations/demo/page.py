@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from sphinxkit.errors import SphinxkitError
 from sphinxkit.formatters import tasks
-from sphinxkit.integrations.demo.talk import Field, FieldError, Question, Reply, Talk, add_corner, form_fields
+from sphinxkit.integrations.demo.talk import Field, FieldError, Form, Reply, Talk, add_corner, form_fields
 from sphinxkit.integrations.demo.talk import open_picture as read_picture
 from sphinxkit.tilers import ImageSource, load_image
 
@@ -72,7 +72,7 @@ CSS = """
 footer { display: none !important; }
 """
 
-Example = tuple[str, ImageSource, Mapping[str, Any]]
+AskedPicture = tuple[str, ImageSource, Mapping[str, Any]]
 """Task, picture and the fields of the task's question, as ``SphinxModel.ask`` takes them."""
 
 
@@ -83,7 +83,7 @@ def menu() -> list[tuple[str, str]]:
     return [*((TITLES.get(name, name), name) for name in ordered), (FREE, "")]
 
 
-def form_of(example: Example) -> tuple[str, str, str, str]:
+def form_of(example: AskedPicture) -> tuple[str, str, str, str]:
     """Task, words, choices and region of an example, as they stand in the form."""
     task, _, fields = example
     takes = form_fields(task)
@@ -92,7 +92,7 @@ def form_of(example: Example) -> tuple[str, str, str, str]:
     return task, fields.get(takes.words, ""), "\n".join(fields.get("choices", ())), region
 
 
-def caption_of(example: Example) -> str:
+def caption_of(example: AskedPicture) -> str:
     """An example's task in plain words, with what it asks about."""
     task, words, _, _ = form_of(example)
     if form_fields(task).words == "question":
@@ -125,7 +125,7 @@ def make_page(
     *,
     title: str,
     about: str,
-    examples: Sequence[Example],
+    examples: Sequence[AskedPicture],
     new_talk: Callable[[], Talk],
 ) -> Any:
     """The page as gradio's ``Blocks``.
@@ -164,7 +164,7 @@ def make_page(
     ) -> Iterator[list[Any]]:
         is_closed = talk is None and bool(log)
         talk = talk or new_talk()
-        question = Question(None if source is None else Path(source), task or None, words, options, region, keeps)
+        question = Form(None if source is None else Path(source), task or None, words, options, region, keeps)
         try:
             for reply in talk.ask(question):
                 earlier = talk.replies[:-1] if reply in talk.replies[-1:] else talk.replies

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sphinxkit.errors import DataError
 from sphinxkit.generation import Sampling
-from sphinxkit.integrations.demo.page import CSS, Example, make_page
+from sphinxkit.integrations.demo.page import CSS, AskedPicture, make_page
 from sphinxkit.integrations.demo.talk import Talk
 from sphinxkit.integrations.optional import require
 
@@ -51,7 +51,7 @@ def serving(
     *,
     title: str = "SPHINX",
     about: str | None = None,
-    examples: Sequence[Example] = (),
+    examples: Sequence[AskedPicture] = (),
     sampling: Sampling | None = None,
     num_draft_tokens: int | None = None,
     host: str = "127.0.0.1",

@@ -43,8 +43,8 @@ class FieldError(DataError):
 
 
 @dataclass(frozen=True)
-class Question:
-    """What a visitor asks. A field that the task does not take is ignored.
+class Form:
+    """What a visitor asks, as the form has it. A field that the task does not take is ignored.
 
     Args:
         picture: File of the picture; None is no picture.
@@ -102,7 +102,7 @@ class Talk:
     _source: Path | None = None
     _picture: Image | None = None
 
-    def ask(self, question: Question) -> Iterator[Reply]:
+    def ask(self, question: Form) -> Iterator[Reply]:
         """Answer in growing replies; the last one is complete and joins ``replies``.
 
         Raises:
@@ -130,7 +130,7 @@ class Talk:
             self.replies = []
         return self._session
 
-    def _word(self, question: Question) -> str | tasks.TaskQuestion:
+    def _word(self, question: Form) -> str | tasks.TaskQuestion:
         words = question.words.strip()
         if question.task is None:
             if not words:

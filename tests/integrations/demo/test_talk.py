@@ -12,7 +12,7 @@ from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
 from sphinxkit.generation import Sampling
 from sphinxkit.geometry import Box, ImageGeometry
-from sphinxkit.integrations.demo.talk import FieldError, Question, Reply, Talk, add_corner, enlarge, form_fields
+from sphinxkit.integrations.demo.talk import FieldError, Form, Reply, Talk, add_corner, enlarge, form_fields
 from sphinxkit.sphinx_model import ChatSession, SphinxModel
 
 SHORT = Sampling(max_new_tokens=4)
@@ -20,7 +20,7 @@ SIZE = ImageGeometry(200, 100)
 
 
 def ask(talk: Talk, *fields: Any, **more: Any) -> Reply:
-    return list(talk.ask(Question(*fields, **more)))[-1]
+    return list(talk.ask(Form(*fields, **more)))[-1]
 
 
 def answer_with(monkeypatch: pytest.MonkeyPatch, *pieces: str, confidence: float | None = None) -> None:
@@ -36,7 +36,7 @@ def test_a_talk_answers_as_the_model_does(model: SphinxModel, red: Path, tmp_pat
     blue = tmp_path / "blue.png"
     Image.new("RGB", (200, 100), "blue").save(blue)
     question = [{"role": "user", "content": "What is it?"}]
-    replies = list(talk.ask(Question(red, None, " What is it? ")))
+    replies = list(talk.ask(Form(red, None, " What is it? ")))
     first = replies[-1]
     assert (first.asked, first.text) == ("What is it?", model.chat(question, red, max_new_tokens=4))
     assert all(first.text.startswith(reply.text) and not reply.notes for reply in replies[:-1])
@@ -53,7 +53,7 @@ def test_a_talk_answers_as_the_model_does(model: SphinxModel, red: Path, tmp_pat
 
 def test_an_answer_grows(model: SphinxModel, red: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer_with(monkeypatch, " a", " b", "c ", confidence=-0.5)
-    texts = [reply.text for reply in Talk(model).ask(Question(red, None, "What?"))]
+    texts = [reply.text for reply in Talk(model).ask(Form(red, None, "What?"))]
     assert texts == ["a", "a b", "a bc", "a bc"]
 
 
@@ -98,23 +98,23 @@ def test_choices_are_lettered(model: SphinxModel, red: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("question", "field", "message"),
     [
-        (Question(None, None, " "), "words", "Type a question."),
-        (Question(None, "rec", "the dog"), "picture", "This task is about a picture: choose one"),
-        (Question(Path("red.png"), "rec", " "), "words", "This task asks about a phrase: type one."),
-        (Question(Path("red.png"), "multiple_choice", "Which?", choices="one"), "choices", "two choices or more"),
-        (Question(Path("red.png"), "pose", region="1,2"), "region", "region '1,2': expected X1,Y1,X2,Y2"),
-        (Question(Path("red.png"), "pose", region="500,0,600,9"), "region", "lies outside the image of 200x100"),
-        (Question(Path("no.png"), None, "What?"), "picture", "was deleted, as all are in time"),
-        (Question(Path("text.png"), None, "What?"), "picture", "^image text.png: not an image in a format"),
+        (Form(None, None, " "), "words", "Type a question."),
+        (Form(None, "rec", "the dog"), "picture", "This task is about a picture: choose one"),
+        (Form(Path("red.png"), "rec", " "), "words", "This task asks about a phrase: type one."),
+        (Form(Path("red.png"), "multiple_choice", "Which?", choices="one"), "choices", "two choices or more"),
+        (Form(Path("red.png"), "pose", region="1,2"), "region", "region '1,2': expected X1,Y1,X2,Y2"),
+        (Form(Path("red.png"), "pose", region="500,0,600,9"), "region", "lies outside the image of 200x100"),
+        (Form(Path("no.png"), None, "What?"), "picture", "was deleted, as all are in time"),
+        (Form(Path("text.png"), None, "What?"), "picture", "^image text.png: not an image in a format"),
         (
-            Question(Path("large.png"), None, "What?"),
+            Form(Path("large.png"), None, "What?"),
             "picture",
             "30000x1000 pixels are more than the limit of 25000000",
         ),
     ],
 )
 def test_errors_name_their_field(
-    model: SphinxModel, red: Path, question: Question, field: str, message: str, monkeypatch: pytest.MonkeyPatch
+    model: SphinxModel, red: Path, question: Form, field: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(red.parent)
     Path("text.png").write_text("no picture")
