@@ -74,6 +74,7 @@ QUICK = (
     "loading",
     "mixers",
     "projectors",
+    "startup",
     "tilers",
 )
 
