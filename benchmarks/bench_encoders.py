@@ -40,7 +40,24 @@ MICRO: dict[str, dict[str, Any]] = {
 
 def _open_clip(encoder: Any) -> Callable[[Tensor], Tensor]:
     """open_clip's modules, called one by one as the public code does."""
-    trunk = encoder.trunk
+    from open_clip.transformer import VisionTransformer
+
+    ours = encoder.trunk
+    blocks = ours.transformer.resblocks
+    with torch.device("meta"):
+        trunk = VisionTransformer(
+            image_size=encoder.input_size,
+            patch_size=ours.conv1.kernel_size[0],
+            width=encoder.embed_dim,
+            layers=len(blocks),
+            heads=blocks[0].attn.num_heads,
+            mlp_ratio=blocks[0].mlp.c_fc.out_features / encoder.embed_dim,
+            act_layer=type(blocks[0].mlp.gelu),
+            norm_layer=nn.LayerNorm,
+        )
+    trunk.proj = None
+    trunk.load_state_dict(ours.state_dict(), assign=True)
+    trunk.eval()
 
     def call(pixels: Tensor) -> Tensor:
         hidden = trunk.conv1(pixels.to(encoder.dtype))
@@ -55,7 +72,19 @@ def _open_clip(encoder: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _timm_convnext(encoder: Any) -> Callable[[Tensor], Tensor]:
-    trunk, size = encoder.trunk, encoder.input_size
+    from timm.models.convnext import ConvNeXt
+
+    ours, size = encoder.trunk, encoder.input_size
+    with torch.device("meta"):
+        trunk = ConvNeXt(
+            num_classes=0,
+            global_pool="",
+            depths=tuple(len(stage.blocks) for stage in ours.stages),
+            dims=tuple(stage.blocks[0].conv_dw.out_channels for stage in ours.stages),
+            norm_eps=ours.head.norm.eps,
+        )
+    trunk.load_state_dict(ours.state_dict(), assign=True)
+    trunk.eval()
 
     def call(pixels: Tensor) -> Tensor:
         if pixels.shape[-1] != size:
@@ -77,7 +106,7 @@ def _timm_dinov2(encoder: Any) -> Callable[[Tensor], Tensor]:
     with torch.device("meta"):
         trunk = VisionTransformer(
             img_size=encoder.input_size,
-            patch_size=ours.patch_embed.patch_size[0],
+            patch_size=ours.patch_embed.proj.kernel_size[0],
             num_classes=0,
             embed_dim=encoder.embed_dim,
             depth=len(ours.blocks),
