@@ -21,8 +21,13 @@ def modules() -> dict[str, list[ModuleType]]:
     parts: dict[str, list[ModuleType]] = {}
     for info in pkgutil.walk_packages(sphinxkit.__path__, "sphinxkit."):
         names = info.name.split(".")[1:]
-        if not any(name in SKIPPED or name.startswith("_") for name in names):
+        if any(name in SKIPPED or name.startswith("_") for name in names):
+            continue
+        try:
             parts.setdefault(names[0], []).append(importlib.import_module(info.name))
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("sphinxkit"):
+                raise  # else a class for another library, which is not installed here
     return dict(sorted(parts.items()))
 
 
