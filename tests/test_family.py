@@ -55,7 +55,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c == "672" else c for c in CASES])
 def test_any_checkpoint_of_the_family(case: str, golden: Path, tmp_path: Path) -> None:
     llama_type, changes, encoders, num_shards = CASES[case]
     config = CONFIG | changes

@@ -165,6 +165,7 @@ def test_generation_waits_once_for_the_first_token_and_once_for_each_chunk(
     assert sorted(waits.values()) == [1, 2], waits
 
 
+@pytest.mark.slow
 def test_a_second_question_and_a_draft(cuda: PretendedCuda, model: SphinxModel) -> None:
     with cuda:
         session = model.session(image=IMAGE)

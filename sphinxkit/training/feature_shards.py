@@ -14,7 +14,7 @@ from sphinxkit.tensor_files.spec import tensor_bytes
 
 KEY_BYTES = 16
 SHARD_BYTES = 2**30  # a shard is ended behind this size; our choice
-_ENTRY = struct.Struct("<16sQIIB")  # key, offset, bytes, CRC-32, dtype
+ENTRY = struct.Struct("<16sQIIB")  # key, offset, bytes, CRC-32, dtype
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -40,8 +40,8 @@ class FeatureShards:
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 content = file.read()
-            whole = len(content) // _ENTRY.size * _ENTRY.size
-            for key, *place in _ENTRY.iter_unpack(content[:whole]):
+            whole = len(content) // ENTRY.size * ENTRY.size
+            for key, *place in ENTRY.iter_unpack(content[:whole]):
                 self._entries.setdefault(key, []).append((path.with_suffix(".data"), *place))
             self._read[path] = self._read.get(path, 0) + whole
 
@@ -87,7 +87,7 @@ class FeatureShards:
             file.write(data)
         place = (offset, len(data), zlib.crc32(data), _DTYPES.index(tensor.dtype))
         with self._own.with_suffix(".keys").open("ab") as file:
-            file.write(_ENTRY.pack(key, *place))
+            file.write(ENTRY.pack(key, *place))
         self._entries.setdefault(key, []).append((self._own, *place))
         if offset + len(data) > SHARD_BYTES:
             self._own = None

@@ -28,7 +28,7 @@ COMPETITORS = {
     "training": {"padded", "naive"},
 }
 
-LONG = {"attention", "end_to_end", "llm", "loading", "training"}  # more than two seconds
+LONG = {"attention", "end_to_end", "llm", "loading", "sources", "training"}  # more than two seconds
 
 
 def test_there_are_benchmarks() -> None:

@@ -62,7 +62,9 @@ def test_shipped_models_build_on_meta(name: str) -> None:
     assert all(parameter.is_meta and parameter.dtype == torch.bfloat16 for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(IMAGE_TOKENS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "sphinx_1k_13b" else pytest.mark.slow) for n in sorted(IMAGE_TOKENS)]
+)
 def test_a_resolved_recipe_says_the_same(name: str) -> None:
     recipe = Recipe.find(name)
     resolved = Recipe(recipe.resolved())

@@ -41,6 +41,7 @@ def test_muon_keeps_one_moment_of_the_layers_matrices(document) -> None:
     assert muon.gradients == adamw.gradients
 
 
+@pytest.mark.slow
 def test_the_experts_part_is_told(document) -> None:
     base = document()["model"]
     moe = {"num_experts": 4, "num_experts_per_tok": 2}
@@ -73,6 +74,7 @@ def test_what_is_frozen_has_no_gradients(document) -> None:
     assert tags.weights == 4 * count(document, "llm", "vision")
 
 
+@pytest.mark.slow
 def test_checkpointing_and_shorter_rows_take_less(document) -> None:
     deep = document()["model"] | {"llm": document()["model"]["llm"] | {"num_layers": 8}}
     kept, again = (estimate(document, model=deep, activation_checkpointing=flag).activations for flag in (False, True))

@@ -92,7 +92,8 @@ def evaluate_variant(model: SphinxModel, eval_set: EvalSet, num_scenes: int) -> 
             size=eval_set.size,
             options=eval_set.options,
         )
-        examples = [make(mixture.read(ref)) for ref in mixture.order()]
+        made = (make(mixture.read(ref)) for ref in mixture.order())
+        examples = [one for each in made for one in (each if isinstance(each, list) else [each])]
         found[task] = _score(model, examples, max(model.tokenizer.pad_id, 0))
     return found
 

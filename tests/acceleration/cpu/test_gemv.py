@@ -87,6 +87,7 @@ def test_products_are_right(dtype: torch.dtype, target: str, outputs: int, width
             assert distance < TOLERANCE[dtype], (rows, ops)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [2, 8, 9, 31])
 def test_large_matrices_are_right(dtype: torch.dtype, rows: int, two_threads: None) -> None:
@@ -99,6 +100,7 @@ def test_large_matrices_are_right(dtype: torch.dtype, rows: int, two_threads: No
         assert float(((got - expected).abs() / (1 + expected.abs())).max()) < TOLERANCE[dtype]
 
 
+@pytest.mark.slow
 def test_large_matrices_of_codes_are_right(two_threads: None) -> None:
     codes, scales, weight = codes_of(randn(2066, 515) / 515**0.5, torch.float32)
     for rows in (8, 9, 31):
@@ -121,6 +123,7 @@ def codes_of(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor
     return codes, scales, codes.double() * scales.double()[:, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("outputs", "width"), [(22, 64), (6, 2081), (2, 7), (514, 600)])
@@ -198,6 +201,7 @@ def test_what_is_not_a_number_stays_so(dtype: torch.dtype) -> None:
     assert bool(got[2].isinf().all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coded", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 5, 12])
@@ -267,7 +271,7 @@ class TestChoice:
 
     find = staticmethod(find_gemv.__wrapped__)
 
-    @pytest.mark.parametrize("coded", [False, True])
+    @pytest.mark.parametrize("coded", [False, pytest.param(True, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_it_is_found(self, dtype: torch.dtype, coded: bool, caplog: pytest.LogCaptureFixture) -> None:
         found = self.find(dtype, coded)
@@ -302,6 +306,7 @@ class TestChoice:
         assert self.find(torch.float32, coded=False) is None
         assert "sh took longer than 0.2 s" in caplog.text
 
+    @pytest.mark.slow
     def test_a_library_without_the_kernel_is(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -309,7 +314,7 @@ class TestChoice:
         assert self.find(torch.float32, coded=False) is None
         assert "AttributeError" in caplog.text
 
-    @pytest.mark.parametrize("coded", [False, True])
+    @pytest.mark.parametrize("coded", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_wrong_numbers_are(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, coded: bool
     ) -> None:
@@ -435,6 +440,7 @@ def test_an_output_matrix_of_another_kind_is_called(
     assert len(calls) == 2 * 4 * 2
 
 
+@pytest.mark.slow
 def test_traced_and_stand_in_tensors_are_left_to_torch(ready_llama: Builder, calls: list[tuple[int, ...]]) -> None:
     class StandIn(Tensor):
         pass
@@ -462,6 +468,7 @@ def test_what_only_looks_like_numbers_is_left_to_torch(ready_llama: Builder, cal
     assert not calls
 
 
+@pytest.mark.slow
 def test_the_host_programs_defaults_change_nothing(
     ready_llama: Builder, calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

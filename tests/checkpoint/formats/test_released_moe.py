@@ -42,7 +42,9 @@ def full_size(llama_type: str) -> dict[str, torch.Tensor]:
     return build(RECIPES[llama_type], device="meta").state_dict()
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "count", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8]
+)
 @pytest.mark.parametrize("llama_type", RECIPES)
 def test_full_size_names_and_shapes_both_ways(golden: Path, llama_type: str, count: int) -> None:
     manifest = json.loads((golden / "manifests" / f"{llama_type}.json").read_text())

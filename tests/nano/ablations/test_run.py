@@ -36,7 +36,8 @@ def micro(micro_recipes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return micro_recipes
 
 
-@pytest.mark.parametrize("claim", ["weights", pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", ["weights", None])
 def test_every_variant(claim: str | None, micro: Path, encoders: Path, tmp_path: Path) -> None:
     told: list[str] = []
 
