@@ -7,6 +7,7 @@ Exit codes: 0 success, 1 an expected error (its message on stderr), 2 wrong usag
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from types import FrameType
@@ -30,6 +31,7 @@ from sphinxkit.cli.inspect_data import inspect_data
 from sphinxkit.cli.list import list_names
 from sphinxkit.cli.memory import memory
 from sphinxkit.cli.mix import mix
+from sphinxkit.cli.options import TwoPartHelp
 from sphinxkit.cli.reproduce import reproduce
 from sphinxkit.cli.score import score
 from sphinxkit.cli.train import train
@@ -71,7 +73,8 @@ for _command in (
     *(generate, chat, demo, verify, inspect, memory, check, fetch, convert, mix, diff),
     *(convert_data, inspect_data, evaluate, score, train, export, reproduce),
 ):
-    app.command(_command.__name__.replace("_", "-"))(_command)
+    _class = TwoPartHelp if hasattr(_command, "has_two_parts") else None
+    app.command(_command.__name__.replace("_", "-"), cls=_class)(_command)
 app.command("list")(list_names)
 app.add_typer(delta_app, name="delta")
 app.add_typer(data_app, name="data")
@@ -85,12 +88,22 @@ def main() -> None:
     try:
         app()
     except SphinxkitError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {_in_flags(str(error))}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _in_flags(message: str) -> str:
+    """A message of the library in the command line's words: "overwrite=True (--overwrite)" becomes "--overwrite"."""
+
+    def flag(match: re.Match[str]) -> str:
+        name, value, option, rest = match.groups()
+        return f"{option}{rest}" if value or option == f"--{name.replace('_', '-')}" else match.group()
+
+    return re.sub(r"\b(\w+)(=\S*)? \((--[a-z-]+)([^)]*)\)", flag, message)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 from typer.models import OptionInfo
 
 from sphinxkit.built_in import NANO, TITLE
@@ -330,14 +331,45 @@ def option_groups(command: Callable[..., None]) -> Callable[..., None]:
 MORE = "More options"
 
 
+class TwoPartHelp(TyperCommand):
+    """A command whose ``--help`` shows the common options; ``--help-all`` shows all."""
+
+    shows_all = False
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help; typer's own, with the panel of other options or without it."""
+        for parameter in self.params:
+            if getattr(parameter, "rich_help_panel", None) == MORE:
+                parameter.hidden = not self.shows_all  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+def _help_all(ctx: typer.Context, value: bool) -> None:
+    if value:
+        command: Any = ctx.command
+        command.shows_all = True
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+HelpAll = Annotated[
+    bool, typer.Option("--help-all", is_eager=True, callback=_help_all, help="Show all options and exit.")
+]
+
+
 def common_options(*common: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Show a command's other options apart, below these.
+    """Let a command's ``--help`` show these options alone; the command is a :class:`TwoPartHelp`.
 
     Args:
         common: Names of parameters.
     """
 
     def apart(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def shown(*, help_all: bool = False, **values: Any) -> None:
+            del help_all  # its callback ends the program
+            command(**values)
+
         hints = get_type_hints(command, include_extras=True)
         for name, hint in hints.items():
             info = next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, OptionInfo)), None)
@@ -345,10 +377,15 @@ def common_options(*common: str) -> Callable[[Callable[..., None]], Callable[...
                 below = copy.copy(info)  # other commands share it
                 below.rich_help_panel = MORE
                 hints[name] = Annotated[hint.__origin__, below]
+        hints["help_all"] = HelpAll
         signature = inspect.signature(command)
         parameters = [each.replace(annotation=hints[each.name]) for each in signature.parameters.values()]
-        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = hints
-        return command
+        parameters.append(
+            inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
+        )
+        shown.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        shown.__annotations__ = hints
+        shown.has_two_parts = True  # type: ignore[attr-defined]
+        return shown
 
     return apart

@@ -142,14 +142,15 @@ class OpenedMix:
             if output.exists() and model.path.resolve() == output.resolve():
                 raise CheckpointError(f"{output}: is one of the models to mix; write the result somewhere else")
         if output.is_dir() and any(output.iterdir()) and not overwrite:
-            raise CheckpointError(f"{output}: exists already; say --overwrite to replace it")
+            raise CheckpointError(f"{output}: exists already; say overwrite=True (--overwrite) to replace it")
         layout = self._layout(self.mixed)
         is_text_only = checkpoint.formats.get_format(layout).is_text_only
         beside = [key for key in self.mixed.keys() if not key.startswith(LLM)]  # noqa: SIM118
         if beside and is_text_only:
             raise CheckpointError(
                 f"format {layout!r} holds a language model alone, but the mix also has {beside[0]!r} (and "
-                f"{len(beside) - 1} more): say --llm-only to leave them out, or --to sphinxkit or hf to keep them"
+                f"{len(beside) - 1} more): say "
+                "llm_only=True (--llm-only) to leave them out, or write format sphinxkit or hf (--to) to keep them"
             )
 
     def write(

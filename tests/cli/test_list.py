@@ -67,9 +67,12 @@ def test_completion(words: str, expected: list[str]) -> None:
     ("command", "common", "rare"),
     [("generate", "--task", "--replicas"), ("mix", "--beta", "--allow-nonfinite"), ("convert", "--to", "--replicas")],
 )
-def test_common_options_stand_first(command: str, common: str, rare: str) -> None:
+def test_help_shows_common_options_and_help_all_the_rest(command: str, common: str, rare: str) -> None:
     text = run(command, "--help", COLUMNS="200")
-    first, more = text.split("More options")
+    assert f"{common} " in text
+    assert "--help-all" in text
+    assert rare not in text
+    first, more = run(command, "--help-all", COLUMNS="200").split("More options")
     assert f"{common} " in first
     assert f"{common} " not in more
     assert rare in more
