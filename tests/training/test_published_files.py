@@ -22,6 +22,7 @@ from sphinxkit.errors import DataError
 from sphinxkit.training import TrainingError, TrainPlan, read_log, train
 from sphinxkit.training.streams import Streams
 
+pytest.importorskip("pyarrow")
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 EXACT = ("step", "loss", "losses", "grad_norm", "data", "samples", "tokens")
