@@ -20,6 +20,8 @@ from sphinxkit.errors import DataError
 
 BLOCK = 512
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+TABLES = ("jsonl", "ndjson", "csv", "tsv", "parquet", "gz", "zst", "tar")
+"""Endings of files that hold many records of their own; none is a member of a record."""
 REGULAR = (b"0", b"\0", b"7")
 _SPACES = b" " * 8
 
@@ -135,12 +137,21 @@ class Tar:
     max_open: int = 64  # our choice
 
     def scan(self, path: Path, image: str) -> ShardIndex:
-        """Index the records."""
+        """Index the records.
+
+        Raises:
+            DataError: The archive is damaged, or packs files of records instead of records.
+        """
         endings = (*IMAGES, image)
         rows, has_image, key = array("Q"), bytearray(), None
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for name, begin, start, size in members(data, path, is_whole=True):
                 found, ending = split_name(name)
+                if ending.rpartition(".")[2] in TABLES:
+                    raise DataError(
+                        f"{path}: a tar archive of {name!r:.80}, expected members of records (KEY.jpg, KEY.txt, "
+                        "KEY.json); unpack it and name that file"
+                    )
                 if found != key:
                     key = found
                     rows.extend((begin, 0, len(has_image)))

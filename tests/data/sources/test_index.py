@@ -260,3 +260,10 @@ def test_the_cache_must_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SPHINXKIT_CACHE", str(path))
     with pytest.raises(DataError, match="the index cannot be written .* set SPHINXKIT_CACHE"):
         open_source(path)
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "deep/part.0.parquet", "rows.jsonl.gz"])
+def test_tars_of_files_of_records_are_refused(tmp_path: Path, name: str) -> None:
+    write_tar(tmp_path / "a.tar", [("0.txt", b"a caption"), (name, b"{}")])
+    with pytest.raises(DataError, match=rf"a\.tar: a tar archive of '{name}', expected members of records"):
+        open_source(tmp_path / "a.tar")
