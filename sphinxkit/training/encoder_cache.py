@@ -46,6 +46,8 @@ class FeatureCache:
         """
         precision = _precision(pixels.device.type).encode()
         digests = [hashlib.blake2b(tensor_digest(view) + precision, digest_size=KEY_BYTES).digest() for view in pixels]
+        if any(digest not in self.shards for digest in digests):
+            self.shards.refresh()
         found = [self.shards.get(digest) for digest in digests]
         absent = [index for index, tokens in enumerate(found) if tokens is None]
         self.hits += len(found) - len(absent)

@@ -22,8 +22,8 @@ class FeatureShards:
     """Tensors under keys of 16 bytes in a folder of shards.
 
     A shard is ``NAME.data`` and ``NAME.keys``. Each process appends to shards of its own, first data, then the entry in
-    ``.keys``, so a killed one leaves no half tensor. Entries of other processes are seen as soon as a key is not found.
-    A tensor that is cut or damaged counts as not found.
+    ``.keys``, so a killed one leaves no half tensor. Entries of other processes are seen after ``refresh``. A tensor
+    that is cut or damaged counts as not found.
 
     Args:
         folder: May be shared by runs and processes; made by the first write.
@@ -34,9 +34,18 @@ class FeatureShards:
         self._entries: dict[bytes, list[tuple[Path, int, int, int, int]]] = {}
         self._read: dict[Path, int] = {}  # bytes of each .keys file that have been read
         self._own: Path | None = None
+        self._mine: set[Path] = set()  # .keys files that this one writes
 
-    def _refresh(self) -> None:
+        self.refresh()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._entries
+
+    def refresh(self) -> None:
+        """Read the entries that other processes have written since."""
         for path in self.folder.glob("*.keys"):
+            if path in self._mine:
+                continue
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 content = file.read()
@@ -53,8 +62,6 @@ class FeatureShards:
         Shape:
             return: (N,)
         """
-        if key not in self._entries:
-            self._refresh()
         found = (self._load(*entry) for entry in self._entries.get(key, ()))
         return next((tensor for tensor in found if tensor is not None), None)
 
@@ -81,6 +88,7 @@ class FeatureShards:
         if self._own is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._own = self.folder / f"{uuid.uuid4().hex}.data"
+            self._mine.add(self._own.with_suffix(".keys"))
         data = tensor_bytes(tensor)
         with self._own.open("ab") as file:
             offset = file.tell()

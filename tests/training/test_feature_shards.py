@@ -27,6 +27,8 @@ def test_writers_see_each_others_tensors_and_have_their_own_files(tmp_path: Path
     second.add(A, torch.ones(2))
     first.add(B, torch.zeros(3))
     second.add(C, torch.full((1,), 5.0))
+    for shards in (first, second):
+        shards.refresh()
     assert [shards.get(key).tolist() for shards in (first, second) for key in (A, B, C)] == [  # type: ignore[union-attr]
         *([1.0, 1.0], [0.0] * 3, [5.0]),
         *([1.0, 1.0], [0.0] * 3, [5.0]),
