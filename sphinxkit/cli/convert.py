@@ -68,7 +68,7 @@ def convert(
 
     `sphinxkit convert sphinx_13b -o sphinx_encoders --part encoders --dtype bfloat16` (a recipe's public encoders)
 
-    `sphinxkit convert sphinx_1k -o sphinx_1k_hf --to hf` (for transformers)
+    `sphinxkit convert sphinx_1k -o sphinx_1k_hf --to hf` (for transformers and vLLM)
 
     `sphinxkit convert sphinx_1k -o hf_llama --to hf --part llm --dtype bfloat16` (the language model alone)
     """

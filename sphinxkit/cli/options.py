@@ -385,7 +385,6 @@ def common_options(*common: str) -> Callable[[Callable[..., None]], Callable[...
         )
         shown.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         shown.__annotations__ = hints
-        shown.has_two_parts = True  # type: ignore[attr-defined]
         return shown
 
     return apart

@@ -149,8 +149,8 @@ class OpenedMix:
         if beside and is_text_only:
             raise CheckpointError(
                 f"format {layout!r} holds a language model alone, but the mix also has {beside[0]!r} (and "
-                f"{len(beside) - 1} more): say "
-                "llm_only=True (--llm-only) to leave them out, or write format sphinxkit or hf (--to) to keep them"
+                f"{len(beside) - 1} more): say llm_only=True (--llm-only) to leave them out, or write "
+                "format sphinxkit or hf (--to) to keep them"
             )
 
     def write(
