@@ -1,4 +1,4 @@
-"""A conversation template as the Jinja text that transformers reads (``chat_template.jinja``)."""
+"""A conversation template as the Jinja text that transformers and vLLM read (``chat_template.jinja``)."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def convert(
             name or a ``.yaml`` file): its encoders are then read from where its ``weights:`` say.
         output: Directory to write (atomically).
         format: A name of ``sphinxkit.checkpoint.formats``: "sphinxkit", "sphinx" (as released), "meta" or "hf". A whole
-            model as "hf" is the folder that :mod:`sphinxkit.integrations.transformers` reads.
+            model as "hf" is the folder that :mod:`sphinxkit.integrations.transformers` and vLLM read.
         part: "llm" writes the language model alone ("meta" holds no more), "encoders" the vision encoders alone
             ("sphinxkit"), which training starts from; None writes everything.
         num_shards: Tensor-parallel shards ("sphinx" and "meta"); None: 1.

@@ -1,4 +1,4 @@
-"""What transformers reads beside a whole SPHINX's weights: the files that need the built model."""
+"""What transformers and vLLM read beside a whole SPHINX's weights: the files that need the built model."""
 
 from __future__ import annotations
 
