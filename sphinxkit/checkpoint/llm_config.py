@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,19 +144,18 @@ def refuse_unsupported(names: Collection[str], where: str, key_map: KeyMap) -> N
         )
 
 
-def llm_shapes(llm: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a language model by canonical name.
+_MAX_MISSING = 1000  # layers whose tensors are looked for, to list what is missing; our choice
 
-    Args:
-        llm: The recipe's ``llm`` part with its numbers.
-    """
+
+def _llm_shapes(llm: Mapping[str, Any], layers: Iterable[int]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a language model by canonical name: those of ``layers``, and those outside of all layers."""
     dim, heads = llm["embed_dim"], llm["num_heads"]
     hidden, head_dim = llm["hidden_dim"], _head_dim(llm)
     rows, kv_rows = heads * head_dim, (llm.get("num_kv_heads") or heads) * head_dim
     expected: dict[str, tuple[int, ...]] = {EMBEDDING: (llm["vocab_size"], dim), "llm.norm.weight": (dim,)}
     if not llm.get("tie_embeddings"):
         expected[HEAD] = (llm["vocab_size"], dim)
-    for index in range(llm["num_layers"]):
+    for index in layers:
         layer = f"llm.layers.{index}."
         expected |= {
             f"{layer}attention_norm.weight": (dim,),
@@ -218,15 +217,15 @@ def llm_errors(llm: Mapping[str, Any], source: TensorSource, file: Path) -> list
     kv_heads = llm.get("num_kv_heads") or heads
     if (dim % heads and not llm.get("head_dim")) or heads % kv_heads:
         raise CheckpointError(f"{file}: {heads} heads and {kv_heads} key-value heads do not divide a width of {dim}")
-    keys, shapes = set(source.keys()), llm_shapes(llm)
+    keys = set(source.keys())
+    layers = {int(key.split(".")[2]) for key in keys if key.startswith("llm.layers.")}
+    surplus = sorted(index for index in layers if index >= llm["num_layers"])
+    shapes = _llm_shapes(llm, sorted(layers.difference(surplus)))  # not those of layers that a configuration invents
     errors = [
         f"{key} is {list(source.shape(key))}, the configuration asks for {list(shape)}"
         for key, shape in shapes.items()
         if key in keys and source.shape(key) != shape
     ]
-    surplus = sorted(
-        {int(k.split(".")[2]) for k in keys if k.startswith("llm.layers.")} - set(range(llm["num_layers"]))
-    )
     errors += [
         f"{key} exists, the configuration has no such tensor"
         for key in sorted(keys - shapes.keys())
@@ -266,7 +265,7 @@ class Fitting:
     def _missing(self, llm: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> list[str]:
         return [
             f"{key!r} ({found[0]!r} in the files) is missing"
-            for key in llm_shapes(llm)
+            for key in _llm_shapes(llm, range(llm["num_layers"])[:_MAX_MISSING])
             if key not in tensors and (found := self.key_map.to_theirs(key))
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -173,11 +174,43 @@ def merge_shards(
                 named[found[0]] = MergedTensor(parts, split_dim(found[1], parts[0]), replicas=replicas)
         except CheckpointError as error:
             found_errors.append(str(error))
+    found_errors += _copies(list(named.values()))
     if errors is None:
         raise_errors(f"{folder}: {UNFIT}", found_errors)
     else:
         errors += found_errors
     return named, unused
+
+
+_COMPARED_ROWS = 4  # of every slice, before whole slices are compared; our choice
+
+
+def _copies(tensors: Sequence[MergedTensor]) -> list[str]:
+    """Every pair of shards that hold the same slice of everything, which is one shard twice.
+
+    Slices of a constant tensor are equal by right. The first rows tell healthy shards apart: hardly anything is read.
+    """
+    split = [tensor.parts for tensor in tensors if tensor.dim is not None and math.prod(tensor.shape)]
+    errors = []
+    for one, two in combinations(range(len(split[0]) if split else 0), 2):
+        heads = ((_head(parts[one]), _head(parts[two])) for parts in split)
+        same = list(takewhile(lambda pair: bitwise_equal(*pair), heads))
+        if len(same) < len(split) or all(_is_constant(head) for head, _ in same):
+            continue
+        if all(bitwise_equal(parts[one].view(), parts[two].view()) for parts in split):
+            first, second = split[0][one].file, split[0][two].file
+            errors.append(f"{second.name} is a copy of {first.name}: every slice is the same; fetch both again")
+    return errors
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    return bitwise_equal(tensor, tensor.flatten()[:1].expand_as(tensor))
+
+
+def _head(part: StoredTensor) -> Tensor:
+    """The first rows of a slice."""
+    tensor = part.view()
+    return tensor.flatten(0, -2)[:_COMPARED_ROWS] if tensor.ndim > 1 else tensor
 
 
 def shard_shape(shape: tuple[int, ...], dim: int | None, count: int, name: str) -> tuple[int, ...]:

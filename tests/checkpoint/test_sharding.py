@@ -69,6 +69,27 @@ def test_every_error_is_listed_at_once() -> None:
     assert "'what' is not a name this format has" in message
 
 
+def test_one_shard_twice() -> None:
+    """Constant slices, as in made checkpoints, are equal by right; what every shard holds whole is, too."""
+    slices = {"output__weight": torch.arange(20.0).reshape(10, 2), "tok_embeddings__weight": torch.zeros(3, 1)}
+    whole = {"norm__weight": torch.tensor([5.0, 6.0])}
+
+    def merged(*shards: dict[str, torch.Tensor]) -> dict[str, MergedTensor]:
+        named = [shard(f"consolidated.0{rank}.pth", **each, **whole) for rank, each in enumerate(shards)]
+        return merge_shards(Path("m"), named, meta_key_map())[0]
+
+    other = {**slices, "output__weight": slices["output__weight"] + 1}
+    with pytest.raises(CheckpointError, match=r"consolidated.02.pth is a copy of consolidated.00.pth: .* fetch both"):
+        merged(slices, other, {name: tensor.clone() for name, tensor in slices.items()})
+    last = slices["output__weight"].clone()
+    last[-1, -1] = -1  # equal but for the last value
+    assert merged(slices, {**slices, "output__weight": last})["llm.lm_head.weight"].read()[-1].tolist() == [18, -1]
+    for value in (0.0, 1.0, float("nan")):
+        constant = {name: torch.full_like(tensor, value) for name, tensor in slices.items()}
+        assert merged(constant, constant)["llm.lm_head.weight"].shape == (20, 2)
+    assert merged({"output__weight": torch.zeros(0, 2)}, {"output__weight": torch.zeros(0, 2)})
+
+
 def test_two_names_for_one_tensor() -> None:
     rules = [NameRule("a.*", "x.*"), NameRule("b.*", "x.*")]
     tensors = {"a.w": torch.zeros(1), "b.w": torch.zeros(1)}

@@ -259,11 +259,11 @@ def _window_from_hf(config: Mapping[str, Any], family: _Family, errors: list[str
     layers = config["num_hidden_layers"]
     if not family.has_window and window is not None:
         errors.append(f"'sliding_window' is {window!r}, which model_type {config['model_type']!r} has not")
-    is_on = config.get("use_sliding_window", False) if family.has_window_switch else True
+    is_on = bool(config.get("use_sliding_window", False)) if family.has_window_switch else True
     first = _given(config, "max_window_layers", 28) if family.has_window_switch else 0  # 28: transformers' default
     kinds = config.get("layer_types")
-    if kinds is None:
-        kinds = ["sliding_attention" if is_on and i >= first else "full_attention" for i in range(layers)]
+    if kinds is None:  # the later layers have the window
+        kinds = ["sliding_attention"] * (is_on and first < layers) + ["full_attention"] * (not is_on or first > 0)
     if window is None or set(kinds) == {"full_attention"}:
         return None
     if set(kinds) != {"sliding_attention"}:

@@ -32,6 +32,13 @@ def test_defaults_of_the_configuration() -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_a_number_of_layers_costs_nothing(kind: str) -> None:
+    changes = {"model_type": kind, "num_hidden_layers": 10**12, "num_key_value_heads": 2, "sliding_window": 16}
+    llm = llm_from_hf(CONFIG | changes, Path("config.json"), 7)
+    assert (llm["num_layers"], llm.get("sliding_window")) == (10**12, 16 if kind == "mistral" else None)
+
+
 @pytest.mark.parametrize(
     "key",
     ["rope_theta", "rms_norm_eps", "max_position_embeddings", "rope_scaling", "num_key_value_heads", "sliding_window"],

@@ -155,6 +155,14 @@ def test_missing_shard(released: Copy) -> None:
         checkpoint.open(folder)
 
 
+def test_one_shard_twice(released: Copy) -> None:
+    folder = released()
+    first, second = sorted(folder.glob("consolidated.*.pth"))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(CheckpointError, match=f"{second.name} is a copy of {first.name}: every slice is the same"):
+        checkpoint.open(folder)
+
+
 def test_unknown_names_are_listed(released: Copy) -> None:
     folder = released()
     for rank in (0, 1):
@@ -356,7 +364,7 @@ def test_without_an_embedding(released: Copy, write_json: Callable[..., Path]) -
 
 
 def test_replicas_and_types_from_load(released: Copy) -> None:
-    folder = released("llama_ens_light")
+    folder = released()
     change_shard(folder, 1, lambda tensors: tensors["llma.norm.weight"].add_(1))
     (folder / "meta.json").unlink()
     with pytest.raises(CheckpointError, match=r"pass llama_type= \(--llama-type\)"):

@@ -21,6 +21,7 @@ from sphinxkit.tensor_source import MappingSource
 
 RECIPES = {"mixtral_sparse_ens": "sphinx_moe", "mixtral_sparse_ens5": "sphinx_moe_1k"}
 EXPERTS = 8
+ZERO = torch.zeros(())
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -52,7 +53,7 @@ def test_full_size_names_and_shapes_both_ways(golden: Path, llama_type: str, cou
     files = shard_of(manifest, count)
     shards = [
         {
-            name: StoredTensor(Path(f"{rank}.pth"), name, shape, torch.float32, lambda: torch.empty(0))
+            name: StoredTensor(Path(f"{rank}.pth"), name, shape, torch.float32, functools.partial(ZERO.expand, shape))
             for name, shape in files.items()
         }
         for rank in range(count)
