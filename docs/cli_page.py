@@ -11,7 +11,11 @@ from typing import Any
 def _lines(command: Any, path: str, depth: int) -> Iterator[str]:
     title = path or "sphinxkit"
     yield f"{'#' * depth} `{title}`\n"
-    yield inspect.cleandoc(command.help or "").replace("\b\n", "").replace("\f", "") + "\n"
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+        if paragraph.startswith("Example"):
+            heading, *lines = paragraph.splitlines()
+            paragraph = "\n".join((heading, "", "```", *(line.strip() for line in lines), "```"))
+        yield paragraph + "\n"
     options = [option for option in command.params if option.name != "help"]
     if options:
         yield "| argument | meaning |"

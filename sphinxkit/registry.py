@@ -27,14 +27,15 @@ B = TypeVar("B", bound=Callable[..., Any])
 ENTRY_POINT_GROUP = "sphinxkit.plugins"
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str], given: Collection[str] = ()) -> str:
     """``"; did you mean 'x'?"`` for the closest known name, or an empty string.
 
     Args:
         name: The unknown name.
         known: Known names.
+        given: Names that are there already, such as the other keys: ``name`` cannot have been meant for one of them.
     """
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, [each for each in known if each not in given], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -152,7 +153,7 @@ class Registry(Generic[T]):
         if not _may_import.get() and path not in self._imported | _HARMLESS:
             raise RegistryError(
                 f"{self.family} {path!r} is code to import; nothing of it was. If you trust where it comes from, pass "
-                "trust=True (--trust)"
+                "trust=True"
             )
         module_name, _, attribute = path.partition(":")
         try:
@@ -184,7 +185,7 @@ class Registry(Generic[T]):
             signature.bind(**options)
         except TypeError as error:
             unknown = [option for option in options if option not in signature.parameters]
-            hint = suggest(unknown[0], set(signature.parameters) - set(options)) if unknown else ""
+            hint = suggest(unknown[0], signature.parameters, options) if unknown else ""
             raise RegistryError(f"{self.family} {name!r}: {error}{hint or '.'} Signature: {signature}") from error
         return builder(**options)
 

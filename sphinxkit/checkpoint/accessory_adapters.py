@@ -97,6 +97,6 @@ def check_updates(updates: Mapping[str, Update], tensors: Mapping[str, MergedTen
     raise_errors(f"{where}: the LoRA factors cannot be merged", errors)
     if alone and (lacking := next((name for name in updates if name not in tensors), None)):
         raise CheckpointError(
-            f"{where}: holds LoRA factors for {lacking!r} without the matrix; lay the folder over its base "
-            "(load(base, overlay=tuned), --overlay)"
+            f"{where}: holds LoRA factors for {lacking!r} without the matrix; lay the folder over its base: "
+            f"open the base with overlay={str(where)!r}"
         )

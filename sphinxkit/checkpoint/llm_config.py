@@ -199,7 +199,7 @@ def refuse_options(numbers: Mapping[str, Any], format: str) -> None:
         beyond.append(f"rope_scaling of type {numbers['rope_scaling'].get('type')}")
     if beyond:
         raise CheckpointError(
-            f'format {format!r} has no place for {", ".join(beyond)}; write "sphinxkit" or "hf" (--to hf)'
+            f'format {format!r} has no place for {", ".join(beyond)}; pass format="sphinxkit" or format="hf"'
         )
 
 

@@ -99,7 +99,7 @@ def _with_its_base(folder: Path) -> Checkpoint:
     if not adapter.base or not base.is_dir():
         raise CheckpointError(
             f"{folder}: is a PEFT adapter; its base {adapter.base!r} is no folder here; "
-            f"open the base and lay the adapter over it: load(BASE, overlay={str(folder)!r}) (--overlay)"
+            f"open the base with overlay={str(folder)!r}"
         )
     return adapter.laid_over(open_checkpoint(base))
 

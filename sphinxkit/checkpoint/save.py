@@ -134,7 +134,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
             "will not be replaced"
         )
     if items and not overwrite:
-        raise CheckpointError(f"{target}: exists already; pass overwrite=True (--overwrite) to replace it")
+        raise CheckpointError(f"{target}: exists already; pass overwrite=True to replace it")
 
 
 def _is_checkpoint(folder: Path, items: Sequence[Path]) -> bool:
@@ -187,11 +187,9 @@ def _check_contents(
     if not source.keys():
         raise CheckpointError(f"{target}: there is nothing to save" + (f" in part {part!r}" if part else ""))
     if num_shards is not None and not format.has_shards:
-        raise CheckpointError(
-            f"num_shards={num_shards} (--shards): format {format.name!r} has no tensor-parallel shards"
-        )
+        raise CheckpointError(f"num_shards={num_shards}: format {format.name!r} has no tensor-parallel shards")
     if num_shards is not None and num_shards < 1:
-        raise CheckpointError(f"num_shards={num_shards} (--shards): expected a positive number")
+        raise CheckpointError(f"num_shards={num_shards}: expected a positive number")
     if delta and not format.has_deltas:
         raise CheckpointError(f"delta=True: format {format.name!r} has no place for differences to a base model")
     if unused is not None and (not format.has_unused or part is not None):

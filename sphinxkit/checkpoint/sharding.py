@@ -82,7 +82,7 @@ class MergedTensor:
             if not bitwise_equal(first, part.view()):
                 raise CheckpointError(
                     f"{part.file}: {part.name!r} should be the same in every shard but differs from "
-                    f"{self.parts[0].file.name}; pass replicas='first' (--replicas first) to take the first shard's"
+                    f"{self.parts[0].file.name}; pass replicas='first' to take the first shard's"
                 )
 
     def read(self) -> Tensor:

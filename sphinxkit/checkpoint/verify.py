@@ -17,7 +17,7 @@ from sphinxkit.tensor_files.checksums import Check, compare
 from sphinxkit.tensor_files.torch_zip import zip_checks
 
 DAMAGED = "files are truncated or were tampered with; fetch them again"
-_OPT_OUT = "(verify=False, on the command line --no-verify, loads them unchecked)"
+_OPT_OUT = "(verify=False loads them unchecked)"
 _WINDOW = 2**30  # how far copying and hashing may run apart, which the page cache has to hold; our choice
 
 

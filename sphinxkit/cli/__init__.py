@@ -7,7 +7,6 @@ Exit codes: 0 success, 1 an expected error (its message on stderr), 2 wrong usag
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 from types import FrameType
@@ -16,6 +15,7 @@ import typer
 
 from sphinxkit.cli.chat import chat
 from sphinxkit.cli.check import check
+from sphinxkit.cli.command import Command, Program
 from sphinxkit.cli.convert import convert
 from sphinxkit.cli.convert_data import convert_data
 from sphinxkit.cli.data import app as data_app
@@ -31,7 +31,6 @@ from sphinxkit.cli.inspect_data import inspect_data
 from sphinxkit.cli.list import list_names
 from sphinxkit.cli.memory import memory
 from sphinxkit.cli.mix import mix
-from sphinxkit.cli.options import TwoPartHelp
 from sphinxkit.cli.reproduce import reproduce
 from sphinxkit.cli.score import score
 from sphinxkit.cli.train import train
@@ -48,10 +47,11 @@ where threads compete)."""
 
 app = typer.Typer(
     name="sphinxkit",
+    cls=Program,
     help="SPHINX: load, ask, mix, convert and check multimodal LLMs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -73,8 +73,8 @@ for _command in (
     *(generate, chat, demo, verify, inspect, memory, check, fetch, convert, mix, diff),
     *(convert_data, inspect_data, evaluate, score, train, export, reproduce),
 ):
-    app.command(_command.__name__.replace("_", "-"), cls=TwoPartHelp)(_command)
-app.command("list")(list_names)
+    app.command(_command.__name__.replace("_", "-"), cls=Command)(_command)
+app.command("list", cls=Command)(list_names)
 app.add_typer(delta_app, name="delta")
 app.add_typer(data_app, name="data")
 
@@ -87,22 +87,12 @@ def main() -> None:
     try:
         app()
     except SphinxkitError as error:
-        typer.echo(f"error: {_in_flags(str(error))}", err=True)
+        typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _in_flags(message: str) -> str:
-    """A message of the library in the command line's words: "overwrite=True (--overwrite)" becomes "--overwrite"."""
-
-    def flag(match: re.Match[str]) -> str:
-        name, value, option, rest = match.groups()
-        return f"{option}{rest}" if value or option == f"--{name.replace('_', '-')}" else match.group()
-
-    return re.sub(r"\b(\w+)(=\S*)? \((--[a-z-]+)([^)]*)\)", flag, message)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from sphinxkit.built_in import NANO
-from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, common_options, option_groups
+from sphinxkit.cli.command import common_options
+from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, option_groups
 from sphinxkit.errors import DataError
 
 HELP = "/image PATH asks about another picture, /reset starts anew, /exit or Ctrl-D ends."
@@ -30,10 +31,8 @@ def chat(
     used.
 
     Examples:
-
-    `sphinxkit chat --image scene.png`
-
-    `sphinxkit chat models/sphinx_1k --image photo.jpg`
+      sphinxkit chat --image scene.png
+      sphinxkit chat models/sphinx_1k --image photo.jpg
     """
     model = loading.load(checkpoint)
     session = model.session(image, system, answering.num_draft_tokens)

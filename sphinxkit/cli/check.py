@@ -7,23 +7,26 @@ from typing import Annotated
 
 import typer
 
+from sphinxkit.cli.command import in_flags
 from sphinxkit.cli.completion import complete_recipe
 from sphinxkit.cli.options import Json, Trust
 from sphinxkit.errors import SphinxkitError
 
 
 def check(
+    ctx: typer.Context,
     recipes: Annotated[
         list[str], typer.Argument(help="Recipe files or shipped names.", autocompletion=complete_recipe)
     ],
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Check recipes and report all errors at once; a model is also built without memory.
+    """Check recipes and report all errors at once.
+
+    A model is also built, without memory.
 
     Example:
-
-    `sphinxkit check my_model.yaml sphinx_1k_13b`
+      sphinxkit check my_model.yaml sphinx_1k_13b
     """
     import sphinxkit
 
@@ -35,7 +38,7 @@ def check(
             if found.num_parameters is not None:
                 fields |= {"num_parameters": found.num_parameters, "num_image_tokens": found.num_image_tokens}
         except SphinxkitError as error:
-            fields = {"recipe": name, "valid": False, "error": str(error)}
+            fields = {"recipe": name, "valid": False, "error": in_flags(str(error), ctx.command.params)}
         results.append(fields)
         if not as_json:
             typer.echo(_line(fields), err=not fields["valid"])

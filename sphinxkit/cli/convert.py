@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
+from sphinxkit.cli.command import common_options
 from sphinxkit.cli.completion import complete_model, complete_names
 from sphinxkit.cli.options import (
     LlamaType,
-    NoVerify,
     Overlay,
     RecipeOption,
     Replicas,
     TokenizerFile,
-    common_options,
+    Verify,
     parse_dtype,
     parse_part,
     parse_replicas,
@@ -23,7 +23,7 @@ from sphinxkit.cli.options import (
 from sphinxkit.errors import DataError
 
 
-@common_options("output", "to", "part", "dtype", "overwrite")
+@common_options("output", "format", "part", "dtype", "overwrite")
 def convert(
     source: Annotated[
         str,
@@ -33,7 +33,7 @@ def convert(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
-    to: Annotated[
+    format: Annotated[
         str,
         typer.Option(
             "--to", help="sphinxkit, sphinx (as released), meta or hf.", autocompletion=complete_names("formats")
@@ -52,25 +52,21 @@ def convert(
     llm_only: Annotated[bool, typer.Option("--llm-only", help="The same as --part llm.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     recipe: RecipeOption = None,
-    no_verify: NoVerify = False,
+    verify: Verify = True,
     replicas: Replicas = "equal",
     llama_type: LlamaType = None,
     overlay: Overlay = None,
     tokenizer: TokenizerFile = None,
 ) -> None:
-    """Convert a checkpoint, tensor by tensor.
+    """Convert a checkpoint to another format.
 
     Unused tensors of released files (such as CLIP's text tower) are kept in a separate file.
 
     Examples:
-
-    `sphinxkit convert released/sphinx_1k -o sphinx_1k`
-
-    `sphinxkit convert sphinx_13b -o sphinx_encoders --part encoders --dtype bfloat16` (a recipe's public encoders)
-
-    `sphinxkit convert sphinx_1k -o sphinx_1k_hf --to hf` (for transformers and vLLM)
-
-    `sphinxkit convert sphinx_1k -o hf_llama --to hf --part llm --dtype bfloat16` (the language model alone)
+      sphinxkit convert released/sphinx_1k -o sphinx_1k
+      sphinxkit convert sphinx_13b -o encoders --part encoders --dtype bfloat16
+      sphinxkit convert sphinx_1k -o sphinx_1k_hf --to hf
+      sphinxkit convert sphinx_1k -o hf_llama --to hf --part llm
     """
     import sphinxkit
     from sphinxkit.cli.progress import byte_progress
@@ -81,13 +77,13 @@ def convert(
         sphinxkit.convert(
             source,
             output,
-            format=to,
+            format=format,
             num_shards=num_shards,
             dtype=None if dtype is None else parse_dtype(dtype),
             part="llm" if llm_only else parse_part(part),
             recipe=recipe,
             overwrite=overwrite,
-            verify=not no_verify,
+            verify=verify,
             replicas=parse_replicas(replicas),
             llama_type=llama_type,
             overlay=overlay,

@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from sphinxkit.cli.command import common_options
 from sphinxkit.cli.completion import complete_names
 
 
+@common_options("format_name", "task", "output", "companion", "limit")
 def convert_data(
     source: Annotated[Path, typer.Argument(help="Annotation file or folder.")],
     format_name: Annotated[
@@ -43,13 +45,13 @@ def convert_data(
         bool, typer.Option("--json", help="Print the report as one JSON object; needs --output.")
     ] = False,
 ) -> None:
-    """Convert annotations to conversation JSON lines (LLaVA-style), streaming, in bounded memory.
+    """Convert annotations to conversations, as JSON lines.
+
+    The lines are LLaVA's. Records are streamed, in bounded memory.
 
     Examples:
-
-    `sphinxkit convert-data instances_train2017.json --format coco --task detection -o detection.jsonl`
-
-    `sphinxkit convert-data questions.json --format vqav2 --companion annotations.json --task vqa -o vqa.jsonl`
+      sphinxkit convert-data instances.json --format coco -o detection.jsonl
+      sphinxkit convert-data asked.json --format vqav2 --companion answers.json
     """
     from rich.console import Console
 

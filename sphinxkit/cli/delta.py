@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sphinxkit.cli.command import Command, common_options
 from sphinxkit.cli.options import Checkpoint, Json, parse_dtype
 
 app = typer.Typer(no_args_is_help=True, help="Differences between a base model and one tuned from it.")
@@ -17,12 +18,13 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Allow NaN and Inf.")]
 
 
-@app.command()
+@app.command(cls=Command)
+@common_options("output", "format", "dtype", "verify", "overwrite")
 def extract(
     base: Checkpoint,
     tuned: Checkpoint,
     output: Output,
-    to: Annotated[
+    format: Annotated[
         str | None,
         typer.Option("--to", help="sphinx, or safetensors for folders of any model; default: what BASE needs."),
     ] = None,
@@ -37,15 +39,16 @@ def extract(
     allow_nonfinite: AllowNonfinite = False,
     as_json: Json = False,
 ) -> None:
-    """Write TUNED - BASE as `consolidated.NN-of-MM.model-diff.pth`, as the public implementation does.
+    """Write TUNED - BASE, as the public implementation does.
+
+    The files are `consolidated.NN-of-MM.model-diff.pth`.
 
     Folders of a model that this library does not know give `delta.safetensors`, by their files' own names.
 
     Tensors that only TUNED has are stored whole. In 16 bit the difference is rounded; `--dtype float32` is more exact.
 
     Example:
-
-    `sphinxkit delta extract llama2 sphinx -o sphinx_delta --verify`
+      sphinxkit delta extract llama2 sphinx -o sphinx_delta --verify
     """
     import sphinxkit
     from sphinxkit.cli.progress import byte_progress
@@ -55,7 +58,7 @@ def extract(
             base,
             tuned,
             output,
-            format=to,
+            format=format,
             dtype=parse_dtype(dtype) if dtype else None,
             num_shards=num_shards,
             verify=verify,
@@ -75,14 +78,15 @@ def extract(
         )
 
 
-@app.command()
+@app.command(cls=Command)
+@common_options("output", "format", "dtype", "verify", "overwrite")
 def apply(
     base: Checkpoint,
     delta: Annotated[
         str, typer.Argument(help="Directory with consolidated.NN-of-MM.model-diff.pth or delta.safetensors.")
     ],
     output: Output,
-    to: Annotated[
+    format: Annotated[
         str | None,
         typer.Option(
             "--to", help="sphinxkit, sphinx (as released), meta, hf, safetensors; default: sphinx or as BASE."
@@ -103,8 +107,7 @@ def apply(
     Tensors that only one of them has are copied. Base and delta may have different numbers of shards.
 
     Example:
-
-    `sphinxkit delta apply llama2 sphinx_delta -o sphinx`
+      sphinxkit delta apply llama2 sphinx_delta -o sphinx
     """
     import sphinxkit
     from sphinxkit.cli.progress import byte_progress
@@ -114,7 +117,7 @@ def apply(
             base,
             delta,
             output,
-            format=to,
+            format=format,
             dtype=parse_dtype(dtype) if dtype else None,
             num_shards=num_shards,
             overwrite=overwrite,

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sphinxkit.built_in import NANO
-from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, common_options, option_groups
+from sphinxkit.cli.command import common_options
+from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, option_groups
 
 
 @common_options("host", "port", "device")
@@ -22,14 +23,14 @@ def demo(
     answering: AnswerOptions,
     loading: LoadOptions,
 ) -> None:
-    """Serve a web page for questions about images; boxes and key points of the answers are drawn.
+    """Serve a web page for questions about images.
 
-    Without a CHECKPOINT, the built-in SPHINX-nano is used. Needs `pip install "sphinxkit[demo]"`. The server runs on
+    Boxes and key points of the answers are drawn. Without a CHECKPOINT, the built-in SPHINX-nano is used. Needs
+    `pip install "sphinxkit[demo]"`. The server runs on
     this machine and sends no data elsewhere.
 
     Example:
-
-    `sphinxkit demo --port 8000`
+      sphinxkit demo --port 8000
     """
     from sphinxkit import nano
     from sphinxkit.generation import Sampling

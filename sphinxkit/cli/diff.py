@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sphinxkit.cli.command import common_options
 from sphinxkit.cli.options import Checkpoint, Json, Rename
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 200
 
 
+@common_options("tensors", "plot", "as_json")
 def diff(
     first: Checkpoint,
     second: Checkpoint,
@@ -24,13 +26,13 @@ def diff(
     rename: Rename = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how far two models are apart: L2, cosine and largest difference per tensor and per layer.
+    """Measure how far two models are apart, layer by layer.
+
+    Shows L2, cosine and the largest difference.
 
     Examples:
-
-    `sphinxkit diff base tuned --plot where.png`
-
-    `sphinxkit diff base tuned --json > distances.json`
+      sphinxkit diff base tuned --plot where.png
+      sphinxkit diff base tuned --json > distances.json
     """
     import sphinxkit
     from sphinxkit.interpolation.rename import parse_rename

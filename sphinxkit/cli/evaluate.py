@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from sphinxkit.built_in import name_in_record
+from sphinxkit.cli.command import common_options
 from sphinxkit.cli.completion import complete_names
-from sphinxkit.cli.options import Checkpoint, Json, LoadOptions, common_options, option_groups
+from sphinxkit.cli.options import Checkpoint, Json, LoadOptions, option_groups
 
 
 @common_options("annotations", "images", "output", "batch_size", "device", "as_json")
@@ -44,10 +45,8 @@ def evaluate(
     and asked again in the next run. The exit code is then 1; it is also 1 if no answer can be parsed.
 
     Examples:
-
-    `sphinxkit evaluate models/sphinx_1k refcocog_val --annotations refcocog_val.json --images /data`
-
-    `sphinxkit evaluate models/sphinx_1k pose --annotations people.json --images photos -o pose.jsonl --json`
+      sphinxkit evaluate nano refcocog_val --annotations val.json --images /data
+      sphinxkit evaluate nano pose --annotations people.json --images photos
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

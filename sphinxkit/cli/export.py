@@ -16,11 +16,10 @@ def export(
     step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default: the newest.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing folder.")] = False,
 ) -> None:
-    """Write the model of a run's checkpoint, also while the run is running.
+    """Write the model of a training run, also while it runs.
 
     Example:
-
-    `sphinxkit export runs/finetune -o model_so_far`
+      sphinxkit export runs/finetune -o model_so_far
     """
     import sphinxkit
 

@@ -26,14 +26,13 @@ def fetch(
         typer.Option("--to", help="Separate cache folder, to be used with HF_HUB_CACHE; default: the usual cache."),
     ] = None,
 ) -> None:
-    """Download exactly the files that a recipe needs from the Hugging Face hub.
+    """Download the files that a recipe names on Hugging Face.
 
     Sizes and licences are printed first. Cached files are reused, and an interrupted download is resumed. With
     HF_HUB_OFFLINE=1 the missing files are listed.
 
     Example:
-
-    `sphinxkit fetch pretrain_13b`
+      sphinxkit fetch pretrain_13b
     """
     import sphinxkit
 

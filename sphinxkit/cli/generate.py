@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sphinxkit.built_in import NANO
+from sphinxkit.cli.command import common_options
 from sphinxkit.cli.completion import complete_names
 from sphinxkit.cli.options import (
     AnswerOptions,
     Checkpoint,
     Json,
     LoadOptions,
-    common_options,
     option_groups,
 )
 from sphinxkit.errors import DataError
@@ -43,14 +43,12 @@ def generate(
         typer.Option(
             "--task",
             "-t",
-            help="Use a task's question (rec, detection, pose, ...): `sphinxkit list tasks`.",
+            help="A task's question, as `sphinxkit list tasks` names it.",
             autocompletion=complete_names("tasks"),
         ),
     ] = None,
-    box: Annotated[str | None, typer.Option(help="Region for --task pose or reg: X1,Y1,X2,Y2 in pixels.")] = None,
-    draw: Annotated[
-        Path | None, typer.Option("--draw", help="Write the image with the answer's boxes and key points drawn.")
-    ] = None,
+    box: Annotated[str | None, typer.Option(help="X1,Y1,X2,Y2 in pixels, for --task pose or reg.")] = None,
+    draw: Annotated[Path | None, typer.Option("--draw", help="Write the image with the answer's places drawn.")] = None,
     source: Annotated[
         Path | None,
         typer.Option("--input", help="JSON lines {prompt, image, ...}; image paths are relative to its folder."),
@@ -69,7 +67,7 @@ def generate(
     loading: LoadOptions,
     as_json: Json = False,
 ) -> None:
-    r"""Answer one prompt, with or without an image, or all prompts of a file.
+    """Answer a prompt about an image, or all prompts of a file.
 
     Without a CHECKPOINT, the built-in SPHINX-nano is used.
 
@@ -82,16 +80,9 @@ def generate(
     process answers a share of the rows.
 
     Examples:
-
-    `sphinxkit generate --image scene.png --prompt "How many circles are there?"`
-
-    `sphinxkit generate --image scene.png --task rec --prompt "the red circle" --draw found.png`
-
-    `sphinxkit generate models/sphinx_1k --image photo.jpg --prompt "What is in the picture?"`
-
-    `sphinxkit generate hf://org/repo -i chart.png -p "Convert this chart to a table." --max-new-tokens 200 --json`
-
-    `sphinxkit generate models/sphinx_1k --input questions.jsonl --output answers.jsonl --batch-size 32`
+      sphinxkit generate -i scene.png -p "How many circles are there?"
+      sphinxkit generate -i scene.png -t rec -p "the red circle" --draw found.png
+      sphinxkit generate models/sphinx_1k --input questions.jsonl -o answers.jsonl
     """
     is_single = source is None
     named = {"--image": image, "--task": task, "--box": box, "--draw": draw}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sphinxkit.cli.command import common_options
 from sphinxkit.cli.completion import complete_model
 from sphinxkit.cli.options import Json, Overlay, TokenizerFile, Trust
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sphinxkit.recipe.inspection import Inspection
 
 
+@common_options("keys", "as_json")
 def inspect(
     name: Annotated[
         str,
@@ -28,13 +30,13 @@ def inspect(
     tokenizer: TokenizerFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show parts, parameters and image tokens; for a checkpoint also format, dtypes and tensors.
+    """Show the parts and parameters of a checkpoint or recipe.
+
+    For a checkpoint also its format, dtypes and tensors.
 
     Examples:
-
-    `sphinxkit inspect sphinx_tiny_1k`
-
-    `sphinxkit inspect models/sphinx_1k --keys`
+      sphinxkit inspect sphinx_tiny_1k
+      sphinxkit inspect models/sphinx_1k --keys
     """
     import sphinxkit
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sphinxkit.cli.command import common_options
 from sphinxkit.cli.options import Json
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ CUT_STYLE = "strike red"
 LEARNT_MARKS = ("⟦", "⟧")  # around what is learnt where there are no colours
 
 
+@common_options("tokenizer", "model", "count", "root")
 def inspect_data(
     source: Annotated[str, typer.Argument(help="JSON lines of samples, or a mixture recipe (name or file).")],
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.model.")] = None,
@@ -46,16 +48,15 @@ def inspect_data(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Show samples with the tokens in the loss in colour; for a mixture also the contents of an epoch.
+    """Show training samples; tokens in the loss are coloured.
 
-    Without colours (a pipe, `NO_COLOR`), tokens in the loss are marked by ⟦ and ⟧. An unusable sample is shown with its
+    For a mixture also the contents of an epoch. Without colours (a pipe, `NO_COLOR`), tokens in the
+    loss are marked by ⟦ and ⟧. An unusable sample is shown with its
     error.
 
     Examples:
-
-    `sphinxkit inspect-data refcoco_rec.jsonl --model models/sphinx_1k --count 3`
-
-    `sphinxkit inspect-data mixture_finetune --root /data --tokenizer tokenizer.model`
+      sphinxkit inspect-data refcoco_rec.jsonl --model models/sphinx_1k --count 3
+      sphinxkit inspect-data mixture_finetune --root /data --model nano
     """
     import sphinxkit
 

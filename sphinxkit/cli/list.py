@@ -25,10 +25,8 @@ def list_names(
     """List the names of a kind, one a line, plug-ins' included.
 
     Examples:
-
-    `sphinxkit list recipes`
-
-    `sphinxkit list tasks --json`
+      sphinxkit list recipes
+      sphinxkit list tasks --json
     """
     import sphinxkit
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sphinxkit.cli.command import common_options
 from sphinxkit.cli.completion import complete_model
 from sphinxkit.cli.options import Json, Trust, parse_dtype
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 GIB = 2**30
 
 
+@common_options("batch_size", "dtype", "gpu", "processes", "as_json")
 def memory(
     recipe: Annotated[
         str,
@@ -38,17 +40,14 @@ def memory(
     trust: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Predict the memory of weights, KV cache and activations, without loading anything.
+    """Predict memory use without loading anything.
 
-    For a train recipe: the memory of each training process.
+    Counts weights, KV cache and activations. For a train recipe: the memory of each training process.
 
     Examples:
-
-    `sphinxkit memory sphinx_1k_13b --batch-size 8 --gpu h100`
-
-    `sphinxkit memory models/sphinx_1k --batch-size 8 --text-tokens 1024 --dtype bfloat16 --json`
-
-    `sphinxkit memory finetune_7b --processes 2 --set pack_tokens=4096`
+      sphinxkit memory sphinx_1k_13b --batch-size 8 --gpu h100
+      sphinxkit memory models/sphinx_1k --text-tokens 1024 --dtype bfloat16
+      sphinxkit memory finetune_7b --processes 2 --set pack_tokens=4096
     """
     import sphinxkit
     from sphinxkit.recipe.inspection import recipe_of

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sphinxkit.cli.command import common_options
 from sphinxkit.cli.completion import complete_checkpoint, complete_names, complete_recipe
-from sphinxkit.cli.options import Device, Json, Rename, common_options
+from sphinxkit.cli.options import Device, Json, Rename
 from sphinxkit.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from sphinxkit.interpolation.sweep import SweepResult
 
 
-@common_options("output", "recipe", "method", "beta", "weights", "base", "rule", "as_json")
+@common_options("output", "recipe", "method", "beta", "weights", "base", "rules")
 def mix(
     models: Annotated[
         list[str] | None,
@@ -49,17 +50,17 @@ def mix(
     weights: Annotated[str | None, typer.Option(help="One weight per model, as 0.5,0.3,0.2.")] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Divide the weights by their sum.")] = False,
     base: Annotated[str | None, typer.Option(help="Common ancestor, for task_arithmetic, ties and dare.")] = None,
-    rule: Annotated[
+    rules: Annotated[
         list[str] | None,
         typer.Option("--rule", help="PATTERN=ACTION, such as `'llm.layers.{0..15}.*=0.3'` or `'vision.*=keep first'`."),
     ] = None,
-    overlay: Annotated[
+    overlays: Annotated[
         list[str] | None,
         typer.Option("--overlay", help="Tuned directory over each model, in order; - for none (repeatable)."),
     ] = None,
     rename: Rename = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
-    to: Annotated[
+    format: Annotated[
         str | None, typer.Option("--to", help="sphinxkit, sphinx, meta, hf or safetensors; default: the first's.")
     ] = None,
     num_shards: Annotated[
@@ -75,7 +76,7 @@ def mix(
     allow_different_recipes: Annotated[
         bool, typer.Option("--allow-different-recipes", help="Mix models of different structure.")
     ] = False,
-    hashes: Annotated[bool, typer.Option("--hash/--no-hash", help="Hash the inputs for the provenance.")] = True,
+    hash_inputs: Annotated[bool, typer.Option("--hash/--no-hash", help="Hash the inputs for the provenance.")] = True,
     sweep: Annotated[
         str | None, typer.Option(help="Try betas START:STOP:STEP, such as 0:1:0.1; needs --score.")
     ] = None,
@@ -88,7 +89,7 @@ def mix(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Mix the weights of models, tensor by tensor, from any format to any other.
+    """Mix the weights of models, from any format to any other.
 
     Folders of safetensors of any model are mixed by their tensors' names and shapes; what lies beside the first one's
     tensors comes along.
@@ -97,16 +98,11 @@ def mix(
     in memory that is updated in place. A command gets a directory as {model} and must print the score last.
 
     Examples:
-
-    `sphinxkit mix real synthetic -o mixed --beta 0.5`
-
-    `sphinxkit mix A B -o C --beta 0.7 --rule 'vision.*=keep first' --rule 'llm.layers.{0..15}.*=0.3'`
-
-    `sphinxkit mix A B C -o D --method ties --base llama --option density=0.2`
-
-    `sphinxkit mix llava tuned_llama -o llava_tuned --beta 0 --rename llm_into_vlm`
-
-    `sphinxkit mix A B --sweep 0:1:0.1 --score python:my_eval.py:accuracy -o best`
+      sphinxkit mix real synthetic -o mixed --beta 0.5
+      sphinxkit mix A B -o C --beta 0.7 --rule 'vision.*=keep first'
+      sphinxkit mix A B C -o D --method ties --base llama --option density=0.2
+      sphinxkit mix llava tuned_llama -o tuned --beta 0 --rename llm_into_vlm
+      sphinxkit mix A B --sweep 0:1:0.1 --score python:my_eval.py:accuracy
     """
     import sphinxkit
     from sphinxkit.cli.options import pick_device
@@ -126,11 +122,11 @@ def mix(
             weights=parse_weights(weights),
             normalize=normalize or None,
             base=base,
-            rules=dict(parse_assignment(text) for text in rule or []),
-            overlays=[None if each == "-" else each for each in overlay] if overlay else None,
+            rules=dict(parse_assignment(text) for text in rules or []),
+            overlays=[None if each == "-" else each for each in overlays] if overlays else None,
             rename=parse_rename(rename) if rename else None,
             dtype=dtype,
-            format=to,
+            format=format,
             num_shards=num_shards,
             llm_only=llm_only or None,
             tokenizer=tokenizer,
@@ -138,7 +134,7 @@ def mix(
             allow_nonfinite=allow_nonfinite or None,
             allow_different_recipes=allow_different_recipes or None,
             overwrite=overwrite,
-            hash_inputs=hashes,
+            hash_inputs=hash_inputs,
             sweep=sweep,
             score=score,
             minimize=minimize,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import os
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
-from typer.core import TyperCommand
-from typer.models import OptionInfo
 
 from sphinxkit.built_in import NANO, TITLE
 from sphinxkit.cli.completion import complete_checkpoint, complete_names, complete_recipe
@@ -27,8 +24,7 @@ if TYPE_CHECKING:
 Checkpoint = Annotated[
     str,
     typer.Argument(
-        help="Directory of a checkpoint (sphinxkit, released SPHINX, Meta or HF Llama), hf://org/repo, or nano: "
-        "SPHINX-nano, which comes with sphinxkit.",
+        help="Checkpoint directory of any format, hf://org/repo, or nano, which comes with sphinxkit.",
         autocompletion=complete_checkpoint,
     ),
 ]
@@ -57,7 +53,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Trust = Annotated[
     bool, typer.Option("--trust", help="Import and call the code that the recipe names (package.module:builder).")
 ]
-NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not verify the checksums in the checkpoint's files.")]
+Verify = Annotated[bool, typer.Option(" /--no-verify", help="Do not verify the checksums in the checkpoint's files.")]
 Replicas = Annotated[
     str, typer.Option(help="If shards differ in a replicated tensor: equal: refuse; first: use the first shard.")
 ]
@@ -188,7 +184,7 @@ def load_model(
     recipe: str | None,
     device: str,
     dtype: str,
-    no_verify: bool = False,
+    verify: bool = True,
     replicas: str = "equal",
     llama_type: str | None = None,
     bits: int | None = None,
@@ -210,7 +206,7 @@ def load_model(
         recipe=recipe,
         device=place,
         dtype=pick_dtype(dtype, place),
-        verify=not no_verify,
+        verify=verify,
         replicas=parse_replicas(replicas),
         llama_type=llama_type,
         overlay=overlay,
@@ -258,7 +254,7 @@ class LoadOptions:
     recipe: RecipeOption = None
     device: Device = "auto"
     dtype: Dtype = "auto"
-    no_verify: NoVerify = False
+    verify: Verify = True
     replicas: Replicas = "equal"
     llama_type: LlamaType = None
     bits: Bits = None
@@ -273,7 +269,7 @@ class LoadOptions:
             self.recipe,
             self.device,
             self.dtype,
-            self.no_verify,
+            self.verify,
             self.replicas,
             self.llama_type,
             self.bits,
@@ -326,65 +322,3 @@ def option_groups(command: Callable[..., None]) -> Callable[..., None]:
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
-
-
-MORE = "More options"
-
-
-class TwoPartHelp(TyperCommand):
-    """A command whose ``--help`` shows the common options; ``--help-all`` shows all."""
-
-    shows_all = False
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help; typer's own, with the panel of other options or without it."""
-        for parameter in self.params:
-            if getattr(parameter, "rich_help_panel", None) == MORE:
-                parameter.hidden = not self.shows_all  # type: ignore[attr-defined]
-        super().format_help(ctx, formatter)
-
-
-def _help_all(ctx: typer.Context, value: bool) -> None:
-    if value:
-        command: Any = ctx.command
-        command.shows_all = True
-        typer.echo(ctx.get_help())
-        raise typer.Exit
-
-
-HelpAll = Annotated[
-    bool, typer.Option("--help-all", is_eager=True, callback=_help_all, help="Show all options and exit.")
-]
-
-
-def common_options(*common: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a command's ``--help`` show these options alone; the command is a :class:`TwoPartHelp`.
-
-    Args:
-        common: Names of parameters.
-    """
-
-    def apart(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def shown(*, help_all: bool = False, **values: Any) -> None:
-            del help_all  # its callback ends the program
-            command(**values)
-
-        hints = get_type_hints(command, include_extras=True)
-        for name, hint in hints.items():
-            info = next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, OptionInfo)), None)
-            if info is not None and name not in common:
-                below = copy.copy(info)  # other commands share it
-                below.rich_help_panel = MORE
-                hints[name] = Annotated[hint.__origin__, below]
-        hints["help_all"] = HelpAll
-        signature = inspect.signature(command)
-        parameters = [each.replace(annotation=hints[each.name]) for each in signature.parameters.values()]
-        parameters.append(
-            inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
-        )
-        shown.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        shown.__annotations__ = hints
-        return shown
-
-    return apart

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sphinxkit.cli.command import common_options
+
 
 class Subject(StrEnum):
     """What can be reproduced."""
@@ -18,6 +20,7 @@ class Subject(StrEnum):
     ablations = "ablations"
 
 
+@common_options("output", "minutes", "last", "claim")
 def reproduce(
     subject: Annotated[
         Subject,
@@ -43,15 +46,14 @@ def reproduce(
         typer.Option(help="ablations: checkpoint with the trained encoders; OUTPUT/../nano/encoders/model."),
     ] = None,
 ) -> None:
-    """Train models from scratch, stage by stage, and score them; resumes an earlier call.
+    """Train SPHINX-nano from scratch and score it.
+
+    The same command resumes.
 
     Examples:
-
-    `sphinxkit reproduce nano`
-
-    `sphinxkit reproduce nano --output runs/nano --minutes 60`
-
-    `sphinxkit reproduce ablations --claim weights`
+      sphinxkit reproduce nano
+      sphinxkit reproduce nano --output runs/nano --minutes 60
+      sphinxkit reproduce ablations --claim weights
     """
     from sphinxkit.acceleration.cpu.host_memory import keep_freed_memory
 

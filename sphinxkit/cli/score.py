@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sphinxkit.cli.command import common_options
 from sphinxkit.cli.completion import complete_names
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def _number(value: Any) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+@common_options("annotations", "predictions", "box_format", "as_json")
 def score(
     benchmark: Annotated[
         str,
@@ -59,10 +61,8 @@ def score(
     The exit code is 1 where neither parser could read any answer, or questions failed when the answers were made.
 
     Examples:
-
-    `sphinxkit score refcocog_val --annotations refcocog_val.json --predictions answers.jsonl --json`
-
-    `sphinxkit score docvqa_val --annotations val_v1.0_withQT.json --predictions answers.json`
+      sphinxkit score refcocog_val --annotations val.json --predictions my.jsonl
+      sphinxkit score docvqa_val --annotations val_v1.0.json --predictions my.json
     """
     import sphinxkit
 

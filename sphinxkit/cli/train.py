@@ -13,7 +13,7 @@ def train(
     recipe: Annotated[
         str, typer.Argument(help="Train recipe: a shipped name or a file.", autocompletion=complete_recipe)
     ],
-    settings: Annotated[
+    overrides: Annotated[
         list[str] | None,
         typer.Option(
             "--set", help="Override a recipe key: key=value or key.subkey=value, with a YAML value; may be repeated."
@@ -23,21 +23,19 @@ def train(
         bool, typer.Option("--fresh", help="Raise an error instead of resuming a run in the output folder.")
     ] = False,
 ) -> None:
-    """Train from a recipe; resumes a previous run in the same output folder.
+    """Train from a recipe; the same command resumes a stopped run.
 
-    SIGTERM and Ctrl-C save the state and exit with 143 and 130.
+    A run in the recipe's output folder is resumed. SIGTERM and Ctrl-C save the state and exit with 143 and 130.
 
     Examples:
-
-    `sphinxkit train finetune_13b --set init_from=runs/mixed_13b --set data_root=/data --set output=runs/finetune`
-
-    `torchrun --nproc-per-node 8 -m sphinxkit train pretrain_13b --set tensor_parallel=2 --set output=runs/real`
+      sphinxkit train finetune_7b --set init_from=mixed --set data_root=/data
+      torchrun --nproc-per-node 8 -m sphinxkit train pretrain_13b --set lr=1e-5
     """
     import sphinxkit
     from sphinxkit.acceleration.cpu.host_memory import keep_freed_memory
     from sphinxkit.training import ProgressReport
 
     keep_freed_memory()
-    result = sphinxkit.train(recipe, overrides=settings, callbacks=[ProgressReport()], resume=not fresh)
+    result = sphinxkit.train(recipe, overrides=overrides, callbacks=[ProgressReport()], resume=not fresh)
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)

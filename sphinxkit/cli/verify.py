@@ -26,11 +26,12 @@ def verify(
     dtype: Annotated[str, typer.Option(help="float32 (held to rounding), bfloat16 or float16.")] = "float32",
     as_json: Json = False,
 ) -> None:
-    """Load a checkpoint, answer about its pictures, and compare with the public implementation.
+    """Compare a checkpoint with the public implementation.
+
+    It is loaded, asked about the pictures beside it, and its answers and inner values are compared.
 
     Example:
-
-    `sphinxkit verify tests/golden/llama_ens5`
+      sphinxkit verify tests/golden/llama_ens5
     """
     import sphinxkit
 

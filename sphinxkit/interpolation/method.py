@@ -71,7 +71,7 @@ class MixMethod(ABC):
             DataError: The method needs a base and none is given.
         """
         if self.needs_base and not has_base:
-            raise DataError(f"{self.name} adds differences to a base model (a common ancestor); name it (--base MODEL)")
+            raise DataError(f"{self.name} adds differences to a base model (a common ancestor); name it: base=MODEL")
 
     def weights(
         self, given: Sequence[float] | None, num_models: int, *, extrapolate: bool = False, normalize: bool = False
@@ -107,12 +107,10 @@ class MixMethod(ABC):
         if not self.averages or extrapolate:
             return weights
         if any(not 0 <= weight <= 1 for weight in weights):
-            raise DataError(
-                f"weights {list(weights)} (beta) lie outside [0, 1]; say extrapolate (--extrapolate) to do so"
-            )
+            raise DataError(f"weights {list(weights)} (beta) lie outside [0, 1]; pass extrapolate=True to allow it")
         if abs(math.fsum(weights) - 1) > SUM_TOLERANCE:
             total = math.fsum(weights)
-            raise DataError(f"weights {list(weights)} sum to {total:g}, not 1; say normalize or extrapolate")
+            raise DataError(f"weights {list(weights)} sum to {total:g}, not 1; pass normalize=True or extrapolate=True")
         return weights
 
     def apply(

@@ -108,7 +108,7 @@ def place_of_llm(llm: Iterable[str], vlm: Iterable[str]) -> dict[str, str]:
             shown = f"at {', '.join(map(repr, places))}" if places else "no place for them under one prefix"
             raise CheckpointError(
                 f"{LLM_INTO_VLM}: the language model's {word}* ({len(rests)} names) must have one place in the first "
-                f"model, which has {shown}; say where they go: rename={{{word!r}: PREFIX}} (--rename {word}=PREFIX)"
+                f"model, which has {shown}; say where they go: rename={{{word!r}: PREFIX}}"
             )
         prefixes[word] = places[0] + (word if len(rests) == 1 else "")
     filled = {prefixes[word] + rest for word, rests in words.items() for rest in rests}

@@ -280,7 +280,7 @@ class MixedSource:
             if key == first and not bad:
                 errors.append(f"{key}: finite in every model, but the result does not fit {outcome.dtype}")
         raise CheckpointError(
-            list_errors("not every number is finite", errors) + "\nsay allow_nonfinite (--allow-nonfinite) to go on"
+            list_errors("not every number is finite", errors) + "\npass allow_nonfinite=True to go on"
         )
 
     def _name(self, index: int) -> str:

@@ -131,7 +131,7 @@ def parse_rope_scaling(value: float | Mapping[str, Any] | None) -> Scaling:
     fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(RopeScaling)}
     for key in value:
         if key not in fields:
-            known = suggest(str(key), fields) or f"; known: {', '.join(fields)}"
+            known = suggest(str(key), fields, value) or f"; known: {', '.join(fields)}"
             raise RegistryError(f"rope_scaling: unknown key {key!r}{known}")
     missing = [name for name, is_needed in fields.items() if is_needed and name not in value]
     if missing:

@@ -75,7 +75,7 @@ def convert(
         raise CheckpointError(f"part='encoders': only format 'sphinxkit' holds encoders alone, got {format!r}")
     if part == "encoders" and _is_recipe(source):
         if overlay or tokenizer is not None:
-            raise CheckpointError("overlay, tokenizer (--overlay, --tokenizer): are for a checkpoint, not for a recipe")
+            raise CheckpointError("overlay= and tokenizer= are for a checkpoint, not for a recipe")
         return _convert_published(Recipe.find(os.fspath(source)), target, dtype, overwrite, progress)
     with open_overlaid(source, overlay, replicas=replicas, llama_type=llama_type) as opened:
         words = opened.tokenizer_path if tokenizer is None else Path(tokenizer)

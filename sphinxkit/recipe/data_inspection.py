@@ -102,7 +102,7 @@ def _encoder(
             template = _template(opened.recipe)
             tokenizer = tokenizer or opened.tokenizer_path
     if tokenizer is None:
-        raise DataError(f"{model} has no tokenizer: name one (--tokenizer)")
+        raise DataError(f"{model} has no tokenizer; pass tokenizer=FILE")
     return SampleEncoder(Tokenizer(Path(tokenizer)), template, max_tokens, over_length, opens_images)
 
 

@@ -127,7 +127,7 @@ def inspect(
     """
     stored = name if isinstance(name, str | Path) and is_checkpoint(name) else None
     if stored is None and (overlay is not None or tokenizer is not None):
-        raise DataError(f"overlay, tokenizer (--overlay, --tokenizer): are for checkpoints, {name!s:.80} is a recipe")
+        raise DataError(f"overlay= and tokenizer= are for checkpoints, {name!s:.80} is a recipe")
     with nullcontext() if trust else no_imports():
         recipe = recipe_of(name, trust, overlay)
         model = build(recipe, device="meta")

@@ -184,7 +184,7 @@ def mix(
     }
     plan = _plan(models_or_recipe, {key: value for key, value in given.items() if value is not None}, rules or {})
     if (sweep is not None or is_greedy) != (score is not None):
-        raise DataError("a sweep (--sweep) and greedy_soup need a score (--score), and a score needs one of them")
+        raise DataError("sweep= and greedy_soup need score=, and score= needs one of them")
     target = None if output is None else Path(output)
     judge = None if score is None else _Judge(score, minimize, device, report or (lambda *_: None))
     if sweep is not None and judge is not None:

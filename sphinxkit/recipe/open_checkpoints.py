@@ -59,12 +59,12 @@ def open_all(
         pairs = zip(folders, over, strict=True)
         return [stack.enter_context(open_overlaid(folder, tuned)) for folder, tuned in pairs]
     if any(overlays):
-        raise CheckpointError("overlay (--overlay) needs models that this library knows; mix the folders one by one")
+        raise CheckpointError("overlay= needs models that this library knows; mix the folders one by one")
     for folder, found in zip(folders, known, strict=True):
         if found not in ([], [HuggingFace.name]):
             raise CheckpointError(
                 f"{folder}: is of format {found[0]!r} and cannot be taken by its files' names beside a folder of any "
-                f"model{f' ({reason})' if reason else ''}; convert it first (sphinxkit convert --to hf)"
+                f"model{f' ({reason})' if reason else ''}; convert it to format 'hf' first"
             )
     if reason is not None:
         _logger.info("models are taken by their files' own names: %s", reason)

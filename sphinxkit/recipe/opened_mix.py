@@ -127,7 +127,7 @@ class OpenedMix:
         files = [model.tokenizer_path for model in self.models if model.tokenizer_path is not None]
         if len({file.read_bytes() for file in files}) > 1:
             raise CheckpointError(
-                f"the tokenizers differ: {', '.join(map(str, files))}; name the one to keep (--tokenizer FILE)"
+                f"the tokenizers differ: {', '.join(map(str, files))}; name the one to keep: tokenizer=FILE"
             )
         return files[0] if files else None
 
@@ -142,15 +142,15 @@ class OpenedMix:
             if output.exists() and model.path.resolve() == output.resolve():
                 raise CheckpointError(f"{output}: is one of the models to mix; write the result somewhere else")
         if output.is_dir() and any(output.iterdir()) and not overwrite:
-            raise CheckpointError(f"{output}: exists already; say overwrite=True (--overwrite) to replace it")
+            raise CheckpointError(f"{output}: exists already; pass overwrite=True to replace it")
         layout = self._layout(self.mixed)
         is_text_only = checkpoint.formats.get_format(layout).is_text_only
         beside = [key for key in self.mixed.keys() if not key.startswith(LLM)]  # noqa: SIM118
         if beside and is_text_only:
             raise CheckpointError(
                 f"format {layout!r} holds a language model alone, but the mix also has {beside[0]!r} (and "
-                f"{len(beside) - 1} more): say llm_only=True (--llm-only) to leave them out, or write "
-                "format sphinxkit or hf (--to) to keep them"
+                f"{len(beside) - 1} more): pass llm_only=True to leave them out, or "
+                "format='sphinxkit' or format='hf' to keep them"
             )
 
     def write(
@@ -293,7 +293,7 @@ def open_mix(plan: MixPlan, *, hash_inputs: bool = True, weights: Sequence[float
             raise CheckpointError(f"{error}{names}" + (f"\n{text}" if text else "")) from error
         if differences and not plan.allow_different_recipes:
             raise CheckpointError(
-                f"{_recipe_text(models[0], differences)}\nsay allow_different_recipes (--allow-different-recipes) to "
+                f"{_recipe_text(models[0], differences)}\npass allow_different_recipes=True to "
                 "mix them anyway with the first one's recipe"
             )
         opened = OpenedMix(plan, method, models, base, mixed)
@@ -308,9 +308,7 @@ def check_weights(plan: MixPlan, method: MixMethod, given: Sequence[float] | Non
         DataError: Weights are missing or cannot be used.
     """
     if plan.beta is not None and not 0 <= plan.beta <= 1 and not plan.extrapolate:
-        raise DataError(
-            f"beta {plan.beta:g} lies outside [0, 1]; say extrapolate (--extrapolate) to go beyond the models"
-        )
+        raise DataError(f"beta {plan.beta:g} lies outside [0, 1]; pass extrapolate=True to go beyond the models")
     return method.weights(given, len(plan.models), extrapolate=plan.extrapolate, normalize=plan.normalize)
 
 

@@ -87,7 +87,7 @@ def check_folders(rename: str | Mapping[str, str] | None, opened: Sequence[Check
         if wrong:
             raise CheckpointError(
                 f"the tokenizers differ: id {wrong[0]} is {ours[wrong[0]]!r} in {first.path} and {theirs[wrong[0]]!r} "
-                f"in {other.path} ({len(wrong)} ids in all); name the one to keep (--tokenizer PATH)"
+                f"in {other.path} ({len(wrong)} ids in all); name the one to keep: tokenizer=PATH"
             )
 
 
@@ -101,7 +101,7 @@ def check_is_by_name(opened: Sequence[Checkpoint], llm_only: bool, layout: str |
         return False
     if llm_only:
         raise CheckpointError(
-            "llm_only (--llm-only) needs models that this library knows; these are mixed by their files' own names: "
+            "llm_only=True needs models that this library knows; these are mixed by their files' own names: "
             "say in rules which tensors are kept or dropped"
         )
     if layout not in (None, NAME):

@@ -27,7 +27,7 @@ WEIGHTS = "weights"
 
 MAX_SHOWN = 200  # characters of a value in a message; our choice
 
-UNTRUSTED = "nothing of it is imported; if you trust it, pass its recipe.yaml as recipe= (--recipe)"
+UNTRUSTED = "nothing of it is imported; if you trust it, pass its recipe.yaml as recipe="
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +175,12 @@ def model_slots(document: Mapping[str, Any]) -> Iterator[Slot]:
         yield Slot((*path, "projector"), _get(branch, "projector"), projectors.registry, wired=("in_dim", "out_dim"))
 
 
-def _readable(error: Any, known: list[str]) -> str:
+def _readable(error: Any, model: type[BaseModel], document: Any) -> str:
     if error["type"] == "extra_forbidden":
+        *place, key = error["loc"]
+        known = _known_keys(model, (*place, key))
         others = f"; known: {', '.join(sorted(known))}" if known else ""
-        return f"unknown key{suggest(str(error['loc'][-1]), known) or others}"
+        return f"unknown key{suggest(str(key), known, _get(document, *place) or ()) or others}"
     if error["type"] == "missing":
         return "required key is missing"
     message = str(error["msg"]).removeprefix("Value error, ")
@@ -196,10 +198,7 @@ def _validate(model: type[BaseModel], document: Any, path: KeyPath) -> list[Fiel
     try:
         model.model_validate_json(json.dumps(document, default=repr), strict=True)
     except ValidationError as invalid:
-        return [
-            FieldError(path + tuple(error["loc"]), _readable(error, _known_keys(model, tuple(error["loc"]))))
-            for error in invalid.errors()
-        ]
+        return [FieldError(path + tuple(error["loc"]), _readable(error, model, document)) for error in invalid.errors()]
     return []
 
 

@@ -129,7 +129,7 @@ def sources_by_part(init_from: Mapping[str, str], recipe: Recipe, folder: Path |
     for part in init_from:
         if part not in known:
             raise RecipeError(
-                f"init_from.{part}: expected a part of the model: {', '.join(known)}{suggest(part, known)}"
+                f"init_from.{part}: expected a part of the model: {', '.join(known)}{suggest(part, known, init_from)}"
             )
     everywhere = init_from.get("encoders") == encoders.PRETRAINED
     found = []

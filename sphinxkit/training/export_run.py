@@ -45,7 +45,7 @@ def export(
     step = steps[-1] if step is None else step
     target = Path(run) / f"model-step-{step:08d}" if output is None else Path(output)
     if target.exists() and not overwrite:
-        raise CheckpointError(f"{target} exists; overwrite=True (--overwrite) replaces it")
+        raise CheckpointError(f"{target} exists; pass overwrite=True to replace it")
     saved = read_run(step_folder(folder, step))
     plan, _ = read_plan(translate_saved(saved["plan"]))
     plan = replace(plan, device="cpu", tensor_parallel=1, dp_replicate=1, dp_shard=None, encoder_cache=None)

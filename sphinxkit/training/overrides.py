@@ -68,12 +68,12 @@ def _parse(setting: str) -> tuple[str, Any]:
 
     key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {setting!r}: expected key=value")
+        raise RecipeError(f"override {setting!r}: expected key=value")
     try:
         check_yaml(text)
         value = make_yaml(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise RecipeError(f"--set {setting!r}: the value is not YAML: {error}") from error
+        raise RecipeError(f"override {setting!r}: the value is not YAML: {error}") from error
     return key, float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
 
 

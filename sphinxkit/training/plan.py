@@ -305,9 +305,7 @@ def _nested(kind: type[Any], where: str, value: Any) -> Any:
     known = [entry.name for entry in fields(kind)]
     unknown = [key for key in value if key not in known] if isinstance(value, Mapping) else []
     if unknown:
-        raise RecipeError(
-            f"{where}.{unknown[0]}: unknown key{suggest(str(unknown[0]), [key for key in known if key not in value])}"
-        )
+        raise RecipeError(f"{where}.{unknown[0]}: unknown key{suggest(str(unknown[0]), known, value)}")
     try:
         return kind(**value)
     except TypeError as error:

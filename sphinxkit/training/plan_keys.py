@@ -93,5 +93,5 @@ def part_errors(key: str, parts: Iterable[str], known: Iterable[str]) -> list[st
         if part in RENAMED_PARTS:
             errors.append(f"{key}: {part!r} is now called {RENAMED_PARTS[part]!r}")
         elif part not in known:
-            errors.append(f"{key}: expected parts of {', '.join(known)}, got {part!r}{suggest(part, known)}")
+            errors.append(f"{key}: expected parts of {', '.join(known)}, got {part!r}{suggest(part, known, parts)}")
     return errors

@@ -35,7 +35,7 @@ def own(golden: Path, tmp_path: Path) -> Path:
 
 def test_a_byte_of_our_own_tensors(own: Path, tmp_path: Path) -> None:
     flip(own / "model.safetensors", -3)
-    message = r"(?s)tampered with; fetch them again:\n  - model.safetensors does not match its SHA-256\n.*--no-verify"
+    message = r"(?s)tampered with; fetch them again:\n  - model.safetensors does not match its SHA-256\n.*verify=False"
     with pytest.raises(CheckpointError, match=message):
         sphinxkit.load(own)
     sphinxkit.load(own, verify=False)
@@ -97,7 +97,7 @@ def test_a_damaged_replica_is_called_damaged(released: Copy) -> None:
     flip(path, position)
     with pytest.raises(CheckpointError, match="record .* does not match its checksum"):
         sphinxkit.load(folder)
-    with pytest.raises(CheckpointError, match=r"should be the same in every shard .*--replicas first"):
+    with pytest.raises(CheckpointError, match=r"should be the same in every shard .*replicas='first'"):
         sphinxkit.load(folder, verify=False)
     sphinxkit.load(folder, verify=False, replicas="first")
 

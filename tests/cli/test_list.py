@@ -1,4 +1,4 @@
-"""``sphinxkit list``, the values that a shell completes, and the panels of help."""
+"""``sphinxkit list`` and the values that a shell completes."""
 
 from __future__ import annotations
 
@@ -61,19 +61,3 @@ def complete(words: str) -> list[str]:
 )
 def test_completion(words: str, expected: list[str]) -> None:
     assert complete(words) == expected
-
-
-@pytest.mark.parametrize(
-    ("command", "common", "rare"),
-    [("generate", "--task", "--replicas"), ("mix", "--beta", "--allow-nonfinite"), ("convert", "--to", "--replicas")],
-)
-def test_help_shows_common_options_and_help_all_the_rest(command: str, common: str, rare: str) -> None:
-    text = run(command, "--help", COLUMNS="200")
-    assert f"{common} " in text
-    assert "--help-all" in text
-    assert rare not in text
-    first, more = run(command, "--help-all", COLUMNS="200").split("More options")
-    assert f"{common} " in first
-    assert f"{common} " not in more
-    assert rare in more
-    assert rare not in first

@@ -10,7 +10,6 @@ import pytest
 
 import sphinxkit.cli
 from sphinxkit.atomic import atomic_directory, atomic_file
-from sphinxkit.errors import DataError
 
 
 def test_sigterm_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,25 +26,3 @@ def test_sigterm_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert ended.value.code == 143
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-@pytest.mark.parametrize(
-    ("message", "shown"),
-    [
-        ("exists; pass overwrite=True (--overwrite) to replace it", "exists; pass --overwrite to replace it"),
-        ("pass replicas='first' (--replicas first) to", "pass --replicas first to"),
-        ("say allow_nonfinite (--allow-nonfinite) to go on", "say --allow-nonfinite to go on"),
-        ("num_shards=0 (--shards): expected", "--shards: expected"),
-        ("name the one to keep (--tokenizer FILE)", "name the one to keep (--tokenizer FILE)"),
-    ],
-)
-def test_errors_name_flags_alone(
-    message: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def app() -> None:
-        raise DataError(message)
-
-    monkeypatch.setattr(sphinxkit.cli, "app", app)
-    with pytest.raises(SystemExit):
-        sphinxkit.cli.main()
-    assert capsys.readouterr().err == f"error: {shown}\n"

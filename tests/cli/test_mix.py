@@ -279,8 +279,8 @@ def test_bad_input_leaves_nothing(texts: tuple[Path, Path], tmp_path: Path) -> N
     fails("mix", a, b, *out, "--option", "x=1", match="name it with --method", error=DataError)
     fails("mix", a, b, *out, "--method", "ties", "--option", "density", match="expected NAME=NUMBER", error=DataError)
     fails("mix", a, b, *out, "--method", "ties", "--option", "=1", match="expected NAME=NUMBER", error=DataError)
-    fails("mix", a, b, *out, "--beta", 0.5, "--score", "x", match="a score needs one of them", error=DataError)
-    fails("mix", a, b, *out, "--sweep", "0:1:1", match=r"need a score \(--score\)", error=DataError)
+    fails("mix", a, b, *out, "--beta", 0.5, "--score", "x", match="--score needs one of them", error=DataError)
+    fails("mix", a, b, *out, "--sweep", "0:1:1", match="need --score", error=DataError)
     fails("mix", "--recipe", "sphinx_micro", *out, match="of kind model, expected kind mix", error=RecipeError)
     fails("mix", a, b, *out, "--beta", 0.5, "--tokenizer", tmp_path / "none.model", match="no such file")
     assert listing(tmp_path) == before
@@ -419,7 +419,7 @@ def test_sweep_in_memory(texts: tuple[Path, Path], tmp_path: Path) -> None:
     told = json.loads(run(*arguments, "-o", tmp_path / "best", "--json"))
     assert [point["beta"] for point in told["points"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert told["best"]["beta"] == 0.5
-    fails(*arguments, "-o", tmp_path / "best", match="best: exists already; say overwrite")  # before any scoring
+    fails(*arguments, "-o", tmp_path / "best", match="best: exists already; pass --overwrite")  # before any scoring
     assert picture.read_bytes().startswith(b"\x89PNG")
     a, b, best = (models.read_all(path)["llm.norm.weight"] for path in (*texts, tmp_path / "best"))
     assert torch.equal(best, 0.5 * a + 0.5 * b)
@@ -463,7 +463,7 @@ def test_greedy_soup(texts: tuple[Path, Path], tmp_path: Path) -> None:
     held = {path.name: models.read_all(path)["llm.norm.weight"] for path in (*texts, third)}
     mixed = models.read_all(tmp_path / "out")["llm.norm.weight"]
     torch.testing.assert_close(mixed, torch.stack([held[name] for name in members]).mean(0))
-    fails("mix", *texts, third, "-o", tmp_path / "out", *score, match="out: exists already; say overwrite")
+    fails("mix", *texts, third, "-o", tmp_path / "out", *score, match="out: exists already; pass --overwrite")
     assert told["soup"]["score"] >= max(-abs(t.mean().item()) for t in held.values()) - 1
 
 

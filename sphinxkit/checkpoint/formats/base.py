@@ -109,7 +109,7 @@ class Format(ABC):
             CheckpointError: There is no recipe, or numbers are missing.
         """
         if recipe is None or "llm" not in recipe:
-            raise CheckpointError(f"format {self.name!r} writes the model's numbers beside it; pass recipe= (--recipe)")
+            raise CheckpointError(f"format {self.name!r} writes the model's numbers beside it; pass recipe=")
         numbers = full_numbers(recipe["llm"], source)
         if not self.has_options:
             refuse_options(numbers, self.name)

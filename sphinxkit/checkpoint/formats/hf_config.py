@@ -165,7 +165,7 @@ def llm_from_hf(config: Mapping[str, Any], file: Path, vocab_size: int) -> dict[
     errors: list[str] = []
     known = {*_NUMBERS, *_ONLY, *NO_NUMBER, *(_EXPERT_DEFAULTS if family.has_experts else ())}
     errors += [
-        f"unknown key {key!r} with the value {value!r:.60}{suggest(key, known)}"
+        f"unknown key {key!r} with the value {value!r:.60}{suggest(key, known, config)}"
         for key, value in config.items()
         if key not in known and value is not None
     ]

@@ -174,7 +174,9 @@ def llm_from_meta(
     else:
         defaults = {**_MOE_DEFAULTS, "load_balancing_weight": balance_weight}
     known = (*defaults, *_IGNORED, *(() if balance_weight is None else _UNREAD))
-    raise_errors(f"{file}: unknown keys", [f"{key!r}{suggest(key, known)}" for key in config if key not in known])
+    raise_errors(
+        f"{file}: unknown keys", [f"{key!r}{suggest(key, known, config)}" for key in config if key not in known]
+    )
     values = {**defaults, **{key: value for key, value in config.items() if key in defaults}}
     moe_numbers = _checked_moe(values.pop("moe", None), values.pop("load_balancing_weight", None), file)
     for key, value in values.items():

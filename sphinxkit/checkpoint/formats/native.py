@@ -62,7 +62,7 @@ def _check_files(folder: Path, files: dict[str, Any]) -> None:
         if size != facts["size"]:
             errors.append(f"{name} has {size} bytes, the index says {facts['size']}")
     if any(error.startswith(f"{RECIPE_NAME} ") for error in errors):
-        errors.append(f"(to use another recipe, leave {RECIPE_NAME} as it was and pass recipe= (--recipe))")
+        errors.append(f"(to use another recipe, leave {RECIPE_NAME} as it was and pass recipe=)")
     raise_errors(f"{folder}: {DAMAGED}", errors)
 
 

@@ -313,7 +313,7 @@ class Released(Format):
             llm = read_llm(fitting, merged, config, config_path, balance_weight)
             recipe = llm if isinstance(llm, str) else model_recipe(llm, vision)
             if not isinstance(llm, str) and vision is not None and llama_type is None:
-                recipe = "there is no meta.json, so the views are unknown; pass llama_type= (--llama-type) or a recipe"
+                recipe = "there is no meta.json, so the views are unknown; pass llama_type= or recipe="
         return Checkpoint(
             folder,
             self.name,

@@ -118,7 +118,7 @@ def encoder_options(config: Mapping[str, Any], file: Path) -> dict[str, dict[str
         if section in _UNREAD_SECTIONS:
             continue
         if section not in _OPTIONS or not isinstance(content, Mapping):
-            errors.append(f"section {section!r} is not known{suggest(section, _OPTIONS)}")
+            errors.append(f"section {section!r} is not known{suggest(section, _OPTIONS, config)}")
             continue
         builder, names = _OPTIONS[section]
         fixed = _FIXED.get(section, {})
@@ -137,7 +137,7 @@ def encoder_options(config: Mapping[str, Any], file: Path) -> dict[str, dict[str
                 if value != fixed[key]:
                     errors.append(f"{where} is {value!r}; the encoder only exists with {fixed[key]!r}")
             elif key not in names:
-                errors.append(f"{where} is not known{suggest(key, [*names, *fixed])}")
+                errors.append(f"{where} is not known{suggest(key, [*names, *fixed], content)}")
             elif expected := _wrong_value(value, ENCODER_DEFAULTS[builder][names[key]]):
                 errors.append(f"{where} is {value!r}, expected {expected}")
             elif options.setdefault(names[key], value) != value:

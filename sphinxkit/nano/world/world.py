@@ -181,7 +181,9 @@ class World:
         self.wordings = dict(wordings or {})
         unknown = [task for task in self.wordings if task not in MAKERS]
         if unknown:
-            raise DataError(f"world: wordings: there is no task {unknown[0]!r}{suggest(unknown[0], MAKERS)}")
+            raise DataError(
+                f"world: wordings: there is no task {unknown[0]!r}{suggest(unknown[0], MAKERS, self.wordings)}"
+            )
         self._formatters: dict[str | tuple[str, str], tasks.Task[Any, Any]] = {
             task: _reworded(task, wording) for task, wording in self.wordings.items()
         }

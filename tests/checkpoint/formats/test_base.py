@@ -52,7 +52,7 @@ def test_a_new_format_is_opened_written_and_checked_like_the_others(
             assert opened.read("llm.norm.weight").shape == (32,)
         checkpoint.save(tmp_path / "own", opened)
     for options, message in [
-        ({"num_shards": 2}, r"num_shards=2 \(--shards\): format 'flat' has no tensor-parallel shards"),
+        ({"num_shards": 2}, r"num_shards=2: format 'flat' has no tensor-parallel shards"),
         ({"delta": True}, "format 'flat' has no place for differences"),
         ({"unused": source}, "the unused group has no place in 'flat'"),
     ]:

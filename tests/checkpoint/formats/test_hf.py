@@ -125,7 +125,7 @@ def test_transformers_computes_the_same_both_ways(
     [
         ({"model_type": "phi3"}, "config.json: model_type is 'phi3'; known: llama, mistral, mixtral, qwen2, qwen3"),
         ({"logit_scale": 0.5}, "unknown key 'logit_scale' with the value 0.5"),
-        ({"hiden_act": "silu"}, "unknown key 'hiden_act' with the value 'silu'; did you mean 'hidden_act'"),
+        ({"hiden_act": "silu"}, "unknown key 'hiden_act' with the value 'silu'(?!; did)"),
         ({"quantization_config": {"bits": 4}}, r"unknown key 'quantization_config' with the value \{'bits': 4\}"),
         ({"sliding_window": 8}, "'sliding_window' is 8, which model_type 'llama' has not"),
         (

@@ -194,7 +194,7 @@ def test_changed_shard_is_found_when_asked(released: Copy) -> None:
 def test_configuration_errors_name_the_file(released: Copy, write_json: Callable[..., Path]) -> None:
     folder = released()
     write_json(folder / "config.json", n_headz=4)
-    with pytest.raises(CheckpointError, match=r"(?s)config.json: unknown keys:.*'n_headz'; did you mean 'n_heads'"):
+    with pytest.raises(CheckpointError, match=r"config.json: unknown keys:\n  - 'n_headz'$"):  # n_heads is there
         checkpoint.open(folder)
     write_json(folder / "config.json", n_headz=..., n_layers=2)
     with pytest.raises(CheckpointError, match=r"config.json and the tensors .*\n.*tensors of layers \[2\] exist"):
@@ -367,9 +367,9 @@ def test_replicas_and_types_from_load(released: Copy) -> None:
     folder = released()
     change_shard(folder, 1, lambda tensors: tensors["llma.norm.weight"].add_(1))
     (folder / "meta.json").unlink()
-    with pytest.raises(CheckpointError, match=r"pass llama_type= \(--llama-type\)"):
+    with pytest.raises(CheckpointError, match=r"pass llama_type="):
         sphinxkit.load(folder)
-    with pytest.raises(CheckpointError, match=r"pass replicas='first' \(--replicas first\)"):
+    with pytest.raises(CheckpointError, match=r"pass replicas='first'"):
         sphinxkit.load(folder, llama_type="llama_ens_light")
     model = sphinxkit.load(folder, llama_type="llama_ens_light", replicas="first")
     assert torch.equal(model.llm.norm.weight, load_shards(folder)[0]["llma.norm.weight"])

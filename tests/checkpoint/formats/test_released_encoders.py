@@ -82,7 +82,7 @@ def test_nothing_stated_is_full_size() -> None:
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        ("clip", {"widht": 5}, r"clip.widht is not known; did you mean 'width'"),
+        ("clip", {"widht": 5}, r"clip.widht is not known$"),
         ("convnext", {"kernel_size": 5}, "convnext.kernel_size is 5; the encoder only exists with 7"),
         ("convnext", {"layer_scale": False}, "convnext.layer_scale is False"),
         ("dinov2", {"num_register_tokens": 4}, "dinov2.num_register_tokens is 4"),
@@ -109,7 +109,7 @@ def test_all_errors_are_listed_at_once(stated: dict[str, Any]) -> None:
         encoder_options(stated, FILE)
     for text in (
         "clip.x is not known",
-        "section 'dino' is not known; did you mean 'dinov2'",
+        "section 'dino' is not known",
         "section 'convnext' is not",
     ):
         assert text in str(caught.value)
