@@ -33,10 +33,10 @@ def suggest(name: str, known: Iterable[str], given: Collection[str] = ()) -> str
     Args:
         name: The unknown name.
         known: Known names.
-        given: Names that are there already, such as the other keys: ``name`` cannot have been meant for one of them.
+        given: Names that are there already, such as the other keys; none of them is proposed, nor what is less like.
     """
-    close = difflib.get_close_matches(name, [each for each in known if each not in given], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close and close[0] not in given else ""
 
 
 _may_import: ContextVar[bool] = ContextVar("may_import", default=True)

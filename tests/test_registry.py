@@ -203,8 +203,8 @@ def test_options_model_without_annotations(boxes: Registry[object]) -> None:
 def test_suggest() -> None:
     assert suggest("clip_vit_larg", ["clip_vit_large_patch14", "timm"]) == "; did you mean 'clip_vit_large_patch14'?"
     assert suggest("xyz", ["clip", "timm"]) == ""
-    assert suggest("visio", ["vision", "visions"], {"vision": {}}) == "; did you mean 'visions'?"
-    assert suggest("visio", ["vision"], ["visio", "vision"]) == ""
+    assert suggest("visio", ["vision", "visions"], {"visio": 1}) == "; did you mean 'vision'?"
+    assert suggest("visio", ["vision", "visions"], {"visio": 1, "vision": {}}) == ""
 
 
 def test_an_option_that_is_given_is_not_proposed(boxes: Registry[object]) -> None:

@@ -191,7 +191,8 @@ class _Run:
             fields["error"] = f"row {request.index}: {answered.error}"
         else:
             self.num_answered += 1
-            fields["text"] = answered.generation.text
+            text = answered.generation.text
+            fields["text"] = text if request.is_raw else text.strip()
             fields["token_ids"] = answered.generation.token_ids
             fields["finish_reason"] = answered.generation.finish_reason
         if request.meta is not None:

@@ -63,6 +63,7 @@ class Request:
         id: The row's ``id``.
         meta: Any value; copied to the answer.
         digest: Hash of the request.
+        is_raw: The prompt is the writer's own, without a chat template.
     """
 
     index: int
@@ -72,6 +73,7 @@ class Request:
     id: str | int | None = None
     meta: Any = None
     digest: str = ""
+    is_raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,8 @@ def _request(index: int, row: dict[str, Any], defaults: Defaults, chat_prompt: C
     image = folder / row["image"] if "image" in row else None
     told = [prompt, row.get("image"), dataclasses.asdict(sampling), dict(defaults.facts), row.get("id")]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-    return Request(index, prompt, image, sampling, row.get("id"), row.get("meta"), digest)
+    is_raw = defaults.is_raw and "prompt" in row
+    return Request(index, prompt, image, sampling, row.get("id"), row.get("meta"), digest, is_raw)
 
 
 def _prompt(row: dict[str, Any], is_raw: bool, chat_prompt: ChatPrompt) -> tuple[str, tuple[str, ...]]:

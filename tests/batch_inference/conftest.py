@@ -73,7 +73,7 @@ def expected(model: SphinxModel, tmp_path: Path) -> Callable[..., list[dict[str,
                 stop=stop,
                 **{**options, **({} if seed is None else {"seed": seed})},
             )
-            fields = {"index": index, "text": answer.text, "token_ids": answer.token_ids}
+            fields = {"index": index, "text": answer.text.strip(), "token_ids": answer.token_ids}
             fields["finish_reason"] = answer.finish_reason
             found.append({**fields, "id": row["id"]} if "id" in row else fields)
         return found

@@ -17,7 +17,7 @@ from sphinxkit.batch_inference import answer_file, part_path
 from sphinxkit.batch_inference.rank_files import open_part
 from sphinxkit.cli import app
 from sphinxkit.errors import DataError
-from sphinxkit.generation import Sampling
+from sphinxkit.generation import Generation, Sampling
 
 DEFAULTS = Sampling(max_new_tokens=8)
 
@@ -314,8 +314,17 @@ def test_meta_is_copied_and_messages_are_taken(model, write, tmp_path: Path) -> 
     answer_file(model, source, tmp_path / "out.jsonl", DEFAULTS)
     [answer] = read(tmp_path / "out.jsonl")
     assert answer["meta"] == {"gt": [1, "é"]}
-    assert answer["text"].strip() == model.chat(messages, max_new_tokens=4)
+    assert answer["text"] == model.chat(messages, max_new_tokens=4)
     assert "id" not in answer
+
+
+def test_white_space_stays_after_a_raw_prompt_alone(model, write, tmp_path: Path, monkeypatch) -> None:
+    rows = [{"prompt": "What?"}, {"messages": [{"role": "user", "content": "What?"}]}]
+    monkeypatch.setattr("sphinxkit.generation.GeneratedSequence.result", lambda self: Generation(" a b\n", [1], "eos"))
+    for raw, texts in ((False, ["a b", "a b"]), (True, [" a b\n", "a b"])):
+        output = tmp_path / f"{raw}.jsonl"
+        answer_file(model, write(rows), output, DEFAULTS, raw=raw)
+        assert [answer["text"] for answer in read(output)] == texts
 
 
 def test_speculation_and_bigger_batches_change_nothing(model, rows, write, expected, tmp_path: Path) -> None:

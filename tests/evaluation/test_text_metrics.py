@@ -45,6 +45,24 @@ def test_the_lenient_reading_takes_whatever_the_strict_one_takes() -> None:
 
 
 @pytest.mark.parametrize(
+    ("metric", "gold", "path"),
+    [
+        *(("accuracy", gold, "") for gold in ("B", "two words", "3.5")),
+        *(("relaxed_accuracy", gold, "") for gold in ("3.5%", "two words")),
+        *(("vqa_accuracy", ["two words"] * 10, ""), ("anls", ["two words"], ""), ("caption", ["two words"], "")),
+        *(("pope", "yes", ""), ("mme", "no", "mme/OCR/1.jpg")),
+    ],
+)
+def test_white_space_around_an_answer_changes_no_score(metric: str, gold: Any, path: str) -> None:
+    answers = ["B. two", "two words", "3.5%", "Yes.", "no, it is not", ""]
+    bare, spaced = (
+        metrics.score(metric, _records([(end + answer + end, gold) for answer in answers], [path] * len(answers)))
+        for end in ("", " ")
+    )
+    assert bare == spaced
+
+
+@pytest.mark.parametrize(
     ("answer", "gold", "strict", "lenient"),
     [
         ("**B**", "B", 0.0, 1.0),
