@@ -61,7 +61,14 @@ def _leftovers(target: Path) -> list[Path]:
     ]
 
 
-def _fsync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Write a file's content, or a folder's list of files, through to the disk.
+
+    Args:
+        path: Existing file or folder.
+    Raises:
+        OSError: The disk fails.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -179,7 +186,7 @@ def _clean_folders(target: Path) -> list[Path]:
     for path in filter(_is_folder, _leftovers(target)):
         if path.name.endswith(_OLD + TEMP_SUFFIX) and not os.path.lexists(target):
             path.rename(target)
-            _fsync(target.parent)
+            flush(target.parent)
         else:
             _remove(path)
         handled.append(path)
@@ -285,9 +292,9 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         _keep_mode(temporary, target)
-        _fsync(temporary)
+        flush(temporary)
         temporary.replace(target)
-        _fsync(target.parent)
+        flush(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -359,7 +366,7 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
         try:
             yield temporary
             for path in [*temporary.rglob("*"), temporary]:
-                _fsync(path)
+                flush(path)
             _install(temporary, target)
         except BaseException:
             if temporary.exists():
@@ -371,7 +378,7 @@ def _install(temporary: Path, target: Path) -> None:
     """Put the complete ``temporary`` in ``target``'s place and remove what was there."""
     if not target.exists():
         temporary.rename(target)
-        _fsync(target.parent)
+        flush(target.parent)
         return
     _keep_mode(temporary, target)
     previous = temporary
@@ -384,5 +391,5 @@ def _install(temporary: Path, target: Path) -> None:
             if previous.exists() and not target.exists():
                 previous.rename(target)
             raise
-    _fsync(target.parent)
+    flush(target.parent)
     _remove(previous)

@@ -47,6 +47,7 @@ def answer_file(
     output: str | Path,
     sampling: Sampling | None = None,
     *,
+    root: str | Path | None = None,
     raw: bool = False,
     rank: int | None = None,
     world_size: int | None = None,
@@ -69,10 +70,12 @@ def answer_file(
 
     Args:
         model: Must have a tokenizer.
-        source: JSON lines file; see ``requests.FIELDS``. Image paths are relative to its folder.
+        source: JSON lines file; see ``requests.FIELDS``.
         output: JSON lines file to write.
         sampling: Defaults for rows. With a ``seed``, row i uses ``seed + i``; without ``stop``, the template's stop
             strings apply. None: ``Sampling()``.
+        root: Folder that image paths must lie in, links followed; other rows are errors. None: they are relative to the
+            folder of ``source``, and may lead out of it.
         raw: Do not apply the chat template to prompts.
         rank: This process; it answers rows ``rank, rank + world_size, ...``. None: torchrun's rank, else 0.
         world_size: Processes that share the file, each with its own model and the same file system.
@@ -83,27 +86,30 @@ def answer_file(
         truncate: See ``answer_requests``.
         progress: Called with (finished rows of this rank, all rows of this rank).
     Raises:
-        DataError: The input cannot be read or has no rows; the output is the input file, is not an output of this
-            command, belongs to other requests, is being written by another process, or cannot be written; ``rank`` is
-            not below ``world_size``; or as ``answer_requests``.
+        DataError: The input cannot be read or has no rows; ``root`` is no folder; the output is the input file, is not
+            an output of this command, belongs to other requests, is being written by another process, or cannot be
+            written; ``rank`` is not below ``world_size``; or as ``answer_requests``.
     """
     source, output = Path(source), Path(output)
     rank = _from_torchrun("RANK", 0) if rank is None else rank
     world_size = _from_torchrun("WORLD_SIZE", 1) if world_size is None else world_size
     if not 0 <= rank < world_size:
         raise DataError(f"rank {rank} is not one of {world_size} (from 0)")
+    if root is not None and not Path(root).is_dir():
+        raise DataError(f"root {root}: there is no such folder")
     if source.resolve() == output.resolve():
         raise DataError(f"output {output} is the input")
     num_rows = sum(1 for _ in read_lines(source))
     if not num_rows:
         raise DataError(f"input {source}: there are no rows")
-    answers = read_answers(output)
+    with named_errors(output):
+        answers = read_answers(output)
     beyond = [index for index in answers if index >= num_rows]
     if beyond:
         raise DataError(f"output {output} answers row {beyond[0]}, but {source} has {num_rows} rows")
     facts = {**fingerprint(model), "truncate": truncate}
     defaults = Defaults(Sampling() if sampling is None else sampling, raw, facts)
-    run = _Run(model, source, output, defaults, rank, world_size, answers)
+    run = _Run(model, source, output, defaults, rank, world_size, answers, None if root is None else Path(root))
     answers.clear()  # the texts are not needed any more
     total = len(range(rank, num_rows, world_size))
     with named_errors(output), open_part(output, rank, world_size) as file:
@@ -155,9 +161,11 @@ class _Run:
         rank: int,
         world_size: int,
         answers: dict[int, Line],
+        root: Path | None,
     ) -> None:
         self._model, self._source, self._output, self._defaults = model, source, output, defaults
         self._rank, self._world_size = rank, world_size
+        self._folder, self._is_root = root or source.parent, root is not None
         self._known = {index: (line.digest, line.is_error) for index, line in answers.items()}
         self.num_answered = self.num_errors = self.num_skipped = 0
 
@@ -166,7 +174,9 @@ class _Run:
         for index, line in read_lines(self._source):
             if index % self._world_size != self._rank:
                 continue
-            request = parse_request(index, line, self._defaults, self._model.chat_prompt, self._source.parent)
+            request = parse_request(
+                index, line, self._defaults, self._model.chat_prompt, self._folder, is_root=self._is_root
+            )
             digest, is_error = self._known.get(index, (None, True))
             if not is_error and digest != request.digest:
                 raise DataError(

@@ -13,6 +13,7 @@ from typing import Any
 from sphinxkit.errors import DataError
 from sphinxkit.generation import Sampling, stop_strings
 from sphinxkit.sphinx_model.images import ImageInput
+from sphinxkit.tilers import image_below
 
 ChatPrompt = Callable[[Any], tuple[str, tuple[str, ...]]]
 
@@ -113,7 +114,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_request(
-    index: int, line: bytes, defaults: Defaults, chat_prompt: ChatPrompt, folder: Path
+    index: int, line: bytes, defaults: Defaults, chat_prompt: ChatPrompt, folder: Path, *, is_root: bool = False
 ) -> Request | BadRow:
     """Parse one row to a request, or to a ``BadRow`` that says what is wrong.
 
@@ -123,13 +124,14 @@ def parse_request(
         defaults: Values for fields that the row lacks.
         chat_prompt: ``SphinxModel.chat_prompt``.
         folder: Base folder of image paths.
+        is_root: Whether images must lie in ``folder``, links followed.
     """
     name: str | int | None = None
     try:
         row = _read_object(line)
         if isinstance(row.get("id"), str | int):
             name = row["id"]
-        return _request(index, row, defaults, chat_prompt, folder)
+        return _request(index, row, defaults, chat_prompt, folder, is_root)
     except DataError as error:
         digest = hashlib.sha256(line).hexdigest()[:16]
         return BadRow(index, f"row {index}: {error}", name, digest)
@@ -149,7 +151,9 @@ def _read_object(line: bytes) -> dict[str, Any]:
     return row
 
 
-def _request(index: int, row: dict[str, Any], defaults: Defaults, chat_prompt: ChatPrompt, folder: Path) -> Request:
+def _request(
+    index: int, row: dict[str, Any], defaults: Defaults, chat_prompt: ChatPrompt, folder: Path, is_root: bool
+) -> Request:
     unknown = sorted(set(row) - set(FIELDS))
     if unknown:
         raise DataError(f"unknown field {unknown[0]!r}; there are {', '.join(FIELDS)} (meta is copied to the answer)")
@@ -171,7 +175,9 @@ def _request(index: int, row: dict[str, Any], defaults: Defaults, chat_prompt: C
     own = {key: row[key] for key in ("max_new_tokens", "temperature", "top_p") if key in row}
     stop = stop_strings(stop) if "stop" in row or stop else ends
     sampling = dataclasses.replace(defaults.sampling, **own, seed=row.get("seed", seed), stop=stop)
-    image = folder / row["image"] if "image" in row else None
+    image = None
+    if "image" in row:
+        image = image_below(folder, row["image"], follow_links=False) if is_root else folder / row["image"]
     told = [prompt, row.get("image"), dataclasses.asdict(sampling), dict(defaults.facts), row.get("id")]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     is_raw = defaults.is_raw and "prompt" in row

@@ -56,6 +56,9 @@ def generate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON lines of answers; an existing file is resumed.")
     ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that the input's images must lie in. Default: its own, and anywhere.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 8,
     num_workers: Annotated[int, typer.Option(min=1, help="Threads that load the input's images.")] = 2,
     raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
@@ -89,6 +92,7 @@ def generate(
     wrong_usage = (
         ((prompt is None) == is_single and not (is_single and task), "give either --prompt or --input", "--prompt"),
         (is_single != (output is None), "--input goes with --output", "--input"),
+        (is_single and root is not None, "--root goes with --input", "--root"),
         (
             not is_single and any(value is not None for value in named.values()),
             f"--input names images in its rows, and goes without {', '.join(named)}",
@@ -115,6 +119,7 @@ def generate(
     if source is not None and output is not None:
         model = loading.load(checkpoint)
         options: dict[str, Any] = {
+            "root": root,
             "raw": raw,
             "batch_size": batch_size,
             "num_workers": num_workers,

@@ -127,7 +127,7 @@ def _read_lines(output: Path, questions: Sequence[Question]) -> dict[int, bytes]
 
 
 def _write_lines(output: Path, lines: Mapping[int, bytes]) -> None:
-    with atomic_file(output) as temporary:
+    with named_errors(output), atomic_file(output) as temporary:
         temporary.write_bytes(b"".join(lines[index] for index in sorted(lines)))
 
 

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.atomic import atomic_file
+from sphinxkit.atomic import atomic_file, named_errors
 from sphinxkit.errors import DataError
 from sphinxkit.interpolation.diff import DiffReport, heat_map
 from sphinxkit.interpolation.sweep import SweepResult
@@ -36,7 +36,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with atomic_file(path) as temporary:
+    with named_errors(path), atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -347,15 +348,22 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], list[FieldError]]] = {
 }
 
 
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # names no file: NUL, and halves of characters
+
+
 def _odd_values(value: Any, path: KeyPath) -> Iterator[FieldError]:
-    """Values that a recipe cannot hold: YAML writes dates, bytes and sets, too."""
+    """Values that a recipe cannot hold: YAML writes dates, bytes, sets and text that names no file, too."""
     if isinstance(value, Mapping):
         for key, each in value.items():
+            yield from _odd_values(key, path) if isinstance(key, str) else ()
             yield from _odd_values(each, (*path, key))
     elif isinstance(value, list | tuple):
         for index, each in enumerate(value):
             yield from _odd_values(each, (*path, index))
-    elif value is not None and not isinstance(value, str | int | float):
+    elif isinstance(value, str):
+        if NO_TEXT.search(value):
+            yield FieldError(path, f"expected text without NUL and half characters, got {shortened(value)}")
+    elif value is not None and not isinstance(value, int | float):
         yield FieldError(path, f"expected text, a number, a list or a mapping, got {shortened(value)}")
 
 

@@ -41,21 +41,31 @@ DEEP_DTYPES = {
 DETOURS = {"P": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
 
-def image_below(root: Path, name: str) -> Path:
+def image_below(root: Path, name: str, *, follow_links: bool = True) -> Path:
     """The path of an image that a record names below a root; it may not leave the root.
 
-    Only the name is looked at: links inside the root are its owner's, and are followed.
+    Links inside the root are its owner's; a name cannot leave the root through one by ``..``.
 
     Args:
         root: Base folder that the user chose.
         name: As in the record.
+        follow_links: Whether links may lead out of the root.
     Raises:
         DataError: An absolute path, or one that leads out of ``root``.
     """
-    if Path(name).is_absolute() or os.path.normpath(name).split(os.sep, 1)[0] == os.pardir:
+    path = root / os.path.normpath(name)
+    is_outside = Path(name).is_absolute() or os.path.normpath(name).split(os.sep, 1)[0] == os.pardir
+    if is_outside or not (follow_links or _resolved(path).is_relative_to(_resolved(root))):
         shown = name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."
         raise DataError(f"image {shown!r} is not below the folder of images, {root}; name it relative to that folder")
-    return root / name
+    return path
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a NUL, which no file's name holds
+        return path
 
 
 ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | BinaryIO | NDArray[np.uint8]

@@ -11,6 +11,7 @@ from sphinxkit import checkpoint
 from sphinxkit.atomic import atomic_directory
 from sphinxkit.checkpoint.formats.peft import write_adapter
 from sphinxkit.tensor_source import MappingSource
+from sphinxkit.training.errors import named_errors
 from sphinxkit.training.lora import factors_of, merge_lora
 from sphinxkit.training.parallel import ParallelDims
 from sphinxkit.training.plan import TrainPlan
@@ -30,7 +31,7 @@ def export(
         dtype: Dtype of the written weights.
         adapter: Folder of the adapter; an existing one is replaced.
     Raises:
-        CheckpointError: The disk is full or fails.
+        CheckpointError, TrainingError: The disk is full or fails.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -55,7 +56,7 @@ def export(
                 overwrite=True,
             )
             if plan.lora is not None:
-                with atomic_directory(adapter) as folder:
+                with named_errors(adapter), atomic_directory(adapter) as folder:
                     write_adapter(
                         folder,
                         factors,

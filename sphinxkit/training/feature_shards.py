@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit.tensor_files.spec import tensor_bytes
+from sphinxkit.training.errors import named_errors
 
 KEY_BYTES = 16
 SHARD_BYTES = 2**30  # a shard is ended behind this size; our choice
@@ -27,6 +28,8 @@ class FeatureShards:
 
     Args:
         folder: May be shared by runs and processes; made by the first write.
+    Raises:
+        TrainingError: Its entries cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,11 +45,15 @@ class FeatureShards:
         return key in self._entries
 
     def refresh(self) -> None:
-        """Read the entries that other processes have written since."""
+        """Read the entries that other processes have written since.
+
+        Raises:
+            TrainingError: They cannot be read.
+        """
         for path in self.folder.glob("*.keys"):
             if path in self._mine:
                 continue
-            with path.open("rb") as file:
+            with named_errors(path, "read"), path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 content = file.read()
             whole = len(content) // ENTRY.size * ENTRY.size
@@ -84,17 +91,21 @@ class FeatureShards:
             tensor: On the CPU, not empty, float32, bfloat16, float16 or float64.
         Shape:
             tensor: any
+        Raises:
+            TrainingError: The disk is full or fails.
         """
         if self._own is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with named_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
             self._own = self.folder / f"{uuid.uuid4().hex}.data"
             self._mine.add(self._own.with_suffix(".keys"))
         data = tensor_bytes(tensor)
-        with self._own.open("ab") as file:
+        with named_errors(self._own), self._own.open("ab") as file:
             offset = file.tell()
             file.write(data)
         place = (offset, len(data), zlib.crc32(data), _DTYPES.index(tensor.dtype))
-        with self._own.with_suffix(".keys").open("ab") as file:
+        keys = self._own.with_suffix(".keys")
+        with named_errors(keys), keys.open("ab") as file:
             file.write(ENTRY.pack(key, *place))
         self._entries.setdefault(key, []).append((self._own, *place))
         if offset + len(data) > SHARD_BYTES:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from sphinxkit.atomic import atomic_file
 from sphinxkit.training.callbacks import Callback, TrainResult, flat_numbers
-from sphinxkit.training.errors import TrainingError
+from sphinxkit.training.errors import TrainingError, named_errors
 from sphinxkit.training.log_records import EVALUATIONS_FILE, LOG_FILE, read_log
 
 PLOT_FILE = "loss.png"
@@ -23,10 +23,11 @@ class RunLog(Callback):
     Args:
         folder: Run folder.
         first_step: Records of later steps are dropped, because a resumed run repeats these steps.
+    Raises:
+        TrainingError: The disk is full or fails.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._steps = _reopened(folder, LOG_FILE, first_step - 1)  # steps are counted from 0
         self._evaluations = _reopened(folder, EVALUATIONS_FILE, first_step)
 
@@ -52,18 +53,18 @@ class RunLog(Callback):
 
 
 def _reopened(folder: Path, name: str, last_step: int) -> TextIO:
-    kept = [record for record in read_log(folder, name) if record["step"] <= last_step]
-    with atomic_file(folder / name) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    return (folder / name).open("a", encoding="utf-8")
+    path = folder / name
+    with named_errors(path):
+        kept = [record for record in read_log(folder, name) if record["step"] <= last_step]
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        return path.open("a", encoding="utf-8")
 
 
 def _append(file: TextIO, record: Mapping[str, Any]) -> None:
-    try:
+    with named_errors(file.name):
         file.write(json.dumps(record) + "\n")
         file.flush()
-    except OSError as error:
-        raise TrainingError(f"{file.name} cannot be written: {error}") from error
 
 
 class TensorBoard(Callback):
@@ -72,7 +73,7 @@ class TensorBoard(Callback):
     Args:
         folder: Run folder; the files are below ``tensorboard``.
     Raises:
-        TrainingError: TensorBoard is not installed.
+        TrainingError: TensorBoard is not installed, or the disk is full or fails.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +84,8 @@ class TensorBoard(Callback):
                 "tensorboard: true, but it is not installed: pip install tensorboard, or set tensorboard: false (the "
                 "JSONL log is always written)"
             ) from error
-        self._board: Any = SummaryWriter(folder / "tensorboard")
+        with named_errors(folder / "tensorboard"):
+            self._board: Any = SummaryWriter(folder / "tensorboard")
 
     def on_step(self, record: Mapping[str, Any]) -> None:
         """Add every number of a record."""
@@ -110,7 +112,7 @@ class WandB(Callback):
         project: Their project.
         document: Shown as the run's configuration.
     Raises:
-        TrainingError: wandb is not installed.
+        TrainingError: wandb is not installed, or the disk is full or fails.
     """
 
     def __init__(self, folder: Path, project: str, document: Mapping[str, Any]) -> None:
@@ -120,10 +122,11 @@ class WandB(Callback):
             raise TrainingError(
                 f'wandb: {project}, but it is not installed: pip install "sphinxkit[wandb]", or leave the key out'
             ) from error
-        folder.mkdir(parents=True, exist_ok=True)
         name = folder / "wandb-id"
-        if not name.exists():
-            name.write_text(secrets.token_hex(4), encoding="utf-8")
+        with named_errors(name):
+            if not name.exists():
+                with atomic_file(name) as temporary:
+                    temporary.write_text(secrets.token_hex(4), encoding="utf-8")
         self._run: Any = wandb.init(
             project=project,
             name=folder.name,
@@ -169,6 +172,8 @@ def plot_losses(folder: Path) -> Path | None:
         folder: Run folder.
     Returns:
         The picture's path; None without matplotlib (the extra ``plot``) or without records.
+    Raises:
+        TrainingError: The disk is full or fails.
     """
     try:
         from matplotlib.figure import Figure
@@ -190,6 +195,6 @@ def plot_losses(folder: Path) -> Path | None:
     rates.set_ylabel("learning rate")
     rates.set_xlabel("step")
     path = folder / PLOT_FILE
-    with atomic_file(path) as temporary:
+    with named_errors(path), atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return path

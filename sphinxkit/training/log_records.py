@@ -19,7 +19,7 @@ def read_log(folder: Path, name: str = LOG_FILE) -> list[dict[str, Any]]:
     """
     path = folder / name
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

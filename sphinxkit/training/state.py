@@ -1,15 +1,14 @@
 """Checkpoints of a run: complete folders that any number of processes can resume from.
 
-A checkpoint is written as ``.step-N.partial`` and renamed to ``step-N`` when it is complete, so the newest ``step-N``
-is always usable. Tensors are in torch's distributed format (readable by the torch version that wrote it), the rest is
-``run.json``.
+A checkpoint is written as ``.step-N.partial`` and renamed to ``step-N`` when it is complete, and renamed again before
+it is removed, so every ``step-N`` is always usable. Tensors are in torch's distributed format (readable by the torch
+version that wrote it), the rest is ``run.json``.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from sphinxkit.training.errors import TrainingError
+from sphinxkit.atomic import flush
+from sphinxkit.training.errors import TrainingError, named_errors
 from sphinxkit.training.parallel import ParallelDims
 from sphinxkit.training.resume_state import model_state, optimizer_state, read_state, write_state
 from sphinxkit.training.step import LossModule
@@ -144,6 +144,8 @@ class RunStore:
         dims: Process layout.
         keep_checkpoints: Number of newest checkpoints to keep.
         on_complete: Called in the first process with the step and folder of every complete checkpoint.
+    Raises:
+        TrainingError: What a killed run left cannot be removed.
     """
 
     def __init__(
@@ -156,10 +158,14 @@ class RunStore:
         self.folder, self.dims, self.keep_checkpoints = folder, dims, keep_checkpoints
         self.on_complete = on_complete
         self._pending: tuple[int, Future[Any]] | None = None
-        if dims.is_main:
-            for leftover in folder.glob(f".step-*{_PARTIAL}"):
-                shutil.rmtree(leftover)
-        dims.barrier()
+        failure: TrainingError | None = None
+        try:
+            for leftover in folder.glob(f".step-*{_PARTIAL}") if dims.is_main else ():
+                with named_errors(leftover, "removed"):
+                    shutil.rmtree(leftover)
+        except TrainingError as error:
+            failure = error
+        dims.raise_any(failure)
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -243,18 +249,22 @@ class RunStore:
     def _commit(self, step: int) -> None:
         self.dims.barrier()
         if self.dims.is_main:
-            target = self.path(step)
+            partial, target = self._partial(step), self.path(step)
+            flush(partial / RUN_FILE)  # torch flushes its own
+            flush(partial)
             if target.exists():
-                shutil.rmtree(target)
-            self._partial(step).rename(target)
-            descriptor = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+                self._remove(step)
+            partial.rename(target)
+            flush(self.folder)
             for old in self.steps()[: -self.keep_checkpoints]:
-                shutil.rmtree(self.path(old))
+                self._remove(old)
         self.dims.barrier()
+
+    def _remove(self, step: int) -> None:
+        """Remove a checkpoint; a kill in between leaves no half one under its name."""
+        removed = self.folder / f".step-{step:08d}-removed{_PARTIAL}"
+        self.path(step).rename(removed)
+        shutil.rmtree(removed)
 
     def _tell(self, step: int) -> None:
         if self.on_complete is not None and self.dims.is_main:

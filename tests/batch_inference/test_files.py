@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from sphinxkit.batch_inference import answer_file, part_path
@@ -120,6 +121,26 @@ def test_another_number_of_ranks_goes_on(model, rows, write, expected, tmp_path:
     assert summary.is_complete
     assert read(output) == expected(rows)
     assert not list(tmp_path.glob("out.jsonl.*"))
+
+
+def test_images_must_lie_under_the_root_that_is_named(model, write, tmp_path: Path) -> None:
+    images, output = tmp_path / "images", tmp_path / "out.jsonl"
+    images.mkdir()
+    Image.new("RGB", (3, 2)).save(tmp_path / "secret.png")
+    Image.new("RGB", (3, 2)).save(images / "own.png")
+    (images / "link.png").symlink_to(tmp_path / "secret.png")
+    (images / "inner.png").symlink_to(images / "own.png")
+    outside = ["../secret.png", str(tmp_path / "secret.png"), "link.png", "../../../../../../etc/passwd"]
+    inside = ["own.png", "inner.png", "./x/../own.png"]
+    source = write([{"prompt": "What?", "image": name, "max_new_tokens": 1} for name in outside + inside])
+    summary = answer_file(model, source, output, DEFAULTS, root=images)
+    assert (summary.num_answered, summary.num_errors) == (3, 4)
+    lines = read(output)
+    for name, line in zip(outside, lines, strict=False):
+        assert f"image {name!r} is not below the folder of images, {images}" in line["error"]
+    assert len({line["text"] for line in lines[4:]}) == 1
+    with pytest.raises(DataError, match=r"root .*nowhere: there is no such folder"):
+        answer_file(model, source, output, DEFAULTS, root=tmp_path / "nowhere")
 
 
 def test_a_bad_row_is_reported_in_its_place_and_tried_again(model, rows, write, expected, tmp_path: Path) -> None:
@@ -345,6 +366,8 @@ def test_an_output_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file/out.jsonl: cannot be written: .*(Not a directory|File exists)"):
         answer_file(model, source, tmp_path / "file" / "out.jsonl", DEFAULTS)
+    with pytest.raises(DataError, match=r"cannot be written: .*Is a directory"):
+        answer_file(model, source, tmp_path, DEFAULTS)
     monkeypatch.setattr("os.fsync", lambda descriptor: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     with pytest.raises(DataError, match=r"out.jsonl: cannot be written: .*No space left on device"):
         answer_file(model, source, tmp_path / "out.jsonl", DEFAULTS)

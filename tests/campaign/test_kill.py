@@ -19,7 +19,7 @@ from sphinxkit import checkpoint
 from tests.campaign import trial
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3600)]
-NUM_PLACES = 40  # kills before a file operation, for each command: all of them where there are no more
+NUM_PLACES = 40  # kills before a file operation, for each command; all where there are no more
 NUM_TIMED = 8  # kills at a random time, for each command
 SEED = 2311
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -105,7 +105,7 @@ def test_killed_writer(name: str, before: str, models: Path, tmp_path: Path) -> 
     for number, delay, which in planned(num_events, seconds, signals):
         reset()
         if number is not None:
-            code = trial.kill_at_event(work, log, out, number, which)
+            code = trial.kill_at_event(work, log, out, {number: which})
         else:
             code = trial.kill_after(work, log, delay, which)
         where = f"{which.name} at {number or delay} of {num_events}, ended with {code}: {log.read_text()[-2000:]}"
@@ -141,7 +141,7 @@ def test_killed_answers(models: Path, tmp_path: Path) -> None:
         shutil.rmtree(out)
         out.mkdir()
         if number is not None:
-            code = trial.kill_at_event(work, log, out, number, which)
+            code = trial.kill_at_event(work, log, out, {number: which})
         else:
             code = trial.kill_after(work, log, delay, which)
         where = f"{which.name} at {number or delay} of {num_events}, ended with {code}: {log.read_text()[-2000:]}"
@@ -154,38 +154,3 @@ def test_killed_answers(models: Path, tmp_path: Path) -> None:
         assert trial.run(work, log) == 0, where + log.read_text()
         assert trial.content(out) == wanted, where
     trial.say(counts, "generate --input")
-
-
-def test_killed_training(tmp_path: Path) -> None:
-    """A run that is killed and started again, as often as it takes, ends with the weights of an undisturbed one."""
-    out, log = tmp_path / "out", tmp_path / "log"
-    (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "some words {n}"}}\n' for n in range(24)))
-    document = {**trial.TRAIN, "output": str(out), "data_root": str(tmp_path)}
-    (tmp_path / "train.yaml").write_text(json.dumps(document))
-    work = trial.command("train", tmp_path / "train.yaml")
-
-    def losses() -> list[tuple[int, float]]:
-        records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        return [(record["step"], record["loss"]) for record in records]
-
-    started = time.perf_counter()
-    num_events = trial.count_events(work, log, out)
-    seconds = time.perf_counter() - started
-    wanted, logged = trial.content(out / "model"), losses()
-    assert [step for step, _ in logged] == list(range(len(logged)))
-    counts: Counter[str] = Counter()
-    for number, delay, which in planned(num_events, seconds, SIGNALS):
-        shutil.rmtree(out, ignore_errors=True)
-        if number is not None:
-            code = trial.kill_at_event(work, log, out, number, which)
-        else:
-            code = trial.kill_after(work, log, delay, which)
-        where = f"{which.name} at {number or delay} of {num_events}, ended with {code}: {log.read_text()[-3000:]}"
-        assert code in (*STOPPED[which], 0, -which), where
-        counts[which.name] += 1
-        assert trial.run(work, log) == 0, where + log.read_text()
-        assert trial.content(out / "model") == wanted, where
-        assert losses() == logged, where
-        assert not trial.leftovers(out), where
-        assert not list((out / "checkpoints").glob(".step-*")), where
-    trial.say(counts, f"train, {num_events} places")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import os
 import random
 import resource
@@ -22,8 +23,9 @@ from sphinxkit.atomic import TEMP_SUFFIX
 from sphinxkit.cli import main
 from sphinxkit.errors import SphinxkitError
 
-FILE_EVENTS = ("open", "os.", "shutil.", "ctypes.dlsym")
-"""Audit events at which a process is killed: whatever touches files."""
+FILE_EVENTS = ("mkdir", "rename", "remove", "rmdir", "truncate", "chmod", "chown", "fsync")
+"""Calls of ``os`` that change files, by their audit events (``fsync`` has none of its own: ``at_event`` makes one)."""
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 MAX_MESSAGE = 50_000  # characters of an error: more is not read
 LLM = {"type": "llama", "vocab_size": 512, "embed_dim": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 16}
 
@@ -141,16 +143,16 @@ def count_events(work: Work, log: Path, below: Path) -> int:
     return int(place.read_text())
 
 
-def kill_at_event(work: Work, log: Path, below: Path, number: int, which: signal.Signals) -> int:
-    """Run ``work``, which gets the signal before its file event ``number``; its exit code."""
-    left = [number]
+def kill_at_event(work: Work, log: Path, below: Path, kills: Mapping[int, signal.Signals]) -> int:
+    """Run ``work``, which gets a signal before each of these file operations, counted from 1; its exit code."""
+    reached = itertools.count(1)
 
-    def reached() -> None:
-        left[0] -= 1
-        if left[0] == 0:
+    def next_one() -> None:
+        which = kills.get(next(reached))
+        if which is not None:
             os.kill(os.getpid(), which)
 
-    return end(start(work, log, lambda: at_event(below, reached)))
+    return end(start(work, log, lambda: at_event(below, next_one)))
 
 
 def kill_after(work: Work, log: Path, seconds: float, which: signal.Signals) -> int:
@@ -162,16 +164,36 @@ def kill_after(work: Work, log: Path, seconds: float, which: signal.Signals) -> 
 
 
 def at_event(below: Path, reached: Work) -> None:
-    """Call ``reached`` at every audit event of this process that names something below a folder."""
-    place = str(below)
+    """Call ``reached`` before every file operation of this process that changes something below a folder."""
+    place, fsync = str(below), os.fsync
+
+    def named(path: object, folder: int = -1) -> str:
+        if isinstance(path, int):
+            return str(Path(f"/proc/self/fd/{path}").readlink())
+        text = os.fsdecode(path) if isinstance(path, str | bytes | Path) else ""
+        return text if folder < 0 else str(Path(named(folder)) / text)
+
+    def touched(event: str, arguments: tuple[Any, ...]) -> list[str]:
+        family, _, call = event.partition(".")
+        if event == "open":
+            return [named(arguments[0])] if isinstance(arguments[2], int) and arguments[2] & WRITING else []
+        if event == "ctypes.dlsym":  # the exchange of two folders
+            return [place] if arguments[1] == "renameat2" else []
+        if family != "os" or call not in FILE_EVENTS:
+            return []
+        if call == "rename":
+            return [named(path, folder) for path, folder in zip(arguments[:2], arguments[2:], strict=True)]
+        return [named(arguments[0], arguments[-1] if call in ("mkdir", "remove", "rmdir") else -1)]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event.startswith(FILE_EVENTS) and (
-            any(isinstance(each, str | Path) and str(each).startswith(place) for each in arguments)
-            or event == "ctypes.dlsym"
-        ):
+        if any(path == place or path.startswith(f"{place}/") for path in touched(event, arguments)):
             reached()
 
+    def audited(descriptor: int) -> None:
+        sys.audit("os.fsync", descriptor)
+        fsync(descriptor)
+
+    os.fsync = audited
     sys.addaudithook(hook)
 
 

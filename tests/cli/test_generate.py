@@ -20,6 +20,7 @@ from sphinxkit.cli.options import pick_device
         ([], "give either --prompt or --input"),
         (["-p", "a", "--input", "b"], "give either --prompt or --input"),
         (["--input", "b"], "--input goes with --output"),
+        (["-p", "a", "--root", "b"], "--root goes with --input"),
         (["-p", "a", "-o", "b"], "--input goes with --output"),
         (["--input", "b", "-o", "c", "-i", "d"], "names images in its rows"),
     ],

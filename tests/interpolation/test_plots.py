@@ -34,6 +34,8 @@ def test_diff_is_drawn(tmp_path: Path, make_model: Callable[..., MappingSource])
     assert colours(plot_diff(report, tmp_path / "diff.png")) > 10
     flat = compare(MappingSource({"a.w": torch.ones(2)}), MappingSource({"a.w": torch.zeros(2)}))
     assert colours(plot_diff(flat, tmp_path / "flat.png")) > 1
+    with pytest.raises(DataError, match=r"diff.png/a.png: cannot be written: .*(Not a directory|File exists)"):
+        plot_diff(flat, tmp_path / "diff.png" / "a.png")
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:

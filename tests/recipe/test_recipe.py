@@ -181,6 +181,16 @@ def test_values_are_text_numbers_lists_and_mappings(odd: str, tmp_path: Path) ->
         Recipe.from_yaml(path)
 
 
+@pytest.mark.parametrize(
+    "odd", [r'tokenizer: "a\0"', r'tokenizer: "\uD800"', r'"tokenizer\0": a', r'{"tokenizer": ["\0"]}']
+)
+def test_text_that_names_no_file(odd: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(odd if odd.startswith("{") else f"kind: model\nllm: tinyllama_1b\n{odd}\n")
+    with pytest.raises(RecipeError, match="expected text without NUL and half characters, got"):
+        Recipe.from_yaml(path)
+
+
 def test_a_message_lists_fifty_errors_and_shows_the_beginning_of_values() -> None:
     with pytest.raises(RecipeError, match=r"(?s)has 1001 errors.*and 951 more") as caught:
         Recipe({"kind": "model", "llm": "tinyllama_1b", "tokenizer": ["x" * 5000], "end_ids": ["x"] * 1000})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 from pathlib import Path
@@ -298,7 +299,7 @@ def test_extreme_sizes_give_pixels(size: tuple[int, int], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["a.jpg", "./a.jpg", "sub/../a.jpg", "..a.jpg", "sub/a..b/c.jpg"])
 def test_names_below_a_root(name: str) -> None:
-    assert image_below(Path("root"), name) == Path("root") / name
+    assert image_below(Path("root"), name) == Path("root") / os.path.normpath(name)
 
 
 @pytest.mark.parametrize(
@@ -314,3 +315,19 @@ def test_links_inside_a_root_are_followed(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link.png").symlink_to(tmp_path / "a.png")
     assert load_image(image_below(tmp_path / "root", "link.png")).size == (3, 2)
+    with pytest.raises(DataError, match=r"'link.png' is not below the folder of images"):
+        image_below(tmp_path / "root", "link.png", follow_links=False)
+
+
+def test_a_name_does_not_leave_a_root_through_a_link(tmp_path: Path) -> None:
+    root, other = tmp_path / "root", tmp_path / "other" / "photos"
+    for folder in (root / "own", other):
+        folder.mkdir(parents=True)
+        Image.new("RGB", (3, 2)).save(folder.parent / "a.png")
+    (other.parent / "secret.png").touch()
+    (root / "link").symlink_to(other)
+    (root / "inner").symlink_to(root / "own")
+    assert not image_below(root, "link/../secret.png").exists()  # the system's ".." is that of the link's target
+    for follow_links in (True, False):
+        assert load_image(image_below(root, "inner/../a.png", follow_links=follow_links)).size == (3, 2)
+    assert image_below(root, "a\0b.png", follow_links=False) == root / "a\0b.png"

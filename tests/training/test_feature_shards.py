@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sphinxkit.training import feature_shards
+from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.feature_shards import FeatureShards
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
@@ -62,3 +63,20 @@ def test_killed_writers_and_damaged_files(tmp_path: Path) -> None:
     assert FeatureShards(tmp_path).get(B) is not None
     data.unlink()
     assert FeatureShards(tmp_path).get(A) is None
+
+
+def test_disk_errors_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"file/cache cannot be written: Not a directory"):
+        FeatureShards(tmp_path / "file" / "cache").add(A, torch.ones(1))
+    for suffix in (".data", ".keys"):
+        shards = FeatureShards(tmp_path / suffix[1:])
+        shards.add(A, torch.ones(1))
+        [path] = shards.folder.glob(f"*{suffix}")
+        path.unlink()
+        path.symlink_to("/dev/full")
+        with pytest.raises(TrainingError, match=rf"{suffix} cannot be written: No space left on device"):
+            shards.add(B, torch.ones(1))
+    (tmp_path / "a.keys").mkdir()
+    with pytest.raises(TrainingError, match=r"a.keys cannot be read: Is a directory"):
+        FeatureShards(tmp_path)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.log import RunLog, TensorBoard, plot_losses
 from sphinxkit.training.log_records import read_log
 
@@ -60,3 +62,15 @@ def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
     log.on_step(record(1) | {"data": "abc"})
     log.on_end(None)
     assert written == [("loss", 0.5, 1), ("losses/a", 1.0, 1), ("lr", 0.1, 1), "closed"]
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RunLog(tmp_path, 0)
+    log.on_step(record(0))
+    log.on_end()
+    monkeypatch.setattr("os.fsync", lambda descriptor: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    for write, name in ((lambda: RunLog(tmp_path, 1), "log.jsonl"), (lambda: plot_losses(tmp_path), "loss.png")):
+        with pytest.raises(TrainingError, match=rf"{name} cannot be written: No space left on device"):
+            write()
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".sphinxkit-tmp")] == []
+    assert len(read_log(tmp_path)) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -313,3 +314,48 @@ def test_only_the_newest_checkpoints_are_kept(document) -> None:
     train(plan)
     folder = Path(plan.output) / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == [f"step-0000000{step}" for step in (6, 7, 8)]
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_a_checkpoint_is_whole_or_gone_while_it_is_removed(document, monkeypatch) -> None:
+    plan = TrainPlan(**document(save_every=1, keep_checkpoints=1, async_save=False))
+    folder = Path(plan.output) / "checkpoints"
+    files: list[set[str]] = []
+
+    def kill(path: Path, ignore_errors: bool = False) -> None:
+        if ignore_errors:  # there is nothing of an earlier attempt
+            return
+        (path / "run.json").unlink()
+        files.extend({file.name for file in step.iterdir()} for step in folder.glob("step-*"))
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sphinxkit.training.state.shutil.rmtree", kill)
+        with pytest.raises(_Killed):
+            train(plan)
+    assert files == [{"run.json", ".metadata", "__0_0.distcp"}]
+    with monkeypatch.context() as patch:
+
+        def refuse(path: Path, **options: Any) -> None:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path / "file"))
+
+        patch.setattr("sphinxkit.training.state.shutil.rmtree", refuse)
+        with pytest.raises(TrainingError, match=r"-removed.partial cannot be removed: Device or resource busy"):
+            train(plan)
+    train(plan)
+    assert [path.name for path in folder.iterdir()] == ["step-00000008"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(document, monkeypatch) -> None:
+    flushed: list[str] = []
+
+    def flush(path: Path) -> None:
+        assert path.exists()
+        flushed.append(path.name)
+
+    monkeypatch.setattr("sphinxkit.training.state.flush", flush)
+    train(TrainPlan(**document(stop_after=1)))
+    assert flushed == ["run.json", ".step-00000001.partial", "checkpoints"]
