@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,6 +28,11 @@ ROLES = {
 }
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 IMAGE_PREFIX = f"{IMAGE_PLACEHOLDER}\n"  # LLaVA's mark in the first turn of a conversation about an image
+
+_OTHER_MEDIA = ("video", "videos", "audio", "audios")
+_OTHER_NAMES = ("image_path", "image_paths", "image_file", "image_url", "image_urls", "img")
+_OTHER_MARKS = re.compile(r"\A\s*<(?:video|audio)>|<(?:video|audio)>\s*\Z|<img>.*?</img>", re.DOTALL)
+"""Marks of a video, and Qwen-VL's of an image's path. Between other words they may be talk about HTML."""
 
 CAPTION_TASKS = ("caption", "detailed_caption")
 
@@ -104,10 +110,11 @@ def read_image(record: Mapping[str, Any], where: str) -> str:
         record: The record.
         where: "file:line", for messages.
     Raises:
-        DataError: There is more than one image, a value that is not a path, or a video.
+        DataError: There is more than one image, a value that is not a path, a video or a sound, or an image under
+            another name.
     """
-    if record.get("video"):
-        raise DataError(f"{where}: it has a 'video', which is not supported: a sample has one image at most")
+    if other := next((key for key in _OTHER_MEDIA if record.get(key)), None):
+        raise DataError(f"{where}: it has {other!r}, which is not supported: a sample has one image at most")
     paths: set[str] = set()
     for key in ("image", "images"):
         value = record.get(key)
@@ -119,6 +126,8 @@ def read_image(record: Mapping[str, Any], where: str) -> str:
         paths.update(found)
     if len(paths) > 1:
         raise DataError(f"{where}: 'image' and 'images' name different images; a sample has one at most")
+    if not paths and (other := next((key for key in _OTHER_NAMES if record.get(key)), None)):
+        raise DataError(f"{where}: it has no 'image' but {other!r}, which is not read; call it 'image'")
     return next(iter(paths), "")
 
 
@@ -151,6 +160,11 @@ def read_record(record: Mapping[str, Any], where: str, *, trim: bool = False) ->
                 f"{where}: message {index} ({message['role']}) holds {IMAGE_PLACEHOLDER}; only questions may"
             )
         count += found
+        if message["role"] == "user" and (mark := _OTHER_MARKS.search(message["content"])):
+            raise DataError(
+                f"{where}: message {index} holds {mark[0].strip()!r:.40}; an image is named by 'image' and marked "
+                f"{IMAGE_PLACEHOLDER}, and nothing else can be shown"
+            )
     if count > bool(image):
         named = "one image" if image else "no image"
         raise DataError(f"{where}: the questions hold {IMAGE_PLACEHOLDER} {count} times, but the record has {named}")

@@ -138,7 +138,19 @@ def test_no_image_in_its_forms(fields: dict[str, Any]) -> None:
         ({"image": {"path": "a"}, "conversations": [ASKED, SAID]}, "'image' must be a path, or a list of one, got"),
         ({"image": [" "], "conversations": [ASKED, SAID]}, "'image' must be a path, or a list of one, got"),
         ({"image": True, "conversations": [ASKED, SAID]}, "'image' must be a path, or a list of one, got True"),
-        ({"video": "a.mp4", "conversations": [PLAIN, SAID]}, "it has a 'video', which is not supported"),
+        ({"video": "a.mp4", "conversations": [PLAIN, SAID]}, "it has 'video', which is not supported"),
+        ({"videos": ["a.mp4"], "conversations": [PLAIN, SAID]}, "it has 'videos', which is not supported"),
+        ({"image": "a", "audio": "a.wav", "conversations": [ASKED, SAID]}, "it has 'audio', which is not supported"),
+        ({"image_path": "a", "conversations": [PLAIN, SAID]}, "no 'image' but 'image_path', .* call it 'image'"),
+        ({"image": "", "img": "a", "conversations": [PLAIN, SAID]}, "no 'image' but 'img', which is not read"),
+        (
+            {"conversations": [{"from": "human", "value": "<video>\nWhat?"}, SAID]},
+            "message 0 holds '<video>'; an image is named by 'image' and marked <image>, and nothing else can be shown",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Picture 1: <img>a.jpg</img> What?"}, SAID]},
+            "message 0 holds '<img>a.jpg</img>'",
+        ),
         ({"conversations": [ASKED, SAID]}, "the questions hold <image> 1 times, but the record has no image"),
         (
             {"image": "a", "conversations": [ASKED, SAID, ASKED, SAID]},
@@ -160,6 +172,12 @@ def test_records_that_are_not_one_image_and_text(record: dict[str, Any], message
         read_record(record, "x")
     with pytest.raises(DataError, match=message):
         read_sample(record, "s:0", "x", Path())
+
+
+def test_talk_about_html_and_other_names_beside_an_image() -> None:
+    question = {"from": "human", "value": "What is <video> and <img>?"}
+    assert read_record({"conversations": [question, SAID]}, "x")[1] == ""
+    assert read_record({"image": "a", "image_url": "https://b", "conversations": [ASKED, SAID]}, "x")[1] == "a"
 
 
 def test_a_system_text_beside_the_conversation() -> None:
