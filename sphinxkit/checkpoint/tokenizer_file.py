@@ -10,6 +10,7 @@ from sphinxkit.tensor_files.tokenizer_files import (
     JSON_NAME,
     SENTENCEPIECE_NAME,
     TIKTOKEN,
+    added_beside,
     choose_tokenizer,
     read_tokenizer_files,
     tokenizer_size,
@@ -44,6 +45,13 @@ def find_tokenizer(
             raise CheckpointError(
                 f"{path}: the tokenizer has {size} pieces but the embedding has {rows} rows; it is not the tokenizer "
                 "this checkpoint was trained with: put the right one in its place"
+            )
+        if path.name == SENTENCEPIECE_NAME and size < rows and (added := added_beside(folder, size)):
+            _logger.warning(
+                "%s does not have the added tokens %s, which are read letter by letter; put the model's %s beside it",
+                path,
+                ", ".join(added[:5]) + ", ..." * (len(added) > 5),
+                JSON_NAME,
             )
     return path
 

@@ -151,7 +151,10 @@ class ContinuousBatch:
                 self._decode(self.cache, sequences)
         finished = [sequence for sequence in sequences if sequence.finish_reason is not None]
         for sequence in finished:
-            self._slots[self._slots.index(sequence)] = None
+            slot = self._slots.index(sequence)
+            if sequence.finish_reason == "error" and self.cache is not None:
+                self.cache.erase(slot)
+            self._slots[slot] = None
             del self._capacities[sequence]
             self._last_tokens = None
         return finished

@@ -162,6 +162,16 @@ class KVCache:
         else:
             self.lengths[to_device(rows, self.device)] = 0
 
+    def erase(self, row: int) -> None:
+        """Forget a row and what its slots hold, such as NaN, which a later row would read: 0 times NaN is NaN.
+
+        Args:
+            row: Index of the row.
+        """
+        for tensor in (*self.keys, *self.values):
+            tensor[row] = 0
+        self.reset([row])
+
     def keep_rows(self, rows: Sequence[int] | Tensor) -> None:
         """Drop all rows but some, in place: the batch becomes smaller, the memory stays.
 

@@ -150,6 +150,29 @@ def tokens_by_id(files: Mapping[str, bytes], where: str | Path = "the tokenizer"
     return {index: model.id_to_piece(index) for index in range(size)}
 
 
+def added_beside(folder: Path, size: int) -> list[str]:
+    """Tokens that the files beside a ``tokenizer.model`` add to its pieces.
+
+    Args:
+        folder: Where ``added_tokens.json`` and ``tokenizer_config.json`` may lie.
+        size: Number of pieces.
+    Raises:
+        CheckpointError: A file is damaged.
+    """
+    found: dict[Any, Any] = {}
+    for name in ("added_tokens.json", "tokenizer_config.json"):
+        content = parse_json(_read(folder / name), folder / name) if (folder / name).is_file() else {}
+        if name == "added_tokens.json":
+            found |= {index: text for text, index in content.items()}
+        elif isinstance(decoder := content.get("added_tokens_decoder"), dict):
+            found |= {
+                int(index): each.get("content")
+                for index, each in decoder.items()
+                if index.isdecimal() and len(index) < 10
+            }
+    return [str(found[index]) for index in sorted(index for index in found if type(index) is int and index >= size)]
+
+
 def tokenizer_size(files: Mapping[str, bytes], where: str | Path = "the tokenizer") -> int:
     """Number of ids of a tokenizer.
 

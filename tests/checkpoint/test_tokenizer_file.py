@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,25 @@ def test_size_is_compared_with_the_embedding(golden: Path, tmp_path: Path) -> No
             CheckpointError, match=rf"has 512 pieces but the embedding has {rows} rows.*put the right one"
         ):
             find_tokenizer(folder, rows, allow_more_rows=more)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("added_tokens.json", {"<|im_start|>": 512, "<|im_end|>": 513, "<s>": 1}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"513": {"content": "<|im_end|>"}, "2": {}, "x": {}}}),
+    ],
+)
+def test_added_tokens_that_a_sentencepiece_model_lacks(
+    golden: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: object
+) -> None:
+    shutil.copy(golden / "llama_ens" / "tokenizer.model", tmp_path)
+    (tmp_path / name).write_text(json.dumps(content))
+    assert find_tokenizer(tmp_path, 512) == tmp_path / "tokenizer.model"
+    assert not caplog.records
+    find_tokenizer(tmp_path, 576, allow_more_rows=True)
+    assert "does not have the added tokens <|im_" in caplog.text
+    assert "put the model's tokenizer.json beside it" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, not a model", b"\x00" * 100])

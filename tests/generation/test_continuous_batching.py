@@ -167,6 +167,34 @@ class Crossings(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@pytest.mark.parametrize("is_static", [False, True])
+def test_a_failed_sequence_leaves_nothing_to_later_ones(tokenizer, is_static: bool) -> None:
+    """NaN in a cache's slots would reach a later row through their masked weight: 0 times NaN is NaN."""
+    llm = llama(vocab_size=tokenizer.vocab_size, embed_dim=32, num_layers=2, num_heads=2, hidden_dim=64, max_seq_len=90)
+    llm.init_weights(torch.Generator().manual_seed(0))
+    embeds = llm.embed(torch.arange(3, 60)).detach()
+    prompts = [embeds[:40], embeds[:9], embeds[5:20], embeds[3:10]]
+    prompts.insert(1, torch.full((50, 32), torch.nan))
+    prompts.insert(3, torch.full((30, 32), torch.nan))
+
+    def run(at_once: int) -> list[list[int] | None]:
+        made = llm.make_cache(1)
+        sizes = (made.max_seq_len, made.num_kv_heads, made.head_dim)
+        batch = ContinuousBatch(llm, tokenizer)
+        batch.cache, batch._slots = KVCache(made.num_layers, at_once, *sizes, static_shapes=is_static), [None] * at_once
+        waiting, sequences = list(prompts), []
+        while waiting or len(batch):
+            while waiting and len(batch) < at_once:
+                sequences.append(batch.add(waiting.pop(0), Sampling(max_new_tokens=8)))
+            batch.step()
+        return [None if each.finish_reason == "error" else each.generated_ids for each in sequences]
+
+    alone = run(1)
+    assert [tokens is None for tokens in alone] == [False, True, False, True, False, False]
+    for at_once in (2, 3):
+        assert run(at_once) == alone
+
+
 @pytest.mark.parametrize("num_passes", [1, 5])
 def test_a_step_waits_for_the_device_once(tokenizer, monkeypatch: pytest.MonkeyPatch, num_passes: int) -> None:
     """With the cache's static shapes, which CUDA has, every way from a tensor to a number is counted.

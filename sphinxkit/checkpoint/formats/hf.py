@@ -193,7 +193,7 @@ def _end_ids(folder: Path, config: Mapping[str, Any], vocab_size: int) -> list[i
     for content in files:
         value = content.get("eos_token_id")
         for token in value if isinstance(value, list) else [value]:
-            if isinstance(token, int) and 0 <= token < vocab_size and token not in found:
+            if type(token) is int and 0 <= token < vocab_size and token not in found:
                 found.append(token)
     return [] if found == [_LLAMA_EOS] else found
 
