@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +43,7 @@ def demo(
     model = loading.load(checkpoint)
     told: dict[str, Any] = {"title": Path(checkpoint).name}
     if checkpoint == NANO:
-        told = {"title": nano.NAME, "about": ABOUT}
+        told = {"title": nano.NAME, "about": ABOUT, "picture_note": partial(nano.unfamiliar, model)}
     with serving(
         model,
         **told,

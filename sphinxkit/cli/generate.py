@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sphinxkit.built_in import NANO
+from sphinxkit.built_in import NANO, is_nano
 from sphinxkit.cli.command import common_options
 from sphinxkit.cli.completion import complete_names
 from sphinxkit.cli.options import (
@@ -110,6 +110,7 @@ def generate(
         if is_wrong:
             raise typer.BadParameter(message, param_hint=option)
     from sphinxkit.generation import Sampling
+    from sphinxkit.nano import unfamiliar
     from sphinxkit.sphinx_model.answers import uncertainty
 
     truncate: Literal["left"] | None = "left" if truncate_left else None
@@ -154,9 +155,11 @@ def generate(
         "token_ids": answer.token_ids,
         "finish_reason": answer.finish_reason,
     }
-    note = uncertainty(model.conversation, answer.confidence)
+    doubts = [uncertainty(model.conversation, answer.confidence)]
+    if is_nano(checkpoint) and question.picture is not None:
+        doubts.insert(0, unfamiliar(model, question.picture))
     fields |= {"confidence": answer.confidence}
-    if note is not None:
+    if note := "; ".join(filter(None, doubts)):
         fields["note"] = note
         typer.echo(f"note: {note}", err=True)
     if answering.num_draft_tokens is not None:

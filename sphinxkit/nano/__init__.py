@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from sphinxkit.built_in import TITLE as NAME
 from sphinxkit.built_in import nano_folder as path
+from sphinxkit.nano.familiarity import unfamiliar
 
 if TYPE_CHECKING:
     from sphinxkit.sphinx_model import SphinxModel
 
-__all__ = ["NAME", "load", "path"]
+__all__ = ["NAME", "load", "path", "unfamiliar"]
 
 
 def load(**options: Any) -> SphinxModel:

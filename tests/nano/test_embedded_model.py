@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ PICTURE = Path(__file__).parents[2] / "docs" / "images" / "nano_scene.png"  # th
 IOU = 0.5
 
 
-def _ask(*arguments: str) -> str:
-    picture = ("--image", str(PICTURE), "--device", "cpu")
+def _ask(*arguments: str, image: Path = PICTURE) -> str:
+    picture = ("--image", str(image), "--device", "cpu")
     result = CliRunner().invoke(app, ["generate", *picture, *arguments], catch_exceptions=False)
     assert result.exit_code == 0
     return result.stdout.strip()
@@ -43,3 +44,11 @@ def test_the_readmes_answers_are_right(tmp_path: Path) -> None:
     (box,) = create("rec").parse(answer, scene.geometry).items
     assert box.iou(circle.rect.box) >= IOU
     assert (np.asarray(Image.open(tmp_path / "found.png")) != render(scene)).any()
+
+
+def test_a_picture_of_another_kind_is_told(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    question = ("--task", "vqa", "--prompt", "How many shapes are there?", "--json")
+    assert json.loads(_ask(*question, image=tmp_path / "noise.png"))["note"].startswith("unfamiliar picture (distance ")
+    assert "note" not in json.loads(_ask(*question))

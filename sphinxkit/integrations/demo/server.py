@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -17,6 +17,8 @@ from sphinxkit.integrations.demo.talk import Talk
 from sphinxkit.integrations.optional import require
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sphinxkit.sphinx_model import SphinxModel
 
 # Our choices: visitors whose conversations are kept at once; the largest file.
@@ -54,6 +56,7 @@ def serving(
     examples: Sequence[AskedPicture] = (),
     sampling: Sampling | None = None,
     num_draft_tokens: int | None = None,
+    picture_note: Callable[[Image], str | None] | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
 ) -> Iterator[str]:
@@ -68,6 +71,8 @@ def serving(
         examples: Pictures with questions, to click at (``sphinxkit.nano.examples``).
         sampling: How answers are written.
         num_draft_tokens: See ``SphinxModel.session``.
+        picture_note: Gives a note where the model does not know a picture's kind, or None; for SPHINX-nano
+            ``sphinxkit.nano.unfamiliar``.
         host: Address to listen at; 0.0.0.0 is open to the network.
         port: Port to listen at; 0 is a free one.
     Raises:
@@ -85,7 +90,7 @@ def serving(
                 title=title,
                 about=describe(model) if about is None else about,
                 examples=examples,
-                new_talk=lambda: Talk(model, sampling or Sampling(), num_draft_tokens),
+                new_talk=lambda: Talk(model, sampling or Sampling(), num_draft_tokens, picture_note),
             )
             try:
                 _, url, _ = page.launch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -90,17 +90,20 @@ class Talk:
         model: The model.
         sampling: How answers are written; its stop strings are the template's.
         num_draft_tokens: See ``SphinxModel.session``.
+        picture_note: Gives a note where the model does not know a picture's kind, or None.
     """
 
     model: SphinxModel
     sampling: Sampling = field(default_factory=Sampling)
     num_draft_tokens: int | None = None
+    picture_note: Callable[[Image], str | None] | None = None
     replies: list[Reply] = field(default_factory=list)
     """The complete answers about the picture."""
 
     _session: ChatSession | None = None
     _source: Path | None = None
     _picture: Image | None = None
+    _picture_note: str | None = None
 
     def ask(self, question: Form) -> Iterator[Reply]:
         """Answer in growing replies; the last one is complete and joins ``replies``.
@@ -127,6 +130,7 @@ class Talk:
             picture = None if source is None else open_picture(source)
             self._session = self.model.session(picture, num_draft_tokens=self.num_draft_tokens)
             self._source, self._picture = source, picture
+            self._picture_note = None if picture is None or self.picture_note is None else self.picture_note(picture)
             self.replies = []
         return self._session
 
@@ -158,7 +162,8 @@ class Talk:
 
     def _finish(self, asked: str | tasks.TaskQuestion, words: str, text: str, confidence: float | None) -> Reply:
         told = [] if confidence is None else [f"confidence {confidence:.2f} ({math.exp(confidence):.0%} a token)"]
-        warning = uncertainty(self.model.conversation, confidence)
+        doubts = (self._picture_note, uncertainty(self.model.conversation, confidence))
+        warning = "; ".join(filter(None, doubts)) or None
         if self._picture is None:
             return Reply(words, text, None, tuple(told), warning)
         canvas = enlarge(self._picture)

@@ -87,6 +87,12 @@ def test_how_sure_it_is(model: SphinxModel, red: Path, monkeypatch: pytest.Monke
     warned = ask(Talk(model), red, "vqa", "What color?")
     assert warned.warning is not None
     assert warned.warning.startswith("low confidence (-0.69, usual are -0.60 and above)")
+    seen: list[tuple[int, int]] = []
+    unknown = Talk(model, picture_note=lambda picture: seen.append(picture.size) or "unknown kind")  # type: ignore[func-returns-value]
+    assert ask(unknown, red, "vqa", "What color?").warning == f"unknown kind; {warned.warning}"
+    ask(unknown, red, "vqa", "What shape?")
+    assert seen == [(200, 100)]  # once a picture
+    assert ask(unknown, None, None, "What?").warning == warned.warning
 
 
 def test_choices_are_lettered(model: SphinxModel, red: Path, monkeypatch: pytest.MonkeyPatch) -> None:
