@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
+from sphinxkit.encoders.layers import replace_activations
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
 from sphinxkit.pixels import CLIP_MEAN, CLIP_STD, check_normalized, check_pixels, renormalize, resize_pixels
@@ -63,10 +64,12 @@ class Encoder(nn.Module):
         dtype: Dtype of the parameters, and so of the features.
         weight_formats: Formats of published weights that ``load_weights`` knows for it, in the order they are tried.
         position_table: Name of the parameter that holds learnt positions, a class token's first; "" if none does.
+        takes_activation: Whether :meth:`set_activation` may change it.
     """
 
     weight_formats: ClassVar[tuple[WeightFormat, ...]] = (SPHINXKIT,)
     position_table: ClassVar[str] = ""
+    takes_activation: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -159,8 +162,12 @@ class Encoder(nn.Module):
 
         Raises:
             ShapeError: The network has another one that cannot be changed.
+            RegistryError: There is none of that name.
         """
-        if activation != self.info.activation:
+        if self.takes_activation:
+            replace_activations(self.trunk, activation, self.name)
+            self.info = replace(self.info, activation=activation)
+        elif activation != self.info.activation:
             raise ShapeError(
                 f"encoder {self.name}: the weights are for activation {activation!r}, the network has "
                 f"{self.info.activation!r}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,10 +12,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, check_positive, register
-from sphinxkit.encoders.eva import LayerStack
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.clip import CLIP_FORMATS
-from sphinxkit.encoders.layers import activation_layer, attend, count_layers, replace_activations
+from sphinxkit.encoders.layers import activation_layer, attend, count_layers
 from sphinxkit.encoders.positions import grid_side, resample_positions
 from sphinxkit.features import VisionFeatures
 
@@ -51,11 +49,7 @@ class _ClipBlock(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-        """
+        """Shape: hidden, return: (B, N, D)."""
         attention: Any = self.attn
         qkv = F.linear(self.ln_1(hidden), attention.in_proj_weight, attention.in_proj_bias)
         query, key, value = qkv.chunk(3, dim=-1)
@@ -84,19 +78,12 @@ class _ClipTrunk(nn.Module):
         self.class_embedding = nn.Parameter(std * torch.randn(dim))
         self.positional_embedding = nn.Parameter(std * torch.randn((image_size // patch_size) ** 2 + 1, dim))
         self.ln_pre = nn.LayerNorm(dim, eps=norm_eps)
-        blocks: list[nn.Module] = [
-            _ClipBlock(dim, num_heads, hidden_dim, activation, norm_eps) for _ in range(num_layers)
-        ]
-        self.transformer = LayerStack("resblocks", blocks)
+        blocks = [_ClipBlock(dim, num_heads, hidden_dim, activation, norm_eps) for _ in range(num_layers)]
+        self.transformer = nn.Sequential(OrderedDict(resblocks=nn.Sequential(*blocks)))
         self.ln_post = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            pixels: (B, 3, S, S)
-            return: (B, 1 + H*W, D), class token first
-        """
+        """Shape: pixels: (B, 3, S, S); return: (B, 1 + H*W, D), class token first."""
         patches = rearrange(self.conv1(pixels), "b d h w -> b (h w) d")
         class_token = self.class_embedding.expand(patches.shape[0], 1, -1)
         hidden = self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding)
@@ -116,6 +103,7 @@ class ClipEncoder(Encoder):
 
     weight_formats: ClassVar[tuple[WeightFormat, ...]] = (SPHINXKIT, *CLIP_FORMATS)
     position_table: ClassVar[str] = "trunk.positional_embedding"
+    takes_activation: ClassVar[bool] = True
 
     def resample_positions(self, positions: Tensor, grid: int) -> Tensor:
         """Bicubic with antialiasing. Source: open_clip, model.py, resize_pos_embed.
@@ -130,15 +118,6 @@ class ClipEncoder(Encoder):
         """As :meth:`Encoder.unseen_options`."""
         trunk: Any = self.trunk
         return {"num_heads": trunk.transformer.resblocks[0].attn.num_heads, "norm_eps": trunk.ln_pre.eps}
-
-    def set_activation(self, activation: str) -> None:
-        """As :meth:`Encoder.set_activation`; every activation that CLIP was trained with can be set.
-
-        Raises:
-            RegistryError: There is none of that name.
-        """
-        replace_activations(self.trunk, activation, self.name)
-        self.info = replace(self.info, activation=activation)
 
     @classmethod
     def sizes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, check_positive, register
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.convnext import CONVNEXT_FORMATS
-from sphinxkit.encoders.layers import activation_layer, count_layers, init_weights, replace_activations
+from sphinxkit.encoders.layers import activation_layer, count_layers, init_weights
 from sphinxkit.errors import ShapeError
 from sphinxkit.features import VisionFeatures
 
@@ -35,11 +34,7 @@ class _ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of a map."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, D, H, W)
-        """
+        """Shape: hidden, return: (B, D, H, W)."""
         return super().forward(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -55,11 +50,7 @@ class _ConvNextBlock(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), _LAYER_SCALE))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, D, H, W)
-        """
+        """Shape: hidden, return: (B, D, H, W)."""
         out: Tensor = self.mlp(self.norm(self.conv_dw(hidden).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         return out * self.gamma.reshape(1, -1, 1, 1) + hidden
 
@@ -94,20 +85,12 @@ class ConvNextEncoder(Encoder):
     """
 
     weight_formats: ClassVar[tuple[WeightFormat, ...]] = (SPHINXKIT, *CONVNEXT_FORMATS)
+    takes_activation: ClassVar[bool] = True
 
     def unseen_options(self) -> Mapping[str, Any]:
         """As :meth:`Encoder.unseen_options`."""
         trunk: Any = self.trunk
         return {"norm_eps": trunk.head.norm.eps}
-
-    def set_activation(self, activation: str) -> None:
-        """As :meth:`Encoder.set_activation`.
-
-        Raises:
-            RegistryError: There is none of that name.
-        """
-        replace_activations(self.trunk, activation, self.name)
-        self.info = replace(self.info, activation=activation)
 
     @classmethod
     def sizes(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

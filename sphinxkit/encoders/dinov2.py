@@ -52,11 +52,7 @@ class _Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-        """
+        """Shape: hidden, return: (B, N, D)."""
         query, key, value = self.qkv(hidden).chunk(3, dim=-1)
         out: Tensor = self.proj(attend(query, key, value, self.num_heads))
         return out
@@ -72,11 +68,7 @@ class _FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-        """
+        """Shape: hidden, return: (B, N, D)."""
         inner = self.fc1(hidden)
         if self.is_gated:
             gate, inner = inner.chunk(2, dim=-1)
@@ -93,11 +85,7 @@ class _LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), _LAYER_SCALE))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-        """
+        """Shape: hidden, return: (B, N, D)."""
         return hidden * self.gamma
 
 
@@ -114,11 +102,7 @@ class _Block(nn.Module):
         self.ls2 = _LayerScale(dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-        """
+        """Shape: hidden, return: (B, N, D)."""
         hidden = hidden + self.ls1(self.attn(self.norm1(hidden)))
         out: Tensor = hidden + self.ls2(self.mlp(self.norm2(hidden)))
         return out

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -20,12 +21,7 @@ class _VisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            pixels: (B, 3, S, S)
-            return: (B, 1 + H*W, D)
-        """
+        """Shape: pixels: (B, 3, S, S); return: (B, 1 + H*W, D)."""
         patches = rearrange(self.patch_embedding(pixels), "b d h w -> b (h w) d")
         class_token = self.class_embedding.expand(patches.shape[0], -1, -1)
         return torch.cat([class_token, patches], dim=1) + self.position_embedding
@@ -41,29 +37,9 @@ class _VisionAttention(nn.Module):
         self.projection = nn.Linear(dim, dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-        """
+        """Shape: hidden, return: (B, N, D)."""
         query, key, value = self.qkv(hidden).chunk(3, dim=-1)
         out: Tensor = self.projection(attend(query, key, value, self.num_heads))
-        return out
-
-
-class _VisionMlp(nn.Module):
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-        """
-        out: Tensor = self.fc2(F.gelu(self.fc1(hidden)))
         return out
 
 
@@ -75,37 +51,14 @@ class _VisionBlock(nn.Module):
         self.layer_norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.self_attn = _VisionAttention(dim, num_heads)
         self.layer_norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = _VisionMlp(dim, hidden_dim)
+        layers = {"fc1": nn.Linear(dim, hidden_dim), "act": nn.GELU(), "fc2": nn.Linear(hidden_dim, dim)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-        """
+        """Shape: hidden, return: (B, N, D)."""
         hidden = hidden + self.self_attn(self.layer_norm1(hidden))
         out: Tensor = hidden + self.mlp(self.layer_norm2(hidden))
         return out
-
-
-class LayerStack(nn.Module):
-    """A stack under a given attribute name, as the checkpoints have it (``layers`` and ``layer``)."""
-
-    def __init__(self, attribute: str, blocks: list[nn.Module]) -> None:
-        super().__init__()
-        self.attribute = attribute
-        self.add_module(attribute, nn.ModuleList(blocks))
-
-    def forward(self, hidden: Tensor, *context: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-            context: (B, M, C), for blocks that take it
-        """
-        for block in self.get_submodule(self.attribute).children():
-            hidden = block(hidden, *context)
-        return hidden
 
 
 class EvaVisionTower(nn.Module):
@@ -137,9 +90,8 @@ class EvaVisionTower(nn.Module):
     ) -> None:
         super().__init__()
         self.embeddings = _VisionEmbeddings(embed_dim, patch_size, (image_size // patch_size) ** 2)
-        self.encoder = LayerStack(
-            "layers", [_VisionBlock(embed_dim, num_heads, hidden_dim, norm_eps) for _ in range(num_layers)]
-        )
+        blocks = [_VisionBlock(embed_dim, num_heads, hidden_dim, norm_eps) for _ in range(num_layers)]
+        self.encoder = nn.Sequential(OrderedDict(layers=nn.Sequential(*blocks)))
         self.post_layernorm = nn.LayerNorm(embed_dim, eps=norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sphinxkit.encoders.base import Encoder, EncoderInfo, check_depth, check_divisible, check_positive, register
-from sphinxkit.encoders.eva import EvaVisionTower, LayerStack
+from sphinxkit.encoders.eva import EvaVisionTower
 from sphinxkit.encoders.formats.base import SPHINXKIT, WeightFormat
 from sphinxkit.encoders.formats.blip2 import BLIP2_FORMATS
 from sphinxkit.encoders.layers import INIT_STD, attend, count_layers
@@ -29,12 +29,7 @@ class _QueryAttention(nn.Module):
         self.value = nn.Linear(context_dim, dim)
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-            context: (B, M, C)
-        """
+        """Shape: hidden, return: (B, N, D); context: (B, M, C)."""
         return attend(self.query(hidden), self.key(context), self.value(context), self.num_heads)
 
 
@@ -47,12 +42,7 @@ class _ResidualOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden: (B, N, in_dim)
-            residual, return: (B, N, D)
-        """
+        """Shape: hidden: (B, N, in_dim); residual, return: (B, N, D)."""
         out: Tensor = self.LayerNorm(self.dense(hidden) + residual)
         return out
 
@@ -64,29 +54,9 @@ class _QueryAttentionBlock(nn.Module):
         self.output = _ResidualOutput(dim, dim, norm_eps)
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-            context: (B, M, C)
-        """
+        """Shape: hidden, return: (B, N, D); context: (B, M, C)."""
         out: Tensor = self.output(self.attention(hidden, context), hidden)
         return out
-
-
-class _Intermediate(nn.Module):
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(dim, hidden_dim)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden: (B, N, D)
-            return: (B, N, hidden_dim)
-        """
-        return F.gelu(self.dense(hidden))
 
 
 class _QueryLayer(nn.Module):
@@ -98,16 +68,11 @@ class _QueryLayer(nn.Module):
         if context_dim is not None:
             self.crossattention = _QueryAttentionBlock(dim, context_dim, num_heads, norm_eps)
         self.has_cross_attention = context_dim is not None
-        self.intermediate_query = _Intermediate(dim, hidden_dim)
+        self.intermediate_query = nn.Sequential(OrderedDict(dense=nn.Linear(dim, hidden_dim), act=nn.GELU()))
         self.output_query = _ResidualOutput(hidden_dim, dim, norm_eps)
 
     def forward(self, hidden: Tensor, image_tokens: Tensor) -> Tensor:
-        """Run the module.
-
-        Shape:
-            hidden, return: (B, N, D)
-            image_tokens: (B, M, C)
-        """
+        """Shape: hidden, return: (B, N, D); image_tokens: (B, M, C)."""
         hidden = self.attention(hidden, hidden)
         if self.has_cross_attention:
             hidden = self.crossattention(hidden, image_tokens)
@@ -148,9 +113,8 @@ class QFormer(nn.Module):
         super().__init__()
         self.layernorm = nn.LayerNorm(embed_dim, eps=norm_eps)
         contexts = [context_dim if index % cross_attention_frequency == 0 else None for index in range(num_layers)]
-        self.encoder = LayerStack(
-            "layer", [_QueryLayer(embed_dim, context, num_heads, hidden_dim, norm_eps) for context in contexts]
-        )
+        layers = [_QueryLayer(embed_dim, context, num_heads, hidden_dim, norm_eps) for context in contexts]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
 
     def forward(self, queries: Tensor, image_tokens: Tensor) -> Tensor:
         """Apply the Q-Former: queries attend to the image tokens.
@@ -160,8 +124,10 @@ class QFormer(nn.Module):
                 image_tokens: (B, M, context_dim)
                 return: (B, N, D)
         """
-        out: Tensor = self.encoder(self.layernorm(queries), image_tokens)
-        return out
+        hidden: Tensor = self.layernorm(queries)
+        for layer in self.encoder.get_submodule("layer").children():
+            hidden = layer(hidden, image_tokens)
+        return hidden
 
 
 class Blip2Trunk(nn.Module):

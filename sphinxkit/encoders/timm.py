@@ -59,11 +59,7 @@ class _ForwardFeatures(nn.Module):
         self.trunk = trunk
 
     def forward(self, pixels: Tensor) -> Any:
-        """Run the trunk.
-
-        Shape:
-                pixels: (B, 3, S, S)
-        """
+        """Shape: pixels: (B, 3, S, S)."""
         trunk: Any = self.trunk
         return trunk.forward_features(pixels)
 

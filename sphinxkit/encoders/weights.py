@@ -93,6 +93,7 @@ def published_source(encoder: Encoder) -> str:
     return encoder.info.weights
 
 
+@dataclass(frozen=True)
 class PublishedWeights:
     """Published weights under an encoder's own names, read one at a time; a ``TensorSource``.
 
@@ -101,39 +102,30 @@ class PublishedWeights:
     Args:
         report: What was found.
         tensors: By the encoder's names.
-        read: Makes a tensor of the encoder's shape.
+        fit: Makes a tensor of the encoder's shape.
         shapes: Of the encoder's tensors.
-    Attributes:
-        report: As above.
     """
 
-    def __init__(
-        self,
-        report: LoadedWeights,
-        tensors: Mapping[str, FoundTensor],
-        read: Callable[[str], Tensor],
-        shapes: Mapping[str, tuple[int, ...]],
-    ) -> None:
-        self.report = report
-        self._tensors = tensors
-        self._read = read
-        self._shapes = shapes
+    report: LoadedWeights
+    tensors: Mapping[str, FoundTensor]
+    fit: Callable[[str], Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
 
     def keys(self) -> Iterable[str]:
         """The encoder's names, in its order."""
-        return self._shapes.keys()
+        return self.shapes.keys()
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one tensor, as the encoder has it."""
-        return self._shapes[key]
+        return self.shapes[key]
 
     def dtype(self, key: str) -> torch.dtype:
         """Stored dtype of one tensor."""
-        return self._tensors[key].parts[0].dtype
+        return self.tensors[key].parts[0].dtype
 
     def read(self, key: str) -> Tensor:
         """One tensor on the CPU in its stored dtype, in the encoder's shape; do not write to it."""
-        return self._read(key)
+        return self.fit(key)
 
 
 def load_weights(encoder: Encoder, source: str | Path, activation: str | None = None) -> LoadedWeights:
@@ -199,14 +191,14 @@ def open_weights(encoder: Encoder, source: str | Path, activation: str | None = 
     _log(encoder, format, report, is_stated=bool(stated.get("activation") or activation))
     shapes = {name: tuple(slot.shape) for name, slot in slots.items()}
 
-    def read(name: str) -> Tensor:
+    def fit(name: str) -> Tensor:
         tensor = translation.found[name].read()
         if tensor.numel() != math.prod(shapes[name]):
             table = tensor.reshape(1, -1, tensor.shape[-1])
             tensor = encoder.resample_positions(table, grid_side(shapes[name][-2], name))
         return tensor.reshape(shapes[name])
 
-    return PublishedWeights(report, translation.found, read, shapes)
+    return PublishedWeights(report, translation.found, fit, shapes)
 
 
 def _log(encoder: Encoder, format: WeightFormat, report: LoadedWeights, is_stated: bool) -> None:
