@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -92,30 +92,69 @@ class ChunkedSource(TensorSource, Protocol):
         ...
 
 
-class PrefixedSource:
-    """The tensors of a source with a prefix before their names, such as those of a part in the whole model.
+class NamedSource:
+    """Tensors of one source or several, under names of its own.
 
     Args:
-        source: The source.
-        prefix: Prefix of every name.
+        tensors: Name -> the source that holds the tensor, and its name there.
     """
 
-    def __init__(self, source: TensorSource, prefix: str) -> None:
-        self._source = source
-        self._prefix = prefix
+    def __init__(self, tensors: Mapping[str, tuple[TensorSource, str]]) -> None:
+        self._tensors = dict(tensors)
+
+    def _find(self, key: str) -> tuple[TensorSource, str]:
+        if key not in self._tensors:
+            raise CheckpointError(f"no source holds {key!r}")
+        return self._tensors[key]
 
     def keys(self) -> Iterable[str]:
-        """Names with the prefix, in the source's order."""
-        return [f"{self._prefix}{key}" for key in self._source.keys()]  # noqa: SIM118 - a TensorSource is no mapping
+        """The names, in order."""
+        return self._tensors.keys()
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self._source.shape(key.removeprefix(self._prefix))
+        """Shape of one tensor; CheckpointError for an unknown name."""
+        source, name = self._find(key)
+        return source.shape(name)
 
     def dtype(self, key: str) -> torch.dtype:
-        """Stored dtype of one tensor."""
-        return self._source.dtype(key.removeprefix(self._prefix))
+        """Stored dtype of one tensor; CheckpointError for an unknown name."""
+        source, name = self._find(key)
+        return source.dtype(name)
 
     def read(self, key: str) -> Tensor:
-        """One tensor on the CPU in its stored dtype; do not write to it."""
-        return self._source.read(key.removeprefix(self._prefix))
+        """One tensor on the CPU in its stored dtype, do not write to it; CheckpointError for an unknown name."""
+        source, name = self._find(key)
+        return source.read(name)
+
+    def among(self, names: Collection[str]) -> NamedSource:
+        """The tensors whose name is in ``names``."""
+        return NamedSource({key: place for key, place in self._tensors.items() if key in names})
+
+    def below(self, prefix: str) -> NamedSource:
+        """The tensors below a prefix, named without it."""
+        return NamedSource(
+            {key.removeprefix(prefix): place for key, place in self._tensors.items() if key.startswith(prefix)}
+        )
+
+
+def prefixed(source: TensorSource, prefix: str) -> NamedSource:
+    """The tensors of a source with a prefix before their names, such as those of a part in the whole model."""
+    return NamedSource({f"{prefix}{key}": (source, key) for key in source.keys()})  # noqa: SIM118 - no mapping
+
+
+def joined(parts: Iterable[TensorSource], select: Callable[[str], bool] | None = None) -> NamedSource:
+    """Several sources with different names, as one.
+
+    Args:
+        parts: In order.
+        select: Whether a name is in; None takes all.
+    Raises:
+        CheckpointError: A name occurs twice.
+    """
+    found: dict[str, tuple[TensorSource, str]] = {}
+    for part in parts:
+        for key in filter(select, part.keys()) if select else part.keys():
+            if key in found:
+                raise CheckpointError(f"two sources that are to be joined both hold {key!r}")
+            found[key] = part, key
+    return NamedSource(found)

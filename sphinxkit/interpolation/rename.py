@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
-from torch import Tensor
-
 from sphinxkit.errors import CheckpointError, RecipeError, list_errors
-from sphinxkit.tensor_source import TensorSource
+from sphinxkit.tensor_source import NamedSource, TensorSource
 
 LLM_INTO_VLM = "llm_into_vlm"
 """Finds the place of a language model in a vision-language model from the names of both."""
@@ -35,7 +32,7 @@ def parse_rename(pairs: Iterable[str]) -> str | dict[str, str]:
     return found
 
 
-class RenamedSource:
+def renamed(source: TensorSource, prefixes: Mapping[str, str]) -> NamedSource:
     """A source whose names begin otherwise.
 
     Args:
@@ -45,37 +42,19 @@ class RenamedSource:
         CheckpointError: Two tensors would have one name.
         RecipeError: A prefix that no name begins with.
     """
-
-    def __init__(self, source: TensorSource, prefixes: Mapping[str, str]) -> None:
-        self._source = source
-        self._names: dict[str, str] = {}
-        used = set()
-        for key in source.keys():  # noqa: SIM118
-            prefix = max((each for each in prefixes if key.startswith(each)), key=len, default=None)
-            used.add(prefix)
-            name = key if prefix is None else prefixes[prefix] + key[len(prefix) :]
-            if name in self._names:
-                raise CheckpointError(f"rename: {self._names[name]!r} and {key!r} would both be {name!r}")
-            self._names[name] = key
-        idle = [prefix for prefix in prefixes if prefix not in used]
-        if idle:
-            raise RecipeError(f"rename: no tensor has a name that begins with {', '.join(map(repr, idle))}")
-
-    def keys(self) -> Iterable[str]:
-        """The new names, in the source's order."""
-        return self._names.keys()
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one tensor."""
-        return self._source.shape(self._names[key])
-
-    def dtype(self, key: str) -> torch.dtype:
-        """Stored dtype of one tensor."""
-        return self._source.dtype(self._names[key])
-
-    def read(self, key: str) -> Tensor:
-        """One tensor on the CPU in its stored dtype; do not write to it."""
-        return self._source.read(self._names[key])
+    found: dict[str, tuple[TensorSource, str]] = {}
+    used = set()
+    for key in source.keys():  # noqa: SIM118
+        prefix = max((each for each in prefixes if key.startswith(each)), key=len, default=None)
+        used.add(prefix)
+        name = key if prefix is None else prefixes[prefix] + key[len(prefix) :]
+        if name in found:
+            raise CheckpointError(f"rename: {found[name][1]!r} and {key!r} would both be {name!r}")
+        found[name] = source, key
+    idle = [prefix for prefix in prefixes if prefix not in used]
+    if idle:
+        raise RecipeError(f"rename: no tensor has a name that begins with {', '.join(map(repr, idle))}")
+    return NamedSource(found)
 
 
 def place_of_llm(llm: Iterable[str], vlm: Iterable[str]) -> dict[str, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, Protocol
 
@@ -82,9 +83,8 @@ class MixedSource:
         book.check(key for source in sources for key in source.keys())  # noqa: SIM118
         self._sources = [*sources, *([base] if base is not None else [])]
         self._has_base = base is not None
-        self.outcomes = Decision(
-            sources, base, self.names, method, self.weights, book, dtype, extrapolate, missing
-        ).outcomes()
+        decision = Decision(sources, base, self.names, method, self.weights, book, dtype, extrapolate, missing)
+        self.outcomes = self._every = decision.outcomes()
         self._allow_nonfinite = allow_nonfinite
         self._hasher = Hasher(len(self._sources), hash_inputs) if hash_inputs else None
         self._num_threads = num_threads or min(4, os.cpu_count() or 1)
@@ -94,6 +94,16 @@ class MixedSource:
     def keys(self) -> Iterable[str]:
         """Names of the result's tensors, in the first model's order."""
         return self.outcomes.keys()
+
+    def only(self, select: Callable[[str], bool]) -> MixedSource:
+        """Some tensors of the same mix.
+
+        Args:
+            select: Whether a name is in.
+        """
+        part = copy.copy(self)
+        part.outcomes = {key: outcome for key, outcome in self.outcomes.items() if select(key)}
+        return part
 
     def _outcome(self, key: str) -> Outcome:
         if key not in self.outcomes:
@@ -269,8 +279,8 @@ class MixedSource:
     def _raise_nonfinite(self, first: str) -> None:
         """Look through everything not yet found finite and raise one error that names what is not."""
         errors = []
-        for key in [first, *(key for key in self.outcomes if key not in self._finite and key != first)]:
-            outcome = self.outcomes[key]
+        for key in [first, *(key for key in self._every if key not in self._finite and key != first)]:
+            outcome = self._every[key]
             bad = False
             for index in self._participants(outcome):
                 nans, infs = count_nonfinite(self._sources[index].read(key))

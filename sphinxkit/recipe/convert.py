@@ -12,11 +12,11 @@ import torch
 
 from sphinxkit import checkpoint
 from sphinxkit.errors import CheckpointError, RecipeError
-from sphinxkit.interpolation.sources import JoinedSource
 from sphinxkit.recipe.hf_folder import files_beside, layout_of
 from sphinxkit.recipe.open_checkpoints import Overlay, Progress, everything, open_overlaid, with_total
 from sphinxkit.recipe.recipe import Recipe, shipped_recipes
 from sphinxkit.recipe.weights import open_encoder_weights, require_sources
+from sphinxkit.tensor_source import joined
 
 Part = Literal["llm", "encoders"]
 
@@ -86,7 +86,7 @@ def convert(
         has_vision = part is None and document is not None and "vision" in document
         layout = checkpoint.formats.get_format(layout_of(format, has_vision))
         if part == "encoders":
-            towers = JoinedSource([opened], lambda key: ".encoders." in key)
+            towers = joined([opened], lambda key: ".encoders." in key)
             with opened.verifying() if verify else nullcontext():
                 return checkpoint.save(
                     target,

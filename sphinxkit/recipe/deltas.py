@@ -17,7 +17,6 @@ from sphinxkit.errors import CheckpointError
 from sphinxkit.interpolation import MixedSource
 from sphinxkit.interpolation.delta import delta_source, restored_source
 from sphinxkit.interpolation.diff import DiffReport, compare
-from sphinxkit.interpolation.sources import SelectedSource
 from sphinxkit.recipe.hf_folder import files_beside, layout_of
 from sphinxkit.recipe.open_checkpoints import Progress, everything, no_new_parents, open_all, with_total
 from sphinxkit.recipe.other_models import check_is_by_name
@@ -191,11 +190,11 @@ def _write(
         if output.exists() and opened.path.resolve() == output.resolve():
             raise CheckpointError(f"{output}: is one of the inputs; write the result somewhere else")
     names = {key for opened in (first, second) for key in opened.unused.keys()}  # noqa: SIM118
-    unused = SelectedSource(source, lambda key: key in names)
+    unused = source.only(lambda key: key in names)
     with no_new_parents(output):
         checkpoint.save(
             output,
-            SelectedSource(source, lambda key: key not in names),
+            source.only(lambda key: key not in names),
             format=format,
             num_shards=num_shards,
             recipe=Recipe.of_checkpoint(described).resolved() if described.has_recipe else None,

@@ -16,7 +16,6 @@ from sphinxkit.errors import DataError, RecipeError
 from sphinxkit.interpolation import MixedSource, MixPlan, update_in_place
 from sphinxkit.interpolation.methods.soup import choose_soup
 from sphinxkit.interpolation.plots import need_matplotlib, plot_sweep
-from sphinxkit.interpolation.sources import SelectedSource
 from sphinxkit.interpolation.sweep import SweepPoint, SweepResult, parse_range, run_sweep
 from sphinxkit.recipe.io import load
 from sphinxkit.recipe.open_checkpoints import LLM, Progress, with_total
@@ -275,7 +274,7 @@ class _Judge:
             tensors = {key: tensor for key, tensor in tensors.items() if key.startswith(LLM)}
 
         def in_memory(mixed: MixedSource, _: Sequence[float]) -> float:
-            update_in_place(tensors, SelectedSource(mixed, lambda key: key not in unused))
+            update_in_place(tensors, mixed.only(lambda key: key not in unused))
             return number(function(model))
 
         return in_memory

@@ -17,8 +17,7 @@ from sphinxkit.checkpoint import Checkpoint
 from sphinxkit.checkpoint.formats import HuggingFace, TensorFolder
 from sphinxkit.checkpoint.formats.tensor_folder import why_foreign
 from sphinxkit.errors import CheckpointError
-from sphinxkit.interpolation.sources import JoinedSource
-from sphinxkit.tensor_source import TensorSource
+from sphinxkit.tensor_source import NamedSource, TensorSource, joined
 
 LLM = "llm."  # names of the language model's tensors begin with it
 
@@ -71,9 +70,9 @@ def open_all(
     return [stack.enter_context(checkpoint.open(folder, format=TensorFolder.name)) for folder in folders]
 
 
-def everything(opened: Checkpoint, llm_only: bool = False) -> JoinedSource:
+def everything(opened: Checkpoint, llm_only: bool = False) -> NamedSource:
     """Everything a checkpoint holds, the unused group under its original names included, or its language model."""
-    return JoinedSource([opened, opened.unused], (lambda key: key.startswith(LLM)) if llm_only else None)
+    return joined([opened, opened.unused], (lambda key: key.startswith(LLM)) if llm_only else None)
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from sphinxkit.errors import CheckpointError, DataError, list_errors
 from sphinxkit.interpolation import MixedSource, MixMethod, MixPlan
 from sphinxkit.interpolation.rename import LLM_INTO_VLM
 from sphinxkit.interpolation.rules import ORDINALS
-from sphinxkit.interpolation.sources import SelectedSource
 from sphinxkit.recipe.hf_folder import files_beside, layout_of
 from sphinxkit.recipe.open_checkpoints import LLM, no_new_parents, open_all
 from sphinxkit.recipe.other_models import check_folders, check_is_by_name, renamed_sources, vocabulary_rules
@@ -182,14 +181,14 @@ class OpenedMix:
         if num_shards is None and layout == first.format and layout in ("sphinx", "meta"):
             num_shards = first.metadata.get("num_shards")
         unused = self.unused_keys()
-        carried = SelectedSource(mixed, lambda key: key in unused)
+        carried = mixed.only(lambda key: key in unused)
         keeps_unused = bool(carried.keys()) and checkpoint.formats.get_format(layout).has_unused
         recipe, tokenizer = self._recipe(mixed), self.tokenizer()
         others = files_beside(layout, recipe, tokenizer)
         with no_new_parents(output):
             checkpoint.save(
                 output,
-                SelectedSource(mixed, lambda key: key not in unused),
+                mixed.only(lambda key: key not in unused),
                 format=layout,
                 part="llm" if self.plan.llm_only else None,
                 num_shards=num_shards,

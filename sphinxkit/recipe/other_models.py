@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from sphinxkit.checkpoint import Checkpoint
 from sphinxkit.checkpoint.formats.tensor_folder import NAME, config_differences
 from sphinxkit.errors import CheckpointError, list_errors
-from sphinxkit.interpolation.rename import LLM_INTO_VLM, RenamedSource, place_of_llm
+from sphinxkit.interpolation.rename import LLM_INTO_VLM, place_of_llm, renamed
 from sphinxkit.interpolation.rules import Rule
 from sphinxkit.recipe.open_checkpoints import everything
 from sphinxkit.tensor_files.tokenizer_files import read_tokenizer_files, tokens_by_id
@@ -36,7 +36,7 @@ def renamed_sources(
     return [
         first,
         *(
-            RenamedSource(other, place_of_llm(other.keys(), first.keys()) if isinstance(rename, str) else rename)
+            renamed(other, place_of_llm(other.keys(), first.keys()) if isinstance(rename, str) else rename)
             for other in others
         ),
     ]

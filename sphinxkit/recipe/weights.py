@@ -14,12 +14,11 @@ from sphinxkit import encoders, hub
 from sphinxkit.built_in import as_text, is_nano
 from sphinxkit.encoders import Encoder, PublishedWeights
 from sphinxkit.errors import CheckpointError, RecipeError
-from sphinxkit.interpolation.sources import JoinedSource
 from sphinxkit.recipe.recipe import Recipe, document_to_yaml
 from sphinxkit.recipe.schema import WEIGHTS, ModelSpec
 from sphinxkit.registry import suggest
 from sphinxkit.sphinx_model import SphinxModel
-from sphinxkit.tensor_source import PrefixedSource, TensorSource
+from sphinxkit.tensor_source import TensorSource, joined, prefixed
 
 _ASSEMBLY = ("tile_size", WEIGHTS)  # keys beside an encoder that are not its builder's
 _logger = logging.getLogger(__name__)
@@ -169,9 +168,9 @@ def open_encoder_weights(places: Sequence[EncoderSource]) -> OpenedEncoders:
     parts, activations = [], {}
     for place in places:
         weights = _open(place)
-        parts.append(PrefixedSource(weights, place.prefix))
+        parts.append(prefixed(weights, place.prefix))
         activations[place.branch, place.position] = weights.report.activation
-    return OpenedEncoders(JoinedSource(parts), activations)
+    return OpenedEncoders(joined(parts), activations)
 
 
 def _open(place: EncoderSource) -> PublishedWeights:

@@ -11,10 +11,9 @@ from sphinxkit import checkpoint
 from sphinxkit.checkpoint import Checkpoint
 from sphinxkit.encoders import PRETRAINED
 from sphinxkit.errors import CheckpointError
-from sphinxkit.interpolation.sources import JoinedSource
 from sphinxkit.recipe import Recipe
 from sphinxkit.recipe.weights import beside, open_encoder_weights, sources_by_part
-from sphinxkit.tensor_source import TensorSource
+from sphinxkit.tensor_source import TensorSource, joined
 
 _PARTS: Mapping[str, Callable[[str], bool]] = {
     "llm": lambda name: name.startswith("llm."),
@@ -78,7 +77,7 @@ def _open_by_part(init_from: Mapping[str, str], recipe: Recipe, folder: Path | N
         if source is None or (part == "encoders" and source == PRETRAINED):
             continue
         opened.append(_open(source, folder, stack))
-        found = JoinedSource([opened[-1]], selects)
+        found = joined([opened[-1]], selects)
         if not found.keys():
             raise CheckpointError(f"init_from.{part}: {source} holds nothing of it")
         sources.append(found)

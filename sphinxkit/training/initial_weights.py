@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,7 +15,7 @@ from sphinxkit.errors import CheckpointError
 from sphinxkit.recipe import Recipe
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.tensor_files.low_rank import Update
-from sphinxkit.tensor_source import TensorSource
+from sphinxkit.tensor_source import NamedSource, TensorSource
 from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.lora import initial_factors
 from sphinxkit.training.parallel import DTYPES
@@ -26,48 +26,9 @@ _LLM = "llm."
 _CHUNK_BYTES = 2**30  # of whole tensors that are spread over processes at a time; our choice
 
 
-class LayeredSource:
-    """Several checkpoints as one; later tensors override earlier ones.
-
-    Args:
-        sources: In order.
-    """
-
-    def __init__(self, sources: Sequence[TensorSource]) -> None:
-        self._owner = {key: (source, key) for source in sources for key in source.keys()}  # noqa: SIM118
-
-    def _only(self, owner: dict[str, tuple[TensorSource, str]]) -> LayeredSource:
-        found = LayeredSource(())
-        found._owner = owner
-        return found
-
-    def among(self, names: Collection[str]) -> LayeredSource:
-        """The tensors whose name is in ``names``."""
-        return self._only({key: owner for key, owner in self._owner.items() if key in names})
-
-    def below(self, prefix: str) -> LayeredSource:
-        """The tensors below a prefix, named without it."""
-        owner = {key.removeprefix(prefix): owner for key, owner in self._owner.items() if key.startswith(prefix)}
-        return self._only(owner)
-
-    def keys(self) -> list[str]:
-        """Names of the tensors."""
-        return list(self._owner)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        source, name = self._owner[key]
-        return source.shape(name)
-
-    def dtype(self, key: str) -> torch.dtype:
-        """Its dtype."""
-        source, name = self._owner[key]
-        return source.dtype(name)
-
-    def read(self, key: str) -> Tensor:
-        """The tensor."""
-        source, name = self._owner[key]
-        return source.read(name)
+def layered(sources: Iterable[TensorSource]) -> NamedSource:
+    """Several checkpoints as one; later tensors override earlier ones."""
+    return NamedSource({key: (source, key) for source in sources for key in source.keys()})  # noqa: SIM118
 
 
 def _encoder_prefixes(recipe: Recipe) -> Iterator[str]:
@@ -77,7 +38,7 @@ def _encoder_prefixes(recipe: Recipe) -> Iterator[str]:
             yield f"vision.branches.{index}.encoders.{number}."
 
 
-def has_every_part(recipe: Recipe, source: LayeredSource) -> bool:
+def has_every_part(recipe: Recipe, source: NamedSource) -> bool:
     """Whether the checkpoints have at least some tensors of the language model and of every encoder.
 
     Args:
@@ -114,7 +75,7 @@ def check_missing(model: SphinxModel, missing: Sequence[str], plan: TrainPlan, *
         raise TrainingError("init_from: none of the checkpoints holds a language model")
 
 
-def fill_vision(model: SphinxModel, source: LayeredSource, device: torch.device, plan: TrainPlan) -> None:
+def fill_vision(model: SphinxModel, source: NamedSource, device: torch.device, plan: TrainPlan) -> None:
     """Materialise the vision tower of a meta-device model: initialise at random, then load the checkpoints.
 
     Args:
@@ -151,7 +112,7 @@ def fill_vision(model: SphinxModel, source: LayeredSource, device: torch.device,
                 getattr(vision, name).copy_(source.read(f"vision.{name}"))
 
 
-def fill_language_model(model: SphinxModel, source: LayeredSource, device: torch.device) -> None:
+def fill_language_model(model: SphinxModel, source: NamedSource, device: torch.device) -> None:
     """Load the language model of a meta-device model; LoRA factors stay on their device.
 
     Args:
@@ -179,7 +140,7 @@ def given_updates(model: SphinxModel, plan: TrainPlan) -> dict[str, Update] | No
     return {name.removeprefix(_LLM): update for name, update in updates.items()}
 
 
-def spread_language_model(module: LossModule, source: LayeredSource, plan: TrainPlan) -> None:
+def spread_language_model(module: LossModule, source: NamedSource, plan: TrainPlan) -> None:
     """Distribute the tensors of the language model and its LoRA factors: every process gets its shards.
 
     Args:

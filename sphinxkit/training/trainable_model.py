@@ -16,16 +16,16 @@ from sphinxkit.recipe import Recipe, build
 from sphinxkit.recipe.inspection import recipe_of
 from sphinxkit.recipe.weights import beside
 from sphinxkit.sphinx_model import SphinxModel
-from sphinxkit.tensor_source import ModuleSource
+from sphinxkit.tensor_source import ModuleSource, NamedSource
 from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.training.init_sources import open_init_sources
 from sphinxkit.training.initial_weights import (
-    LayeredSource,
     check_missing,
     fill_language_model,
     fill_vision,
     given_updates,
     has_every_part,
+    layered,
     spread_language_model,
 )
 from sphinxkit.training.lora import add_lora, draw_factors, is_factor
@@ -156,7 +156,7 @@ def build_trainable(plan: TrainPlan, recipe: Recipe, dims: ParallelDims, folder:
         elif recipe.document.get("tokenizer") is None:
             path = initial.tokenizer_path
             tokenizer = None if path is None else Tokenizer(path)
-        source = LayeredSource(initial.sources)
+        source = layered(initial.sources)
         is_filled = has_every_part(recipe, source)
         torch.manual_seed(plan.seed)
         model = build(recipe, device="meta" if is_filled else dims.device, dtype=torch.float32, tokenizer=tokenizer)
@@ -174,7 +174,7 @@ def build_trainable(plan: TrainPlan, recipe: Recipe, dims: ParallelDims, folder:
 
 def _fill(
     model: SphinxModel,
-    source: LayeredSource,
+    source: NamedSource,
     missing: tuple[str, ...],
     plan: TrainPlan,
     dims: ParallelDims,

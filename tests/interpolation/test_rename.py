@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sphinxkit.errors import CheckpointError, RecipeError
-from sphinxkit.interpolation.rename import RenamedSource, parse_rename, place_of_llm
+from sphinxkit.interpolation.rename import parse_rename, place_of_llm, renamed
 from sphinxkit.tensor_source import MappingSource
 
 LLM = ["model.embed.weight", "model.layers.0.w", "lm_head.weight"]
@@ -23,17 +23,17 @@ def test_pairs_as_they_are_typed() -> None:
 
 
 def test_the_longest_prefix_counts_and_other_names_stay() -> None:
-    renamed = RenamedSource(source("a.b.x", "a.y", "z"), {"a.": "1.", "a.b.": "2."})
-    assert list(renamed.keys()) == ["2.x", "1.y", "z"]
-    assert renamed.read("1.y").tolist() == [1.0, 1.0]
-    assert (renamed.shape("z"), renamed.dtype("z")) == ((2,), torch.float32)
+    found = renamed(source("a.b.x", "a.y", "z"), {"a.": "1.", "a.b.": "2."})
+    assert list(found.keys()) == ["2.x", "1.y", "z"]
+    assert found.read("1.y").tolist() == [1.0, 1.0]
+    assert (found.shape("z"), found.dtype("z")) == ((2,), torch.float32)
 
 
 def test_names_that_meet_and_prefixes_without_use() -> None:
     with pytest.raises(CheckpointError, match=r"rename: 'a.x' and 'b.x' would both be 'c.x'"):
-        RenamedSource(source("a.x", "b.x"), {"a.": "c.", "b.": "c."})
+        renamed(source("a.x", "b.x"), {"a.": "c.", "b.": "c."})
     with pytest.raises(RecipeError, match="no tensor has a name that begins with 'q.'"):
-        RenamedSource(source("a.x"), {"a.": "c.", "q.": "d."})
+        renamed(source("a.x"), {"a.": "c.", "q.": "d."})
 
 
 def test_place_of_a_language_model() -> None:

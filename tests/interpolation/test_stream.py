@@ -257,6 +257,22 @@ def test_update_in_place(make_model: Make) -> None:
         source.read_into(UP, torch.zeros(4))
 
 
+def test_some_tensors_of_a_mix(make_model: Make) -> None:
+    a, b = make_model(0), make_model(1)
+    whole = mix(a, b)
+    part = whole.only(lambda key: key == UP)
+    assert list(part.keys()) == [UP]
+    assert list(whole.keys()) == list(a.keys())
+    assert torch.equal(part.read(UP), whole.read(UP))
+    assert torch.equal(torch.cat(list(part.chunks(UP))), whole.read(UP).flatten())
+    assert (part.shape(UP), part.dtype(UP)) == (whole.shape(UP), whole.dtype(UP))
+    out = torch.zeros(part.shape(UP))
+    part.read_into(UP, out)
+    assert torch.equal(out, whole.read(UP))
+    with pytest.raises(CheckpointError, match=f"the mix holds no tensor '{EMBED}'"):
+        part.read(EMBED)
+
+
 def test_content_hash_by_hand() -> None:
     a = MappingSource({"b": torch.tensor([1.0, 2.0]), "a": torch.zeros(1, 1, dtype=torch.float16)})
     source = mix(a, a, beta=1, hash_inputs=True)
