@@ -56,6 +56,27 @@ def no_imports() -> Iterator[None]:
         _may_import.reset(token)
 
 
+def from_fields(kind: Callable[..., T], fields: Mapping[str, Any], where: str) -> T:
+    """A dataclass from a mapping of its fields.
+
+    Args:
+        kind: The dataclass.
+        fields: Name -> value.
+        where: For messages.
+    Raises:
+        RegistryError: A field is unknown or missing.
+    """
+    known = inspect.signature(kind).parameters
+    for key in fields:
+        if key not in known:
+            hint = suggest(str(key), known, fields) or f"; known: {', '.join(known)}"
+            raise RegistryError(f"{where}: unknown key {key!r}{hint}")
+    missing = [name for name, each in known.items() if each.default is each.empty and name not in fields]
+    if missing:
+        raise RegistryError(f"{where}: {', '.join(missing)} is missing")
+    return kind(**fields)
+
+
 class _Plugins:
     """Installed plug-ins, looked for once in a process: that reads the metadata of every installed package.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class FusedAccelerator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickles."""
-        return restore, (type(self), {"use_gemv": self._use_gemv})
+        return partial(type(self), use_gemv=self._use_gemv), ()
 
     def prefill(
         self,
@@ -133,11 +134,6 @@ class FusedAccelerator:
         if context.cache_write is not None:
             cache.advance(context.cache_write)
         return layers.project(model.norm(select_positions(hidden, output_positions)), model.lm_head)
-
-
-def restore(kind: type[FusedAccelerator], options: dict[str, Any]) -> FusedAccelerator:
-    """A fresh accelerator, for copies and pickles; ``options`` are its constructor's."""
-    return kind(**options)
 
 
 def obstacle(model: LlamaModel) -> str | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sphinxkit.acceleration.accelerator import FusedAccelerator, obstacle, restore
+from sphinxkit.acceleration.accelerator import FusedAccelerator, obstacle
 from sphinxkit.acceleration.fused import FusedLayers
 from sphinxkit.acceleration.snapshot import Snapshot
 from sphinxkit.errors import RegistryError
@@ -85,7 +86,7 @@ class CompiledAccelerator(FusedAccelerator):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickles."""
-        return restore, (type(self), {"compiler": self._compiler, "use_gemv": self._use_gemv})
+        return partial(type(self), self._compiler, use_gemv=self._use_gemv), ()
 
     def check(self, model: LlamaModel) -> None:
         """Raise where a model cannot be compiled.

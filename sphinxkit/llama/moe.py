@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sphinxkit.errors import RegistryError, ShapeError
-from sphinxkit.registry import suggest
+from sphinxkit.errors import ShapeError
+from sphinxkit.registry import from_fields
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,7 @@ def parse_moe(value: Mapping[str, Any] | None) -> MoEOptions | None:
         return None
     if not isinstance(value, Mapping):
         raise ShapeError(f"moe: expected a mapping with num_experts and num_experts_per_tok, got {value!r}")
-    fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(MoEOptions)}
-    for key in value:
-        if key not in fields:
-            known = suggest(str(key), fields, value) or f"; known: {', '.join(fields)}"
-            raise RegistryError(f"moe: unknown key {key!r}{known}")
-    missing = [name for name, is_needed in fields.items() if is_needed and name not in value]
-    if missing:
-        raise RegistryError(f"moe: {', '.join(missing)} is missing")
-    return MoEOptions(**value)
+    return from_fields(MoEOptions, value, "moe")
 
 
 class Experts(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sphinxkit.errors import RegistryError, ShapeError
-from sphinxkit.registry import suggest
+from sphinxkit.registry import from_fields
 
 ROPE_TYPES = ("dynamic", "llama3", "yarn")
 
@@ -128,15 +127,7 @@ def parse_rope_scaling(value: float | Mapping[str, Any] | None) -> Scaling:
         if value is not None and not _is_positive(value):
             raise ShapeError(f"rope_scaling: expected a positive factor or a mapping, got {value!r}")
         return value
-    fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(RopeScaling)}
-    for key in value:
-        if key not in fields:
-            known = suggest(str(key), fields, value) or f"; known: {', '.join(fields)}"
-            raise RegistryError(f"rope_scaling: unknown key {key!r}{known}")
-    missing = [name for name, is_needed in fields.items() if is_needed and name not in value]
-    if missing:
-        raise RegistryError(f"rope_scaling: {', '.join(missing)} is missing")
-    return RopeScaling(**value)
+    return from_fields(RopeScaling, value, "rope_scaling")
 
 
 def _is_positive(value: object) -> bool:

@@ -33,77 +33,16 @@ def ffn_hidden_dim(dim: int, multiple_of: int = 256, ffn_dim_multiplier: float |
     return -(-hidden // multiple_of) * multiple_of
 
 
-@registry.register("llama")
-def llama(
-    *,
-    embed_dim: int,
-    num_layers: int,
-    num_heads: int,
-    num_kv_heads: int | None = None,
-    hidden_dim: int | None = None,
-    multiple_of: int = 256,
-    ffn_dim_multiplier: float | None = None,
-    vocab_size: int = 32000,
-    max_seq_len: int = 4096,
-    norm_eps: float = 1e-5,
-    rope_theta: float = 10000.0,
-    rope_scaling: float | dict[str, Any] | None = None,
-    head_dim: int | None = None,
-    qkv_bias: bool = False,
-    qk_norm: bool = False,
-    sliding_window: int | None = None,
-    tie_embeddings: bool = False,
-    moe: dict[str, Any] | None = None,
-    attention: str = "auto",
-) -> LlamaModel:
-    """A LLaMA with configurable numbers; see ``LlamaModel`` for their meaning.
-
-    Args:
-        embed_dim: Width of a token.
-        num_layers: Decoder layers.
-        num_heads: Query heads.
-        num_kv_heads: Key and value heads; None means as many as query heads.
-        hidden_dim: Width of the feed-forward layers; None means ``ffn_hidden_dim(embed_dim, multiple_of,
-            ffn_dim_multiplier)``.
-        multiple_of: For that rule only.
-        ffn_dim_multiplier: For that rule only.
-        vocab_size: Tokens of the vocabulary; LLaMA's has 32000.
-        max_seq_len: Longest sequence; 4096 is LLaMA 2's context and what LLaMA2-Accessory loads every size with.
-        norm_eps: Of every norm.
-        rope_theta: Base of the rotary wavelengths.
-        rope_scaling: Factor on the positions, or a mapping with the fields of ``rope.RopeScaling``.
-        head_dim: Channels of a head; None means ``embed_dim / num_heads``.
-        qkv_bias: Whether queries, keys and values have a bias.
-        qk_norm: Whether each head's query and key have an RMS norm.
-        sliding_window: Tokens that a token sees at most; None means all before it.
-        tie_embeddings: Whether ``lm_head`` and ``embed_tokens`` are one matrix.
-        moe: Fields of ``moe.MoEOptions``: a mixture of experts in every layer; None: one feed-forward layer.
-        attention: Name of an attention backend.
-    Raises:
-        ShapeError: A size is not positive or the heads do not divide the width.
-        RegistryError: The attention backend is unknown.
-    """
-    if hidden_dim is None:
-        hidden_dim = ffn_hidden_dim(embed_dim, multiple_of, ffn_dim_multiplier)
-    return LlamaModel(
-        vocab_size=vocab_size,
-        embed_dim=embed_dim,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        hidden_dim=hidden_dim,
-        max_seq_len=max_seq_len,
-        norm_eps=norm_eps,
-        rope_theta=rope_theta,
-        rope_scaling=rope_scaling,
-        head_dim=head_dim,
-        qkv_bias=qkv_bias,
-        qk_norm=qk_norm,
-        sliding_window=sliding_window,
-        tie_embeddings=tie_embeddings,
-        moe=moe,
-        attention=attention,
-    )
+def _show_options(build: Callable[..., LlamaModel], **defaults: Any) -> None:
+    """Give a builder the options of ``LlamaModel`` as its signature, with other defaults and what it has besides."""
+    parameters = dict(inspect.signature(LlamaModel).parameters)
+    own = [each for each in inspect.signature(build).parameters.values() if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    parameters |= {each.name: each for each in own}
+    shown = [each.replace(default=defaults.get(name, each.default)) for name, each in parameters.items()]
+    hints = typing.get_type_hints(LlamaModel.__init__) | typing.get_type_hints(build) | {"return": LlamaModel}
+    build.__annotations__ = {name: hint for name, hint in hints.items() if name in (*parameters, "return")}
+    shown_signature = inspect.Signature(shown, return_annotation="LlamaModel")
+    build.__signature__ = shown_signature  # type: ignore[attr-defined]
 
 
 def _size(name: str, source: str, **numbers: Any) -> Callable[..., LlamaModel]:
@@ -112,15 +51,43 @@ def _size(name: str, source: str, **numbers: Any) -> Callable[..., LlamaModel]:
     def build(**options: Any) -> LlamaModel:
         return LlamaModel(**{**numbers, **options})
 
-    signature = inspect.signature(LlamaModel)
-    options = [each.replace(default=numbers.get(each.name, each.default)) for each in signature.parameters.values()]
-    build.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
-    build.__annotations__ = typing.get_type_hints(LlamaModel.__init__) | {"return": LlamaModel}
+    _show_options(build, **numbers)
     build.__name__ = build.__qualname__ = name
     family = source.split(",")[0]
     build.__doc__ = f"{family} of the size ``{name}``; the arguments are those of ``LlamaModel``.\n\nSource: {source}"
     return registry.register(name)(build)
 
+
+@registry.register("llama")
+def llama(
+    *,
+    embed_dim: int,
+    hidden_dim: int | None = None,
+    multiple_of: int = 256,
+    ffn_dim_multiplier: float | None = None,
+    vocab_size: int = 32000,
+    **options: Any,
+) -> LlamaModel:
+    """A LLaMA with configurable numbers.
+
+    Args:
+        embed_dim: Width of a token.
+        hidden_dim: Width of the feed-forward layers; None means ``ffn_hidden_dim(embed_dim, multiple_of,
+            ffn_dim_multiplier)``.
+        multiple_of: For that rule only.
+        ffn_dim_multiplier: For that rule only.
+        vocab_size: Tokens of the vocabulary; LLaMA's has 32000.
+        **options: The other arguments of ``LlamaModel``; ``num_layers`` and ``num_heads`` have no default.
+    Raises:
+        ShapeError: A size is not positive or the heads do not divide the width.
+        RegistryError: The attention backend is unknown.
+    """
+    if hidden_dim is None:
+        hidden_dim = ffn_hidden_dim(embed_dim, multiple_of, ffn_dim_multiplier)
+    return LlamaModel(embed_dim=embed_dim, hidden_dim=hidden_dim, vocab_size=vocab_size, **options)
+
+
+_show_options(llama)
 
 _LLAMA2 = "LLaMA 2, arXiv:2307.09288, table 1 and params.json of the release."
 _LLAMA3 = "Llama 3, arXiv:2407.21783, table 3, and config.json of the release."
