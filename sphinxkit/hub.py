@@ -1,4 +1,4 @@
-"""The Hugging Face hub: from ``hf://org/repo[@revision][/path]`` to local files.
+"""Names of files elsewhere: ``hf://org/repo[@revision][/path]`` on the Hugging Face hub, ``nano`` in the package.
 
 Files that are in the hub's local cache are not fetched again. Without a network (or with ``HF_HUB_OFFLINE=1``) the
 cache alone is used. Interrupted downloads are resumed by ``huggingface_hub``.
@@ -14,6 +14,12 @@ from pathlib import Path
 from sphinxkit.errors import CheckpointError
 
 SCHEME = "hf://"
+NANO = "nano"
+"""As text, it names SPHINX-nano wherever a checkpoint is expected; a directory of that name is ``./nano``."""
+TITLE = "SPHINX-nano"
+_NANO_FOLDER = Path(__file__).resolve().parent / "nano" / "weights"
+_NANO_INDEX = "model.safetensors.index.json"
+_NANO_FILES = ("recipe.yaml", "tokenizer.model", _NANO_INDEX)  # and the tensors that the index names
 _HUB_PATH = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./ -]*))?")
 
 
@@ -228,3 +234,43 @@ def _cannot_fetch(place: HubPath, error: Exception, what: str = "") -> Checkpoin
         "the name, the network (or HF_HUB_OFFLINE), the repository's licence page and `hf auth login`, or give the "
         "path of what you downloaded"
     )
+
+
+def is_nano(name: object) -> bool:
+    """Whether a checkpoint's name means SPHINX-nano; a path object never does."""
+    return isinstance(name, str) and name == NANO
+
+
+def as_text(folder: Path) -> str:
+    """A directory's path as text; of a directory called ``nano`` it is ``./nano``."""
+    return f"./{folder}" if str(folder) == NANO else str(folder)
+
+
+def nano_folder() -> Path:
+    """Folder of the checkpoint that comes with the package, in sphinxkit's own layout.
+
+    Raises:
+        CheckpointError: This installation was made without it; names what is missing.
+    """
+    missing = [name for name in _NANO_FILES if not (_NANO_FOLDER / name).is_file()]
+    if not any(_NANO_FOLDER.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
+        raise CheckpointError(
+            f"{_NANO_FOLDER}: this installation comes without {TITLE}'s weights (missing: {', '.join(missing)}); "
+            "name another checkpoint, or train it (sphinxkit reproduce nano)"
+        )
+    return _NANO_FOLDER
+
+
+def name_in_record(checkpoint: str | Path) -> str:
+    """Name of a checkpoint in a run's record; for SPHINX-nano it includes the weights' release.
+
+    Args:
+        checkpoint: A path, a hub id or ``nano``.
+    """
+    if not is_nano(checkpoint):
+        return str(checkpoint)
+    from sphinxkit.tensor_files.checksums import file_sha256
+
+    return f"{TITLE} {file_sha256(nano_folder() / _NANO_INDEX)[:16]}"  # the index holds the checksum of every file

@@ -19,7 +19,7 @@ import sphinxkit
 PACKAGE = Path(sphinxkit.__file__).parent
 
 # The lowest layer first; a module imports its own family and lower layers. In layer 0 modules may use each other.
-GROUND = "errors version registry features geometry pixels tensor_source atomic to_device hub built_in tensor_files"
+GROUND = "errors version registry features geometry pixels tensor_source atomic to_device hub tensor_files"
 LAYERS = [
     set(GROUND.split()),
     {"encoders", "mixers", "tilers", "projectors", "tokenizer", "llama", "interpolation", "formatters", "checkpoint"},

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from sphinxkit import hub
-from sphinxkit.built_in import is_nano, nano_folder
 
 _TEXTS = ("*.json", "*.yaml", "*.jinja", "tokenizer.model")
 _WEIGHTS = ("*.safetensors", "*.pth")
@@ -26,8 +25,8 @@ def resolve(path_or_hub_id: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: No such folder; a malformed id; or the hub cannot be asked and the cache does not have it.
     """
-    if is_nano(path_or_hub_id):
-        return nano_folder()
+    if hub.is_nano(path_or_hub_id):
+        return hub.nano_folder()
     place = path_or_hub_id if isinstance(path_or_hub_id, str) else Path(path_or_hub_id)
     return hub.resolve(place, _TEXTS, _WEIGHTS, _FALLBACK)
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.built_in import NANO
 from sphinxkit.cli.command import common_options
 from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, option_groups
 from sphinxkit.errors import DataError
+from sphinxkit.hub import NANO
 
 HELP = "/image PATH asks about another picture, /reset starts anew, /exit or Ctrl-D ends."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sphinxkit.built_in import NANO
+from sphinxkit.hub import NANO
 
 Complete = Callable[[str], list[str]]
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sphinxkit.built_in import NANO
 from sphinxkit.cli.command import common_options
 from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, option_groups
+from sphinxkit.hub import NANO
 
 
 @common_options("host", "port", "device")

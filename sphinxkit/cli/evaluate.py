@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from sphinxkit.built_in import name_in_record
 from sphinxkit.cli.command import common_options
 from sphinxkit.cli.completion import complete_names
 from sphinxkit.cli.options import Checkpoint, Json, LoadOptions, option_groups
+from sphinxkit.hub import name_in_record
 
 
 @common_options("annotations", "images", "output", "batch_size", "device", "as_json")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sphinxkit.built_in import NANO, is_nano
 from sphinxkit.cli.command import common_options
 from sphinxkit.cli.completion import complete_names
 from sphinxkit.cli.options import (
@@ -20,6 +19,7 @@ from sphinxkit.cli.options import (
     option_groups,
 )
 from sphinxkit.errors import DataError
+from sphinxkit.hub import NANO, is_nano
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from sphinxkit.built_in import NANO, TITLE
 from sphinxkit.cli.completion import complete_checkpoint, complete_names, complete_recipe
 from sphinxkit.errors import DataError
+from sphinxkit.hub import NANO, TITLE
 
 if TYPE_CHECKING:
     import torch

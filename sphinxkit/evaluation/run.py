@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from sphinxkit.atomic import atomic_file, named_errors
 from sphinxkit.batch_inference import fingerprint
-from sphinxkit.built_in import name_in_record
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import benchmarks, metrics
 from sphinxkit.evaluation.annotation import Record
@@ -20,6 +19,7 @@ from sphinxkit.evaluation.benchmarks import Benchmark, Report
 from sphinxkit.evaluation.manifest import make_manifest, open_manifest
 from sphinxkit.evaluation.predictions import BATCH_SIZE, ask, choose_benchmark, require_template
 from sphinxkit.evaluation.questions import Question, check_images, make_questions
+from sphinxkit.hub import name_in_record
 from sphinxkit.recipe.io import load
 
 if TYPE_CHECKING:

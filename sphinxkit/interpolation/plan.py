@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.built_in import as_text, is_nano
 from sphinxkit.errors import DataError, RecipeError, RegistryError
+from sphinxkit.hub import as_text, is_nano
 from sphinxkit.interpolation.method import MixMethod, build_method
 from sphinxkit.interpolation.rename import LLM_INTO_VLM
 from sphinxkit.interpolation.rules import Rule, parse_rules

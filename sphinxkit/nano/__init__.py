@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sphinxkit.built_in import TITLE as NAME
-from sphinxkit.built_in import nano_folder as path
+from sphinxkit.hub import TITLE as NAME
+from sphinxkit.hub import nano_folder as path
 from sphinxkit.nano.familiarity import unfamiliar
 
 if TYPE_CHECKING:

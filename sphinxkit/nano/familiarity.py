@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sphinxkit.atomic import atomic_file
-from sphinxkit.built_in import nano_folder
+from sphinxkit.hub import nano_folder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,12 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sphinxkit import encoders, hub
-from sphinxkit.built_in import is_nano
 from sphinxkit.checkpoint.resolve import wanted_files
 from sphinxkit.encoders import Encoder
 from sphinxkit.encoders.weight_files import find_hub_folder, needed_files
 from sphinxkit.errors import CheckpointError, raise_errors
-from sphinxkit.hub import HubFile, HubListing, HubPath
+from sphinxkit.hub import HubFile, HubListing, HubPath, is_nano
 from sphinxkit.recipe.from_config import FROM_CONFIG
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.recipe.weights import PARTS, EncoderSource, beside, encoder_sources, sources_by_part

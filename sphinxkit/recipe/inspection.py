@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.built_in import is_nano
 from sphinxkit.checkpoint.llm_config import EMBEDDING
 from sphinxkit.errors import CheckpointError, DataError
-from sphinxkit.hub import is_hub_path
+from sphinxkit.hub import is_hub_path, is_nano
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.memory import num_inactive, parts_of
 from sphinxkit.recipe.open_checkpoints import Overlay, open_overlaid

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from sphinxkit.built_in import as_text
 from sphinxkit.errors import DataError, RecipeError
+from sphinxkit.hub import as_text
 from sphinxkit.interpolation import MixedSource, MixPlan, update_in_place
 from sphinxkit.interpolation.methods.soup import choose_soup
 from sphinxkit.interpolation.plots import need_matplotlib, plot_sweep

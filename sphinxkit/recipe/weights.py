@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from sphinxkit import encoders, hub
-from sphinxkit.built_in import as_text, is_nano
 from sphinxkit.encoders import Encoder, PublishedWeights
 from sphinxkit.errors import CheckpointError, RecipeError
+from sphinxkit.hub import as_text, is_nano
 from sphinxkit.recipe.recipe import Recipe, document_to_yaml
 from sphinxkit.recipe.schema import WEIGHTS, ModelSpec
 from sphinxkit.registry import suggest

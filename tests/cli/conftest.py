@@ -18,5 +18,5 @@ def micro(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def embedded(micro: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The small checkpoint in the place of the one that comes with the package."""
-    monkeypatch.setattr("sphinxkit.built_in._FOLDER", micro)
+    monkeypatch.setattr("sphinxkit.hub._NANO_FOLDER", micro)
     return micro

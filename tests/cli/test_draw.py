@@ -179,7 +179,7 @@ def test_errors_cost_no_model(
     error: type[Exception],
     message: str,
 ) -> None:
-    monkeypatch.setattr("sphinxkit.built_in._FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr("sphinxkit.hub._NANO_FOLDER", tmp_path / "nothing")
     with pytest.raises(error, match=message):
         CliRunner().invoke(app, ["generate", "-i", str(picture), *arguments], catch_exceptions=False)
 

@@ -12,9 +12,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import sphinxkit
-from sphinxkit.built_in import NANO, name_in_record
 from sphinxkit.cli import app
 from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.hub import NANO, name_in_record
 
 PLAIN = ("--device", "cpu", "--dtype", "float32")
 
@@ -68,7 +68,7 @@ def test_other_weights_under_the_same_name_are_another_run(embedded: Path, monke
     model = sphinxkit.load(embedded)
     model.llm.norm.weight.data.add_(1)
     model.save(other, overwrite=True)
-    monkeypatch.setattr("sphinxkit.built_in._FOLDER", other)
+    monkeypatch.setattr("sphinxkit.hub._NANO_FOLDER", other)
     assert name_in_record(NANO) != told
 
 
@@ -105,13 +105,13 @@ def test_commands_that_take_a_checkpoint_know_nano(embedded: Path, tmp_path: Pat
 def test_an_installation_without_the_weights(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sphinxkit.built_in._FOLDER", tmp_path)
+    monkeypatch.setattr("sphinxkit.hub._NANO_FOLDER", tmp_path)
     with pytest.raises(CheckpointError, match=r"comes without SPHINX-nano's weights \(missing: recipe.yaml, tokenizer"):
         invoke(*command)
 
 
 def test_a_wrong_picture_costs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sphinxkit.built_in._FOLDER", tmp_path)
+    monkeypatch.setattr("sphinxkit.hub._NANO_FOLDER", tmp_path)
     with pytest.raises(DataError, match="there is no such file"):
         invoke("generate", "-p", "What?", "-i", "nowhere.png")
 

@@ -15,7 +15,7 @@ FILES = ("recipe.yaml", "tokenizer.model", "model.safetensors.index.json", "mode
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Takes the place of the folder in the package."""
-    monkeypatch.setattr("sphinxkit.built_in._FOLDER", tmp_path)
+    monkeypatch.setattr("sphinxkit.hub._NANO_FOLDER", tmp_path)
     return tmp_path
 
 

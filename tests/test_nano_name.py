@@ -10,8 +10,8 @@ import torch
 
 import sphinxkit
 from sphinxkit import checkpoint
-from sphinxkit.built_in import NANO, is_nano
 from sphinxkit.errors import CheckpointError, DataError
+from sphinxkit.hub import NANO, is_nano
 from sphinxkit.interpolation import MixPlan
 from sphinxkit.recipe.weights import beside
 
@@ -23,7 +23,7 @@ def packaged(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     model.save(tmp_path / "packaged")
     model.llm.norm.weight.data.add_(1)
     model.save(tmp_path / "nano")
-    monkeypatch.setattr("sphinxkit.built_in._FOLDER", tmp_path / "packaged")
+    monkeypatch.setattr("sphinxkit.hub._NANO_FOLDER", tmp_path / "packaged")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "packaged"
 
