@@ -238,6 +238,7 @@ class _Collected:
         return self.keys[0].dtype
 
     def write(self, layer: int, keys: Tensor, values: Tensor, where: CacheWrite) -> None:
+        """Shape: keys, values: (B, S, Hkv, D)."""
         self.keys.append(keys)
         self.values.append(values)
 
@@ -254,6 +255,7 @@ class _Slots(_Collected):
         self._places = places
 
     def write(self, layer: int, keys: Tensor, values: Tensor, where: CacheWrite) -> None:
+        """Shape: keys, values: (B, S, Hkv, D)."""
         for cached, new in ((self.keys[layer], keys), (self.values[layer], values)):
             cached.transpose(1, 2)[self._rows, self._places] = new.to(cached.dtype)
 

@@ -47,6 +47,7 @@ class _Layer:
     head_norms: tuple[RMSNorm, RMSNorm] | None  # of each head's query and key
 
     def add_biases(self, qkv: Tensor) -> Tensor:
+        """Shape: qkv, return: (B, S, channels of q, k and v)."""
         return qkv + torch.cat(self.biases) if self.biases else qkv
 
     def normalize_heads(self, qkv: Tensor) -> Tensor:

@@ -48,12 +48,12 @@ class Piece:
     convert: Convert | None = None
 
     def read(self, source: TensorInput | _LastRead) -> Tensor:
-        """The whole tensor as the format has it."""
+        """The whole tensor as the format has it. Shape: that of ``spec``, unsplit."""
         tensor = source.read(self.key)
         return self.convert(tensor) if self.convert else tensor
 
     def chunks(self, source: TensorInput | _LastRead) -> Iterator[Tensor]:
-        """The same as flat pieces in row-major order."""
+        """The same as flat pieces in row-major order. Shape: (n,) each."""
         return iter([self.read(source)]) if self.convert else source.chunks(self.key)
 
 

@@ -37,6 +37,8 @@ def delta_source(
         dtype: Dtype of the delta; "first" is that of the tuned model.
         allow_nonfinite: Allow NaN and Inf.
         hash_inputs: Hash both as they are read, see :meth:`MixedSource.input_hashes`.
+    Shape:
+        of one name: all the same, any
     Raises:
         CheckpointError: The base holds tensors that the tuned model lacks, or shapes differ.
     """
@@ -72,6 +74,8 @@ def restored_source(
         dtype: Dtype of the result; "first" is that of the base.
         allow_nonfinite: Allow NaN and Inf.
         hash_inputs: Hash both as they are read, see :meth:`MixedSource.input_hashes`.
+    Shape:
+        of one name: all the same, any
     Raises:
         CheckpointError: Shapes differ: the delta belongs to another base.
     """

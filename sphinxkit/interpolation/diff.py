@@ -147,6 +147,8 @@ def compare(first: TensorSource, second: TensorSource, *, progress: Callable[[st
         first: The one that relative distances refer to.
         second: The other.
         progress: Told the name of each tensor that is done.
+    Shape:
+        of one name: any; different ones are reported
     """
     names = list(first.keys())
     others = set(second.keys())

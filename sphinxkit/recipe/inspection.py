@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sphinxkit.checkpoint import Checkpoint
 from sphinxkit.checkpoint.llm_config import EMBEDDING
 from sphinxkit.errors import CheckpointError, DataError
 from sphinxkit.hub import is_hub_path, is_nano
@@ -86,19 +87,16 @@ def is_checkpoint(name: object) -> bool:
     return isinstance(name, str | Path) and (is_nano(name) or is_hub_path(name) or Path(name).is_dir())
 
 
-def recipe_of(
-    name: str | Path | Mapping[str, Any] | Recipe, trust: bool = False, overlay: Overlay | None = None
-) -> Recipe:
+def recipe_of(name: str | Path | Mapping[str, Any] | Recipe, trust: bool = False) -> Recipe:
     """The recipe called ``name``, or that of a checkpoint.
 
     Args:
         name: As for ``inspect``.
         trust: Whether a checkpoint's recipe may name code to import.
-        overlay: As for ``inspect``.
     """
     if isinstance(name, Mapping | Recipe) or not is_checkpoint(name):
         return Recipe.find(name)
-    with open_overlaid(name, overlay) as opened:
+    with open_overlaid(name, None) as opened:
         return Recipe.of_checkpoint(opened, trust)
 
 
@@ -127,9 +125,11 @@ def inspect(
     stored = name if isinstance(name, str | Path) and is_checkpoint(name) else None
     if stored is None and (overlay is not None or tokenizer is not None):
         raise DataError(f"overlay= and tokenizer= are for checkpoints, {name!s:.80} is a recipe")
-    with nullcontext() if trust else no_imports():
-        recipe = recipe_of(name, trust, overlay)
+    checkpoint = nullcontext() if stored is None else open_overlaid(stored, overlay)
+    with nullcontext() if trust else no_imports(), checkpoint as opened:
+        recipe = Recipe.find(name) if opened is None else Recipe.of_checkpoint(opened, trust)
         model = build(recipe, device="meta")
+        tensors = None if opened is None else _stored(opened, tokenizer)
     vision = model.vision
     total = sum(parameter.numel() for parameter in model.parameters())
     return Inspection(
@@ -142,24 +142,23 @@ def inspect(
         num_image_tokens=0 if vision is None else vision.num_tokens,
         max_seq_len=model.llm.max_seq_len,
         recipe=recipe.resolved(),
-        stored=None if stored is None else _stored(stored, overlay, tokenizer),
+        stored=tensors,
     )
 
 
-def _stored(name: str | Path, overlay: Overlay | None, tokenizer: str | Path | None) -> StoredTensors:
-    with open_overlaid(name, overlay) as opened:
-        keys = list(opened.keys())
-        place = opened.tokenizer_path if tokenizer is None else Path(tokenizer)
-        size = None if place is None else tokenizer_size(read_tokenizer_files(place), place)
-        rows = opened.shape(EMBEDDING)[0] if EMBEDDING in keys else None
-        if size is not None and rows is not None and size > rows:
-            raise CheckpointError(f"{place}: the tokenizer has {size} pieces, the embedding {rows} rows")
-        return StoredTensors(
-            tokenizer=None if place is None else str(place),
-            vocab_size=size,
-            format=opened.format,
-            files=tuple(str(file) for file in opened.files),
-            dtypes=dict(Counter(str(opened.dtype(key)).removeprefix("torch.") for key in keys)),
-            unused=tuple(opened.unused.keys()),
-            tensors={key: tuple(opened.shape(key)) for key in keys},
-        )
+def _stored(opened: Checkpoint, tokenizer: str | Path | None) -> StoredTensors:
+    keys = list(opened.keys())
+    place = opened.tokenizer_path if tokenizer is None else Path(tokenizer)
+    size = None if place is None else tokenizer_size(read_tokenizer_files(place), place)
+    rows = opened.shape(EMBEDDING)[0] if EMBEDDING in keys else None
+    if size is not None and rows is not None and size > rows:
+        raise CheckpointError(f"{place}: the tokenizer has {size} pieces, the embedding {rows} rows")
+    return StoredTensors(
+        tokenizer=None if place is None else str(place),
+        vocab_size=size,
+        format=opened.format,
+        files=tuple(str(file) for file in opened.files),
+        dtypes=dict(Counter(str(opened.dtype(key)).removeprefix("torch.") for key in keys)),
+        unused=tuple(opened.unused.keys()),
+        tensors={key: tuple(opened.shape(key)) for key in keys},
+    )

@@ -189,6 +189,9 @@ def write_safetensors(
         metadata: Text for the header.
         checksum: Whether to hash the file as it is written.
         chunks: Used instead of ``read`` where given: flat pieces of the tensor in row-major order.
+    Shape:
+        read: as the spec of the name
+        chunks: (n,) each, together the spec's elements
     Raises:
         CheckpointError: A dtype that the format does not have, or ``read`` gives another shape or dtype.
     """

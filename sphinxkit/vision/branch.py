@@ -145,6 +145,7 @@ def _select(features: VisionFeatures, batch_size: int, num_views: int, views: sl
         return features
 
     def take(tokens: Tensor) -> Tensor:
+        """Shape: tokens: (B*V, N, D); return: the same with the chosen views alone."""
         return rearrange(rearrange(tokens, "(b v) n d -> b v n d", b=batch_size)[:, views], "b v n d -> (b v) n d")
 
     return VisionFeatures(take(features.prefix), take(features.patches), features.grid)

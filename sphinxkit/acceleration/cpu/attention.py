@@ -157,6 +157,7 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor, scores: Tensor, softmax: Tensor
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Shape: q, k, v, return: (1, H, N, D)."""
         out = _like(q)
         rows = min(max(lengths), _BLOCK)
         mask = torch.full((rows, rows), -torch.inf, dtype=torch.float32, device=q.device).triu_(1)
@@ -175,6 +176,7 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Shape: grad, and each of return: (1, H, N, D)."""
         q, k, v, *kept = ctx.saved_tensors
         found = [_like(x) for x in (q, k, v)]
         scale = q.shape[-1] ** -0.5

@@ -93,6 +93,9 @@ def join_experts(stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
 
     Args:
         stored: Under the files' names.
+    Shape:
+        stored: (hidden, D) each; down (D, hidden)
+        return: (experts, hidden, D)
     Raises:
         CheckpointError: An expert is missing, or differs in shape or dtype from the first.
     """
@@ -178,7 +181,7 @@ def rotary_to_halves(tensor: Tensor, num_heads: int) -> Tensor:
 
 
 def rotary(reorder: Callable[..., Tensor], rule: NameRule, num_heads: int, num_kv_heads: int) -> Convert | None:
-    """``reorder`` for the tensors that a rule names; None where both sides order their rows alike."""
+    """``reorder`` for the tensors that a rule names; None where both sides order their rows alike. Shape: any."""
     if rule.rotary is None:
         return None
     return partial(reorder, num_heads={"query": num_heads, "key": num_kv_heads, "head": 1}[rule.rotary])

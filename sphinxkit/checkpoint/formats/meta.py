@@ -103,6 +103,9 @@ def unpack_experts(shards: Sequence[Mapping[str, StoredTensor]]) -> list[dict[st
 
     Args:
         shards: The tensors of each file; the router beside a matrix tells the number of experts.
+    Shape:
+        shards: (experts * rows, D)
+        return: (experts, rows, D)
     Raises:
         CheckpointError: The rows cannot be divided among the experts.
     """

@@ -87,7 +87,7 @@ class FoundTensor:
 
     @classmethod
     def of(cls, parts: Sequence[StoredTensor], combine: Callable[[Sequence[Tensor]], Tensor] = join) -> FoundTensor:
-        """From its parts; the shape comes from a pass on the meta device."""
+        """From its parts; the shape comes from a pass on the meta device. Shape: parts: what ``combine`` takes."""
         blank = [torch.empty(part.shape, dtype=part.dtype, device="meta") for part in parts]
         return cls(tuple(parts), combine, tuple(combine(blank).shape))
 

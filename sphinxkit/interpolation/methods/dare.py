@@ -49,6 +49,7 @@ class Dare(TaskArithmetic):
         rescale = 1 / (1 - self.drop_rate)
 
         def combine(offset: int, parts: Sequence[Tensor]) -> Tensor:
+            """Shape: parts, return: all (N,)."""
             base = parts[0]
             for model, (vector, weight) in enumerate(zip(task_vectors(parts), weights, strict=True)):
                 if weight == 0:

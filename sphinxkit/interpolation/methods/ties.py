@@ -48,6 +48,7 @@ class Ties(TaskArithmetic):
         thresholds = magnitude_thresholds(passes, len(weights), self.density)
 
         def combine(_: int, parts: Sequence[Tensor]) -> Tensor:
+            """Shape: parts, return: all (N,)."""
             votes = []
             for vector, weight, threshold in zip(task_vectors(parts), weights, thresholds, strict=True):
                 votes.append(vector.masked_fill_(vector.float().abs() < threshold, 0.0).mul_(weight))
