@@ -8,6 +8,7 @@ Source: LLaMA2-Accessory, accessory/data/transform.py (padded_resize); SPHINX, a
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
@@ -86,14 +87,14 @@ class ImageGeometry:
         width: Of the original image, in pixels.
         height: Of the original image, in pixels.
     Raises:
-        DataError: A side is not positive.
+        DataError: A side is not positive and finite.
     """
 
     width: int
     height: int
 
     def __post_init__(self) -> None:
-        if self.width <= 0 or self.height <= 0:
+        if not (0 < self.width < math.inf and 0 < self.height < math.inf):  # a NaN fails, too
             raise DataError(f"image geometry: sides must be positive, got {self.width}x{self.height}")
 
     @property

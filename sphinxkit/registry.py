@@ -153,6 +153,8 @@ class Registry(Generic[T]):
         Raises:
             RegistryError: There is none; the message lists the known names.
         """
+        if not isinstance(name, str):
+            raise RegistryError(f"the name of a {self.family} is text, got {name!r:.60}")
         if name in self._builders:
             return self._builders[name]
         if ":" in name:

@@ -75,7 +75,7 @@ def test_area_and_iou() -> None:
     assert Box(1, 2, 3, 4).iou(Box(1, 2, 3, 4)) == 1
 
 
-@pytest.mark.parametrize("size", [(0, 5), (5, -1)])
+@pytest.mark.parametrize("size", [(0, 5), (5, -1), (math.nan, 5), (5, math.inf)])
 def test_empty_images_are_refused(size) -> None:
     with pytest.raises(DataError, match=f"sides must be positive, got {size[0]}x{size[1]}"):
         ImageGeometry(*size)

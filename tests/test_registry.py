@@ -98,6 +98,8 @@ def test_unknown_names_list_the_known_and_suggest(boxes: Registry[object], plugi
         boxes.build("zzzzz")
     with pytest.raises(LookupError):
         boxes.options_model("plane")
+    with pytest.raises(RegistryError, match="the name of a box is text, got None"):
+        boxes.get(None)
 
 
 def test_unknown_and_missing_options(boxes: Registry[object]) -> None:

@@ -86,9 +86,9 @@ def answer_file(
         truncate: See ``answer_requests``.
         progress: Called with (finished rows of this rank, all rows of this rank).
     Raises:
-        DataError: The input cannot be read or has no rows; ``root`` is no folder; the output is the input file, is not
-            an output of this command, belongs to other requests, is being written by another process, or cannot be
-            written; ``rank`` is not below ``world_size``; or as ``answer_requests``.
+        DataError: The input cannot be read, is no regular file or has no rows; ``root`` is no folder; the output is the
+            input file, is not an output of this command, belongs to other requests, is being written by another
+            process, or cannot be written; ``rank`` is not below ``world_size``; or as ``answer_requests``.
     """
     source, output = Path(source), Path(output)
     rank = _from_torchrun("RANK", 0) if rank is None else rank
@@ -99,6 +99,8 @@ def answer_file(
         raise DataError(f"root {root}: there is no such folder")
     if source.resolve() == output.resolve():
         raise DataError(f"output {output} is the input")
+    if source.exists() and not (source.is_file() or source.is_dir()):
+        raise DataError(f"input {source}: is a pipe or a device; it is read more than once: give a regular file")
     num_rows = sum(1 for _ in read_lines(source))
     if not num_rows:
         raise DataError(f"input {source}: there are no rows")

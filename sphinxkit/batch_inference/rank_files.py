@@ -87,7 +87,7 @@ def read_answers(output: Path) -> dict[int, Line]:
     for _ in range(READ_ATTEMPTS):
         found: dict[int, Line] = {}
         try:
-            for path in [*([output] if output.exists() else []), *find_parts(output)]:
+            for path in [*([output] if output.is_file() else []), *find_parts(output)]:
                 for line in read_part(path):
                     if line.index not in found or not line.is_error:
                         found[line.index] = line

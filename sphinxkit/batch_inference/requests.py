@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,9 +138,16 @@ def parse_request(
         return BadRow(index, f"row {index}: {error}", name, digest)
 
 
+def _finite(text: str) -> float:
+    """A number of JSON; NaN and what no float holds (1e400) would be written back as words that are not JSON."""
+    if math.isfinite(value := float(text)):
+        return value
+    raise ValueError(f"{text:.20} is no finite number")
+
+
 def _read_object(line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_float=_finite, parse_constant=_finite)
     except RecursionError as error:
         raise DataError("not JSON that can be read: nested too deeply") from error
     except ValueError as error:  # UnicodeDecodeError is one, too

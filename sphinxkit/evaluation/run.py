@@ -61,7 +61,7 @@ def evaluate(
         progress: Called with (answered questions, all questions).
     Raises:
         DataError: As ``predictions.predict``; a gold answer that the metric does not take (before the model is asked
-            anything); ``output`` exists without a manifest, with one of another run, or is damaged.
+            anything); ``output`` is no regular file, exists without a manifest, with one of another run, or is damaged.
     """
     chosen = choose_benchmark(benchmark, max_new_tokens)
     facts = dict(run_facts or {})
@@ -69,6 +69,8 @@ def evaluate(
         facts = {"model": name_in_record(model)} | facts
         model = load(model)
     place = Path(f"{chosen.name}.predictions.jsonl" if output is None else output)
+    if place.exists() and not place.is_file():
+        raise DataError(f"{place}: is no regular file; the answers are read from it again to be scored")
     golds = chosen.read(annotations)
     questions = make_questions(chosen, golds, images, require_template(model), strip_prefix)
     check_images(questions, images)

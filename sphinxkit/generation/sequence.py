@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -67,8 +68,8 @@ class GeneratedSequence:
         num_draft_tokens: int | None = None,
         end_ids: Iterable[int] = (),
     ) -> None:
-        if num_draft_tokens is not None and num_draft_tokens < 1:
-            raise DataError(f"num_draft_tokens must be at least 1 token, or None; got {num_draft_tokens}")
+        if num_draft_tokens is not None and (not isinstance(num_draft_tokens, Integral) or num_draft_tokens < 1):
+            raise DataError(f"num_draft_tokens must be at least 1 token, or None; got {num_draft_tokens!r:.40}")
         if num_draft_tokens is not None and sampling.temperature > 0:
             raise DataError(f"num_draft_tokens is for greedy decoding, but temperature is {sampling.temperature}")
         self.sampling = sampling

@@ -13,6 +13,7 @@ from sphinxkit.errors import CheckpointError, DataError, ShapeError
 from sphinxkit.formatters import Message, check_messages
 from sphinxkit.formatters.tasks import Task, TaskQuestion
 from sphinxkit.generation import Generation, Sampling, stop_strings
+from sphinxkit.pixels import check_pixels
 from sphinxkit.sphinx_model import multimodal, scoring
 from sphinxkit.sphinx_model.answers import TaskAnswer, read_question
 from sphinxkit.sphinx_model.images import ImageInput
@@ -144,9 +145,9 @@ class SphinxModel(nn.Module):
             pixels: (B, 3, S, S)
             return: (B, N_img, D) in the language model's dtype
         Raises:
-            ShapeError: The pixels have another size, or ``max_views`` is not positive.
+            ShapeError: The pixels have another size, or ``max_views`` is not positive. DataError: they are no tensor.
         """
-        tokens: Tensor = self.require_vision()(to_device(pixels, self.device), max_views)
+        tokens: Tensor = self.require_vision()(to_device(check_pixels(pixels, "encode_images"), self.device), max_views)
         return tokens.to(self.dtype)
 
     # -- logits and loss ----------------------------------------------------------------------------------------------

@@ -46,6 +46,9 @@ def score(
     tokenizer = model.require_tokenizer()
     if isinstance(contexts, str) or isinstance(continuations, str):
         raise DataError("score: contexts and continuations are lists of texts, got a single text")
+    for texts in (contexts, continuations):
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"score: contexts and continuations are lists of texts, got {texts!r:.60}")
     if len(contexts) != len(continuations) or not contexts:
         raise DataError(f"score: {len(contexts)} contexts but {len(continuations)} continuations")
     pictures = list_images(images, len(contexts))

@@ -128,7 +128,7 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
     """Load, turn as EXIF says, and convert to 8-bit RGB."""
     try:
         image.load()
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        if _orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
     except MemoryError:
         raise
@@ -138,6 +138,14 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
         return to_rgb(image)
     except DataError as error:
         raise DataError(f"image {name}: {error}") from error
+
+
+def _orientation(image: Image.Image) -> Any:
+    """EXIF's; 1, upright, where it cannot be read: the picture is whole without it."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a damaged block can raise anything
+        return 1
 
 
 def _of_array(array: NDArray[Any]) -> Image.Image:
@@ -204,7 +212,10 @@ def _read(source: str | os.PathLike[str] | bytes | BinaryIO) -> tuple[str, bytes
         return name, data
     if hasattr(source, "read"):
         name = str(getattr(source, "name", "<file object>"))
-        data = source.read()
+        try:
+            data = source.read()
+        except (OSError, ValueError) as error:
+            raise DataError(f"image {name}: cannot be read, {error}") from error
         if not isinstance(data, bytes):
             raise DataError(f"image {name}: the file object gives {type(data).__name__}; open it in binary mode")
         return name, data

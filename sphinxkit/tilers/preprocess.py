@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -115,8 +116,10 @@ def preprocess(images: ImageSource | Sequence[ImageSource], image_size: int) -> 
 
 
 def _check_size(image_size: int) -> None:
-    if image_size < MIN_IMAGE_SIZE:
-        raise ShapeError(f"preprocess: image_size must be at least {MIN_IMAGE_SIZE} pixels, got {image_size}")
+    if not isinstance(image_size, Integral) or not MIN_IMAGE_SIZE <= image_size <= MAX_SIDE:
+        raise ShapeError(
+            f"preprocess: image_size must be {MIN_IMAGE_SIZE} to {MAX_SIDE} whole pixels, got {image_size!r:.40}"
+        )
 
 
 def _normalise(square: NDArray[np.uint8], out: NDArray[np.float32]) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,8 @@ HOSTILE: dict[str, bytes] = {
     "a number beyond all floats": b'{"id": "x", "prompt": "a", "temperature": 1' + b"0" * 400 + b"}",
     "infinity": b'{"id": "x", "prompt": "a", "temperature": 1e400}',
     "not a number": b'{"id": "x", "prompt": "a", "top_p": NaN}',
+    "meta beyond all floats": b'{"id": "x", "prompt": "a", "meta": [1e400]}',
+    "meta that is no number": b'{"id": "x", "prompt": "a", "meta": {"a": -Infinity}}',
     "a seed of 41 digits": b'{"id": "x", "prompt": "a", "seed": 1' + b"0" * 40 + b"}",
     "half a surrogate pair": b'{"id": "\\ud800", "prompt": "a \\udfff"}',
     "a path that no file has": b'{"id": "x", "prompt": "a", "image": "a\\u0000b.png"}',
@@ -202,13 +205,28 @@ def test_no_row_ends_the_run(model, write, tmp_path: Path) -> None:
     assert [name for name, answer in told.items() if "error" not in answer] in ([], ["meta that nests"])
     assert "nested too deeply" in told["nested too deeply"]["error"]
     assert "temperature is beyond all floats" in told["a number beyond all floats"]["error"]
-    assert "temperature must be 0 (greedy) or more, and finite; got inf" in told["infinity"]["error"]
+    assert "not JSON: 1e400 is no finite number" in told["infinity"]["error"]
+    assert "not JSON: 1e400 is no finite number" in told["meta beyond all floats"]["error"]
+    assert "not JSON: -Infinity is no finite number" in told["meta that is no number"]["error"]
     assert told["half a surrogate pair"]["id"] == "\ud800"
     assert "half a surrogate pair" in told["half a surrogate pair"]["error"]
     before = output.read_bytes()
     again = answer_file(model, write(rows), output, DEFAULTS, batch_size=3)
     assert (again.num_answered, again.num_skipped + again.num_errors) == (0, len(rows))
     assert output.read_bytes() == before
+
+
+def test_pipes(model, write, tmp_path: Path) -> None:
+    """A pipe as the output is written and never read; as the input, which is read more than once, it is refused."""
+    source, pipe = write([{"prompt": "What?", "max_new_tokens": 2}]), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match="pipe: is a pipe or a device; it is read more than once"):
+        answer_file(model, pipe, tmp_path / "out.jsonl", DEFAULTS)
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(pipe.read_text)
+        assert answer_file(model, source, pipe, DEFAULTS).is_complete
+        assert json.loads(written.result())["index"] == 0
+    assert pipe.is_fifo()
 
 
 def test_a_missing_image_beside_a_short_and_a_running_row(model, rows, write, expected, tmp_path: Path) -> None:

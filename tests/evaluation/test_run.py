@@ -221,6 +221,13 @@ def test_a_real_model_answers_as_it_does_by_hand(model: SphinxModel, golden: Pat
         assert row["answer"] == model.chat(messages, image, max_new_tokens=3)
 
 
+def test_an_output_that_cannot_be_read_again(files: Any) -> None:
+    files.output.parent.mkdir()
+    os.mkfifo(files.output)
+    with pytest.raises(DataError, match=r"p\.jsonl: is no regular file; the answers are read from it again"):
+        files.evaluate(files.model())
+
+
 def test_an_output_that_cannot_be_written_is_named(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda descriptor: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     with pytest.raises(DataError, match=r"p\.jsonl: cannot be written: .*No space left on device"):

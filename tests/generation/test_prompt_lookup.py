@@ -86,5 +86,7 @@ def test_streaming_with_drafts(tokenizer, decode) -> None:
 def test_errors(tokenizer) -> None:
     with pytest.raises(DataError, match="num_draft_tokens must be at least 1 token, or None; got 0"):
         GeneratedSequence(tokenizer, Sampling(), num_draft_tokens=0)
+    with pytest.raises(DataError, match="num_draft_tokens must be at least 1 token, or None; got '3'"):
+        GeneratedSequence(tokenizer, Sampling(), num_draft_tokens="3")
     with pytest.raises(DataError, match="num_draft_tokens is for greedy decoding, but temperature is 0.5"):
         GeneratedSequence(tokenizer, Sampling(temperature=0.5), num_draft_tokens=2)

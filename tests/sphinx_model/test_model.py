@@ -264,6 +264,12 @@ def test_bad_shapes(model: SphinxModel, pixels: Tensor, arguments: dict, message
         model(**arguments)
 
 
+def test_what_is_no_tensor_has_no_image_tokens(model: SphinxModel, images: list[Image.Image]) -> None:
+    for wrong in (images[0], "photo.jpg", None):
+        with pytest.raises(DataError, match=r"encode_images: expected a tensor of floating pixels \(B, 3, H, W\), got"):
+            model.encode_images(wrong)
+
+
 def test_labels_must_match(model: SphinxModel) -> None:
     with pytest.raises(ShapeError, match=r"labels \(2, 4\) do not match token_ids \(2, 5\)"):
         model.loss(TEXT, TEXT[:, 1:])
@@ -272,6 +278,11 @@ def test_labels_must_match(model: SphinxModel) -> None:
 def test_bad_scores(model: SphinxModel) -> None:
     with pytest.raises(DataError, match="2 contexts but 1 continuations"):
         model.score(["a", "b"], ["c"])
+    for wrong in ("text", None, 3, ["a", None]):
+        with pytest.raises(DataError, match="score: contexts and continuations are lists of texts, got"):
+            model.score(wrong, ["c"])
+        with pytest.raises(DataError, match="score: contexts and continuations are lists of texts, got"):
+            model.score(["a", "b"], wrong)
     with pytest.raises(DataError, match="adds no token"):
         model.score(["a"], [""])
     with pytest.raises(DataError, match="the context holds 4096"):

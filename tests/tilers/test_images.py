@@ -157,6 +157,19 @@ def test_a_deep_image_is_turned_upright_too() -> None:
     assert greys(upright) == [4, 0, 5, 1, 6, 2, 7, 3]
 
 
+def test_exif_that_cannot_be_read_is_as_none() -> None:
+    data = encoded(gradient(), "png", exif=b"Exif\0\0garbage")
+    assert load_image(data).tobytes() == gradient().tobytes()
+
+
+def test_a_file_object_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(gradient(), "png"))
+    with (tmp_path / "a.png").open("rb") as file:
+        pass
+    with pytest.raises(DataError, match=r"image .*a\.png: cannot be read, read of closed file"):
+        load_image(file)
+
+
 def test_an_mpo_is_its_first_picture() -> None:
     data = encoded(gradient(), "mpo", save_all=True, append_images=[gradient().transpose(0)])
     first = Image.open(io.BytesIO(data))

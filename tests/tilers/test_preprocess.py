@@ -221,7 +221,8 @@ def test_refusals() -> None:
         preprocess(Image.new("RGB", (0, 5)), 32)
     with pytest.raises(DataError, match=f"is {MAX_SIDE + 1}x1 pixels, longer than {MAX_SIDE} on a side"):
         preprocess(Image.new("RGB", (MAX_SIDE + 1, 1)), 32)
-    with pytest.raises(ShapeError, match="image_size must be at least 8 pixels, got 7"):
+    with pytest.raises(ShapeError, match="image_size must be 8 to 65535 whole pixels, got 7"):
         preprocess(noise(4, 4), 7)
-    with pytest.raises(ShapeError, match="image_size must be at least 8 pixels, got -1"):
-        preprocess(noise(4, 4), -1)
+    for wrong in (-1, "28", 28.0, None, 10**7):
+        with pytest.raises(ShapeError, match=f"image_size must be 8 to 65535 whole pixels, got {wrong!r}"):
+            preprocess(noise(4, 4), wrong)

@@ -208,9 +208,10 @@ def convert_data(
         source = Source(Path(source), None if companion is None else Path(companion), split)
     if output is None and stream is None:
         raise DataError("convert-data: there is neither an output file nor a stream")
-    if not source.path.exists():
-        raise DataError(f"{source.path}: there is no such file or folder")
-    _refuse_own_input(source, output)
+    with named_errors(output):
+        if not source.path.exists():
+            raise DataError(f"{source.path}: there is no such file or folder")
+        _refuse_own_input(source, output)
     name, chosen, _ = _choose(format_name, task)
     listing = None if output is None else Path(f"{output}.malformed.jsonl")
     with named_errors(output), ExitStack() as stack:

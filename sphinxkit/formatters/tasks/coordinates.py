@@ -57,8 +57,10 @@ def check_box(task: str, box: Box, geometry: ImageGeometry) -> Box:
     """The box inside the image, clipped if it is out by at most ``ANNOTATION_SLACK`` pixels.
 
     Raises:
-        DataError: It is farther out, or not finite.
+        DataError: It is farther out, not finite, or no ``Box``.
     """
+    if not isinstance(box, Box):
+        raise DataError(f"task {task!r}: a box is a geometry.Box(x1, y1, x2, y2), got {box!r:.60}")
     start = check_point(task, Point(box.x1, box.y1), geometry)
     end = check_point(task, Point(box.x2, box.y2), geometry)
     return Box(start.x, start.y, end.x, end.y)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from sphinxkit.errors import DataError
 from sphinxkit.formatters import tasks
 from sphinxkit.geometry import Box
 from tests.formatters.tasks.faults import GOOD, SQUARE, WIDE, faults
@@ -60,6 +61,11 @@ def test_failed_boxes(text: str, kinds: list[str]) -> None:
     assert result.items == ()
     assert faults(result) == kinds
     assert result.failures == result.errors
+
+
+def test_a_box_of_another_kind() -> None:
+    with pytest.raises(DataError, match=r"task 'reg': a box is a geometry.Box\(x1, y1, x2, y2\), got \[1, 2, 3, 4\]"):
+        tasks.create("reg").prompt([1, 2, 3, 4], WIDE)
 
 
 @pytest.mark.parametrize(
