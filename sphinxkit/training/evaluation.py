@@ -92,11 +92,13 @@ class Evaluator:
         """The first process answers with a copy of the model, as a user would have it; the others wait."""
         folder = Path(self.plan.output) / "evaluation"
         dtype = DTYPES[self.plan.dtype]
+        if self.dims.is_main:  # a run that was killed may have left half of each
+            for left in ("model", "adapter", f"step-{step:08d}"):
+                shutil.rmtree(folder / left, ignore_errors=True)
         export(folder / "model", self.trainable.module, self.plan, self.dims, dtype, folder / "adapter")
         scores: dict[str, Any] = {}
         failure: Exception | None = None
         if self.dims.is_main:
-            shutil.rmtree(folder / f"step-{step:08d}", ignore_errors=True)  # of a run that was resumed before it
             try:
                 model = load(folder / "model", device=self.dims.device, dtype=dtype)
                 for name, each in self.what.benchmarks.items():

@@ -143,6 +143,14 @@ def test_killed_again_and_again(run: _Run) -> None:
     trial.say(counts, f"train, {NUM_CHAINS} chains")
 
 
+def test_killed_when_all_steps_were_done(run: _Run) -> None:
+    """Starting a finished run again replaces its model."""
+    counts: Counter[str] = Counter()
+    for place in range(1, trial.count_events(run.work, run.log, run.out) + 1):
+        run.check_end(_kill(run, {place: signal.SIGKILL}, counts))
+    trial.say(counts, "train, after the last step")
+
+
 def test_killed_at_any_time(run: _Run) -> None:
     rng = random.Random(SEED)
     counts: Counter[str] = Counter()
