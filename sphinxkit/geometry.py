@@ -7,18 +7,10 @@ Source: LLaMA2-Accessory, accessory/data/transform.py (padded_resize); SPHINX, a
 
 from __future__ import annotations
 
-import enum
 import math
 from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
-
-
-class Frame(enum.Enum):
-    """The frame that coordinates are given in."""
-
-    PIXELS = "pixels"  # of the original image, x right, y down, (0, 0) its top left corner
-    SQUARE = "square"  # fractions of the padded square's side, [0, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +114,6 @@ class ImageGeometry:
         start, end = self.point_to_square(Point(box.x1, box.y1)), self.point_to_square(Point(box.x2, box.y2))
         return Box(start.x, start.y, end.x, end.y)
 
-    def box_to_pixels(self, box: Box) -> Box:
-        """Fractions of the square -> original pixels (may reach into the padding; see ``clip_box``)."""
-        start, end = self.point_to_pixels(Point(box.x1, box.y1)), self.point_to_pixels(Point(box.x2, box.y2))
-        return Box(start.x, start.y, end.x, end.y)
-
     def clip_point(self, point: Point) -> Point:
         """The nearest point of the image, in original pixels."""
         return Point(min(max(point.x, 0.0), float(self.width)), min(max(point.y, 0.0), float(self.height)))
-
-    def clip_box(self, box: Box) -> Box:
-        """The box's part inside the image, in original pixels; empty if there is none."""
-        start, end = self.clip_point(Point(box.x1, box.y1)), self.clip_point(Point(box.x2, box.y2))
-        return Box(start.x, start.y, end.x, end.y)

@@ -126,7 +126,6 @@ class MixtureLoader:
         world_size: How many processes share each batch.
         num_workers: Number of worker processes; 0: read in this process.
         num_epochs: Number of epochs; None: endless.
-        on_bad: Called with every bad sample.
     Raises:
         DataError: ``rank`` is not in range(world_size).
     """
@@ -140,11 +139,10 @@ class MixtureLoader:
         world_size: int = 1,
         num_workers: int = 0,
         num_epochs: int | None = None,
-        on_bad: Callable[[BadSample], None] | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise DataError(f"mixture loader: rank {rank} is not in range({world_size})")
-        self.mixture, self.transform, self.on_bad = mixture, transform, on_bad
+        self.mixture, self.transform = mixture, transform
         self.rank, self.world_size, self.num_workers, self.num_epochs = rank, world_size, num_workers, num_epochs
         self.epoch, self.position = 0, 0
         self.num_seen, self.num_bad, self.num_skipped, self.num_truncated = 0, 0, 0, 0
@@ -179,9 +177,6 @@ class MixtureLoader:
         self.num_bad += len(batch.bad)
         self.num_skipped += len(batch.skipped)
         self.num_truncated += len(batch.truncated)
-        if self.on_bad is not None:
-            for bad in batch.bad:
-                self.on_bad(bad)
         allowed = self.mixture.max_bad_rate * max(self.num_seen, BAD_RATE_AFTER)
         if self.num_bad > allowed:
             last = batch.bad[-1].reason if batch.bad else "see the reports before"

@@ -215,9 +215,6 @@ LAYOUTS: tuple[tuple[tuple[str, ...], Read], ...] = (
 def read_layout(path: Path, items: Sequence[JsonItem]) -> Iterator[Annotation]:
     """The annotations of a file's records.
 
-    Args:
-        path: The file.
-        items: Its records.
     Raises:
         DataError: A record lacks a field of the layout; names file and line.
     """

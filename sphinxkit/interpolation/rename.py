@@ -63,9 +63,6 @@ def place_of_llm(llm: Iterable[str], vlm: Iterable[str]) -> dict[str, str]:
     Names alone decide: for each first word of the language model's names there must be one prefix under which the
     other model holds every name of that word, and there must be nothing in that place that the language model lacks.
 
-    Args:
-        llm: Names of the language model.
-        vlm: Names of the vision-language model.
     Raises:
         CheckpointError: There is no such place, or there are several.
     """

@@ -150,11 +150,7 @@ class Recipe:
 
 
 def document_to_yaml(document: Mapping[str, Any]) -> str:
-    """A recipe's document as YAML, keys in its order; it is not validated.
-
-    Args:
-        document: Of a recipe.
-    """
+    """A recipe's document as YAML, keys in its order; it is not validated."""
     import yaml
 
     text: str = yaml.safe_dump(_copy(document), sort_keys=False, allow_unicode=True, width=120)

@@ -35,11 +35,7 @@ def learning_rate(step: int, num_steps: int, peak: float, *, warmup_ratio: float
 
 
 def hidden_matrices(llm: LlamaModel) -> list[nn.Parameter]:
-    """The matrices of a language model's layers, experts too: all but its embedding and its output.
-
-    Args:
-        llm: The language model.
-    """
+    """The matrices of a language model's layers, experts too: all but its embedding and its output."""
     return [parameter for parameter in llm.layers.parameters() if parameter.ndim > 1]
 
 

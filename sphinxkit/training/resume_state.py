@@ -83,11 +83,7 @@ def _without_group_warning() -> Iterator[None]:
 
 
 def model_state(module: LossModule) -> dict[str, Any]:
-    """Trained weights of a module, as sharded tensors.
-
-    Args:
-        module: Sharded or not.
-    """
+    """Trained weights of a module, as sharded tensors."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return dict(get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=True)))

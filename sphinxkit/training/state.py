@@ -79,11 +79,7 @@ def _snapshot(value: Any) -> Any:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps with a complete checkpoint, oldest first.
-
-    Args:
-        folder: Of the checkpoints.
-    """
+    """Steps with a complete checkpoint, oldest first."""
     found = (re.fullmatch(r"step-(\d+)", path.name) for path in folder.glob("step-*"))
     return sorted(int(match.group(1)) for match in found if match)
 
@@ -101,8 +97,6 @@ def step_folder(folder: Path, step: int) -> Path:
 def read_run(path: Path) -> dict[str, Any]:
     """What lies beside the tensors of a checkpoint: plan, model, data, totals.
 
-    Args:
-        path: Folder of a checkpoint.
     Raises:
         TrainingError: The file is damaged.
     """

@@ -140,17 +140,16 @@ def fail_on(names: set[str]) -> Any:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_bad_samples_are_reported_and_nothing_takes_their_place(folder: Path, num_workers: int) -> None:
-    seen: list[BadSample] = []
     loader = MixtureLoader(
         mixture_of(folder, max_bad_rate=0.05),
         fail_on({"a:3", "t:1"}),
         num_epochs=1,
         num_workers=num_workers,
-        on_bad=seen.append,
     )
-    names = [name for batch in loader for name in batch.samples]
+    batches = list(loader)
+    names = [name for batch in batches for name in batch.samples]
     assert len(names) == len(set(names)) == NUM_IMAGE_TEXT + NUM_TEXT - 2
-    assert sorted(seen, key=lambda bad: bad.id) == [
+    assert sorted((bad for batch in batches for bad in batch.bad), key=lambda bad: bad.id) == [
         BadSample("a:3", "a:3 is unreadable"),
         BadSample("t:1", "t:1 is unreadable"),
     ]
@@ -172,8 +171,9 @@ def test_too_many_bad_samples_stop_the_run(folder: Path, num_workers: int) -> No
 def test_records_that_cannot_be_read_are_bad_samples(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "x"}\n{"text": ""}\n{"tex\n')
     mixture = Mixture([MixtureSource("t.jsonl", type="text")], folder=str(tmp_path), max_bad_rate=1.0)
-    seen: list[BadSample] = []
-    assert len([name for batch in MixtureLoader(mixture, num_epochs=1, on_bad=seen.append) for name in batch.ids]) == 1
+    batches = list(MixtureLoader(mixture, num_epochs=1))
+    seen = [bad for batch in batches for bad in batch.bad]
+    assert len([name for batch in batches for name in batch.ids]) == 1
     assert {bad.id for bad in seen} == {"t:1", "t:2"}
     assert any("t.jsonl:2: 'text' must be a text that is not empty" in bad.reason for bad in seen)
 

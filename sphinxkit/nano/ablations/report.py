@@ -120,13 +120,7 @@ class Verdict:
 
 
 def values(results: Results, variant: str, score: str) -> list[float]:
-    """A variant's score for every seed that is done.
-
-    Args:
-        results: Results of all variants.
-        variant: Name of the variant.
-        score: Name of the score.
-    """
+    """A variant's score for every seed that is done."""
     return [
         float(result["scores"][score])
         for result in results

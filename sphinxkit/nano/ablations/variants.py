@@ -114,8 +114,6 @@ def make_variants() -> tuple[Variant, ...]:
 def choose_variants(claim: str | None = None) -> tuple[Variant, ...]:
     """The variants of one claim, or all.
 
-    Args:
-        claim: A name of ``CLAIM_NAMES``; None: all variants.
     Raises:
         RecipeError: There is no such claim.
     """

@@ -150,9 +150,5 @@ def _loss(scores: Tensor, wanted: Tensor, label_smoothing: float = 0.0) -> Tenso
 
 
 def is_metric(name: str) -> bool:
-    """Whether a probe's value is logged but not in the loss.
-
-    Args:
-        name: Name of the value.
-    """
+    """Whether a probe's value is logged but not in the loss."""
     return "right_" in name or name.endswith("_error")

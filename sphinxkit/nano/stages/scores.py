@@ -205,11 +205,7 @@ def _write_constant(path: Path, annotations: Path, answer: str) -> None:
 
 
 def read_scores(output: str | Path) -> dict[str, Any]:
-    """The scores that the last stage of ``reproduce_nano`` wrote.
-
-    Args:
-        output: Folder of all stages.
-    """
+    """The scores that the last stage of ``reproduce_nano`` wrote."""
     document: dict[str, Any] = json.loads((Path(output) / "scores" / SCORES_FILE).read_text(encoding="utf-8"))
     return document
 

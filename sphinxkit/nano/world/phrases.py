@@ -145,12 +145,7 @@ def _is_first(target: Thing, others: Sequence[Thing], where: str, margin: int) -
 
 
 def referring_phrases(scene: Scene, target: Thing) -> list[str]:
-    """Phrases that mean ``target`` and nothing else in the scene, the plainest first.
-
-    Args:
-        scene: The scene.
-        target: One of its things.
-    """
+    """Phrases that mean ``target`` and nothing else in the scene, the plainest first."""
     margin = MARGIN * max(1, min(scene.width, scene.height) // 128)
     everything = [thing for thing in things(scene) if thing.source is not target.source]
     same_noun = [thing for thing in everything if thing.noun == target.noun]
