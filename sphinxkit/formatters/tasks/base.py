@@ -101,6 +101,11 @@ class ErrorLog:
             kind, is_repaired = "gave_up", False
         self.errors.append(ParseError(kind, start, quote, is_repaired))
 
+    def add_empty(self) -> None:
+        """Record that nothing was found, unless a failure tells why."""
+        if all(error.is_repaired for error in self.errors):
+            self.add("empty", 0, len(self.text), is_repaired=False)
+
 
 @dataclass(frozen=True, slots=True)
 class ParseResult(Generic[ItemT]):
@@ -212,6 +217,18 @@ class Task(ABC, Generic[SampleT, ItemT]):
         if not 0 <= wording < len(self.wordings):
             raise DataError(f"task {self.name!r}: wording {wording} does not exist, there are {len(self.wordings)}")
         return self.wordings[wording].format(**{key: require(self.name, key, text) for key, text in fields.items()})
+
+
+class FixedTask(Task[SampleT, ItemT]):
+    """A task whose instruction has no fields."""
+
+    def prompt(self, wording: int = 0) -> str:
+        """The instruction.
+
+        Raises:
+            DataError: There is no such wording.
+        """
+        return self.instruction(wording)
 
 
 def require(task: str, what: str, text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sphinxkit.formatters.tasks.base import Example, ParseResult, Task, register, require
+from sphinxkit.formatters.tasks.base import Example, FixedTask, ParseResult, register, require
 from sphinxkit.formatters.tasks.words import read_words
 from sphinxkit.geometry import ImageGeometry
 
@@ -22,7 +22,7 @@ class CaptionSample:
 
 
 @register("caption")
-class Caption(Task[CaptionSample, str]):
+class Caption(FixedTask[CaptionSample, str]):
     """One sentence about the image: COCO captions, TextCaps.
 
     Source: the SPHINX authors' published prompts (default wording); the other wordings are our choice.
@@ -35,14 +35,6 @@ class Caption(Task[CaptionSample, str]):
         "Describe the image in one sentence.",
         "What does the image show? Answer in one sentence.",
     )
-
-    def prompt(self, wording: int = 0) -> str:
-        """The instruction.
-
-        Raises:
-            DataError: There is no such wording.
-        """
-        return self.instruction(wording)
 
     def format(self, sample: CaptionSample, wording: int = 0) -> Example:
         """The sample as question and answer.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sphinxkit.formatters.tasks.base import Example, ParseResult, Task, register, require
+from sphinxkit.formatters.tasks.base import Example, FixedTask, ParseResult, register, require
 from sphinxkit.formatters.tasks.words import read_words
 from sphinxkit.geometry import ImageGeometry
 
@@ -21,7 +21,7 @@ class ChartSample:
 
 
 @register("chart")
-class Chart(Task[ChartSample, str]):
+class Chart(FixedTask[ChartSample, str]):
     """Chart to table.
 
     Source: the SPHINX authors' published prompts (default wording); the other wording is our choice.
@@ -30,14 +30,6 @@ class Chart(Task[ChartSample, str]):
     name = "chart"
     metric = "anls"
     wordings = ("Convert this chart to a table.", "Write down the data of this chart as a table.")
-
-    def prompt(self, wording: int = 0) -> str:
-        """The instruction.
-
-        Raises:
-            DataError: There is no such wording.
-        """
-        return self.instruction(wording)
 
     def format(self, sample: ChartSample, wording: int = 0) -> Example:
         """The sample as question and answer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sphinxkit.formatters.tasks.base import ErrorLog, Example, ParseResult, Task, register, require
+from sphinxkit.formatters.tasks.base import ErrorLog, Example, FixedTask, ParseResult, register, require
 from sphinxkit.geometry import ImageGeometry
 
 _SENTENCE = re.compile(r"\s*(?:this|it|the image)\s{1,4}(?:is|shows)\s{1,4}(?:an?|the)?\s", re.IGNORECASE)
@@ -23,7 +23,7 @@ class ClassificationSample:
 
 
 @register("classification")
-class Classification(Task[ClassificationSample, str]):
+class Classification(FixedTask[ClassificationSample, str]):
     """Image classification.
 
     Source: the SPHINX authors' published prompts (default wording and answer); the other wordings are our choice.
@@ -32,14 +32,6 @@ class Classification(Task[ClassificationSample, str]):
     name = "classification"
     metric = "accuracy"
     wordings = ("Classify the image.", "What is this?", "Name the class of the image.")
-
-    def prompt(self, wording: int = 0) -> str:
-        """The instruction.
-
-        Raises:
-            DataError: There is no such wording.
-        """
-        return self.instruction(wording)
 
     def format(self, sample: ClassificationSample, wording: int = 0) -> Example:
         """The sample as question and answer.

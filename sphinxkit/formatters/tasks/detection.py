@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks.base import ErrorLog, Example, GroundedPhrase, ParseResult, Task, register, require
+from sphinxkit.formatters.tasks.base import (
+    ErrorLog,
+    Example,
+    FixedTask,
+    GroundedPhrase,
+    ParseResult,
+    Task,
+    register,
+    require,
+)
 from sphinxkit.formatters.tasks.grounding import read_grounded, write_grounded
 from sphinxkit.geometry import Box, ImageGeometry
 
@@ -60,8 +69,8 @@ class Detection(Task[DetectionSample, GroundedPhrase]):
         """The category, "" if the answer does not name it, with its boxes in original pixels."""
         log = ErrorLog(text)
         result = read_grounded(log, geometry, allow_none=True)
-        if not result.items and all(error.is_repaired for error in log.errors):
-            log.add("empty", 0, len(text), is_repaired=False)
+        if not result.items:
+            log.add_empty()
         return ParseResult(result.items, tuple(log.errors), result.text)
 
     def items(self, sample: DetectionSample) -> tuple[GroundedPhrase, ...]:
@@ -87,7 +96,7 @@ class TextDetectionSample:
 
 
 @register("text_detection")
-class TextDetection(Task[TextDetectionSample, GroundedPhrase]):
+class TextDetection(FixedTask[TextDetectionSample, GroundedPhrase]):
     """Text detection and reading.
 
     Source: the SPHINX authors' published prompts (default wording); the other wording is our choice.
@@ -99,14 +108,6 @@ class TextDetection(Task[TextDetectionSample, GroundedPhrase]):
         "Please detect all texts and provide their bounding box coordinate.",
         "Read all text in the image and give the bounding box of each piece.",
     )
-
-    def prompt(self, wording: int = 0) -> str:
-        """The instruction.
-
-        Raises:
-            DataError: There is no such wording.
-        """
-        return self.instruction(wording)
 
     def format(self, sample: TextDetectionSample, wording: int = 0) -> Example:
         """The sample as question and answer.
@@ -126,8 +127,8 @@ class TextDetection(Task[TextDetectionSample, GroundedPhrase]):
         """Every text with its boxes, in original pixels."""
         log = ErrorLog(text)
         result = read_grounded(log, geometry)
-        if not result.items and all(error.is_repaired for error in log.errors):
-            log.add("empty", 0, len(text), is_repaired=False)
+        if not result.items:
+            log.add_empty()
         return ParseResult(result.items, tuple(log.errors), result.text)
 
     def items(self, sample: TextDetectionSample) -> tuple[GroundedPhrase, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sphinxkit.errors import DataError
-from sphinxkit.formatters.tasks.base import ErrorLog, Example, GroundedPhrase, ParseResult, Task, register
+from sphinxkit.formatters.tasks.base import ErrorLog, Example, FixedTask, GroundedPhrase, ParseResult, register
 from sphinxkit.formatters.tasks.grounding import escape, read_grounded, write_grounded
 from sphinxkit.geometry import ImageGeometry
 
@@ -26,7 +26,7 @@ class GroundedCaptionSample:
 
 
 @register("grounded_caption")
-class GroundedCaption(Task[GroundedCaptionSample, GroundedPhrase]):
+class GroundedCaption(FixedTask[GroundedCaptionSample, GroundedPhrase]):
     """Grounded captions: Flickr30k Entities. ``ParseResult.text`` is the caption without markup.
 
     Source: the SPHINX authors' published prompts (default wording); the other wording is our choice.
@@ -38,14 +38,6 @@ class GroundedCaption(Task[GroundedCaptionSample, GroundedPhrase]):
         "Describe the image concisely. Include the bounding box for each mentioned object.",
         "Describe the image in one sentence and give the bounding box of everything that you name.",
     )
-
-    def prompt(self, wording: int = 0) -> str:
-        """The instruction.
-
-        Raises:
-            DataError: There is no such wording.
-        """
-        return self.instruction(wording)
 
     def format(self, sample: GroundedCaptionSample, wording: int = 0) -> Example:
         """The sample as question and answer.

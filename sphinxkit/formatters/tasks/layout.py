@@ -113,8 +113,8 @@ class Layout(Task[LayoutSample, GroundedPhrase]):
                 if name in found:
                     log.add("duplicate", group.start, group.end, is_repaired=True)
                 found.setdefault(name, []).extend(boxes)
-        if not found and all(error.is_repaired for error in log.errors):
-            log.add("empty", 0, len(text), is_repaired=False)
+        if not found:
+            log.add_empty()
         items = tuple(GroundedPhrase(name, tuple(boxes)) for name, boxes in found.items())
         return ParseResult(items, tuple(log.errors))
 

@@ -109,8 +109,8 @@ class Pose(Task[PoseSample, Keypoints]):
                 log.add("duplicate", group.start, group.end, is_repaired=False)
             elif points:
                 found[name] = points[0]
-        if not found and all(error.is_repaired for error in log.errors):
-            log.add("empty", 0, len(text), is_repaired=False)
+        if not found:
+            log.add_empty()
         return ParseResult((Keypoints(found),) if found else (), tuple(log.errors))
 
     def items(self, sample: PoseSample) -> tuple[Keypoints, ...]:
