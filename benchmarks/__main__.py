@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     run = commands.add_parser("run", help="measure")
     run.add_argument("names", nargs="*", metavar="NAME", help="default: all")
-    run.add_argument("--device", choices=["cpu", "cuda"], default=harness.default_device())
+    run.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     run.add_argument("--json", type=Path, metavar="OUT", help="document to write, rewritten after every case")
     run.add_argument("--quick", action="store_true", help="sizes that take less than a minute a benchmark on a CPU")
     run.add_argument("--micro", action="store_true", help="tiny sizes: proves every timed path, measures nothing")
@@ -109,7 +109,7 @@ def _measure(
             out,
             only=getattr(options, "only", ""),
             note=getattr(options, "note", ""),
-            log=harness.log_to_stderr,
+            log=_log,
             plan=plan,
         )
     failed = [record for record in document.results if record.status == "failed"]
@@ -176,6 +176,12 @@ def _gpu(options: argparse.Namespace) -> int:
     print(f"{deadline - time.monotonic():.0f} s are left; planned, to be scaled to them: {planned}", flush=True)
     measured = _measure(options, names, device, options.out / "gpu.json", deadline, GPU_CASE_SECONDS, GPU_PLAN)
     return 1 if tests or measured else 0
+
+
+def _log(text: str) -> None:
+    """Progress goes to standard error, so that standard output stays for results."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

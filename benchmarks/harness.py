@@ -12,7 +12,6 @@ import importlib
 import math
 import re
 import statistics
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from benchmarks.counting import build_random as build_random
 from benchmarks.counting import count_flops as count_flops
 from benchmarks.counting import difference as difference
 from benchmarks.counting import nbytes as nbytes
-from benchmarks.results import CaseRecord, Document, Measurement, WorkRecord
+from benchmarks.results import CaseRecord, Document, Measurement, WorkRecord, line
 
 T = TypeVar("T")
 OURS = "sphinxkit"
@@ -462,45 +461,3 @@ def _failure(benchmark: str, case: str, error: Exception) -> CaseRecord:
     where = traceback.extract_tb(error.__traceback__)[-1]
     reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
     return CaseRecord(benchmark=benchmark, case=case, status="failed", reason=reason[-1500:])
-
-
-def line(record: CaseRecord) -> str:
-    """One line about one case, for the terminal."""
-    head = f"{record.benchmark}: {record.case}"
-    if record.status != "ok":
-        return f"{head}: {record.status}: {record.reason}"
-    parts = []
-    for name, measured in record.candidates.items():
-        text = f"{name} {format_seconds(measured.median)}"
-        if measured.over_floor:
-            text += f" = {measured.over_floor:.3g} x floor"
-        if record.amount:
-            text += f" ({record.amount / measured.median:.4g} {record.unit}/s)"
-        if measured.peak_bytes is not None:
-            text += f" peak {measured.peak_bytes / 1e6:.4g} MB"
-        if "peak / weights" in measured.extra:
-            text += f" = {measured.extra['peak / weights']:.3f} x weights"
-        if name in record.speedup:
-            text += f" [x{record.speedup[name]:.2f}"
-            text += f", x{record.cpu_speedup[name]:.2f} of processor time]" if name in record.cpu_speedup else "]"
-        parts.append(text)
-    return f"{head}: " + ", ".join(parts) + (f" ({record.reason})" if record.reason else "")
-
-
-def format_seconds(seconds: float) -> str:
-    """1.234 s, 5.67 ms, 8.9 us."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} us"
-
-
-def default_device() -> str:
-    """The GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def log_to_stderr(text: str) -> None:
-    """Progress goes to standard error, so that standard output stays for results."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.harness import OURS, format_seconds
-from benchmarks.results import CaseRecord, Document, Measurement
+from benchmarks.harness import OURS
+from benchmarks.results import CaseRecord, Document, Measurement, format_seconds
 
 RATES = (("copy_bandwidth", "memory copy"), ("read_bandwidth", "memory read"), ("disk_read", "disk read, cold"),
          ("disk_write", "disk write, synced"), ("disk_copy", "disk copy, cold"))  # fmt: skip

@@ -165,3 +165,34 @@ def read(path: Path) -> Document:
         ValidationError: It is not one (pydantic's, with the path of each fault in the file).
     """
     return Document.model_validate(json.loads(path.read_text()))
+
+
+def line(record: CaseRecord) -> str:
+    """One line about one case, for the terminal."""
+    head = f"{record.benchmark}: {record.case}"
+    if record.status != "ok":
+        return f"{head}: {record.status}: {record.reason}"
+    parts = []
+    for name, measured in record.candidates.items():
+        text = f"{name} {format_seconds(measured.median)}"
+        if measured.over_floor:
+            text += f" = {measured.over_floor:.3g} x floor"
+        if record.amount:
+            text += f" ({record.amount / measured.median:.4g} {record.unit}/s)"
+        if measured.peak_bytes is not None:
+            text += f" peak {measured.peak_bytes / 1e6:.4g} MB"
+        if "peak / weights" in measured.extra:
+            text += f" = {measured.extra['peak / weights']:.3f} x weights"
+        if name in record.speedup:
+            text += f" [x{record.speedup[name]:.2f}"
+            text += f", x{record.cpu_speedup[name]:.2f} of processor time]" if name in record.cpu_speedup else "]"
+        parts.append(text)
+    return f"{head}: " + ", ".join(parts) + (f" ({record.reason})" if record.reason else "")
+
+
+def format_seconds(seconds: float) -> str:
+    """1.234 s, 5.67 ms, 8.9 us."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"

@@ -245,7 +245,7 @@ def test_unknown_benchmark_lists_the_known() -> None:
     ("seconds", "text"), [(1.5, "1.5 s"), (0.0123, "12.3 ms"), (4.56e-6, "4.56 us"), (0.9999, "1e+03 ms")]
 )
 def test_format_seconds(seconds: float, text: str) -> None:
-    assert harness.format_seconds(seconds) == text
+    assert results.format_seconds(seconds) == text
 
 
 @pytest.mark.gpu
