@@ -49,7 +49,7 @@ def build(
         CheckpointError: Weights cannot be read or do not fit.
         DataError: No such device or dtype, or weights for a model on the meta device.
     """
-    found = _model_recipe(recipe)
+    found = Recipe.find(recipe).of_kind("model")
     device, dtype = check_place(device, dtype)
     if weights not in (None, encoders.PRETRAINED):
         raise RecipeError(
@@ -96,7 +96,7 @@ def build_vision_tower(document: Mapping[str, Any], embed_dim: int) -> VisionTow
         RecipeError: The recipe is not valid, not of kind ``model``, has no vision, or names code.
         ShapeError: The parts do not fit together.
     """
-    recipe = _model_recipe(Recipe(document, trusted=False))
+    recipe = Recipe.find(Recipe(document, trusted=False)).of_kind("model")
     spec = ModelSpec.model_validate(recipe.document)
     if spec.vision is None:
         raise RecipeError(f"recipe {recipe.source or recipe.name}: has no vision")
@@ -110,7 +110,7 @@ def build_vision_tower(document: Mapping[str, Any], embed_dim: int) -> VisionTow
 def build_on_meta(recipe: Recipe, dtype: torch.dtype, tokenizer: Tokenizer | None = None) -> SphinxModel:
     """Build the model on the meta device, to be filled by ``checkpoint.load_into``."""
     place = partial(_place_on_meta, dtype=dtype)
-    return assemble(_model_recipe(recipe), place, place, tokenizer).eval()
+    return assemble(Recipe.find(recipe).of_kind("model"), place, place, tokenizer).eval()
 
 
 def _place_on_meta(builder: Callable[[], Any], dtype: torch.dtype) -> nn.Module:
@@ -165,13 +165,6 @@ def check_place(device: str | torch.device, dtype: torch.dtype | str) -> tuple[t
     if found.type == "cuda" and not torch.cuda.is_available():
         raise DataError(f"device {device!r}: this machine has no CUDA device that torch {torch.__version__} can use")
     return found, named
-
-
-def _model_recipe(recipe: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
-    found = Recipe.find(recipe)
-    if found.kind != "model":
-        raise RecipeError(f"recipe {found.source or found.name}: expected kind model, got kind {found.kind}")
-    return found
 
 
 def _without(spec: ComponentSpec, *keys: str) -> dict[str, Any]:

@@ -122,9 +122,7 @@ def _is_recipe(source: str | os.PathLike[str]) -> bool:
 def _convert_published(
     recipe: Recipe, target: Path, dtype: torch.dtype | None, overwrite: bool, progress: Progress | None
 ) -> Path:
-    if recipe.kind != "model":
-        raise RecipeError(f"recipe {recipe.source or recipe.name}: expected kind model, got kind {recipe.kind}")
-    places = require_sources(recipe)
+    places = require_sources(recipe.of_kind("model"))
     silent = [place.path for place in places if place.source is None]
     if silent:
         raise RecipeError(f"recipe {recipe.source or recipe.name}: {', '.join(silent)} has no weights:")

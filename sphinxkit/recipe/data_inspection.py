@@ -12,7 +12,7 @@ from sphinxkit.data.conversations import OverLength
 from sphinxkit.data.inspection import DataInspection, SampleEncoder, inspect_file, inspect_mixture
 from sphinxkit.data.mixture import Mixture
 from sphinxkit.data.sources import open_source
-from sphinxkit.errors import DataError, RecipeError
+from sphinxkit.errors import DataError
 from sphinxkit.recipe.recipe import Recipe
 from sphinxkit.tokenizer import Tokenizer
 
@@ -80,9 +80,7 @@ def open_mixture(source: str | Path, root: str | Path | None = None) -> Mixture 
     """
     if Path(source).suffix not in YAML_SUFFIXES and (Path(source).exists() or has_magic(str(source))):
         return None
-    recipe = Recipe.find(source)
-    if recipe.kind != "mixture":
-        raise RecipeError(f"{source}: expected kind mixture, got kind {recipe.kind}")
+    recipe = Recipe.find(source).of_kind("mixture")
     options = {key: value for key, value in recipe.document.items() if key != "kind"}
     return Mixture(**options | {"folder": str(Path(root or "") / str(options.get("folder", "")))})
 

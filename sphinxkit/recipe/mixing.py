@@ -215,9 +215,7 @@ def _plan(
         document = vars(models_or_recipe)
     elif isinstance(models_or_recipe, str | os.PathLike | Mapping | Recipe):
         named = models_or_recipe
-        found = Recipe.find(Path(named) if isinstance(named, os.PathLike) else named)
-        if found.kind != "mix":
-            raise RecipeError(f"recipe {found.source or found.name} is of kind {found.kind}, expected kind mix")
+        found = Recipe.find(Path(named) if isinstance(named, os.PathLike) else named).of_kind("mix")
         document = {key: value for key, value in found.document.items() if key != "kind"}
         if found.source:
             document = vars(MixPlan(**document).relative_to(found.source.parent))

@@ -126,6 +126,12 @@ class Recipe:
         """``model``, ``mixture`` or ``mix``."""
         return str(self.document["kind"])
 
+    def of_kind(self, kind: str) -> Recipe:
+        """The recipe itself; RecipeError if it is of another kind."""
+        if self.kind != kind:
+            raise RecipeError(f"recipe {self.source or self.name}: expected kind {kind}, got kind {self.kind}")
+        return self
+
     @property
     def name(self) -> str:
         """The file's stem, or ``recipe``."""

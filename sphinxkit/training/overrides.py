@@ -31,8 +31,7 @@ def read_plan(
             valid with it.
     """
     found = Recipe(recipe.document()) if isinstance(recipe, TrainPlan) else Recipe.find(recipe)
-    if found.kind != "train":
-        raise RecipeError(f"recipe {found.source or found.name}: expected kind train, got kind {found.kind}")
+    found.of_kind("train")
     if overrides:
         found = Recipe(override(found.document, overrides), found.source)
     plan = TrainPlan(**{key: value for key, value in found.document.items() if key != "kind"})

@@ -37,9 +37,7 @@ def open_mixture(stream: StreamPlan, data_root: str = "", folder: Path | None = 
     if isinstance(stream.mixture, str):
         below = None if folder is None else folder / stream.mixture
         recipe = Recipe.find(below if below is not None and below.exists() else stream.mixture)
-        if recipe.kind != "mixture":
-            raise RecipeError(f"{stream.mixture}: expected kind mixture, got kind {recipe.kind}")
-        options = dict(recipe.document)
+        options = dict(recipe.of_kind("mixture").document)
     elif "type" in stream.mixture:
         options = {key: value for key, value in stream.mixture.items() if key != "type"}
         return _MIXTURES.build(str(stream.mixture["type"]), **options | {"batch_size": stream.batch_size})

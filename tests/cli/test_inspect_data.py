@@ -146,7 +146,7 @@ def test_faults(folder: Path, tokenizer: str, golden: Path) -> None:
         run(folder / "a.jsonl", "--tokenizer", tokenizer, "--over-length", "cut")
     with pytest.raises(RecipeError, match="no recipe 'mixture_finetun'.*did you mean 'mixture_finetune'"):
         run("mixture_finetun", "--tokenizer", tokenizer)
-    with pytest.raises(RecipeError, match="sphinx_13b: expected kind mixture, got kind model"):
+    with pytest.raises(RecipeError, match="sphinx_13b.yaml: expected kind mixture, got kind model"):
         run("sphinx_13b", "--tokenizer", tokenizer)
     with pytest.raises(DataError, match=r"start 2: .*a\.jsonl has 2 records"):
         run(folder / "a.jsonl", "--tokenizer", tokenizer, "--start", 2)

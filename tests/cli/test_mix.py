@@ -281,7 +281,7 @@ def test_bad_input_leaves_nothing(texts: tuple[Path, Path], tmp_path: Path) -> N
     fails("mix", a, b, *out, "--method", "ties", "--option", "=1", match="expected NAME=NUMBER", error=DataError)
     fails("mix", a, b, *out, "--beta", 0.5, "--score", "x", match="--score needs one of them", error=DataError)
     fails("mix", a, b, *out, "--sweep", "0:1:1", match="need --score", error=DataError)
-    fails("mix", "--recipe", "sphinx_micro", *out, match="of kind model, expected kind mix", error=RecipeError)
+    fails("mix", "--recipe", "sphinx_micro", *out, match="expected kind mix, got kind model", error=RecipeError)
     fails("mix", a, b, *out, "--beta", 0.5, "--tokenizer", tmp_path / "none.model", match="no such file")
     assert listing(tmp_path) == before
     run("mix", nan, b, *out, "--beta", 0.5, "--allow-nonfinite")

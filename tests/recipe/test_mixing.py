@@ -131,7 +131,7 @@ def test_a_score_may_generate_text(golden: Path, tmp_path: Path) -> None:
 def test_bad_calls(texts: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="name the models to mix"):
         sphinxkit.mix([], tmp_path / "out")
-    with pytest.raises(RecipeError, match="is of kind model, expected kind mix"):
+    with pytest.raises(RecipeError, match="expected kind mix, got kind model"):
         sphinxkit.mix("sphinx_micro", tmp_path / "out")
     with pytest.raises(DataError, match="say where the mix should go"):
         sphinxkit.mix(texts, beta=0.5)
