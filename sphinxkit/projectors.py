@@ -43,11 +43,8 @@ class LinearProjector(nn.Module):
         self.norm = _make_norm("linear projector", norm, out_dim, norm_eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Project the tokens.
+        """Project the tokens. Shape: as the class.
 
-        Shape:
-            tokens: (B, N, in_dim)
-            return: (B, N, out_dim)
         Raises:
             ShapeError: Tokens of another width.
         """
@@ -96,11 +93,8 @@ class MLPProjector(nn.Module):
         self.norm = _make_norm("mlp projector", norm, out_dim, norm_eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Project the tokens.
+        """Project the tokens. Shape: as the class.
 
-        Shape:
-            tokens: (B, N, in_dim)
-            return: (B, N, out_dim)
         Raises:
             ShapeError: Tokens of another width.
         """

@@ -60,22 +60,12 @@ class FusedAccelerator:
         lengths: Sequence[int] | Tensor | None,
         all_positions: bool,
     ) -> Tensor:
-        """See ``LlamaModel.prefill``.
-
-        Shape:
-            embeds: (B, S, D)
-            return: (B, 1, V), or (B, S, V)
-        """
+        """See ``LlamaModel.prefill``. Shape: as there."""
         positions = None if all_positions else last_positions(lengths)
         return self._run(model, self.prepare(model), embeds, cache, lengths, positions)
 
     def decode(self, model: LlamaModel, token_ids: Tensor, cache: KVCache) -> Tensor:
-        """See ``LlamaModel.decode``.
-
-        Shape:
-            token_ids: (B, 1)
-            return: (B, 1, V)
-        """
+        """See ``LlamaModel.decode``. Shape: as there."""
         return self._run(model, self.current(model), model.embed(token_ids), cache, None, None)
 
     def cache_capacity(self, capacity: int, limit: int) -> int:

@@ -129,12 +129,7 @@ class CompiledAccelerator(FusedAccelerator):
         lengths: Sequence[int] | Tensor | None,
         all_positions: bool,
     ) -> Tensor:
-        """See ``LlamaModel.prefill``.
-
-        Shape:
-            embeds: (B, S, D)
-            return: (B, 1, V), or (B, S, V)
-        """
+        """See ``LlamaModel.prefill``. Shape: as there."""
         layers = None if all_positions else self._traceable(model, self.prepare(model))
         if layers is None:
             return super().prefill(model, embeds, cache, lengths, all_positions)
@@ -157,12 +152,7 @@ class CompiledAccelerator(FusedAccelerator):
 
     @torch.no_grad()
     def decode(self, model: LlamaModel, token_ids: Tensor, cache: KVCache) -> Tensor:
-        """See ``LlamaModel.decode``.
-
-        Shape:
-            token_ids: (B, 1)
-            return: (B, 1, V)
-        """
+        """See ``LlamaModel.decode``. Shape: as there."""
         layers = self._traceable(model, self.current(model))
         if layers is None:
             return super().decode(model, token_ids, cache)

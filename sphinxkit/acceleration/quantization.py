@@ -74,12 +74,7 @@ class QuantizedLinear(nn.Module):
             self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to ``x`` (..., I).
-
-        Shape:
-            x: (..., I)
-            return: (..., O)
-        """
+        """Apply to ``x`` (..., I). Shape: as the class."""
         rows = x.reshape(-1, self.in_features)
         if self.bits == 8 and len(rows) >= _EXPAND_ROWS:
             out = F.linear(rows, self.codes.to(self.scales.dtype).mul_(self.scales[:, None]))

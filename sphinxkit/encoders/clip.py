@@ -133,12 +133,7 @@ class ClipEncoder(Encoder):
         }
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
-        """Run the network on prepared pixels.
-
-        Shape:
-            pixels: (B, 3, input_size, input_size)
-            return: prefix (B, 1, D), patches (B, H*W, D)
-        """
+        """Run the network on prepared pixels. Shape: as the class."""
         hidden = self.trunk(pixels)
         return VisionFeatures(prefix=hidden[:, :1], patches=hidden[:, 1:], grid=self.grid_size)
 

@@ -102,12 +102,7 @@ class ConvNextEncoder(Encoder):
         }
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
-        """Run the network on prepared pixels.
-
-        Shape:
-            pixels: (B, 3, input_size, input_size)
-            return: prefix (B, 1, D), patches (B, H*W, D)
-        """
+        """Run the network on prepared pixels. Shape: as the class."""
         patches = rearrange(self.trunk(pixels), "b d h w -> b (h w) d")
         return VisionFeatures(prefix=patches.mean(dim=1, keepdim=True), patches=patches, grid=self.grid_size)
 

@@ -192,12 +192,7 @@ class Dinov2Encoder(Encoder):
         }
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
-        """Run the network on prepared pixels.
-
-        Shape:
-            pixels: (B, 3, input_size, input_size)
-            return: prefix (B, 1 + registers, D), patches (B, H*W, D)
-        """
+        """Run the network on prepared pixels. Shape: as the class."""
         trunk: Any = self.trunk
         patches = rearrange(trunk.patch_embed(pixels), "b d h w -> b (h w) d")
         class_token = trunk.cls_token.expand(patches.shape[0], -1, -1)

@@ -95,11 +95,6 @@ class EvaVisionTower(nn.Module):
         self.post_layernorm = nn.LayerNorm(embed_dim, eps=norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Tokens of a batch of views.
-
-        Shape:
-                pixels: (B, 3, image_size, image_size)
-                return: (B, 1 + H*W, D), class token first
-        """
+        """Tokens of a batch of views. Shape: as the class."""
         out: Tensor = self.post_layernorm(self.encoder(self.embeddings(pixels)))
         return out

@@ -117,13 +117,7 @@ class QFormer(nn.Module):
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
 
     def forward(self, queries: Tensor, image_tokens: Tensor) -> Tensor:
-        """Apply the Q-Former: queries attend to the image tokens.
-
-        Shape:
-                queries: (B, N, D)
-                image_tokens: (B, M, context_dim)
-                return: (B, N, D)
-        """
+        """Apply the Q-Former: queries attend to the image tokens. Shape: as the class."""
         hidden: Tensor = self.layernorm(queries)
         for layer in self.encoder.get_submodule("layer").children():
             hidden = layer(hidden, image_tokens)
@@ -150,12 +144,7 @@ class Blip2Trunk(nn.Module):
         self.qformer = qformer
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Apply the learnt queries to each view.
-
-        Shape:
-                pixels: (B, 3, S, S)
-                return: (B, N, D)
-        """
+        """Apply the learnt queries to each view. Shape: as the class."""
         image_tokens = self.vision_model(pixels)
         out: Tensor = self.qformer(self.query_tokens.expand(image_tokens.shape[0], -1, -1), image_tokens)
         return out
@@ -217,12 +206,7 @@ class QFormerEncoder(Encoder):
         }
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
-        """Run the network on prepared pixels.
-
-        Shape:
-                pixels: (B, 3, input_size, input_size)
-                return: prefix (B, N, D), patches (B, 0, D)
-        """
+        """Run the network on prepared pixels. Shape: as the class."""
         queries = self.trunk(pixels)
         return VisionFeatures(prefix=queries, patches=queries[:, :0], grid=(0, 0))
 

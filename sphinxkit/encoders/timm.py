@@ -36,12 +36,7 @@ class TimmEncoder(Encoder):
     weight_formats: ClassVar[tuple[WeightFormat, ...]] = (SPHINXKIT, *TIMM_FORMATS)
 
     def encode(self, pixels: Tensor) -> VisionFeatures:
-        """Run the network on prepared pixels.
-
-        Shape:
-                pixels: (B, 3, input_size, input_size)
-                return: prefix (B, P, D), patches (B, H*W, D)
-        """
+        """Run the network on prepared pixels. Shape: as the class."""
         trunk: Any = self.trunk
         hidden: Tensor = trunk.forward_features(pixels)
         if hidden.ndim == 4:

@@ -28,11 +28,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` (..., D).
-
-        Shape:
-            x, return: (..., D)
-        """
+        """Normalise ``x`` (..., D). Shape: as the class."""
         # without a weight torch computes in float32 and rounds once to x.dtype
         return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.weight
 
@@ -61,10 +57,6 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(hidden_dim, embed_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to every token of ``x`` (..., D).
-
-        Shape:
-            x, return: (..., D)
-        """
+        """Apply to every token of ``x`` (..., D). Shape: as the class."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out

@@ -159,14 +159,11 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(embed_dim, hidden_dim, options.num_experts)
 
     def forward(self, x: Tensor, add_balance_loss: Callable[[Tensor], None] | None = None) -> Tensor:
-        """Route and compute every token.
+        """Route and compute every token. Shape: as the class.
 
         Args:
             x: Tokens.
             add_balance_loss: Takes this layer's balance loss.
-        Shape:
-            x: (..., D)
-            return: (..., D)
         """
         tokens = x.reshape(-1, x.shape[-1])
         logits: Tensor = self.router(tokens)

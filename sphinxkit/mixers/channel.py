@@ -76,14 +76,11 @@ class ChannelMixer(nn.Module):
         return sum(self.embed_dims)
 
     def forward(self, features: Sequence[VisionFeatures], *, is_tile: bool = False) -> VisionFeatures:
-        """Mix one feature per encoder.
+        """Mix one feature per encoder. Shape: as the class.
 
         Args:
             features: In the order of ``embed_dims``.
             is_tile: These views are sub-image crops: patches are pooled by ``tile_pool``.
-        Shape:
-            features: prefix (B, P_i, D_i), patches (B, H_i*W_i, D_i)
-            return: prefix (B, P, sum D_i), patches (B, H*W, sum D_i)
         Raises:
             ShapeError: See the class.
         """

@@ -27,12 +27,7 @@ class SequenceMixer(nn.Module):
         super().__init__()
 
     def forward(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Join the branches' tokens.
-
-        Shape:
-            tokens: one (B, N_i, D) per branch
-            return: (B, sum N_i, D)
-        """
+        """Join the branches' tokens. Shape: as the class."""
         shapes = [tuple(branch.shape) for branch in tokens]
         if not shapes:
             raise ShapeError("sequence mixer: expected at least one branch's tokens (B, N, D), got none")

@@ -75,12 +75,7 @@ class LoraLinear(nn.Module):
         return update.down.read().float(), update.up.read().float()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer and its update.
-
-        Shape:
-            x: (..., in)
-            return: (..., out)
-        """
+        """Apply the layer and its update. Shape: as the class."""
         return F.linear(x, self.weight, self.bias) + self.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
 
 

@@ -84,15 +84,12 @@ class VisionBranch(nn.Module):
     def forward(
         self, views: Sequence[Tensor], groups: Sequence[tuple[slice, bool]], max_views: int | None = None
     ) -> list[Tensor]:
-        """Encode all views, then mix and project them group by group.
+        """Encode all views, then mix and project them group by group. Shape: as the class.
 
         Args:
             views: For each encoder, the views at its tile size.
             groups: For each group, its views and whether they are sub-images.
             max_views: Maximum number of views per encoder pass; None: all views at once.
-        Shape:
-            views: one (B, V, 3, T_i, T_i) per encoder
-            return: one (B, V_g, N_g, D) per group
         Raises:
             ShapeError: The number of tokens of a view differs from ``num_tokens``.
         """

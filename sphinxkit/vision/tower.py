@@ -117,15 +117,12 @@ class VisionTower(nn.Module):
         return {size: self.tiler.tile(pixels, size) for size in sizes}
 
     def forward(self, pixels: Tensor, max_views: int | None = None) -> Tensor:
-        """Visual tokens of a batch of images, image delimiters included.
+        """Visual tokens of a batch of images, image delimiters included. Shape: as the class.
 
         Args:
             pixels: CLIP-normalised images.
             max_views: Maximum number of views per encoder pass, which bounds memory; None: all views at once. On a CPU,
                 a bound also limits a pass to ``sphinxkit.vision.branch.CPU_PIXELS``, which is faster.
-        Shape:
-            pixels: (B, 3, image_size, image_size)
-            return: (B, N_img, D)
         Raises:
             ShapeError: The pixels have another size, or ``max_views`` is not positive.
         """

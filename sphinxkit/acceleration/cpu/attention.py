@@ -42,13 +42,7 @@ class BlockedAttention(SDPAAttention):
     name = "cpu_blocked"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
-        """See ``AttentionBackend.attend``.
-
-        Shape:
-            q: (B, H, S, D)
-            k, v: (B, Hkv, T, D)
-            return: (B, H, S, D)
-        """
+        """See ``AttentionBackend.attend``. Shape: as there."""
         is_traced = torch.compiler.is_compiling()
         is_whole = pattern.write is None and pattern.window is None
         if not is_whole or q.dtype not in HALF_DTYPES or q.device.type != "cpu" or is_traced:

@@ -21,13 +21,7 @@ class EagerAttention(AttentionBackend):
         return pattern.mask()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
-        """See ``AttentionBackend.attend``.
-
-        Shape:
-            q: (B, H, S, D)
-            k, v: (B, Hkv, T, D)
-            return: (B, H, S, D)
-        """
+        """See ``AttentionBackend.attend``. Shape: as there."""
         compute = torch.promote_types(q.dtype, torch.float32)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         scores = (q.to(compute) @ k.to(compute).transpose(-1, -2)) * q.shape[-1] ** -0.5

@@ -34,13 +34,7 @@ class SDPAAttention(AttentionBackend):
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
-        """See ``AttentionBackend.attend``.
-
-        Shape:
-            q: (B, H, S, D)
-            k, v: (B, Hkv, T, D)
-            return: (B, H, S, D)
-        """
+        """See ``AttentionBackend.attend``. Shape: as there."""
         if pattern.is_token():
             return self._decode(q, k, v, state)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])

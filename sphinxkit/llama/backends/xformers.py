@@ -80,13 +80,7 @@ class XFormersAttention(AttentionBackend):
         return _XFormersState(dataclasses.replace(template, k_seqinfo=keys))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
-        """See ``AttentionBackend.attend``.
-
-        Shape:
-            q: (B, H, S, D)
-            k, v: (B, Hkv, T, D)
-            return: (B, H, S, D)
-        """
+        """See ``AttentionBackend.attend``. Shape: as there."""
         fmha = self._fmha or _load_xformers().fmha
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, S, H, D): their memory order
         if pattern.write is None:
@@ -127,13 +121,7 @@ class AutoAttention(AttentionBackend):
         return SDPAAttention()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, state: Any) -> Tensor:
-        """Resolve and attend, for one call.
-
-        Shape:
-            q: (B, H, S, D)
-            k, v: (B, Hkv, T, D)
-            return: (B, H, S, D)
-        """
+        """Resolve and attend, for one call. Shape: as ``AttentionBackend.attend``."""
         backend = self.resolve(q.device, q.dtype, q.shape[-1], pattern.window)
         return backend.attend(q, k, v, pattern, backend.prepare(pattern, q.dtype))
 
