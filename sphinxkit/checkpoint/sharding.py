@@ -190,7 +190,7 @@ def _copies(tensors: Sequence[MergedTensor]) -> list[str]:
 
     Slices of a constant tensor are equal by right. The first rows tell healthy shards apart: hardly anything is read.
     """
-    split = [tensor.parts for tensor in tensors if tensor.dim is not None and math.prod(tensor.shape)]
+    split = [tensor.parts for tensor in tensors if tensor.dim is not None and all(tensor.shape)]
     errors = []
     for one, two in combinations(range(len(split[0]) if split else 0), 2):
         heads = ((_head(parts[one]), _head(parts[two])) for parts in split)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 RENAMED_KEYS: Mapping[str, str] = {
@@ -78,7 +78,7 @@ def changed_keys(saved: Mapping[str, Any], current: Mapping[str, Any], prefix: s
     return lines
 
 
-def part_errors(key: str, parts: Iterable[str], known: Iterable[str]) -> list[str]:
+def part_errors(key: str, parts: Collection[str], known: Iterable[str]) -> list[str]:
     """One message for each part that does not exist.
 
     Args:
