@@ -49,7 +49,7 @@ class NameRule:
 
 
 def _compile(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r"\{\}", r"(\d+)").replace(r"\*", r"(.+)"))
+    return re.compile(re.escape(template).replace(r"\{\}", r"([0-9]{1,9})").replace(r"\*", r"(.+)"))
 
 
 def _translate(pattern: re.Pattern[str], template: str, name: str) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sphinxkit.interpolation.stream import CHUNK
 from sphinxkit.tensor_source import TensorSource
 
-_LAYER = re.compile(r"^(.*\.(?:layers?|blocks|resblocks|stages\.\d+\.blocks|stages)\.)(\d+)\.(.+)$")
+_LAYER = re.compile(r"^(.*\.(?:layers?|blocks|resblocks|stages\.\d+\.blocks|stages)\.)([0-9]{1,9})\.(.+)$")
 
 
 @dataclass(frozen=True)

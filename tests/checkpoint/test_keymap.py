@@ -33,8 +33,16 @@ def test_the_first_rule_that_fits_decides() -> None:
 
 
 def test_names_that_fit_no_rule() -> None:
-    for name in ("layers.x.wq.weight", "layers.1.", "blayers.1.wq.weight", "layersX1Xwq.weight", "experts.1"):
+    for name in (
+        "layers.x.wq.weight",
+        "layers.1.",
+        "blayers.1.wq.weight",
+        "layersX1Xwq.weight",
+        "experts.1",
+        "layers.².",
+    ):
         assert RULES.to_ours(name) is None, name
+    assert RULES.to_ours(f"layers.{'9' * 5000}.wq.weight") is None
     assert RULES.to_theirs("llm.blocks.-1.q_proj.weight") is None
 
 

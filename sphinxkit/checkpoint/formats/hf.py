@@ -51,7 +51,7 @@ from sphinxkit.tensor_files.spec import TensorSpec
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 _HF_EMBEDDING, _HF_HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_EXPERT = re.compile(r"(.*\.block_sparse_moe\.experts\.)(\d+)\.(w[123])\.weight")
+_EXPERT = re.compile(r"(.*\.block_sparse_moe\.experts\.)([0-9]{1,9})\.(w[123])\.weight")
 _EXPERTS = re.compile(r"(.*\.block_sparse_moe\.experts\.)(w[123])")
 _SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+(\.safetensors|\.bin)")
 _LLAMA_EOS = 2  # transformers' default of eos_token_id, LlamaConfig; it is Llama's tokenizer's own

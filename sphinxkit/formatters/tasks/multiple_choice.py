@@ -22,7 +22,7 @@ _PLACES = (
 )
 
 
-_MARKUP = re.compile("[*`]")  # Markdown's bold, italics and code
+_MARKUP = re.compile("[*`]|__")  # Markdown's bold, italics and code
 
 
 def _find_letter(words: str) -> str | None:

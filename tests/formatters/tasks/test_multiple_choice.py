@@ -15,6 +15,7 @@ from tests.formatters.tasks.faults import faults
         ("The answer is D.", "D", ["wording"]),
         ("**B**", "B", ["wording"]),
         ("The answer is **B**.", "B", ["wording"]),
+        ("The answer is __B__.", "B", ["wording"]),
         ("`C`. Low", "C", ["wording"]),
         ("I think the answer: E", "E", ["wording"]),
         ("I think it is B.", "B", ["wording"]),
