@@ -13,7 +13,7 @@ from types import ModuleType
 
 import sphinxkit
 
-SKIPPED = {"__main__"}  # the entry point of python -m
+SKIPPED = {"__main__", "cli"}  # commands have a page of their own (cli_page)
 
 
 def modules() -> dict[str, list[ModuleType]]:

@@ -37,17 +37,18 @@ def in_flags(message: str, options: Iterable[Any]) -> str:
 
     Args:
         message: It names arguments as ``name=value`` or ``name=``.
-        options: Parameters of the running command; their names are those of the library's arguments.
+        options: Parameters of the running command; their names are those of the library's arguments, or
+            ``no_`` and a name.
     """
     flags = {option.name: option for option in options if option.param_type_name == "option"}
 
     def flag(match: re.Match[str]) -> str:
         name, value = match.groups()
-        if name not in flags:
+        found = flags.get(f"no_{name}") if value == "False" else flags.get(name)
+        if found is None:
             return match.group()
-        names = flags[name].secondary_opts if value == "False" else flags[name].opts
         shown = value.strip("{}'\"").replace("'", "").replace(": ", "=")
-        return " ".join((*names[:1], *([] if value in ("", "True", "False") else [shown])))
+        return " ".join((found.opts[0], *([] if value in ("", "True", "False") else [shown])))
 
     return _ARGUMENT.sub(flag, message)
 

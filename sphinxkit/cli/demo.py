@@ -43,11 +43,11 @@ def demo(
     model = loading.load(checkpoint)
     told: dict[str, Any] = {"title": Path(checkpoint).name}
     if checkpoint == NANO:
-        told = {"title": nano.NAME, "about": ABOUT, "picture_note": partial(nano.unfamiliar, model)}
+        told = {"title": nano.NAME, "about": ABOUT, "examples": examples()}
+        told["picture_note"] = partial(nano.unfamiliar, model)
     with serving(
         model,
         **told,
-        examples=examples(),
         sampling=how,
         num_draft_tokens=answering.num_draft_tokens,
         host=host,

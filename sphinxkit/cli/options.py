@@ -53,7 +53,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Trust = Annotated[
     bool, typer.Option("--trust", help="Import and call the code that the recipe names (package.module:builder).")
 ]
-Verify = Annotated[bool, typer.Option(" /--no-verify", help="Do not verify the checksums in the checkpoint's files.")]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not verify the checksums in the checkpoint's files.")]
 Replicas = Annotated[
     str, typer.Option(help="If shards differ in a replicated tensor: equal: refuse; first: use the first shard.")
 ]
@@ -184,7 +184,7 @@ def load_model(
     recipe: str | None,
     device: str,
     dtype: str,
-    verify: bool = True,
+    no_verify: bool = False,
     replicas: str = "equal",
     llama_type: str | None = None,
     bits: int | None = None,
@@ -206,7 +206,7 @@ def load_model(
         recipe=recipe,
         device=place,
         dtype=pick_dtype(dtype, place),
-        verify=verify,
+        verify=not no_verify,
         replicas=parse_replicas(replicas),
         llama_type=llama_type,
         overlay=overlay,
@@ -254,7 +254,7 @@ class LoadOptions:
     recipe: RecipeOption = None
     device: Device = "auto"
     dtype: Dtype = "auto"
-    verify: Verify = True
+    no_verify: NoVerify = False
     replicas: Replicas = "equal"
     llama_type: LlamaType = None
     bits: Bits = None
@@ -269,7 +269,7 @@ class LoadOptions:
             self.recipe,
             self.device,
             self.dtype,
-            self.verify,
+            self.no_verify,
             self.replicas,
             self.llama_type,
             self.bits,

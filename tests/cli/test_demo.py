@@ -53,3 +53,4 @@ def test_another_checkpoint_is_described_by_its_recipe(served: list[dict[str, An
     CliRunner().invoke(app, ["demo", str(micro), *OPTIONS], catch_exceptions=False)
     assert served[0]["title"] == micro.name
     assert "about" not in served[0]
+    assert "examples" not in served[0]  # they are SPHINX-nano's

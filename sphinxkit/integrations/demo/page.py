@@ -28,7 +28,7 @@ TITLES = {
     "detection": "Find everything of one kind",
     "caption": "Describe the picture in a sentence",
     "detailed_caption": "Describe the picture in detail",
-    "grounded_caption": "Describe the picture and mark what is named",
+    "grounded_caption": "Describe and mark what is named",
     "text_detection": "Read the words and mark them",
     "reg": "Describe a region",
     "pose": "Find a person's joints",
@@ -37,7 +37,7 @@ TITLES = {
     "chart": "Read a chart as a table",
     "classification": "Name what the picture shows",
     "multiple_choice": "Choose among answers",
-    "vizwiz": "Ask a question that may have no answer",
+    "vizwiz": "Ask what may have no answer",
 }
 """Tasks in plain words, in the menu's order; another task is shown by its name."""
 WORDS = {
@@ -53,9 +53,49 @@ SCROLL = """() => { setTimeout(() => {
 }, 50); }"""
 """Shows the answer as it grows: on a phone it is below the form. (Once the page has drawn it: 50 ms are our choice.)"""
 
+MARK = """(region) => { setTimeout(() => {
+    document.querySelectorAll('#picture .sphinxkit-region').forEach((old) => old.remove());
+    const image = document.querySelector('#picture img');
+    const [x1, y1, x2 = x1, y2 = y1] = region.split(',').map(parseFloat);
+    if (!image?.naturalWidth || !document.querySelector('#region') || !(x2 >= x1 && y2 >= y1)) return;
+    const mark = document.createElement('div');
+    mark.className = 'sphinxkit-region';
+    const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight);
+    const left = image.offsetLeft + (image.clientWidth - image.naturalWidth * scale) / 2;
+    const top = image.offsetTop + (image.clientHeight - image.naturalHeight * scale) / 2;
+    Object.assign(mark.style, {left: `${left + x1 * scale}px`, top: `${top + y1 * scale}px`,
+        width: `${(x2 - x1) * scale}px`, height: `${(y2 - y1) * scale}px`});
+    image.parentElement.append(mark);
+}, 50); }"""
+"""Marks the region in the picture, or its first corner. (Once the page has drawn the picture: 50 ms are our choice.)"""
+START = """() => {
+    const relabel = (files) => {
+        const all = new DataTransfer();
+        for (const file of files) all.items.add(new File([file], file.name, {type: 'image/png'}));
+        return all.files;
+    };
+    const isOther = (files) => Array.from(files ?? []).some((file) => !file.type.startsWith('image/'));
+    document.addEventListener('change', (event) => {
+        const input = event.target;
+        if (input.type === 'file' && isOther(input.files)) input.files = relabel(input.files);
+    }, true);
+    document.addEventListener('drop', (event) => {
+        const input = event.target.closest?.('#picture') && document.querySelector('input[type=file]');
+        if (!input || !isOther(event.dataTransfer.files)) return;
+        event.preventDefault();
+        event.stopPropagation();
+        input.files = relabel(event.dataTransfer.files);
+        input.dispatchEvent(new Event('change', {bubbles: true}));
+    }, true);
+}"""
+"""Lets any file through to ``open_picture``, whose error stands below the field; gradio's own lies over the page."""
+
 FIELDS: tuple[Field, ...] = get_args(Field)
 CSS = """
-.sphinxkit-error { color: var(--error-text-color, #b91c1c); padding: 2px 4px; }
+:root, .dark { --block-info-text-color: var(--block-label-text-color); }
+.sphinxkit-error { color: #b91c1c; border-left: 4px solid; padding: 4px 8px; }
+.dark .sphinxkit-error { color: #fca5a5; }
+button.primary { background: #c2410c; }
 .sphinxkit-note { opacity: 0.8; font-size: var(--text-sm); overflow-wrap: anywhere; }
 .sphinxkit-warning { border-left: 4px solid #d97706; padding: 4px 8px; margin: 6px 0; }
 .sphinxkit-turn { margin: 0 0 14px; overflow-wrap: anywhere; }
@@ -67,8 +107,11 @@ CSS = """
 #examples .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(120px, 1fr)); padding: 0; }
 #examples .thumbnail-item { display: flex; flex-direction: column; width: 100%; height: 100%; aspect-ratio: auto; }
 #examples .thumbnail-item img { aspect-ratio: 4 / 3; height: auto; object-fit: contain; }
-#examples .caption-label { position: static; max-width: none; padding: 4px 6px; border: 0; background: none;
-  white-space: normal; text-align: left; }
+#examples .thumbnail-item:hover { filter: none; }
+#examples .caption-label { opacity: 1 !important; position: static; max-width: none; padding: 4px 6px; border: 0;
+  background: none; white-space: normal; text-align: left; }
+#picture .sphinxkit-region { position: absolute; min-width: 7px; min-height: 7px; pointer-events: none;
+  border: 2px solid #fff; outline: 2px solid #000; box-shadow: inset 0 0 0 2px #000; }
 footer { display: none !important; }
 """
 
@@ -225,6 +268,7 @@ def make_page(
                     sources=["upload", "clipboard"],
                     buttons=[],
                     label="Picture",
+                    elem_id="picture",
                     height=320,
                     visible=has_pictures,
                 )
@@ -240,6 +284,7 @@ def make_page(
                 region = gradio.Textbox(
                     label="Region X1,Y1,X2,Y2",
                     info="Click two corners in the picture. Nothing is the whole picture.",
+                    elem_id="region",
                     visible=False,
                 )
                 place_for_error("region")
@@ -272,7 +317,8 @@ def make_page(
         for event in (button.click, words.submit):
             event(**answer, api_visibility="private")
         log.change(None, js=SCROLL, **quiet)
-        task.change(show_fields, task, fields, **quiet)
+        task.change(show_fields, task, fields, **quiet).then(None, region, js=MARK, **quiet)
+        region.change(None, region, js=MARK, **quiet)
         for event in (picture.upload, picture.clear):
             event(take_picture, picture, [picture, log, drawing, region, *said_errors], **quiet)
         picture.select(click, region, region, **quiet)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sphinxkit.errors import DataError
 from sphinxkit.generation import Sampling
-from sphinxkit.integrations.demo.page import CSS, AskedPicture, make_page
+from sphinxkit.integrations.demo.page import CSS, START, AskedPicture, make_page
 from sphinxkit.integrations.demo.talk import Talk
 from sphinxkit.integrations.optional import require
 
@@ -104,6 +104,7 @@ def serving(
                     app_kwargs={"middleware": trusted_hosts(host)},
                     ssr_mode=False,
                     css=CSS,
+                    js=START,
                 )
             except OSError as error:
                 raise DataError(f"host {host}, port {port}: cannot listen there: {error}") from error

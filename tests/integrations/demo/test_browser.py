@@ -48,8 +48,8 @@ def visit(browser: Any, address: str) -> Iterator[Open]:
         if not request.url.startswith((f"{address}/", "data:", "blob:")):
             elsewhere.append(request.url)
 
-    def start(size: tuple[int, int] = DESKTOP) -> Page:
-        page: Page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+    def start(size: tuple[int, int] = DESKTOP, scheme: str = "light") -> Page:
+        page: Page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
         pages.append(page)
         page.set_default_timeout(WAIT)
         page.on("request", note)
@@ -143,6 +143,58 @@ def test_a_task_shows_only_its_fields(visit: Open) -> None:
     shown("Chat in your own words", ["Question", "Remember earlier"])
 
 
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_file_that_is_no_picture(visit: Open, tmp_path: Path, size: tuple[int, int]) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    page = visit(size)
+    drop = """() => { const all = new DataTransfer(); all.items.add(new File(['no picture'], 'dropped.txt'));
+        const target = document.querySelector('#picture button');
+        target.dispatchEvent(new DragEvent('drop', {dataTransfer: all, bubbles: true, cancelable: true})); }"""
+    for name, give in (
+        ("notes.txt", lambda: page.set_input_files("input[type=file]", tmp_path / "notes.txt")),
+        ("dropped.txt", lambda: page.evaluate(drop)),
+    ):
+        give()
+        page.wait_for_selector(f"[role=alert]:visible >> text={name}")
+        [message] = errors_of(page)
+        assert message.startswith(f"image {name}: not an image in a format that is opened")
+        assert page.get_by_text("Error", exact=True).count() == 0  # gradio's own message
+
+
+CONTRAST = """(element) => {
+    const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+    const light = (rgb) => { const [r, g, b] = rgb.map((value) => value / 255)
+        .map((value) => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    let below = element, fill;
+    do { fill = numbers(getComputedStyle(below).backgroundColor); below = below.parentElement; }
+    while (below && fill.length === 4 && fill[3] === 0);
+    const [dark, bright] = [fill, numbers(getComputedStyle(element).color)]
+        .map((color) => light(color.slice(0, 3))).sort((a, b) => a - b);
+    return (bright + 0.05) / (dark + 0.05);
+}"""
+"""Contrast of a text and what is below it. Source: WCAG 2.1, relative luminance and contrast ratio."""
+LEAST_CONTRAST = 4.5  # source: WCAG 2.1, success criterion 1.4.3
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_are_readable_by_day_and_night(visit: Open, scheme: str) -> None:
+    page = visit(scheme=scheme)
+    assert page.locator("body.dark").count() == int(scheme == "dark")
+    page.get_by_role("button", name=re.compile("Thumbnail 6")).click()  # a person, with a region
+    page.wait_for_selector("#conversation >> text=confidence")
+    choose(page, "Find one thing")
+    page.get_by_label("What to find").fill("")
+    page.get_by_role("button", name="Ask").click()
+    page.wait_for_selector("[role=alert]:visible")
+    texts = ["h1", ".caption-label", "pre.asked", "pre.answer", ".sphinxkit-note", ".sphinxkit-error", "button.primary"]
+    for text in texts:
+        assert page.locator(f"{text}:visible").first.evaluate(CONTRAST) >= LEAST_CONTRAST, text
+    choose(page, "Find a person's joints")
+    about = page.get_by_text("Click two corners in the picture.")
+    assert about.evaluate(CONTRAST) >= LEAST_CONTRAST
+
+
 def test_one_error_stands_below_its_field(visit: Open, tmp_path: Path) -> None:
     page = visit()
     page.get_by_label("Question").fill("What is it?")
@@ -169,18 +221,30 @@ def test_one_error_stands_below_its_field(visit: Open, tmp_path: Path) -> None:
     assert page.get_by_text("Error", exact=True).count() == 0
 
 
-def test_two_clicks_mark_a_region(visit: Open) -> None:
-    page = visit()
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_two_clicks_mark_a_region(visit: Open, size: tuple[int, int]) -> None:
+    page = visit(size)
     page.get_by_role("button", name=re.compile("Thumbnail 6")).click()
     page.wait_for_selector("#conversation >> text=confidence")
     region = page.get_by_label("Region")
-    drawn = page.locator("[data-testid=image] img, .image-frame img").first.bounding_box()
+    picture = page.locator("#picture img")
+    drawn = picture.bounding_box()
     assert drawn is not None
-    for x, y in ((0.25, 0.75), (0.5, 0.25)):
-        page.mouse.click(drawn["x"] + x * drawn["width"], drawn["y"] + y * drawn["height"])
-        page.wait_for_timeout(1500)
+    scale = min(drawn["width"] / 448, drawn["height"] / 336)  # the picture is in the middle of its place
+    left, top = (drawn["width"] - 448 * scale) / 2, (drawn["height"] - 336 * scale) / 2
+    for x, y, given in ((112, 252, 2), (224, 84, 4)):
+        picture.click(position={"x": left + x * scale, "y": top + y * scale})
+        playwright.expect(region).to_have_value(re.compile(f"^[^,]+(,[^,]+){{{given - 1}}}$"))
     numbers = [float(word) for word in region.input_value().split(",")]
     assert numbers == pytest.approx([112, 84, 224, 252], abs=3)
+    page.wait_for_function("document.querySelector('.sphinxkit-region').clientWidth > 10")
+    drawn, mark = picture.bounding_box(), page.locator(".sphinxkit-region").bounding_box()
+    assert drawn is not None
+    assert mark is not None
+    wanted = [drawn["x"] + left + 112 * scale, drawn["y"] + top + 84 * scale, 112 * scale, 168 * scale]
+    assert [mark[side] for side in ("x", "y", "width", "height")] == pytest.approx(wanted, abs=4)
+    choose(page, "Find one thing")  # asks about no region
+    playwright.expect(page.locator(".sphinxkit-region")).to_have_count(0)
 
 
 def test_a_photograph_is_doubted(visit: Open, tmp_path: Path) -> None:
