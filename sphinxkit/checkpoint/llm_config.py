@@ -185,6 +185,25 @@ def _head_dim(llm: Mapping[str, Any]) -> int:
     return int(llm.get("head_dim") or llm["embed_dim"] // llm["num_heads"])
 
 
+def refuse_incomplete(llm: Mapping[str, Any], numbers: Mapping[str, Any], source: TensorSource) -> None:
+    """Refuse a language model without some of the tensors that its recipe tells of.
+
+    Numbers are counted on the tensors: written beside what is left, they would describe a smaller model, which loads.
+
+    Args:
+        llm: The recipe's ``llm`` part.
+        numbers: What :func:`full_numbers` gives.
+        source: Tensors in canonical names.
+    Raises:
+        CheckpointError: Tensors are missing; the message names them.
+    """
+    layers = range(llm.get("num_layers", numbers["num_layers"]))[:_MAX_MISSING]
+    default = LLM_DEFAULTS["tie_embeddings"] if llm.get("type") == "llama" else numbers["tie_embeddings"]
+    expected = _llm_shapes({**numbers, "tie_embeddings": llm.get("tie_embeddings", default)}, layers)
+    keys = set(source.keys())
+    raise_errors("the language model is incomplete", [f"no {name}" for name in expected if name not in keys])
+
+
 def refuse_options(numbers: Mapping[str, Any], format: str) -> None:
     """Refuse a language model with options that the formats of LLaMA 2's time have no place for.
 

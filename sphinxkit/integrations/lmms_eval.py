@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sphinxkit.batch_inference import Request, answer_requests
 from sphinxkit.errors import DataError, SphinxkitError
@@ -18,6 +18,7 @@ from sphinxkit.generation import Sampling
 from sphinxkit.geometry import ImageGeometry, Point
 from sphinxkit.integrations.optional import require
 from sphinxkit.recipe import load
+from sphinxkit.tilers import load_image
 
 if TYPE_CHECKING:
     from lmms_eval.api.model import lmms as _Base
@@ -251,10 +252,7 @@ def _single(pictures: Sequence[Any]) -> Image.Image | None:
     """A question's image or None, upright."""
     if len(pictures) > 1:
         raise DataError(f"the model reads one image a question, got {len(pictures)}")
-    if not pictures:
-        return None
-    picture = pictures[0] if isinstance(pictures[0], Image.Image) else Image.open(pictures[0])
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    return load_image(pictures[0]) if pictures else None
 
 
 __all__ = ["SphinxForLmmsEval", "frame_of", "manifest", "move_boxes"]

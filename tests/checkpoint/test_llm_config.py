@@ -8,14 +8,18 @@ import torch
 
 from sphinxkit import llama
 from sphinxkit.checkpoint import MappingSource
+from sphinxkit.checkpoint.formats import get_format
 from sphinxkit.checkpoint.llm_config import (
+    HEAD,
     LLM_DEFAULTS,
     NAMED_NUM_HEADS,
     differing,
     full_numbers,
     llm_errors,
+    refuse_incomplete,
     refuse_options,
 )
+from sphinxkit.checkpoint.writing import TensorInput
 from sphinxkit.errors import CheckpointError
 
 FILE = Path("config.json")
@@ -68,6 +72,36 @@ def test_tensors_that_contradict_the_configuration(
     assert llm_errors(llm | {"num_layers": 10**12}, source, FILE) == []  # the work is that of the layers that exist
     with pytest.raises(CheckpointError, match="3 heads and 2 key-value heads do not divide a width of 32"):
         llm_errors(llm | {"num_heads": 3}, source, FILE)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("layers.1.", "llm.layers.1.mlp.up_proj.weight"),
+        ("lm_head", "llm.lm_head.weight"),
+        ("llm.norm", "llm.norm.weight"),
+    ],
+)
+def test_an_incomplete_model_is_not_described_as_a_smaller_one(
+    text_model: tuple[MappingSource, dict[str, dict[str, object]]], name: str, missing: str
+) -> None:
+    """Written with the numbers of what is left, it would load and answer."""
+    source, recipe = text_model
+    llm = recipe["llm"]
+    refuse_incomplete(llm, full_numbers(llm, source), source)
+    rest = MappingSource({key: source.read(key) for key in source.keys() if name not in key})  # noqa: SIM118
+    with pytest.raises(CheckpointError, match=f"the language model is incomplete:(?s:.)*- no {missing}"):
+        refuse_incomplete(llm, full_numbers(llm, rest), rest)
+    for format in ("hf", "meta", "sphinx"):
+        with pytest.raises(CheckpointError, match="incomplete|has no place for tie_embeddings"):
+            get_format(format).numbers(TensorInput(rest, None, None, None), recipe)
+
+
+def test_a_named_size_may_tie_its_head(text_model: tuple[MappingSource, dict[str, dict[str, object]]]) -> None:
+    source, _ = text_model
+    tied = MappingSource({key: source.read(key) for key in source.keys() if key != HEAD})  # noqa: SIM118
+    llm = {"type": "qwen3_0_6b", "num_heads": 4}
+    refuse_incomplete(llm, full_numbers(llm, tied), tied)
 
 
 def test_formats_of_llama_2s_time_refuse_what_they_have_no_place_for() -> None:

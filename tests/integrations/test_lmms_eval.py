@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from sphinxkit import nano
 from sphinxkit.errors import DataError
 from sphinxkit.evaluation import score
 from sphinxkit.geometry import Box, ImageGeometry
+from sphinxkit.integrations import lmms_eval
 from sphinxkit.integrations.lmms_eval import SphinxForLmmsEval, frame_of, manifest, move_boxes
 
 SCENE = Path(__file__).resolve().parents[2] / "docs" / "images" / "nano_scene.png"
@@ -42,6 +44,17 @@ def test_the_frame_is_the_tasks() -> None:
     frames = {task: frame_of(task) for task in ("refcoco+_bbox_rec_val", "refcocog_grounding_test", "refcoco_bbox_val")}
     assert list(frames.values()) == ["image", "pixels", "square"]
     assert frame_of("vqav2_val") == "square"
+
+
+def test_pictures_are_read_as_everywhere(tmp_path: Path) -> None:
+    """16-bit grey is scaled, not clipped to white."""
+    picture = Image.frombytes("I;16", (2, 1), struct.pack("=2H", 257 * 100, 65535))
+    picture.save(tmp_path / "deep.png")
+    for source in (picture, str(tmp_path / "deep.png")):
+        found = lmms_eval._single([source])
+        assert found is not None
+        assert [found.getpixel((x, 0))[0] for x in range(2)] == [100, 255]
+    assert lmms_eval._single([]) is None
 
 
 @pytest.fixture(scope="module")

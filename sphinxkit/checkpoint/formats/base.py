@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sphinxkit.checkpoint.llm_config import full_numbers, refuse_options
+from sphinxkit.checkpoint.llm_config import full_numbers, refuse_incomplete, refuse_options
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import Replicas
 from sphinxkit.checkpoint.tokenizer_file import find_tokenizer
@@ -111,6 +111,7 @@ class Format(ABC):
         if recipe is None or "llm" not in recipe:
             raise CheckpointError(f"format {self.name!r} writes the model's numbers beside it; pass recipe=")
         numbers = full_numbers(recipe["llm"], source)
+        refuse_incomplete(recipe["llm"], numbers, source)
         if not self.has_options:
             refuse_options(numbers, self.name)
         return numbers

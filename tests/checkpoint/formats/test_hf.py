@@ -204,6 +204,7 @@ def test_index_that_is_not_true(tmp_path: Path, text_model: Model, write_json: C
 def test_an_index_names_what_is_derived(tmp_path: Path, text_model: Model, write_json: Callable[..., Path]) -> None:
     """A tied head and rotary frequencies may be listed and lie in no file, as transformers allows."""
     source, recipe = text_model
+    recipe = recipe | {"llm": recipe["llm"] | {"tie_embeddings": True}}
     tied = MappingSource({key: source.read(key) for key in source.keys() if key != "llm.lm_head.weight"})  # noqa: SIM118
     folder = checkpoint.save(tmp_path / "hf", tied, format="hf", recipe=recipe, max_shard_bytes=20_000)
     index = folder / "model.safetensors.index.json"
