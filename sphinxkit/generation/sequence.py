@@ -68,8 +68,7 @@ class GeneratedSequence:
         num_draft_tokens: int | None = None,
         end_ids: Iterable[int] = (),
     ) -> None:
-        if num_draft_tokens is not None and (not isinstance(num_draft_tokens, Integral) or num_draft_tokens < 1):
-            raise DataError(f"num_draft_tokens must be at least 1 token, or None; got {num_draft_tokens!r:.40}")
+        _check_draft(num_draft_tokens)
         if num_draft_tokens is not None and sampling.temperature > 0:
             raise DataError(f"num_draft_tokens is for greedy decoding, but temperature is {sampling.temperature}")
         self.sampling = sampling
@@ -197,3 +196,8 @@ def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that is a proper beginning of ``stop``."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
+
+
+def _check_draft(num_tokens: object) -> None:
+    if num_tokens is not None and not (isinstance(num_tokens, Integral) and int(num_tokens) >= 1):
+        raise DataError(f"num_draft_tokens must be at least 1 token, or None; got {num_tokens!r:.40}")

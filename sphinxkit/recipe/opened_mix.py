@@ -255,13 +255,12 @@ def mixed_source(
 
 
 @contextmanager
-def open_mix(plan: MixPlan, *, hash_inputs: bool = True, weights: Sequence[float] | None = None) -> Iterator[OpenedMix]:
+def open_mix(plan: MixPlan, *, hash_inputs: bool = True) -> Iterator[OpenedMix]:
     """Open every model of a plan and check that they can be mixed; nothing is read or written yet.
 
     Args:
         plan: The mix plan.
         hash_inputs: Hash the tensors that are read, for the provenance.
-        weights: Instead of the plan's.
     Raises:
         CheckpointError: A model cannot be opened, or tensors, recipes or tokenizers do not agree.
         DataError: The weights are not valid.
@@ -269,7 +268,7 @@ def open_mix(plan: MixPlan, *, hash_inputs: bool = True, weights: Sequence[float
     """
     method = plan.mix_method()
     method.check_base(plan.base is not None)
-    chosen = check_weights(plan, method, plan.mix_weights() if weights is None else weights)
+    chosen = check_weights(plan, method, plan.mix_weights())
     with ExitStack() as stack:
         by_name = plan.format == TensorFolder.name or plan.rename is not None
         every = open_all(

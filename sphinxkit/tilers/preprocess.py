@@ -115,8 +115,8 @@ def preprocess(images: ImageSource | Sequence[ImageSource], image_size: int) -> 
     return pixels
 
 
-def _check_size(image_size: int) -> None:
-    if not isinstance(image_size, Integral) or not MIN_IMAGE_SIZE <= image_size <= MAX_SIDE:
+def _check_size(image_size: object) -> None:
+    if not (isinstance(image_size, Integral) and MIN_IMAGE_SIZE <= int(image_size) <= MAX_SIDE):
         raise ShapeError(
             f"preprocess: image_size must be {MIN_IMAGE_SIZE} to {MAX_SIDE} whole pixels, got {image_size!r:.40}"
         )

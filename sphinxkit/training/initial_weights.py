@@ -22,7 +22,7 @@ from sphinxkit.training.parallel import DTYPES
 from sphinxkit.training.plan import TrainPlan
 from sphinxkit.training.step import LossModule
 
-_LLM = "llm."
+LLM = "llm."
 _CHUNK_BYTES = 2**30  # of whole tensors that are spread over processes at a time; our choice
 
 
@@ -46,7 +46,7 @@ def has_every_part(recipe: Recipe, source: NamedSource) -> bool:
         source: The checkpoints.
     """
     keys = source.keys()
-    return all(any(key.startswith(part) for key in keys) for part in (_LLM, *_encoder_prefixes(recipe)))
+    return all(any(key.startswith(part) for key in keys) for part in (LLM, *_encoder_prefixes(recipe)))
 
 
 def check_missing(model: SphinxModel, missing: Sequence[str], plan: TrainPlan, *, has_sources: bool) -> None:
@@ -68,7 +68,7 @@ def check_missing(model: SphinxModel, missing: Sequence[str], plan: TrainPlan, *
                 f"init_from: no checkpoint holds weights for the frozen {', '.join(encoders)}; name one in init_from "
                 "(`encoders: pretrained` takes the public ones), train them, or set allow_random_encoders for a test"
             )
-    llm = [name for name in missing if name.startswith(_LLM)]
+    llm = [name for name in missing if name.startswith(LLM)]
     if has_sources and llm and len(llm) < sum(1 for _ in model.llm.parameters()):
         raise CheckpointError(f"init_from: the language model is not complete, e.g. {llm[0]} is missing")
     if has_sources and llm and not plan.allow_random_encoders:
@@ -112,19 +112,6 @@ def fill_vision(model: SphinxModel, source: NamedSource, device: torch.device, p
                 getattr(vision, name).copy_(source.read(f"vision.{name}"))
 
 
-def fill_language_model(model: SphinxModel, source: NamedSource, device: torch.device) -> None:
-    """Load the language model of a meta-device model; LoRA factors stay on their device.
-
-    Args:
-        model: Changed in place.
-        source: Must have the language model.
-        device: Device of the weights.
-    Raises:
-        CheckpointError: A shape does not fit.
-    """
-    checkpoint.load_into(model.llm, source.below(_LLM), device=device, dtype=torch.float32, strict=False)
-
-
 def given_updates(model: SphinxModel, plan: TrainPlan) -> dict[str, Update] | None:
     """Updates of the adapter that ``lora.init_from`` names, by the weight's name in the language model.
 
@@ -137,7 +124,7 @@ def given_updates(model: SphinxModel, plan: TrainPlan) -> dict[str, Update] | No
     if plan.lora is None or plan.lora.init_from is None:
         return None
     updates, _ = Adapter(plan.lora.init_from).updates(model.llm.num_heads, model.llm.num_kv_heads)
-    return {name.removeprefix(_LLM): update for name, update in updates.items()}
+    return {name.removeprefix(LLM): update for name, update in updates.items()}
 
 
 def spread_language_model(module: LossModule, source: NamedSource, plan: TrainPlan) -> None:
@@ -153,7 +140,7 @@ def spread_language_model(module: LossModule, source: NamedSource, plan: TrainPl
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, strict=False)
-    llm = source.below(_LLM)
+    llm = source.below(LLM)
     held = ((key, llm.read(key).float()) for key in llm.keys())  # noqa: SIM118
     factors = initial_factors(module.model.llm, plan.seed, given_updates(module.model, plan))
     for chunk in _chunks(chain(held, factors)):
@@ -164,7 +151,7 @@ def _chunks(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Any]]:
     chunk: dict[str, Any] = {}
     size = 0
     for key, tensor in tensors:
-        chunk[f"model.{_LLM}{key}"] = tensor
+        chunk[f"model.{LLM}{key}"] = tensor
         size += tensor.nbytes
         if size > _CHUNK_BYTES:
             yield chunk

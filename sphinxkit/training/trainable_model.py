@@ -20,8 +20,8 @@ from sphinxkit.tensor_source import ModuleSource, NamedSource
 from sphinxkit.tokenizer import Tokenizer
 from sphinxkit.training.init_sources import open_init_sources
 from sphinxkit.training.initial_weights import (
+    LLM,
     check_missing,
-    fill_language_model,
     fill_vision,
     given_updates,
     has_every_part,
@@ -195,7 +195,8 @@ def _fill(
     is_spread = is_filled and dims.mesh is not None  # each process takes its shards only, after the split
     if not is_spread:
         if is_filled:
-            fill_language_model(model, source, dims.device)
+            llm = source.below(LLM)  # LoRA factors stay on the meta device
+            checkpoint.load_into(model.llm, llm, device=dims.device, dtype=torch.float32, strict=False)
         materialize(module, dims.device)
         draw_factors(model.llm, plan.seed, given_updates(model, plan))
     parallelize(module, model.llm, dims, plan)

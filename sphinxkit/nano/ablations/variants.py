@@ -21,13 +21,13 @@ _SMALL = {"size": 128, "sizes": ["tiny", "small"], "has_small_text": True, "poin
 _TASKS = tuple(row.task for row in ROWS)
 
 
-def _shared_wordings(instruction: str = "Answer:") -> dict[str, str]:
+def _shared_wordings() -> dict[str, str]:
     """One instruction for all tasks; what the question asks about follows it."""
     wordings = {}
     for name in task_family.names():
         fields = [part.partition("}")[0] for part in task_family.create(name).wordings[0].split("{")[1:]]
         kept = [f"{{{key}}}" for key in fields if key != "classes"]  # a layout's classes are part of its instruction
-        wordings[name] = " ".join([instruction, *kept])
+        wordings[name] = " ".join(["Answer:", *kept])
     return wordings
 
 

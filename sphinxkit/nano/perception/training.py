@@ -81,26 +81,25 @@ class PerceptionPlan:
 
 
 class Views(Dataset[dict[str, Any]]):
-    """Views with their targets; view ``index`` is a function of the seed, the split and ``index`` alone.
+    """Views of the training split with their targets; view ``index`` is a function of the seed and ``index`` alone.
 
     A view is a whole picture of 64 pixels, or a picture of 128 pixels made smaller, or a quarter of one.
 
     Args:
         seed: Seed of the scenes.
-        split: Split of the scenes.
     """
 
-    def __init__(self, seed: int, split: str = "train") -> None:
-        self.seed, self.split = seed, split
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.worlds = {
-            (domain, side): World(domain, split, side, seed) for domain in ("real", "synthetic") for side in (64, 128)
+            (domain, side): World(domain, "train", side, seed) for domain in ("real", "synthetic") for side in (64, 128)
         }
 
     def __len__(self) -> int:
         return 1 << 40
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        rng = Rng("nano.views", self.seed, self.split, index)
+        rng = Rng("nano.views", self.seed, "train", index)
         how = rng.weighted((("whole", 6), ("shrunk", 2), ("quarter", 2)))
         world = self.worlds[rng.choice(("real", "synthetic")), VIEW if how == "whole" else 2 * VIEW]
         scene = world.scene_of_kind(index, rng.weighted(KIND_WEIGHTS))

@@ -112,13 +112,13 @@ class _Room:
         self._style = style
         self._taken: list[Rect] = []
 
-    def place(self, rng: Rng, width: int, height: int, tries: int = TRIES) -> Rect | None:
+    def place(self, rng: Rng, width: int, height: int) -> Rect | None:
         """A free rectangle of that size, or None if none was found."""
         gap = self._style.gap
         right, bottom = self._style.width - gap - width, self._style.height - gap - height
         if right < gap or bottom < gap:
             return None
-        for _ in range(tries):
+        for _ in range(TRIES):
             x, y = rng.between(gap, right), rng.between(gap, bottom)
             if all(
                 x >= r.x2 + gap or y >= r.y2 + gap or x + width + gap <= r.x1 or y + height + gap <= r.y1
