@@ -36,9 +36,11 @@ ENTRY = re.compile(r"^    (\w+)(?: \([^)]*\))?: (.*(?:\n {8}.*)*)", re.MULTILINE
 
 
 def meanings(builder: Any) -> dict[str, str]:
-    """Key -> what the builder's docstring says of it, in Markdown."""
+    """Key -> what the builder's docstring says of it, in Markdown; passed-on options have the built class's."""
+    built = typing.get_type_hints(builder).get("return") if inspect.isfunction(builder) else None
+    inherited = meanings(built) if inspect.isclass(built) else {}
     text = re.sub(r":\w+:`[~.]?([^`]*)`", r"`\1`", inspect.getdoc(builder) or "").replace("``", "`")
-    return {name: " ".join(words.split()).replace("|", "\\|") for name, words in ENTRY.findall(text)}
+    return inherited | {name: " ".join(words.split()).replace("|", "\\|") for name, words in ENTRY.findall(text)}
 
 
 def _type(annotation: Any) -> str:
