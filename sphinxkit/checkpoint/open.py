@@ -66,7 +66,9 @@ def open_checkpoint(
     if not folder.exists():
         raise CheckpointError(f"{folder}: there is no such folder")
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: is a file; give the folder that it lies in")
+        is_picture = folder.suffix.lower() in (".jpeg", ".jpg", ".png", ".webp")
+        advice = "a picture goes into image=" if is_picture else "give the folder that it lies in"
+        raise CheckpointError(f"{folder}: is a file; {advice}")
     if format is None and not delta and is_adapter(folder):
         return _with_its_base(folder)
     options = OpenOptions(replicas, llama_type, delta, defer_errors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 from sphinxkit.checkpoint.yaml_limits import check_yaml, make_yaml
 from sphinxkit.errors import RecipeError
 from sphinxkit.recipe import Recipe
+from sphinxkit.registry import suggest
 from sphinxkit.training.plan import TrainPlan
+from sphinxkit.training.plan_keys import RENAMED_KEYS
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """``{"lr": 1e-4, "data.text.weight": 0.5}``, or ``["lr=1e-4", "data.text.weight=0.5"]`` with YAML values."""
@@ -33,7 +36,12 @@ def read_plan(
     found = Recipe(recipe.document()) if isinstance(recipe, TrainPlan) else Recipe.find(recipe)
     found.of_kind("train")
     if overrides:
-        found = Recipe(override(found.document, overrides), found.source)
+        changed = override(found.document, overrides)
+        known = [field.name for field in dataclasses.fields(TrainPlan)]
+        for key in sorted(changed.keys() - found.document.keys() - {*known, *RENAMED_KEYS}):
+            if hint := suggest(key, known):  # also of a key that the recipe has: it is to be replaced
+                raise RecipeError(f"override {key!r}: unknown key{hint}")
+        found = Recipe(changed, found.source)
     plan = TrainPlan(**{key: value for key, value in found.document.items() if key != "kind"})
     return plan, None if found.source is None else found.source.parent
 

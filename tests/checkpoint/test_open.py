@@ -49,6 +49,9 @@ def test_nothing_to_open(tmp_path: Path, text_model: Model) -> None:
         checkpoint.open(tmp_path)
     with pytest.raises(CheckpointError, match=r"notes.txt: is a file; give the folder"):
         checkpoint.open(tmp_path / "notes.txt")
+    (tmp_path / "scene.png").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"scene.png: is a file; a picture goes into image="):
+        checkpoint.open(tmp_path / "scene.png")
     with pytest.raises(CheckpointError, match="is not in sphinxkit's own format"):
         checkpoint.open(tmp_path, format="sphinxkit")
     with pytest.raises(CheckpointError, match="replicas='last': expected 'equal' or 'first'"):

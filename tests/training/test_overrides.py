@@ -57,3 +57,10 @@ def test_a_plan_from_whatever_names_it() -> None:
         read_plan("sphinx_7b")
     with pytest.raises(RecipeError, match="lr: must be positive, got -1"):
         read_plan("finetune_7b", ["lr=-1"])
+
+
+def test_a_misspelt_key_of_the_recipe() -> None:
+    with pytest.raises(RecipeError, match="override 'outptu': unknown key; did you mean 'output'"):
+        read_plan("finetune_7b", ["outptu=runs/a"])
+    with pytest.raises(RecipeError, match="keep.*keep_checkpoints"):  # an old name
+        read_plan("finetune_7b", ["keep=1"])
