@@ -250,9 +250,12 @@ class RunStore:
                 self._remove(step)
             partial.rename(target)
             flush(self.folder)
-            for old in self.steps()[: -self.keep_checkpoints]:
-                self._remove(old)
+            self._remove_old()
         self.dims.barrier()
+
+    def _remove_old(self) -> None:
+        for old in self.steps()[: -self.keep_checkpoints]:
+            self._remove(old)
 
     def _remove(self, step: int) -> None:
         """Remove a checkpoint; a kill in between leaves no half one under its name."""
@@ -301,11 +304,16 @@ class RunStore:
     def load(self, step: int, module: LossModule, optimizer: torch.optim.Optimizer) -> None:
         """Load weights and optimiser state; the number of processes may differ from that at saving.
 
+        Older checkpoints that a killed run had still to remove are removed.
+
         Args:
-            step: Step of the checkpoint.
+            step: Step of the newest checkpoint.
             module: Changed in place.
             optimizer: Changed in place.
         Raises:
-            TrainingError: The checkpoint is damaged or belongs to another model.
+            TrainingError: The checkpoint is damaged or belongs to another model, or an older one cannot be removed.
         """
         load_weights(self.path(step), module, self.dims, optimizer)
+        if self.dims.is_main:
+            with named_errors(self.folder):
+                self._remove_old()

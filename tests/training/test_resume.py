@@ -347,6 +347,9 @@ def test_a_checkpoint_is_whole_or_gone_while_it_is_removed(document, monkeypatch
             train(plan)
     train(plan)
     assert [path.name for path in folder.iterdir()] == ["step-00000008"]
+    shutil.copytree(folder / "step-00000008", folder / "step-00000007")  # the kill came just before it was removed
+    train(plan)
+    assert [path.name for path in folder.iterdir()] == ["step-00000008"]
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(document, monkeypatch) -> None:
