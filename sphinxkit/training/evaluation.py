@@ -73,7 +73,8 @@ class Evaluator:
         try:
             mixtures = self.streams.mixtures.values()
             for _ in range(min(self.what.num_batches, *(mixture.num_batches for mixture in mixtures))):
-                data = self.streams.read()
+                with self.dims.shared_errors():
+                    data = self.streams.read()
                 for index, name in enumerate(names):
                     own: list[Batch] = data.batches.get(name, [])
                     passes = torch.tensor(len(own), device=self.dims.device)
@@ -97,8 +98,9 @@ class Evaluator:
                 shutil.rmtree(folder / left, ignore_errors=True)
         export(folder / "model", self.trainable.module, self.plan, self.dims, dtype, folder / "adapter")
         scores: dict[str, Any] = {}
-        failure: Exception | None = None
-        if self.dims.is_main:
+        with self.dims.shared_errors():
+            if not self.dims.is_main:
+                return scores
             try:
                 model = load(folder / "model", device=self.dims.device, dtype=dtype)
                 for name, each in self.what.benchmarks.items():
@@ -111,9 +113,7 @@ class Evaluator:
                         batch_size=each.batch_size,
                     )
                     scores[name] = report.scores
-            except Exception as error:
-                failure = error
-            for copied in ("model", "adapter"):
-                shutil.rmtree(folder / copied, ignore_errors=True)
-        self.dims.raise_any(failure)
+            finally:
+                for copied in ("model", "adapter"):
+                    shutil.rmtree(folder / copied, ignore_errors=True)
         return scores

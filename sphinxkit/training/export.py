@@ -37,8 +37,9 @@ def export(
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True) if dims.mesh is not None else None
     tensors: dict[str, Any] = dict(get_model_state_dict(module, options=options))
-    failure: Exception | None = None
-    if dims.is_main:
+    with dims.shared_errors():
+        if not dims.is_main:
+            return
         tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         model = module.model
         factors = factors_of(tensors)
@@ -46,27 +47,23 @@ def export(
             tensors = merge_lora(tensors, plan.lora)
         if model.llm.tie_embeddings:
             tensors.pop("llm.lm_head.weight", None)  # is the embedding
-        try:
-            checkpoint.save(
-                path,
-                MappingSource(tensors),
-                dtype=dtype,
-                recipe_yaml=model.recipe_yaml,
-                tokenizer=None if model.tokenizer is None else model.tokenizer.files,
-                overwrite=True,
-            )
-            if plan.lora is not None:
-                with named_errors(adapter), atomic_directory(adapter) as folder:
-                    write_adapter(
-                        folder,
-                        factors,
-                        num_heads=model.llm.num_heads,
-                        num_kv_heads=model.llm.num_kv_heads,
-                        has_vision=model.vision is not None,
-                        rank=plan.lora.rank,
-                        alpha=plan.lora.alpha,
-                        base=plan.init_from if isinstance(plan.init_from, str) else "",
-                    )
-        except Exception as error:
-            failure = error
-    dims.raise_any(failure)
+        checkpoint.save(
+            path,
+            MappingSource(tensors),
+            dtype=dtype,
+            recipe_yaml=model.recipe_yaml,
+            tokenizer=None if model.tokenizer is None else model.tokenizer.files,
+            overwrite=True,
+        )
+        if plan.lora is not None:
+            with named_errors(adapter), atomic_directory(adapter) as folder:
+                write_adapter(
+                    folder,
+                    factors,
+                    num_heads=model.llm.num_heads,
+                    num_kv_heads=model.llm.num_kv_heads,
+                    has_vision=model.vision is not None,
+                    rank=plan.lora.rank,
+                    alpha=plan.lora.alpha,
+                    base=plan.init_from if isinstance(plan.init_from, str) else "",
+                )

@@ -165,7 +165,8 @@ class TrainLoop:
         """Run one step; returns the log entry of its losses (with ``skipped`` if nothing was updated) and its data."""
         started = time.perf_counter()
         torch.manual_seed(derive_key(self.plan.seed, self.step, self.dims.dp_rank))
-        data = self._read()
+        with self.dims.shared_errors():
+            data = self.streams.read()
         waited = time.perf_counter() - started
         plan = self.plan
         rate = learning_rate(self.step, self.num_steps, plan.lr, warmup_ratio=plan.warmup_ratio, minimum=plan.min_lr)
@@ -186,17 +187,6 @@ class TrainLoop:
             self.train_step.clear()
             record["skipped"] = str(error)
         return record, data
-
-    def _read(self) -> StepData:
-        """Read this process's data; an error in one process is raised in all."""
-        error: SphinxkitError | None = None
-        data = StepData({}, {}, {})
-        try:
-            data = self.streams.read()
-        except SphinxkitError as found:
-            error = found
-        self.dims.raise_any(error)
-        return data
 
     def _tell_step(self, record: dict[str, Any]) -> None:
         done = self.step + 1

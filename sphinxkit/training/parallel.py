@@ -101,12 +101,14 @@ class ParallelDims:
         dist.all_gather_object(values, value)
         return values
 
-    def raise_any(self, error: BaseException | None) -> None:
-        """Raise the error of one process in every process, so that none waits forever.
-
-        Args:
-            error: Error of this process, or None.
-        """
+    @contextmanager
+    def shared_errors(self) -> Iterator[None]:
+        """After the block, raise an error of any process in every process, so that none waits forever."""
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as found:
+            error = found
         if self.any(error is not None):
             raise next(found for found in self.gather(error) if found is not None)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from sphinxkit.recipe import Recipe
 from sphinxkit.training.callbacks import Callback, TrainResult
-from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.loop import TrainLoop
 from sphinxkit.training.overrides import Overrides, read_plan
 from sphinxkit.training.parallel import ParallelDims, open_parallel_dims
@@ -56,10 +55,6 @@ def train(
 
 def _lock(stack: ExitStack, output: Path, dims: ParallelDims) -> None:
     """The first process locks the folder for all."""
-    error: TrainingError | None = None
-    if dims.is_main:
-        try:
+    with dims.shared_errors():
+        if dims.is_main:
             stack.enter_context(lock_folder(output))
-        except TrainingError as found:
-            error = found
-    dims.raise_any(error)

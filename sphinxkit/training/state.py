@@ -152,14 +152,10 @@ class RunStore:
         self.folder, self.dims, self.keep_checkpoints = folder, dims, keep_checkpoints
         self.on_complete = on_complete
         self._pending: tuple[int, Future[Any]] | None = None
-        failure: TrainingError | None = None
-        try:
+        with dims.shared_errors():
             for leftover in folder.glob(f".step-*{_PARTIAL}") if dims.is_main else ():
                 with named_errors(leftover, "removed"):
                     shutil.rmtree(leftover)
-        except TrainingError as error:
-            failure = error
-        dims.raise_any(failure)
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -226,23 +222,22 @@ class RunStore:
 
     def _prepare(self, partial: Path, state: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         needed = sum(self.dims.gather(_local_bytes(state)))
-        failure: OSError | None = None
-        if self.dims.is_main:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                free = shutil.disk_usage(self.folder).free
-                if needed + _SPARE_BYTES > free:
-                    raise OSError(errno.ENOSPC, f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-                (partial / RUN_FILE).write_text(json.dumps(run, indent=1), encoding="utf-8")
-            except OSError as error:
-                failure = error
-        self.dims.raise_any(failure)
+        with self.dims.shared_errors():
+            if not self.dims.is_main:
+                return
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+            if needed + _SPARE_BYTES > free:
+                raise OSError(errno.ENOSPC, f"{needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            (partial / RUN_FILE).write_text(json.dumps(run, indent=1), encoding="utf-8")
 
     def _commit(self, step: int) -> None:
         self.dims.barrier()
-        if self.dims.is_main:
+        with self.dims.shared_errors():
+            if not self.dims.is_main:
+                return
             partial, target = self._partial(step), self.path(step)
             flush(partial / RUN_FILE)  # torch flushes its own
             flush(partial)
@@ -251,7 +246,6 @@ class RunStore:
             partial.rename(target)
             flush(self.folder)
             self._remove_old()
-        self.dims.barrier()
 
     def _remove_old(self) -> None:
         for old in self.steps()[: -self.keep_checkpoints]:
@@ -314,6 +308,6 @@ class RunStore:
             TrainingError: The checkpoint is damaged or belongs to another model, or an older one cannot be removed.
         """
         load_weights(self.path(step), module, self.dims, optimizer)
-        if self.dims.is_main:
-            with named_errors(self.folder):
+        with self.dims.shared_errors(), named_errors(self.folder):
+            if self.dims.is_main:
                 self._remove_old()

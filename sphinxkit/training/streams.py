@@ -117,13 +117,9 @@ class Streams:
     def _read_digests(self, dims: ParallelDims) -> dict[str, list[str]]:
         """The first process reads the files for all."""
         digests: dict[str, list[str]] = {}
-        error: DataError | None = None
-        if dims.is_main:
-            try:
+        with dims.shared_errors():
+            if dims.is_main:
                 digests = {name: content_digests(paths) for name, paths in self._files.items()}
-            except DataError as found:
-                error = found
-        dims.raise_any(error)
         found_by_first: dict[str, list[str]] = dims.gather(digests)[0]
         return found_by_first
 

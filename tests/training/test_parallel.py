@@ -16,6 +16,7 @@ from sphinxkit.training.log_records import EVALUATIONS_FILE
 from sphinxkit.training.parallel import ParallelDims, check_tensor_parallel, mesh_sizes
 from sphinxkit.training.run_lock import lock_folder
 from sphinxkit.training.sharding import parallelize
+from sphinxkit.training.state import saved_steps
 from sphinxkit.training.trainable_model import choose_trained
 
 # float32 sums in another order, carried through 20 steps of Adam on losses of 5 to 6
@@ -104,6 +105,31 @@ def test_a_run_of_two_is_refused_where_another_run_trains(document, run_processe
         assert run_processes(plan, 2, kill="SIGKILL") == [1, 1]
     for rank in (0, 1):
         assert "is in use by another training run" in (tmp_path / f"process{rank}.log").read_text()
+
+
+FULL_DISK = """
+from pathlib import Path
+rename = Path.rename
+def fail(path, target):
+    if Path(target).name == "step-00000006":
+        raise OSError(28, "No space left on device")
+    return rename(path, target)
+Path.rename = fail
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("async_save", [False, True], ids=["waiting", "meanwhile"])
+def test_a_checkpoint_that_the_first_process_cannot_finish_ends_both(
+    document, run_processes, tmp_path: Path, async_save: bool
+) -> None:
+    plan = document(async_save=async_save)
+    assert run_processes(plan, 2, kill="SIGKILL", setup=FULL_DISK) == [1, 1]
+    for rank in (0, 1):
+        told = (tmp_path / f"process{rank}.log").read_text()
+        assert "step 6 could not be written" in told
+        assert "the checkpoint of step 3 is intact" in told
+    assert saved_steps(Path(plan["output"]) / "checkpoints") == [3]
 
 
 @pytest.mark.distributed
