@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sphinxkit.errors import RecipeError
 from sphinxkit.hub import is_hub_path
 from sphinxkit.recipe.build import build
 from sphinxkit.recipe.inspection import is_checkpoint, recipe_of
 from sphinxkit.recipe.recipe import Recipe
+from sphinxkit.recipe.schema import stream_mixtures
 from sphinxkit.recipe.weights import beside, check_init_from
 from sphinxkit.registry import no_imports
 
@@ -52,11 +54,23 @@ def check(recipe: str | Path | Mapping[str, Any] | Recipe, *, trust: bool = Fals
         if found.kind == "train":
             _check_model(found, trust)
             check_init_from(found)
+            _check_mixtures(found)
         if found.kind != "model":
             return CheckedRecipe(found)
         model = build(found, device="meta")
         count = sum(parameter.numel() for parameter in model.parameters())
         return CheckedRecipe(found, count, 0 if model.vision is None else model.vision.num_tokens)
+
+
+def _check_mixtures(recipe: Recipe) -> None:
+    """Find the mixtures that the streams of a stage name."""
+    folder = None if recipe.source is None else recipe.source.parent
+    for path, mixture in stream_mixtures(recipe.document):
+        if isinstance(mixture, str):
+            try:
+                Recipe.find_written(beside(folder, mixture)).of_kind("mixture")
+            except RecipeError as error:
+                raise RecipeError(f"{'.'.join(map(str, path))}: {error}") from error
 
 
 def _check_model(recipe: Recipe, trust: bool) -> None:

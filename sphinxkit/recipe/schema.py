@@ -307,6 +307,22 @@ def _mix_errors(document: Mapping[str, Any]) -> list[FieldError]:
     return errors
 
 
+@cache
+def mixtures() -> Registry[Any]:
+    """What ``type`` may name in a stream's mixture: ``files``, the usual one, or code."""
+    from sphinxkit.data.mixture import Mixture
+
+    return Registry("mixture", {"files": Mixture})
+
+
+def stream_mixtures(document: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Any]]:
+    """The mixture of every stream of a training recipe, the evaluation's too, with its place; nothing is validated."""
+    for place in (("data",), ("evaluate", "data")):
+        streams = _get(document, *place)
+        for name in streams if isinstance(streams, Mapping) else ():
+            yield (*place, name, "mixture"), _get(streams, name, "mixture")
+
+
 def _train_errors(document: Mapping[str, Any]) -> list[FieldError]:
     """The plan's own errors, and those of the model and the mixtures that are written inside of it."""
     plan = "train"
@@ -319,10 +335,10 @@ def _train_errors(document: Mapping[str, Any]) -> list[FieldError]:
     model = fields.get("model")
     if isinstance(model, Mapping):
         errors += [FieldError(("model", *found.path), found.message) for found in find_errors(model)]
-    for name in fields["data"] if isinstance(fields.get("data"), Mapping) else ():
-        mixture = _get(fields, "data", name, "mixture")
-        if isinstance(mixture, Mapping) and "type" not in mixture:
-            path = ("data", name, "mixture")
+    for path, mixture in stream_mixtures(fields):
+        if isinstance(mixture, Mapping) and "type" in mixture:
+            errors += _component_errors(Slot(path, {"batch_size": 1, **mixture}, mixtures()), trusted=True)
+        elif isinstance(mixture, Mapping):
             errors += [FieldError((*path, *found.path), found.message) for found in _mixture_errors(mixture)]
     if not errors:
         try:

@@ -13,14 +13,12 @@ from sphinxkit.data.mixture import Mixture
 from sphinxkit.data.packing import pack
 from sphinxkit.errors import DataError, RecipeError
 from sphinxkit.recipe import Recipe
-from sphinxkit.registry import Registry
+from sphinxkit.recipe.schema import mixtures
 from sphinxkit.sphinx_model import SphinxModel
 from sphinxkit.training.data_files import changed_files, content_digests
 from sphinxkit.training.errors import TrainingError
 from sphinxkit.training.parallel import ParallelDims
 from sphinxkit.training.plan import StreamPlan, TrainPlan
-
-_MIXTURES: Registry[Mixture] = Registry("mixture", {"files": Mixture})
 
 
 def open_mixture(stream: StreamPlan, data_root: str = "", folder: Path | None = None) -> Mixture:
@@ -40,7 +38,8 @@ def open_mixture(stream: StreamPlan, data_root: str = "", folder: Path | None = 
         options = dict(recipe.of_kind("mixture").document)
     elif "type" in stream.mixture:
         options = {key: value for key, value in stream.mixture.items() if key != "type"}
-        return _MIXTURES.build(str(stream.mixture["type"]), **options | {"batch_size": stream.batch_size})
+        found: Mixture = mixtures().build(str(stream.mixture["type"]), **options | {"batch_size": stream.batch_size})
+        return found
     else:
         options = dict(Recipe({"kind": "mixture", **stream.mixture}).document)
     del options["kind"]

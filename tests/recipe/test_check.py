@@ -86,9 +86,53 @@ def test_imports_are_allowed_again_afterwards() -> None:
         Recipe({"kind": "model", "llm": {"type": "os:system", "other": os.devnull}})
 
 
-def test_the_model_of_a_stage_is_found(tmp_path: Path) -> None:
-    document = {"kind": "train", "output": "run", "steps": 1, "data": {"text": {"mixture": "a.yaml", "batch_size": 1}}}
+def _stage(model: str = "sphinx_micro", **mixtures: Any) -> dict[str, Any]:
+    data = {name: {"mixture": mixture, "batch_size": 1} for name, mixture in mixtures.items()}
+    return {"kind": "train", "model": model, "data": data, "output": "run"}
+
+
+WORLD = {"type": "sphinxkit.nano.world:WorldMixture", "sources": ["caption"]}
+
+
+def test_the_model_of_a_stage_is_found() -> None:
     for model in ("nano", "sphinx_micro", "hf://org/repo"):
-        assert sphinxkit.check(document | {"model": model}).kind == "train"
+        assert sphinxkit.check(_stage(model, a=WORLD)).kind == "train"
     with pytest.raises(RecipeError, match="no recipe 'nanna'"):
-        sphinxkit.check(document | {"model": "nanna"})
+        sphinxkit.check(_stage("nanna", a=WORLD))
+
+
+def test_the_mixtures_of_a_stage_are_checked() -> None:
+    assert sphinxkit.check(_stage(a=WORLD)).kind == "train"
+    with pytest.raises(RecipeError) as error:
+        sphinxkit.check(_stage(a={**WORLD, "seeed": 1}, b={"type": "os:system"}, c={"type": "tars"}))
+    for told in (
+        r"data.a.mixture.seeed: unknown key; did you mean 'seed'?",
+        r"data.b.mixture.type: mixture 'os:system' is code to import; nothing of it was",
+        r"data.c.mixture.type: unknown mixture 'tars'",
+    ):
+        assert told in str(error.value)
+
+
+def test_the_mixtures_that_an_evaluation_names_are_checked() -> None:
+    stage = _stage(a=WORLD)
+    stage["evaluate"] = {"data": {"b": {"mixture": {**WORLD, "seeed": 1}, "batch_size": 1}}}
+    with pytest.raises(RecipeError, match=r"evaluate\.data\.b\.mixture\.seeed: unknown key"):
+        sphinxkit.check(stage)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nosuch", r"data\.a\.mixture: .*'nosuch'"),
+        ("sphinx_micro", r"data\.a\.mixture: .*expected kind mixture, got kind model"),
+    ],
+)
+def test_a_mixture_is_found_by_its_name(name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        sphinxkit.check(_stage(a=name))
+
+
+def test_a_mixture_beside_the_recipe_is_found(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("kind: mixture\nsources: [{path: a.jsonl, type: text}]\n")
+    (tmp_path / "stage.yaml").write_text(yaml.safe_dump(_stage(a="own.yaml")))
+    assert sphinxkit.check(tmp_path / "stage.yaml").kind == "train"
