@@ -38,7 +38,6 @@ class FeatureShards:
         self._read: dict[Path, int] = {}  # bytes of each .keys file that have been read
         self._own: Path | None = None
         self._mine: set[Path] = set()  # .keys files that this one writes
-
         self.refresh()
 
     def __contains__(self, key: bytes) -> bool:

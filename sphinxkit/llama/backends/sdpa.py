@@ -11,7 +11,7 @@ from torch import Tensor
 from sphinxkit.llama.backends.base import HALF_DTYPES, AttentionBackend, AttentionPattern, registry, repeat_heads
 
 # Without a mask, torch's kernel on a CPU makes 0 of NaN in queries and keys where there are fewer keys than this: no
-# whole vector of float32 (AVX-512). A model with NaN would answer as if nothing were wrong. Seen with torch 2.15.
+# whole vector of float32 (AVX-512). A model with NaN would answer as if nothing were wrong. Seen with torch 2.14.1.
 _DROPPED_NAN = 16
 
 
