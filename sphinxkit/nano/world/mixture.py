@@ -58,6 +58,7 @@ class WorldSource:
         num_turns: Questions about a scene, at most.
         name: For reports; unique. None: domain and task.
         num_scenes: Number of scenes; a longer epoch repeats some.
+        has_image: False: conversations without the picture.
         options: Options of ``World``; they replace those of the mixture.
     """
 
@@ -69,6 +70,7 @@ class WorldSource:
     num_turns: int = 1
     name: str | None = None
     num_scenes: int = NUM_SCENES
+    has_image: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -93,6 +95,8 @@ class _Part:
         if task == TEXT_TASK:
             return WorldSample(sample_id, task, (), self.world.text(index), None, where)
         scene, messages = self.world.conversation(index, task, self.source.num_turns)
+        if not self.source.has_image:
+            return WorldSample(sample_id, task, tuple(messages), "", None, where)
         image = Path(self.world.image_path(index, task))
         return WorldSample(sample_id, task, tuple(messages), "", image, where, scene)
 
@@ -170,6 +174,8 @@ def _telling(world: World) -> list[object]:
         found.append(("everyday", world.everyday_percent))
     if world.rounds > 1 or world.told_first_percent:
         found.append(("rounds", world.rounds, "told first", world.told_first_percent))
+    if world.context_percent or world.question_starts:
+        found.append(("context", world.context_percent, "starts", *world.question_starts))
     if world.wordings:
         found.append(tuple(sorted(world.wordings.items())))
     return found
@@ -191,6 +197,6 @@ def _open(index: int, given: WorldSource | Mapping[str, Any] | str, shared: Mapp
     if source.task not in (*TASKS, ALL_TASKS):
         raise DataError(f"world mixture: sources[{index}]: unknown task {source.task!r}{suggest(source.task, TASKS)}")
     name = source.name or f"{source.domain}-{source.task}"
-    kind: SampleType = "text" if source.task == TEXT_TASK else "image-text"
+    kind: SampleType = "text" if source.task == TEXT_TASK or not source.has_image else "image-text"
     spec = MixtureSource(path="", name=name, task=source.task, type=kind)
     return _Part(spec, name, world, source)

@@ -65,6 +65,7 @@ KIND_WEIGHTS: Weights = (
 )
 """The kinds of scenes of conversations of all tasks; our choice."""
 
+_QUESTION_TASKS = ("vqa", "vizwiz", "multiple_choice")
 MAX_ATTEMPTS = 200  # scenes that are drawn until one has a sample of the task; one in three has at least
 
 
@@ -131,6 +132,10 @@ class World:
             choices in another order.
         told_first_percent: Multiple-choice questions that come after the same question without choices, which is
             answered: an easier task to begin with.
+        context_percent: Multiple-choice questions whose context says the answer: an exercise in finding its letter,
+            which needs no picture.
+        question_starts: Of ``vqa``, ``vizwiz`` and ``multiple_choice`` only questions that begin with one of these;
+            empty: all.
         wordings: Task to the instruction that takes the place of its own, with its own's fields in braces.
     Raises:
         DataError: One of them is not possible.
@@ -154,6 +159,8 @@ class World:
         everyday_percent: int = 0,
         rounds: int = 1,
         told_first_percent: int = 0,
+        context_percent: int = 0,
+        question_starts: Sequence[str] = (),
     ) -> None:
         if point_grid is not None and point_grid < 1:
             raise DataError(f"world: point_grid must be at least 1, got {point_grid}")
@@ -164,11 +171,13 @@ class World:
                 f"world: max_aspect must be at least 100 and everyday_percent a percentage, got {max_aspect} and "
                 f"{everyday_percent}"
             )
-        if rounds < 1 or not 0 <= told_first_percent <= 100:
+        if rounds < 1 or not (0 <= told_first_percent <= 100 and 0 <= context_percent <= 100):
             raise DataError(
-                f"world: rounds must be at least 1 and told_first_percent a percentage, got {rounds} and "
-                f"{told_first_percent}"
+                f"world: rounds must be at least 1, told_first_percent and context_percent percentages, got {rounds}, "
+                f"{told_first_percent} and {context_percent}"
             )
+        if isinstance(question_starts, str):
+            raise DataError(f"world: question_starts must be a list of beginnings, got {question_starts!r}")
         width, height = (size, size) if isinstance(size, int) else size
         self.style = Style(width, height, domain, split, max_objects, tuple(sizes), has_small_text)
         self.seed = seed
@@ -176,7 +185,8 @@ class World:
         self.point_grid = point_grid
         self.long_sides = None if long_sides is None else (long_sides[0], long_sides[1])
         self.max_aspect, self.everyday_percent = max_aspect, everyday_percent
-        self.rounds, self.told_first_percent = rounds, told_first_percent
+        self.rounds, self.told_first_percent, self.context_percent = rounds, told_first_percent, context_percent
+        self.question_starts = tuple(question_starts)
         self.name = f"{domain}-{split}-{width}x{height}-{seed}"
         self.wordings = dict(wordings or {})
         unknown = [task for task in self.wordings if task not in MAKERS]
@@ -224,17 +234,26 @@ class World:
     def _find(self, index: int, task: str) -> tuple[DrawnScene, list[Any]]:
         if task not in MAKERS:
             raise DataError(f"world: there are no scenes for task {task!r}{suggest(task, TASKS)}")
-        kind = self._rng("kind", task, index).weighted(KINDS_OF_TASK[task])
+        rng = self._rng("kind", task, index)
+        kind = rng.weighted(KINDS_OF_TASK[task])
         for attempt in range(MAX_ATTEMPTS):
             scene = self.scene_of_kind(index, kind, attempt)
-            samples = MAKERS[task](scene, self._rng("task", task, index, attempt))
+            samples = self._samples(scene, task, index, attempt)
             if samples:
                 for again in range(1, self.rounds):
-                    samples = [*samples, *MAKERS[task](scene, self._rng("task", task, index, attempt, again))]
+                    samples = [*samples, *self._samples(scene, task, index, attempt, again)]
                 return scene, samples
+            if self.question_starts:  # not every kind of scene is asked them
+                kind = rng.weighted(KINDS_OF_TASK[task])
         raise DataError(
             f"world {self.name}: no sample of task {task!r} in {MAX_ATTEMPTS} scenes; is the style too narrow?"
         )
+
+    def _samples(self, scene: DrawnScene, task: str, *parts: object) -> list[Any]:
+        samples = MAKERS[task](scene, self._rng("task", task, *parts))
+        if not self.question_starts or task not in _QUESTION_TASKS:
+            return samples
+        return [sample for sample in samples if sample.question.startswith(self.question_starts)]
 
     def scene(self, index: int, task: str = "vqa") -> DrawnScene:
         """The scene that sample ``index`` of a task is about.
@@ -296,6 +315,8 @@ class World:
             if self.told_first_percent and has_choices and rng.chance(self.told_first_percent):
                 plain = tasks.QuestionSample(sample.question, sample.choices[sample.answer])
                 messages += self._turn("vqa", plain, rng)
+            if self.context_percent and has_choices and rng.chance(self.context_percent):
+                sample = replace(sample, context=f"The answer is {sample.choices[sample.answer]}.")
             messages += self._turn(task, sample, rng)
         return scene, messages
 

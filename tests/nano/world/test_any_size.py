@@ -85,7 +85,11 @@ def test_what_cannot_be() -> None:
         World(max_aspect=99)
     with pytest.raises(DataError, match="everyday_percent a percentage, got 200 and 101"):
         World(everyday_percent=101)
-    with pytest.raises(DataError, match="rounds must be at least 1 .* got 0 and 0"):
+    with pytest.raises(DataError, match="rounds must be at least 1, .* got 0, 0 and 0"):
         World(rounds=0)
-    with pytest.raises(DataError, match="told_first_percent a percentage, got 1 and 101"):
+    with pytest.raises(DataError, match="context_percent percentages, got 1, 101 and 0"):
         World(told_first_percent=101)
+    with pytest.raises(DataError, match="context_percent percentages, got 1, 0 and -1"):
+        World(context_percent=-1)
+    with pytest.raises(DataError, match="question_starts must be a list of beginnings, got 'What'"):
+        World(question_starts="What")

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from sphinxkit.errors import DataError
 from sphinxkit.nano.world import KINDS_OF_TASK, Rng, World
 from sphinxkit.nano.world.everyday import WORDINGS, everyday, paraphrase
 
@@ -58,6 +59,34 @@ def test_choices_come_after_the_answer_that_is_told_first() -> None:
         for plain, answer, asked, letter in zip(*(messages[k::4] for k in range(4)), strict=True):
             assert plain["content"].splitlines()[0] == asked["content"].splitlines()[1]
             assert choices(asked["content"])[letter["content"]] == answer["content"]
+
+
+def test_the_context_says_the_answer_and_the_question_stays_the_same() -> None:
+    plain, told = World(size=128), World(size=128, context_percent=100)
+    for index in range(10):
+        (_, asked), (_, with_context) = (world.conversation(index, "multiple_choice", 3) for world in (plain, told))
+        for question, letter, longer, same in zip(
+            asked[::2], asked[1::2], with_context[::2], with_context[1::2], strict=True
+        ):
+            answer = choices(question["content"])[letter["content"]]
+            assert longer["content"] == f"Context:\nThe answer is {answer}.\n{question['content']}"
+            assert same == letter
+    assert told.conversation(0, "vqa") == plain.conversation(0, "vqa")
+
+
+@pytest.mark.parametrize("task", ["vqa", "multiple_choice"])
+def test_only_questions_that_begin_so(task: str) -> None:
+    starts = ("What is written", "Which bar")
+    world = World(size=128, split="test", question_starts=starts, rounds=2)
+    kinds = set()
+    for index in range(20):
+        samples = world.samples(index, task)
+        assert all(sample.question.startswith(starts) for sample in samples)
+        kinds.update(sample.question[:8] for sample in samples)
+    assert kinds == {"What is ", "Which ba"}
+    assert World(question_starts=starts).samples(0, "rec") == World().samples(0, "rec")
+    with pytest.raises(DataError, match="no sample of task 'vqa' in 200 scenes"):
+        World(question_starts=["Who"]).samples(0, "vqa")
 
 
 def test_paraphrases_keep_what_is_asked_about() -> None:

@@ -95,6 +95,9 @@ def test_the_fingerprint_tells_other_worlds() -> None:
         mixture(options={"has_all_wordings": True}),
         mixture(options={"rounds": 2}),
         mixture(options={"told_first_percent": 50}),
+        mixture(options={"context_percent": 50}),
+        mixture(options={"question_starts": ["Is"]}),
+        mixture(sources=[{"task": "vqa", "has_image": False}, *SOURCES[1:]]),
         mixture(options={"wordings": {"vqa": "{question}"}}),
         mixture(sources=[*SOURCES[:2], {"task": "text", "options": {"domain": "real"}}]),
         mixture(sources=[{"task": "vqa", "weight": 2}, *SOURCES[1:]]),
@@ -107,6 +110,18 @@ def test_the_fingerprint_tells_other_worlds() -> None:
 def test_a_fixed_number_of_scenes() -> None:
     found = mixture(sources=[WorldSource("caption", num_scenes=20)])
     assert Counter(ref.index for ref in found.order()) == dict.fromkeys(range(20), 4)
+
+
+def test_a_conversation_without_its_picture() -> None:
+    sources = [{"task": "vqa", "has_image": with_picture, "name": str(with_picture)} for with_picture in (True, False)]
+    found = mixture(sources=sources)
+    samples = {ref.index: found.read(ref) for ref in found.order()}
+    assert Counter(sample.type for sample in samples.values()) == {"text": 40, "image-text": 40}
+    assert all(sample.type == ("image-text" if sample.id.startswith("True") else "text") for sample in samples.values())
+    bare = next(sample for sample in samples.values() if sample.type == "text")
+    assert bare.messages
+    with pytest.raises(DataError, match="it has no image"):
+        bare.open_image()
 
 
 def test_a_recipe_names_it() -> None:
