@@ -11,6 +11,8 @@ from sphinxkit.checkpoint.formats.peft import Adapter, is_adapter
 from sphinxkit.checkpoint.opened import Checkpoint
 from sphinxkit.checkpoint.sharding import Replicas
 from sphinxkit.errors import CheckpointError
+from sphinxkit.hub import NANO
+from sphinxkit.registry import suggest
 
 
 def detect(folder: Path) -> list[str]:
@@ -64,7 +66,7 @@ def open_checkpoint(
     if not folder.exists():
         put_back(folder)  # a writer that was killed half-way may have left the old folder aside
     if not folder.exists():
-        raise CheckpointError(f"{folder}: there is no such folder")
+        raise CheckpointError(f"{folder}: there is no such folder{suggest(str(folder), [NANO])}")
     if not folder.is_dir():
         is_picture = folder.suffix.lower() in (".jpeg", ".jpg", ".png", ".webp")
         advice = "a picture goes into image=" if is_picture else "give the folder that it lies in"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sphinxkit.cli.command import common_options
 from sphinxkit.cli.options import AnswerOptions, Checkpoint, LoadOptions, option_groups
 from sphinxkit.errors import DataError
-from sphinxkit.hub import NANO
+from sphinxkit.hub import NANO, is_nano
+
+if TYPE_CHECKING:
+    from sphinxkit.sphinx_model.session import ChatSession
 
 HELP = "/image PATH asks about another picture, /reset starts anew, /exit or Ctrl-D ends."
 
@@ -35,7 +38,16 @@ def chat(
       sphinxkit chat models/sphinx_1k --image photo.jpg
     """
     model = loading.load(checkpoint)
-    session = model.session(image, system, answering.num_draft_tokens)
+    from sphinxkit.nano import unfamiliar
+    from sphinxkit.sphinx_model.answers import uncertainty
+
+    def look(picture: Path | None) -> ChatSession:
+        opened = model.session(picture, system, answering.num_draft_tokens)
+        if picture is not None and is_nano(checkpoint):
+            _note(unfamiliar(model, picture))
+        return opened
+
+    session = look(image)
     typer.echo(HELP, err=True)
     while True:
         typer.echo("you> ", nl=False, err=True)
@@ -46,7 +58,7 @@ def chat(
             if line == "/reset":
                 session.reset()
             elif line.startswith("/image"):
-                session = model.session(Path(line.removeprefix("/image").strip()), system, answering.num_draft_tokens)
+                session = look(Path(line.removeprefix("/image").strip()))
             elif line.startswith("/"):
                 typer.echo(HELP, err=True)
             elif line:
@@ -58,8 +70,14 @@ def chat(
                     is_begun = is_begun or bool(shown)
                     typer.echo(shown, nl=False)
                 typer.echo()
+                _note(uncertainty(model.conversation, session.confidence))
         except DataError as error:  # a wrong picture or an over-long conversation need not end it
             typer.echo(f"error: {error}", err=True)
+
+
+def _note(text: str | None) -> None:
+    if text:
+        typer.echo(f"note: {text}", err=True)
 
 
 def _read_line() -> str | None:

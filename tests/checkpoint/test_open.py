@@ -44,6 +44,8 @@ def test_several_formats_in_one_folder(tmp_path: Path, text_model: Model) -> Non
 def test_nothing_to_open(tmp_path: Path, text_model: Model) -> None:
     with pytest.raises(CheckpointError, match="there is no such folder"):
         checkpoint.open(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="nan: there is no such folder; did you mean 'nano'?"):
+        checkpoint.open("nan")
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(CheckpointError, match=r"no checkpoint in it. Expected .*found notes.txt"):
         checkpoint.open(tmp_path)

@@ -52,3 +52,14 @@ def test_a_picture_of_another_kind_is_told(tmp_path: Path) -> None:
     question = ("--task", "vqa", "--prompt", "How many shapes are there?", "--json")
     assert json.loads(_ask(*question, image=tmp_path / "noise.png"))["note"].startswith("unfamiliar picture (distance ")
     assert "note" not in json.loads(_ask(*question))
+
+
+def test_chat_tells_it_when_the_picture_is_opened(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    lines = f"How many shapes are there?\n/image {tmp_path / 'noise.png'}\n/exit\n"
+    result = CliRunner().invoke(app, ["chat", "--image", str(PICTURE), "--device", "cpu"], input=lines)
+    assert result.exit_code == 0
+    before, asked, opened, _ = result.stderr.split("you> ")
+    assert ["note" in part for part in (before, asked)] == [False, False]
+    assert opened.startswith("note: unfamiliar picture (distance ")
