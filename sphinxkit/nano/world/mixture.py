@@ -176,6 +176,8 @@ def _telling(world: World) -> list[object]:
         found.append(("rounds", world.rounds, "told first", world.told_first_percent))
     if world.context_percent or world.question_starts:
         found.append(("context", world.context_percent, "starts", *world.question_starts))
+    if world.has_lookups:
+        found.append("lookups")
     if world.wordings:
         found.append(tuple(sorted(world.wordings.items())))
     return found

@@ -108,3 +108,22 @@ def prose(rng: Rng, split: str) -> str:
             pass
         paragraphs.append(text)
     return "\n".join(paragraphs)
+
+
+NUM_LISTS = 6
+
+
+def lookups(rng: Rng, split: str) -> str:
+    """Lists of choices, and what letter each choice has: an exercise for multiple choice with words that are spelled.
+
+    Args:
+        rng: Random choices.
+        split: ``train``, ``val`` or ``test``; words of ``test`` are held out.
+    """
+    lines: list[str] = []
+    for _ in range(NUM_LISTS):
+        choices = [(letter, draw_word(rng, split == "test")) for letter in "ABCD"]
+        (first, told), *others = rng.shuffled(choices)
+        lines += [f"The answer is {told}.", "Choices:", *(f"{letter}. {word}" for letter, word in choices), first]
+        lines += [line for letter, word in others for line in (f"The answer is {word}.", letter)]
+    return "\n".join(lines)

@@ -18,7 +18,7 @@ from sphinxkit.formatters.coordinate_grid import move_to_grid
 from sphinxkit.geometry import Point
 from sphinxkit.nano.world.composition import MIN_SIDE, Style, compose
 from sphinxkit.nano.world.everyday import everyday
-from sphinxkit.nano.world.prose import prose
+from sphinxkit.nano.world.prose import lookups, prose
 from sphinxkit.nano.world.render import render
 from sphinxkit.nano.world.rng import Rng
 from sphinxkit.nano.world.scene import Domain, Scene
@@ -136,6 +136,7 @@ class World:
             which needs no picture.
         question_starts: Of ``vqa``, ``vizwiz`` and ``multiple_choice`` only questions that begin with one of these;
             empty: all.
+        has_lookups: Plain texts are lists of choices, and which letter each has.
         wordings: Task to the instruction that takes the place of its own, with its own's fields in braces.
     Raises:
         DataError: One of them is not possible.
@@ -161,6 +162,7 @@ class World:
         told_first_percent: int = 0,
         context_percent: int = 0,
         question_starts: Sequence[str] = (),
+        has_lookups: bool = False,
     ) -> None:
         if point_grid is not None and point_grid < 1:
             raise DataError(f"world: point_grid must be at least 1, got {point_grid}")
@@ -186,7 +188,7 @@ class World:
         self.long_sides = None if long_sides is None else (long_sides[0], long_sides[1])
         self.max_aspect, self.everyday_percent = max_aspect, everyday_percent
         self.rounds, self.told_first_percent, self.context_percent = rounds, told_first_percent, context_percent
-        self.question_starts = tuple(question_starts)
+        self.question_starts, self.has_lookups = tuple(question_starts), has_lookups
         self.name = f"{domain}-{split}-{width}x{height}-{seed}"
         self.wordings = dict(wordings or {})
         unknown = [task for task in self.wordings if task not in MAKERS]
@@ -289,7 +291,7 @@ class World:
         """
         if index < 0:
             raise DataError(f"world: texts are numbered from 0, got {index}")
-        return prose(self._rng("text", index), self.style.split)
+        return (lookups if self.has_lookups else prose)(self._rng("text", index), self.style.split)
 
     def conversation(self, index: int, task: str, num_turns: int = 1) -> tuple[Scene, list[dict[str, str]]]:
         """A scene and a conversation about it.

@@ -97,6 +97,7 @@ def test_the_fingerprint_tells_other_worlds() -> None:
         mixture(options={"told_first_percent": 50}),
         mixture(options={"context_percent": 50}),
         mixture(options={"question_starts": ["Is"]}),
+        mixture(options={"has_lookups": True}),
         mixture(sources=[{"task": "vqa", "has_image": False}, *SOURCES[1:]]),
         mixture(options={"wordings": {"vqa": "{question}"}}),
         mixture(sources=[*SOURCES[:2], {"task": "text", "options": {"domain": "real"}}]),

@@ -3,8 +3,11 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
+import pytest
+
 from sphinxkit.nano.world import World
 from sphinxkit.nano.world.phrases import NUMBERS
+from sphinxkit.nano.world.splits import is_held_out_word
 
 NUM_TEXTS = 300
 
@@ -49,3 +52,17 @@ def test_what_they_say_is_true() -> None:
             continue
         checked += 1
     assert checked > NUM_TEXTS / 2
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_lookups_say_the_letter_of_each_choice(split: str) -> None:
+    text = World(split=split, has_lookups=True).text(0)
+    lists = [part.split("Choices:") for part in re.split(r"(?<=\n)(?=The answer is \S+\.\nChoices)", text)]
+    assert len(lists) == 6
+    for told, rest in lists:
+        letters = {word: letter for letter, word in re.findall(r"^([A-D])\. (\S+)$", rest, re.MULTILINE)}
+        assert all(is_held_out_word(word) == (split == "test") for word in letters)
+        answers = re.findall(r"The answer is (\S+)\.", told + rest)
+        assert sorted(answers) == sorted(letters)
+        assert re.findall(r"^([A-D])$", rest, re.MULTILINE) == [letters[word] for word in answers]
+    assert World(split=split).text(0) != text
