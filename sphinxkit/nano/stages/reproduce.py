@@ -32,6 +32,10 @@ FULL_BETA = 0.8
 between 0.7 and 0.85, which were tried on scenes of another seed."""
 
 
+LOOKUPS_BETA = 0.7
+"""Weight of the model tuned on the hard choices in its mix with the one before; our choice, among 0.5 to 1."""
+
+
 def _encoders(output: Path, limit: TimeLimit, report: Report) -> bool:
     import torch
 
@@ -84,7 +88,7 @@ def _scores(name: str, folder: str) -> Stage:
 
 def _any_size(output: Path, limit: TimeLimit, report: Report) -> bool:
     return evaluate_any_size(
-        output / "mixed_sizes_and_choices" / "model",
+        output / "mixed_lookups" / "model",
         output / "scores_any_size",
         should_stop=lambda: limit.is_over,
         report=lambda record: report("scores_any_size", record),
@@ -116,7 +120,13 @@ STAGES: Mapping[str, tuple[str, Stage]] = {
         "mixed_sizes_and_choices/model",
         _mixing("mixed_sizes_and_choices/model", ("finetune_sizes_and_choices", "mixed_choices"), FULL_BETA),
     ),
-    "scores": ("scores/scores.json", _scores("mixed_sizes_and_choices", "scores")),
+    "finetune_hard_choices": ("finetune_hard_choices/model", _training("finetune_hard_choices")),
+    "finetune_lookups": ("finetune_lookups/model", _training("finetune_lookups")),
+    "mixed_lookups": (
+        "mixed_lookups/model",
+        _mixing("mixed_lookups/model", ("finetune_lookups", "mixed_sizes_and_choices"), LOOKUPS_BETA),
+    ),
+    "scores": ("scores/scores.json", _scores("mixed_lookups", "scores")),
     "scores_any_size": (f"scores_any_size/{PICTURES_FILE}", _any_size),
 }
 """The stages in order: what each writes below the output folder when it is done, and what runs it."""

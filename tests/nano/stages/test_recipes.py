@@ -20,7 +20,7 @@ MODELS = ("nano/model", "nano/model_subimages")
 STAGES = (
     *("pretrain_real", "pretrain_synthetic", "finetune", "finetune_more", "finetune_vqa"),
     *("finetune_subimages", "finetune_any_size", "finetune_choices"),
-    "finetune_sizes_and_choices",
+    *("finetune_sizes_and_choices", "finetune_hard_choices", "finetune_lookups"),
 )
 STARTS = (
     "encoders/model",
@@ -32,6 +32,8 @@ STARTS = (
     "finetune_subimages/model",
     "mixed_any_size/model",
     "mixed_choices/model",
+    "mixed_sizes_and_choices/model",
+    "finetune_hard_choices/model",
 )
 
 
@@ -47,7 +49,7 @@ def test_nested_names_are_found() -> None:
 def test_train_finds_the_model_beside_the_recipe(name: str) -> None:
     plan, folder = read_plan(f"nano/{name}", {"steps": 2})
     assert plan.steps == 2
-    expected = "model_subimages.yaml" if name in STAGES[-4:] else "model.yaml"
+    expected = "model_subimages.yaml" if name in STAGES[-6:] else "model.yaml"
     assert find_recipe(plan, folder).source == recipes() / expected
 
 
@@ -76,6 +78,8 @@ def test_sub_images_change_nothing_else() -> None:
         ("finetune_any_size", 128, 128),
         ("finetune_choices", 128, 128),
         ("finetune_sizes_and_choices", 128, 128),
+        ("finetune_hard_choices", 128, 128),
+        ("finetune_lookups", 128, 128),
     ],
 )
 def test_conversations_fit(name: str, size: int, grid: int | None) -> None:

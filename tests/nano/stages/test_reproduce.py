@@ -81,6 +81,8 @@ def test_resuming_to_the_end(micro: None, tmp_path: Path, monkeypatch: pytest.Mo
         "finetune_any_size",
         "finetune_choices",
         "finetune_sizes_and_choices",
+        "finetune_hard_choices",
+        "finetune_lookups",
     ):
         assert [record["step"] for record in read_log(tmp_path / name)] == [0, 1]
     # the mix is the mean of both domains
