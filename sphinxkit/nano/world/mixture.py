@@ -29,7 +29,7 @@ class WorldSample(Sample):
     """A sample whose picture is drawn when it is opened; its ``image`` is a path that nothing is at.
 
     Args:
-        scene: What the picture is of; None for plain text.
+        scene: What the picture is of; None without one.
     """
 
     scene: Scene | None = None
