@@ -31,7 +31,6 @@ FULL_BETA = 0.8
 """Weight of the model tuned once more on all sizes and multiple choice in its mix with the one before; our choice,
 between 0.7 and 0.85, which were tried on scenes of another seed."""
 
-
 LOOKUPS_BETA = 0.7
 """Weight of the model tuned on the hard choices in its mix with the one before; our choice, among 0.5 to 1."""
 
