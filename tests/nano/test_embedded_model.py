@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,10 @@ def test_chat_tells_it_when_the_picture_is_opened(tmp_path: Path) -> None:
     before, asked, opened, _ = result.stderr.split("you> ")
     assert ["note" in part for part in (before, asked)] == [False, False]
     assert opened.startswith("note: unfamiliar picture (distance ")
+
+
+def test_chat_tells_an_uncertain_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sphinxkit.sphinx_model.answers.uncertainty", lambda _, confidence: f"only {confidence:.2f}")
+    lines = "How many shapes are there?\n/exit\n"
+    result = CliRunner().invoke(app, ["chat", "--image", str(PICTURE), "--device", "cpu"], input=lines)
+    assert re.search(r"^you> note: only -\d\.\d\d$", result.stderr, re.MULTILINE)
