@@ -178,6 +178,8 @@ def _telling(world: World) -> list[object]:
         found.append(("context", world.context_percent, "starts", *world.question_starts))
     if world.has_lookups:
         found.append("lookups")
+    if world.choice_letters is not None:
+        found.append(("choice letters", world.choice_letters))
     if world.wordings:
         found.append(tuple(sorted(world.wordings.items())))
     return found

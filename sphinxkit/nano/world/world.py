@@ -94,6 +94,12 @@ def _reworded(task: str, wording: str) -> tasks.Task[Any, Any]:
     return changed
 
 
+def _cut(sample: tasks.MultipleChoiceSample, num_letters: int) -> tasks.MultipleChoiceSample:
+    """The sample with the beginnings of its choices, each once."""
+    choices = tuple(dict.fromkeys(choice[:num_letters] for choice in sample.choices))
+    return replace(sample, choices=choices, answer=choices.index(sample.choices[sample.answer][:num_letters]))
+
+
 class DrawnScene(Scene):
     """A scene with its picture."""
 
@@ -137,6 +143,8 @@ class World:
         question_starts: Of ``vqa``, ``vizwiz`` and ``multiple_choice`` only questions that begin with one of these;
             empty: all.
         has_lookups: Plain texts are lists of choices, and which letter each has.
+        choice_letters: Choices of multiple choice are cut after so many letters, those that are then alike left out: an
+            easier task to begin with; None: whole.
         wordings: Task to the instruction that takes the place of its own, with its own's fields in braces.
     Raises:
         DataError: One of them is not possible.
@@ -163,6 +171,7 @@ class World:
         context_percent: int = 0,
         question_starts: Sequence[str] = (),
         has_lookups: bool = False,
+        choice_letters: int | None = None,
     ) -> None:
         if point_grid is not None and point_grid < 1:
             raise DataError(f"world: point_grid must be at least 1, got {point_grid}")
@@ -178,6 +187,8 @@ class World:
                 f"world: rounds must be at least 1, told_first_percent and context_percent percentages, got {rounds}, "
                 f"{told_first_percent} and {context_percent}"
             )
+        if choice_letters is not None and choice_letters < 1:
+            raise DataError(f"world: choice_letters must be at least 1, got {choice_letters}")
         if isinstance(question_starts, str):
             raise DataError(f"world: question_starts must be a list of beginnings, got {question_starts!r}")
         width, height = (size, size) if isinstance(size, int) else size
@@ -189,6 +200,7 @@ class World:
         self.max_aspect, self.everyday_percent = max_aspect, everyday_percent
         self.rounds, self.told_first_percent, self.context_percent = rounds, told_first_percent, context_percent
         self.question_starts, self.has_lookups = tuple(question_starts), has_lookups
+        self.choice_letters = choice_letters
         self.name = f"{domain}-{split}-{width}x{height}-{seed}"
         self.wordings = dict(wordings or {})
         unknown = [task for task in self.wordings if task not in MAKERS]
@@ -317,6 +329,8 @@ class World:
             if self.told_first_percent and has_choices and rng.chance(self.told_first_percent):
                 plain = tasks.QuestionSample(sample.question, sample.choices[sample.answer])
                 messages += self._turn("vqa", plain, rng)
+            if self.choice_letters is not None and has_choices:
+                sample = _cut(sample, self.choice_letters)
             if self.context_percent and has_choices and rng.chance(self.context_percent):
                 sample = replace(sample, context=f"The answer is {sample.choices[sample.answer]}.")
             messages += self._turn(task, sample, rng)

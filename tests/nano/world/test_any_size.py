@@ -91,5 +91,7 @@ def test_what_cannot_be() -> None:
         World(told_first_percent=101)
     with pytest.raises(DataError, match="context_percent percentages, got 1, 0 and -1"):
         World(context_percent=-1)
+    with pytest.raises(DataError, match="choice_letters must be at least 1, got 0"):
+        World(choice_letters=0)
     with pytest.raises(DataError, match="question_starts must be a list of beginnings, got 'What'"):
         World(question_starts="What")

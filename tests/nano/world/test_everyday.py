@@ -89,6 +89,23 @@ def test_only_questions_that_begin_so(task: str) -> None:
         World(question_starts=["Who"]).samples(0, "vqa")
 
 
+@pytest.mark.parametrize("num_letters", [1, 2])
+def test_choices_are_cut_and_those_then_alike_left_out(num_letters: int) -> None:
+    starts = ("What does the topmost", "What is the value")
+    whole, cut = (World(size=128, question_starts=starts, choice_letters=given) for given in (None, num_letters))
+    counts = set()
+    for index in range(20):
+        (_, (asked, letter)), (_, (shorter, other)) = (w.conversation(index, "multiple_choice") for w in (whole, cut))
+        beginnings = [choice[:num_letters] for choice in choices(asked["content"]).values()]
+        assert list(choices(shorter["content"]).values()) == list(dict.fromkeys(beginnings))
+        answer = choices(asked["content"])[letter["content"]]
+        assert choices(shorter["content"])[other["content"]] == answer[:num_letters]
+        counts.add(len(beginnings) - len(choices(shorter["content"])))
+    assert min(counts) == 0
+    assert (max(counts) > 0) == (num_letters == 1)
+    assert cut.conversation(0, "rec") == World(size=128).conversation(0, "rec")
+
+
 def test_paraphrases_keep_what_is_asked_about() -> None:
     found = {paraphrase("What color is the ring?", Rng("test", index)) for index in range(60)}
     assert {"What color is the ring?", "What colour is the ring?", "Which color does the ring have?"} <= found

@@ -98,6 +98,7 @@ def test_the_fingerprint_tells_other_worlds() -> None:
         mixture(options={"context_percent": 50}),
         mixture(options={"question_starts": ["Is"]}),
         mixture(options={"has_lookups": True}),
+        mixture(options={"choice_letters": 1}),
         mixture(sources=[{"task": "vqa", "has_image": False}, *SOURCES[1:]]),
         mixture(options={"wordings": {"vqa": "{question}"}}),
         mixture(sources=[*SOURCES[:2], {"task": "text", "options": {"domain": "real"}}]),
