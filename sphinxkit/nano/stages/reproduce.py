@@ -34,6 +34,9 @@ between 0.7 and 0.85, which were tried on scenes of another seed."""
 LOOKUPS_BETA = 0.7
 """Weight of the model tuned on the hard choices in its mix with the one before; our choice, among 0.5 to 1."""
 
+TOGETHER_BETA = 0.7
+"""Weight of the model that learned spelled choices in its mix with the one before; our choice, among 0.5 to 1."""
+
 
 def _encoders(output: Path, limit: TimeLimit, report: Report) -> bool:
     import torch
@@ -87,7 +90,7 @@ def _scores(name: str, folder: str) -> Stage:
 
 def _any_size(output: Path, limit: TimeLimit, report: Report) -> bool:
     return evaluate_any_size(
-        output / "mixed_lookups" / "model",
+        output / "mixed_together" / "model",
         output / "scores_any_size",
         should_stop=lambda: limit.is_over,
         report=lambda record: report("scores_any_size", record),
@@ -125,7 +128,14 @@ STAGES: Mapping[str, tuple[str, Stage]] = {
         "mixed_lookups/model",
         _mixing("mixed_lookups/model", ("finetune_lookups", "mixed_sizes_and_choices"), LOOKUPS_BETA),
     ),
-    "scores": ("scores/scores.json", _scores("mixed_lookups", "scores")),
+    "finetune_letters": ("finetune_letters/model", _training("finetune_letters")),
+    "finetune_words": ("finetune_words/model", _training("finetune_words")),
+    "finetune_together": ("finetune_together/model", _training("finetune_together")),
+    "mixed_together": (
+        "mixed_together/model",
+        _mixing("mixed_together/model", ("finetune_together", "mixed_lookups"), TOGETHER_BETA),
+    ),
+    "scores": ("scores/scores.json", _scores("mixed_together", "scores")),
     "scores_any_size": (f"scores_any_size/{PICTURES_FILE}", _any_size),
 }
 """The stages in order: what each writes below the output folder when it is done, and what runs it."""

@@ -21,6 +21,7 @@ STAGES = (
     *("pretrain_real", "pretrain_synthetic", "finetune", "finetune_more", "finetune_vqa"),
     *("finetune_subimages", "finetune_any_size", "finetune_choices"),
     *("finetune_sizes_and_choices", "finetune_hard_choices", "finetune_lookups"),
+    *("finetune_letters", "finetune_words", "finetune_together"),
 )
 STARTS = (
     "encoders/model",
@@ -34,6 +35,9 @@ STARTS = (
     "mixed_choices/model",
     "mixed_sizes_and_choices/model",
     "finetune_hard_choices/model",
+    "mixed_lookups/model",
+    "finetune_letters/model",
+    "finetune_words/model",
 )
 
 
@@ -49,7 +53,7 @@ def test_nested_names_are_found() -> None:
 def test_train_finds_the_model_beside_the_recipe(name: str) -> None:
     plan, folder = read_plan(f"nano/{name}", {"steps": 2})
     assert plan.steps == 2
-    expected = "model_subimages.yaml" if name in STAGES[-6:] else "model.yaml"
+    expected = "model_subimages.yaml" if name in STAGES[-9:] else "model.yaml"
     assert find_recipe(plan, folder).source == recipes() / expected
 
 
@@ -80,6 +84,7 @@ def test_sub_images_change_nothing_else() -> None:
         ("finetune_sizes_and_choices", 128, 128),
         ("finetune_hard_choices", 128, 128),
         ("finetune_lookups", 128, 128),
+        ("finetune_together", 128, 128),
     ],
 )
 def test_conversations_fit(name: str, size: int, grid: int | None) -> None:

@@ -83,6 +83,9 @@ def test_resuming_to_the_end(micro: None, tmp_path: Path, monkeypatch: pytest.Mo
         "finetune_sizes_and_choices",
         "finetune_hard_choices",
         "finetune_lookups",
+        "finetune_letters",
+        "finetune_words",
+        "finetune_together",
     ):
         assert [record["step"] for record in read_log(tmp_path / name)] == [0, 1]
     # the mix is the mean of both domains
