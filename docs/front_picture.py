@@ -13,7 +13,7 @@ ANSWERS = (
     ("mixed", 3, "grounded_caption"),
     ("texts", 0, "text_detection"),
     ("people", 1, "pose"),
-    ("page", 2, "layout"),
+    ("page", 5, "layout"),
 )
 """Kind of scene, its number, the task."""
 SIZE, GAP = 224, 8

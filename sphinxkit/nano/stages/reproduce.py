@@ -34,7 +34,7 @@ between 0.7 and 0.85, which were tried on scenes of another seed."""
 LOOKUPS_BETA = 0.7
 """Weight of the model tuned on the hard choices in its mix with the one before; our choice, among 0.5 to 1."""
 
-TOGETHER_BETA = 0.7
+TOGETHER_BETA = 0.85
 """Weight of the model that learned spelled choices in its mix with the one before; our choice, among 0.5 to 1."""
 
 
