@@ -37,6 +37,9 @@ LOOKUPS_BETA = 0.7
 TOGETHER_BETA = 0.85
 """Weight of the model that learned spelled choices in its mix with the one before; our choice, among 0.5 to 1."""
 
+SHIPPED = "mixed_together"
+"""The stage whose weights the package holds."""
+
 
 def _encoders(output: Path, limit: TimeLimit, report: Report) -> bool:
     import torch
@@ -76,6 +79,17 @@ def _mixing(result: str, models: Sequence[str], beta: float) -> Stage:
     return run
 
 
+def _trained(*names: str) -> dict[str, tuple[str, Stage]]:
+    """Entries of ``STAGES`` that train, by their recipes' names."""
+    return {name: (f"{name}/model", _training(name)) for name in names}
+
+
+def _mixed(name: str, tuned: str, before: str, beta: float) -> dict[str, tuple[str, Stage]]:
+    """An entry of ``STAGES`` that mixes a tuned model with the one before."""
+    result = f"{name}/model"
+    return {name: (result, _mixing(result, (tuned, before), beta))}
+
+
 def _scores(name: str, folder: str) -> Stage:
     def run(output: Path, limit: TimeLimit, report: Report) -> bool:
         return evaluate_nano(
@@ -90,7 +104,7 @@ def _scores(name: str, folder: str) -> Stage:
 
 def _any_size(output: Path, limit: TimeLimit, report: Report) -> bool:
     return evaluate_any_size(
-        output / "mixed_together" / "model",
+        output / SHIPPED / "model",
         output / "scores_any_size",
         should_stop=lambda: limit.is_over,
         report=lambda record: report("scores_any_size", record),
@@ -99,43 +113,21 @@ def _any_size(output: Path, limit: TimeLimit, report: Report) -> bool:
 
 STAGES: Mapping[str, tuple[str, Stage]] = {
     "encoders": ("encoders/model", _encoders),
-    "pretrain_real": ("pretrain_real/model", _training("pretrain_real")),
-    "pretrain_synthetic": ("pretrain_synthetic/model", _training("pretrain_synthetic")),
+    **_trained("pretrain_real", "pretrain_synthetic"),
     "mixed": ("mixed", _mixing("mixed", ("pretrain_real", "pretrain_synthetic"), BETA)),
-    "finetune": ("finetune/model", _training("finetune")),
-    "finetune_more": ("finetune_more/model", _training("finetune_more")),
-    "finetune_vqa": ("finetune_vqa/model", _training("finetune_vqa")),
+    **_trained("finetune", "finetune_more", "finetune_vqa"),
     "scores_one_view": ("scores_one_view/scores.json", _scores("finetune_vqa", "scores_one_view")),
-    "finetune_subimages": ("finetune_subimages/model", _training("finetune_subimages")),
-    "finetune_any_size": ("finetune_any_size/model", _training("finetune_any_size")),
-    "mixed_any_size": (
-        "mixed_any_size/model",
-        _mixing("mixed_any_size/model", ("finetune_any_size", "finetune_subimages"), ANY_SIZE_BETA),
-    ),
-    "finetune_choices": ("finetune_choices/model", _training("finetune_choices")),
-    "mixed_choices": (
-        "mixed_choices/model",
-        _mixing("mixed_choices/model", ("finetune_choices", "mixed_any_size"), CHOICES_BETA),
-    ),
-    "finetune_sizes_and_choices": ("finetune_sizes_and_choices/model", _training("finetune_sizes_and_choices")),
-    "mixed_sizes_and_choices": (
-        "mixed_sizes_and_choices/model",
-        _mixing("mixed_sizes_and_choices/model", ("finetune_sizes_and_choices", "mixed_choices"), FULL_BETA),
-    ),
-    "finetune_hard_choices": ("finetune_hard_choices/model", _training("finetune_hard_choices")),
-    "finetune_lookups": ("finetune_lookups/model", _training("finetune_lookups")),
-    "mixed_lookups": (
-        "mixed_lookups/model",
-        _mixing("mixed_lookups/model", ("finetune_lookups", "mixed_sizes_and_choices"), LOOKUPS_BETA),
-    ),
-    "finetune_letters": ("finetune_letters/model", _training("finetune_letters")),
-    "finetune_words": ("finetune_words/model", _training("finetune_words")),
-    "finetune_together": ("finetune_together/model", _training("finetune_together")),
-    "mixed_together": (
-        "mixed_together/model",
-        _mixing("mixed_together/model", ("finetune_together", "mixed_lookups"), TOGETHER_BETA),
-    ),
-    "scores": ("scores/scores.json", _scores("mixed_together", "scores")),
+    **_trained("finetune_subimages", "finetune_any_size"),
+    **_mixed("mixed_any_size", "finetune_any_size", "finetune_subimages", ANY_SIZE_BETA),
+    **_trained("finetune_choices"),
+    **_mixed("mixed_choices", "finetune_choices", "mixed_any_size", CHOICES_BETA),
+    **_trained("finetune_sizes_and_choices"),
+    **_mixed("mixed_sizes_and_choices", "finetune_sizes_and_choices", "mixed_choices", FULL_BETA),
+    **_trained("finetune_hard_choices", "finetune_lookups"),
+    **_mixed("mixed_lookups", "finetune_lookups", "mixed_sizes_and_choices", LOOKUPS_BETA),
+    **_trained("finetune_letters", "finetune_words", "finetune_together"),
+    **_mixed(SHIPPED, "finetune_together", "mixed_lookups", TOGETHER_BETA),
+    "scores": ("scores/scores.json", _scores(SHIPPED, "scores")),
     "scores_any_size": (f"scores_any_size/{PICTURES_FILE}", _any_size),
 }
 """The stages in order: what each writes below the output folder when it is done, and what runs it."""
